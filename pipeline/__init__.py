@@ -1,0 +1,1 @@
+"""Shards → batches of two augmented views on the device."""

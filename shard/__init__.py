@@ -1,0 +1,1 @@
+"""Offline sharder: table → images → tar + index → manifest. Knows nothing of training."""

@@ -1,0 +1,9 @@
+"""python -m shard build | merge | verify | info | phantom"""
+
+from shard.cli import run
+from shard.phantom import phantom
+from shard.verify import info, verify
+from shard.write import build, merge
+
+if __name__ == "__main__":
+    run("python -m shard", {"build": build, "merge": merge, "verify": verify, "info": info, "phantom": phantom})

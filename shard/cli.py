@@ -1,0 +1,178 @@
+"""run(commands): strict fire for every `__main__`: bind, check names and types, and only then run.
+
+Fire calls a function before it reports an unknown flag, and passes `--dali=false` on as a truthy string.
+Here fire only parses: it is handed functions that do nothing but remember their arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import inspect
+import io
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+
+from shard.errors import InputError
+
+Command = Callable[..., None]
+
+
+def run(name: str, commands: Command | Mapping[str, Command], argv: Sequence[str] | None = None) -> None:
+    """Run the command that `argv` asks for, or end with one line on stderr and a non-zero status.
+
+    name: how the user started us, such as "python -m shard"; used in messages.
+    commands: one function, or sub-commands by name. Their type hints say what a flag may hold.
+    Exit status: 0 done, 1 the input can't be used, 2 the command line can't be read, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        call = bind(name, commands, arguments)
+    except InputError as error:
+        sys.exit(_complain(name, error, 2))
+    try:
+        call()
+    except InputError as error:
+        sys.exit(_complain(name, error, 1))
+    except KeyboardInterrupt:
+        sys.exit(_complain(name, InputError("interrupted; run the same command again to go on"), 130))
+
+
+def bind(name: str, commands: Command | Mapping[str, Command], argv: list[str]) -> Callable[[], None]:
+    """Return the call that `argv` asks for, its arguments checked and typed, without making it."""
+    if isinstance(commands, Mapping):
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            return functools.partial(_print_commands, name, commands)
+        chosen = argv.pop(0)
+        if chosen not in commands:
+            raise InputError(f"unknown command {chosen!r}{_closest(chosen, commands)}; "
+                             f"one of: {', '.join(commands)}")
+        name, command = f"{name} {chosen}", commands[chosen]
+    else:
+        command = commands
+    if {"-h", "--help"} & set(argv):
+        return functools.partial(_print_help, name, command)
+    _check_flags(name, command, argv)
+    return _bind_with_fire(name, command, argv)
+
+
+def _check_flags(name: str, command: Command, argv: list[str]) -> None:
+    known = list(inspect.signature(command).parameters)
+    seen = set()
+    for word in argv:
+        if not re.match(r"--?[A-Za-z]", word):
+            continue
+        flag = word.lstrip("-").split("=")[0].replace("-", "_")
+        if flag not in known and flag.startswith("no") and flag[2:] in known:
+            flag = flag[2:]
+        if not word.startswith("--") or flag not in known:
+            raise InputError(f"unknown flag {word}{_closest(flag, known, '--')}; see: {name} --help")
+        if flag in seen:
+            raise InputError(f"--{flag.replace('_', '-')} is given twice; keep one")
+        seen.add(flag)
+
+
+def _bind_with_fire(name: str, command: Command, argv: list[str]) -> Callable[[], None]:
+    hints = typing.get_type_hints(command)
+    parse_fns = {flag: functools.partial(_parse, flag, hints[flag]) for flag in inspect.signature(command).parameters}
+
+    @fire.decorators.SetParseFns(**parse_fns)
+    @functools.wraps(command)
+    def remember(*args: Any, **kwargs: Any) -> _Remembered:
+        return _Remembered(functools.partial(command, *args, **kwargs))
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            remembered = fire.Fire(remember, command=argv, name=name, serialize=lambda _: None)
+    except fire.core.FireExit as stop:
+        reason = stop.trace.elements[-1].ErrorAsStr()
+        raise InputError(f"{reason[0].lower()}{reason[1:]}; see: {name} --help") from None
+    return typing.cast("_Remembered", remembered).call
+
+
+class _Remembered:
+    """Wraps a bound call, because fire calls every callable it is given back."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+
+def _parse(flag: str, hint: Any, text: str) -> Any:
+    """Read the words of one flag as its type hint says."""
+    shown = f"--{flag.replace('_', '-')}={text}"
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is typing.Literal:
+        choices = typing.get_args(hint)
+        if text not in choices:
+            raise InputError(f"{shown}: not one of {', '.join(choices)}{_closest(text, choices)}")
+        return text
+    if typing.get_origin(hint) is tuple:
+        kind = typing.get_args(hint)[0]
+        return tuple(_parse(flag, kind, word.strip()) for word in text.strip("()[]").split(",") if word.strip())
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"{shown}: wants true or false")
+        return text.lower() == "true"
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            wanted = "a whole number" if hint is int else "a number"
+            raise InputError(f"{shown}: wants {wanted}") from None
+    if text == "" or (text == "True" and hint is Path):  # fire's word for a flag without a value
+        raise InputError(f"--{flag.replace('_', '-')}: wants a value, as in --{flag.replace('_', '-')}=VALUE")
+    return hint(text)
+
+
+def _closest(word: str, known: typing.Iterable[str], dashes: str = "") -> str:
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {dashes}{match[0].replace('_', '-') if dashes else match[0]}?)" if match else ""
+
+
+def _complain(name: str, error: InputError, status: int) -> int:
+    print(f"{name}: error: {error}", file=sys.stderr)
+    return status
+
+
+def _print_commands(name: str, commands: Mapping[str, Command]) -> None:
+    print(f"usage: {name} COMMAND [FLAGS]; {name} COMMAND --help says more\n")
+    for word, command in commands.items():
+        print(f"  {word:10} {(inspect.getdoc(command) or '').splitlines()[0]}")
+
+
+def _print_help(name: str, command: Command) -> None:
+    """Our own page: fire's takes the terminal over with a pager and leaves the choices out."""
+    hints = typing.get_type_hints(command)
+    words, flags = [], []
+    for flag, parameter in inspect.signature(command).parameters.items():
+        if parameter.default is inspect.Parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            words.append(flag.upper())
+        else:
+            shown = "" if parameter.default is inspect.Parameter.empty else f" (default {_show(parameter.default)})"
+            flags.append(f"  --{flag.replace('_', '-')}={_show_hint(hints[flag])}{shown}")
+    print(f"usage: {name} {' '.join(words)} [FLAGS]\n\n{inspect.getdoc(command)}\n\nflags:")
+    print("\n".join(flags))
+
+
+def _show(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _show_hint(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return _show_hint(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is tuple:
+        return "A,B,…"
+    return {int: "N", float: "X", bool: "true|false", str: "NAME", Path: "PATH"}[hint]

@@ -1,0 +1,64 @@
+"""Shards back to samples: index lines, raw members, labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from shard.manifest import Manifest, Shard
+
+INDEX_VERSION = "v1.2"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Where one sample lies in its tar: extension → (offset, size) in bytes."""
+
+    key: str
+    members: dict[str, tuple[int, int]]
+
+
+def read_index(index: Path) -> list[Sample]:
+    """The samples of a tar, in order, from its DALI index (v1.2: extension, offset, size, name of each member)."""
+    header, *lines = index.read_text().splitlines()
+    version, count = header.split()
+    if version != INDEX_VERSION or int(count) != len(lines):
+        raise ValueError(f"{index}: header {header!r} over {len(lines)} lines; rebuild the shards")
+    samples = []
+    for line in lines:
+        words = line.split()
+        members = {words[i]: (int(words[i + 1]), int(words[i + 2])) for i in range(0, len(words), 4)}
+        samples.append(Sample(words[3].split(".")[0], members))
+    return samples
+
+
+def read_members(tar: Path, samples: list[Sample], extension: str) -> Iterator[bytes]:
+    """The bytes of one member of each sample, in order."""
+    with tar.open("rb") as file:
+        for sample in samples:
+            offset, size = sample.members[extension]
+            file.seek(offset)
+            yield file.read(size)
+
+
+def read_labels(folder: Path, manifest: Manifest, splits: tuple[str, ...]) -> pd.DataFrame:
+    """One row an image in the order of the shards: key, patient, split, view and the findings (1, 0, -1, NaN)."""
+    shards = [shard for split in splits for shard in manifest.of_split(split)]
+    return label_frame(folder, shards, manifest.findings)
+
+
+def label_frame(folder: Path, shards: list[Shard], findings: tuple[str, ...]) -> pd.DataFrame:
+    """The labels of the given shards, read from their tars."""
+    rows = []
+    for shard in shards:
+        samples = read_index(folder / shard.index)
+        for sample, text in zip(samples, read_members(folder / shard.tar, samples, "json"), strict=True):
+            content = json.loads(text)
+            rows.append({"key": sample.key, **{name: content[name] for name in ("patient", "split", "view")},
+                         **content["labels"]})  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["key", "patient", "split", "view", *findings])
+    return frame.astype({finding: "float64" for finding in findings})

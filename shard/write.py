@@ -1,0 +1,262 @@
+"""build: a table and its images → tars, indexes, manifest. merge: the parts of a job array → one manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import multiprocessing.pool
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import webdataset
+from tqdm import tqdm
+
+from shard.errors import InputError
+from shard.files import TEMPORARY, replacing, sha256_of, write_bytes
+from shard.image import UnreadableImage, encode_jpeg, load_grey, to_square
+from shard.manifest import NAME, Manifest, Shard, check_sizes, read_manifest
+from shard.read import INDEX_VERSION, label_frame
+from shard.table import SPLITS, Dataset, Table, read_table
+
+Encoding = Literal["jpeg", "raw"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One shard to write: its name without ending, its rows as (key, path, content of KEY.json), and how."""
+
+    stem: str
+    split: str
+    rows: list[tuple[str, str, str]]
+    src: Path
+    out: Path
+    size: int
+    encoding: Encoding
+    quality: int
+
+
+def build(
+    src: Path, out: Path, *, dataset: Dataset = "auto", table: Path | None = None, size: int = 256,
+    encoding: Encoding = "jpeg", quality: int = 95, shard_size: int = 1000, seed: int = 0, workers: int = 0,
+    part: int = 0, parts: int = 1,
+) -> None:  # fmt: skip
+    """Write the radiographs of folder SRC as shuffled tar shards with DALI indexes and a manifest into OUT.
+
+    Images become grey, their short side SIZE pixels (never enlarged): KEY.jpg or, with --encoding=raw, KEY.raw,
+    SIZE x SIZE bytes, the centre of the image, black where it is smaller. Beside each lies KEY.json.
+    Files that hold no image are left out and listed in rejects.csv. --shard-size counts samples, --workers
+    processes (0: one a core). With --parts=N, run parts 0 to N-1 anywhere, then: python -m shard merge OUT.
+    """
+    for name, value, low, high in (
+        ("size", size, 16, 4096), ("quality", quality, 1, 100), ("shard-size", shard_size, 1, 10**7),
+        ("parts", parts, 1, 10**5), ("part", part, 0, parts - 1), ("workers", workers, 0, 4096),
+    ):  # fmt: skip
+        if not low <= value <= high:
+            raise InputError(f"--{name}={value}: wants a number from {low} to {high}")
+    content = read_table(src, dataset, table)
+    settings = {"dataset": content.dataset, "size": size, "encoding": encoding, "quality": quality,
+                "shard_size": shard_size, "seed": seed, "rows": len(content.rows), "table": _table_hash(content)}  # fmt: skip
+    if _is_built(out, settings):
+        print(f"{out}: these shards are built already; nothing to do")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob(f".*{TEMPORARY}") if parts == 1 else ():
+        leftover.unlink()
+    plans = [Plan(*item, src, out, size, encoding, quality) for item in plan_shards(content, shard_size, seed)]
+    shards, rejects = [], []
+    for shard, rejected in _write_all(plans[part::parts], workers or len(os.sched_getaffinity(0))):
+        shards += [shard] if shard.samples else []
+        rejects += rejected
+    record = {"settings": settings, "findings": content.findings, "shards": [asdict(shard) for shard in shards], "rejects": rejects}
+    if parts == 1:
+        _finish(out, [record])
+    else:
+        write_bytes(out / f"part-{part:05d}-of-{parts:05d}.json", json.dumps({**record, "part": part, "parts": parts}).encode())
+        print(f"{out}: part {part} of {parts} done; when all are: python -m shard merge {out}")
+
+
+def merge(out: Path) -> None:
+    """Join the parts that a job array wrote into OUT under one manifest.
+
+    Raises InputError where a part is missing or comes from a build with other settings or another table.
+    """
+    if (out / NAME).exists():
+        read_manifest(out)
+        print(f"{out}: merged already; nothing to do")
+        return
+    records = [json.loads(file.read_text()) for file in sorted(out.glob("part-*.json"))]
+    if not records:
+        raise InputError(f"{out}: no part-*.json in it; run: python -m shard build SRC {out} --part=I --parts=N")
+    missing = sorted(set(range(records[0]["parts"])) - {record["part"] for record in records})
+    if missing:
+        raise InputError(f"{out}: part {missing[0]} of {records[0]['parts']} is missing ({len(missing)} in all); "
+                         f"run: python -m shard build SRC {out} --part={missing[0]} --parts={records[0]['parts']}")
+    for record in records:
+        for name in ("settings", "parts"):
+            if record[name] != records[0][name]:
+                raise InputError(f"{out}: part {record['part']} has other {name} ({record[name]}) than part "
+                                 f"{records[0]['part']} ({records[0][name]}); build it again")
+    _finish(out, records)
+
+
+def plan_shards(table: Table, shard_size: int, seed: int) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
+    """Yield (stem, split, rows) of every shard: each split shuffled whole, so that a reader need only buffer.
+
+    The order depends on the seed and the keys alone, not on the order of the table.
+    """
+    for split in SPLITS:
+        rows = table.rows[table.rows["split"] == split].sort_values("key")
+        order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(rows))
+        samples = [_describe(row, table.findings) for row in rows.iloc[order].to_dict("records")]
+        for number, start in enumerate(range(0, len(samples), shard_size)):
+            yield f"{split}-{number:06d}", split, samples[start : start + shard_size]
+
+
+def _describe(row: dict[str, Any], findings: tuple[str, ...]) -> tuple[str, str, str]:
+    labels = {finding: None if pd.isna(row[finding]) else int(row[finding]) for finding in findings}
+    content = {"patient": row["patient"], "split": row["split"], "view": row["view"], "labels": labels}
+    return row["key"], row["path"], json.dumps(content)
+
+
+def _write_all(plans: list[Plan], workers: int) -> Iterator[tuple[Shard, list[tuple[str, str, str]]]]:
+    """Write every planned shard, in order, on `workers` processes, with one progress bar over images."""
+    total = sum(len(plan.rows) for plan in plans)
+    context = multiprocessing.get_context("spawn")
+    done = context.Value("l", 0)
+    with tqdm(total=total, desc="sharding", unit=" images", disable=None) as bar:
+        if workers == 1 or len(plans) <= 1:
+            _count_in(done)
+            for plan in plans:
+                yield write_shard(plan)
+                bar.update(done.value - bar.n)
+            return
+        with context.Pool(min(workers, len(plans)), _count_in, (done,)) as pool:
+            for pending in [pool.apply_async(write_shard, (plan,)) for plan in plans]:
+                while not pending.ready():
+                    pending.wait(0.2)
+                    bar.update(done.value - bar.n)
+                yield pending.get()
+            bar.update(done.value - bar.n)
+
+
+_done: Any = None  # images handled so far, shared by the processes of a build
+
+
+def _count_in(done: Any) -> None:
+    global _done
+    _done = done
+
+
+def write_shard(plan: Plan) -> tuple[Shard, list[tuple[str, str, str]]]:
+    """Write one tar and its index; return their record and the rejected rows as (key, path, reason)."""
+    tar, index = plan.out / f"{plan.stem}.tar", plan.out / f"{plan.stem}.idx"
+    sums, samples, rejects = np.zeros(3, np.int64), 0, []
+    with replacing(tar) as file:
+        # Time, owner and mode are pinned: the same input gives the same bytes.
+        with webdataset.TarWriter(file, user="cxr", group="cxr", mode=0o644, mtime=0) as writer:
+            for key, path, content in plan.rows:
+                try:
+                    grey = load_grey(plan.src / path, plan.size)
+                except UnreadableImage as error:
+                    rejects.append((key, path, str(error)))
+                else:
+                    sample: dict[str, Any] = {"__key__": key, "json": content.encode()}
+                    if plan.encoding == "raw":
+                        grey = to_square(grey, plan.size)
+                        sample["raw"] = grey.tobytes()
+                    else:
+                        sample["jpg"] = encode_jpeg(grey, plan.quality)
+                    writer.write(sample)
+                    wide = grey.astype(np.int64)
+                    sums += (wide.size, wide.sum(), np.square(wide).sum())
+                    samples += 1
+                with _done.get_lock():
+                    _done.value += 1
+    if not samples:
+        tar.unlink()
+        return Shard(tar.name, index.name, plan.split, 0, 0, 0, "", "", 0, 0, 0), rejects
+    write_index(tar, index)
+    shard = Shard(
+        tar.name, index.name, plan.split, samples, tar.stat().st_size, index.stat().st_size,
+        sha256_of(tar), sha256_of(index), *(int(value) for value in sums),
+    )  # fmt: skip
+    return shard, rejects
+
+
+def write_index(tar: Path, index: Path) -> None:
+    """Write DALI's index v1.2 of a tar: a line a sample, extension, offset, size and name of each member."""
+    lines: dict[str, list[str]] = {}
+    with tarfile.open(tar) as archive:
+        for member in archive:
+            key, extension = member.name.split(".", 1)
+            lines.setdefault(key, []).append(f"{extension} {member.offset_data} {member.size} {member.name}")
+    text = "".join(" ".join(line) + "\n" for line in lines.values())
+    write_bytes(index, f"{INDEX_VERSION} {len(lines)}\n{text}".encode())
+
+
+def _finish(out: Path, records: list[dict[str, Any]]) -> None:
+    """Write rejects.csv and manifest.json over the records of all parts, and say what was made."""
+    findings = tuple(records[0]["findings"])
+    shards = [Shard(**shard) for record in records for shard in record["shards"]]
+    shards.sort(key=lambda shard: (SPLITS.index(shard.split), shard.tar))
+    rejects = sorted(tuple(row) for record in records for row in record["rejects"])
+    kept, rows = sum(shard.samples for shard in shards), records[0]["settings"]["rows"]
+    assert kept + len(rejects) == rows, (kept, len(rejects), rows)
+    train = [shard for shard in shards if shard.split == "train"]
+    if not train:
+        raise InputError(f"{rejects[0][1]}: {rejects[0][2]}; not one of {rows} rows gave a training image: "
+                         "check that SRC holds the images themselves")
+    check_sizes(out, tuple(shards))
+    pd.DataFrame(rejects, columns=["key", "path", "reason"]).to_csv(out / "rejects.csv", index=False)
+    pixels = sum(shard.pixels for shard in train)
+    mean = sum(shard.pixel_sum for shard in train) / pixels
+    square = sum(shard.pixel_square_sum for shard in train) / pixels
+    labels = label_frame(out, shards, findings)
+    manifest = Manifest(
+        settings=records[0]["settings"], findings=findings, counts=_count_images(labels),
+        labels=_count_labels(labels, findings), rejected=len(rejects), pixel_mean=round(mean / 255, 6),
+        pixel_std=round((square - mean**2) ** 0.5 / 255, 6), shards=tuple(shards),
+    )  # fmt: skip
+    manifest.write(out)
+    counts = ", ".join(f"{split} {count['images']}" for split, count in manifest.counts.items())
+    print(f"{out}: {kept} images in {len(shards)} shards ({counts}), {len(rejects)} rejected"
+          + (f", see {out / 'rejects.csv'}" if rejects else ""))
+
+
+def _count_images(labels: pd.DataFrame) -> dict[str, dict[str, int]]:
+    return {split: {"images": len(rows), "patients": int(rows["patient"].nunique())}
+            for split in SPLITS if len(rows := labels[labels["split"] == split])}  # fmt: skip
+
+
+def _count_labels(labels: pd.DataFrame, findings: tuple[str, ...]) -> dict[str, dict[str, dict[str, int]]]:
+    def count(values: pd.Series) -> dict[str, int]:
+        counted = {str(label): int((values == label).sum()) for label in (1, 0, -1)}
+        return {**counted, "blank": int(values.isna().sum())}
+
+    return {split: {finding: count(rows[finding]) for finding in findings}
+            for split in SPLITS if len(rows := labels[labels["split"] == split])}  # fmt: skip
+
+
+def _table_hash(table: Table) -> str:
+    text = table.rows.sort_values("key").to_csv(index=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_built(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether `out` holds these very shards; another build's are never overwritten."""
+    if not (out / NAME).exists():
+        return False
+    found = read_manifest(out).settings
+    differing = [name for name in settings if found.get(name) != settings[name]]
+    if differing:
+        name = differing[0]
+        raise InputError(f"{out}: holds shards of another build ({name} {found.get(name)!r}, now {settings[name]!r}); "
+                         "choose another folder or remove this one")
+    return True

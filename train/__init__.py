@@ -1,0 +1,1 @@
+"""SimCLR pre-training: config, model, loss, checkpoint, journal, loop."""
