@@ -82,6 +82,18 @@ class DaliImages:
             yield batch["image"]
 
 
+def decode_batches(
+    folder: Path, manifest: Manifest, split: str, *, batch_size: int, device: torch.device, threads: int
+) -> Iterator[int]:
+    """Read and decode a split's images again and again and do nothing else: yields how many, a batch at a time."""
+    arguments = _pipeline_arguments(batch_size, device, threads, 0)
+    pipeline = _decode_pipeline(_Source(folder, manifest, split, 0, 1, 0), **arguments)
+    pipeline.build()
+    while True:
+        (images,) = pipeline.run()
+        yield len(images)
+
+
 class _Source:
     """Which tars a rank reads, and how."""
 
@@ -125,6 +137,11 @@ def _views_pipeline(source: _Source, recipe: Recipe) -> tuple[Any, Any]:
 def _images_pipeline(source: _Source, size: int, mean: float, std: float) -> Any:
     image, _ = decode(source.read(shuffle=False), source.raw_size, on_gpu=Pipeline.current().device_id is not None)
     return normalise(resize(image, size), mean, std)
+
+
+@pipeline_def
+def _decode_pipeline(source: _Source) -> Any:
+    return decode(source.read(shuffle=True), source.raw_size, on_gpu=Pipeline.current().device_id is not None)[0]
 
 
 def decode(encoded: Any, raw_size: int | None, *, on_gpu: bool) -> tuple[Any, Any]:

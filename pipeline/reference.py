@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.recipe import Recipe, View, blur_radius, draw_view
 from shard.manifest import Manifest
-from shard.read import Sample, read_index
+from shard.read import Sample, read_index, read_members
 
 
 class ReferenceViews:
@@ -92,12 +92,14 @@ class ShardImages(Dataset[torch.Tensor]):
         """The key of an image."""
         return self._samples[number][1].key
 
-    def __getitem__(self, number: int) -> torch.Tensor:
+    def content(self, number: int) -> bytes:
+        """The bytes of an image as they lie in the shard."""
         tar, sample = self._samples[number]
-        offset, size = sample.members[self._extension]
-        with tar.open("rb") as file:
-            file.seek(offset)
-            content = file.read(size)
+        (content,) = read_members(tar, [sample], self._extension)
+        return content
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        content = self.content(number)
         if self._extension == "raw":
             grey = np.frombuffer(content, np.uint8).reshape(self._raw_size, self._raw_size)
         else:

@@ -1,0 +1,1 @@
+"""Few-shot linear probing of frozen features: Scratch, ImageNet, SimCLR."""

@@ -1,0 +1,235 @@
+"""report: features → draws → probes → table.md, table.csv and one self-contained report.html."""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import io
+import platform
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from pipeline.preview import preview
+from probe.encoders import Encoder, imagenet_encoder, read_run, scratch_encoder, simclr_encoder
+from probe.features import extract_features
+from probe.fewshot import NotMeasurable, make_draws
+from probe.linear import INVERSE_L2, Scores, probe_draws, standardise
+from probe.table import MEAN, METRICS, layout, score_table, to_markdown
+from shard.errors import InputError
+from shard.files import write_bytes
+from shard.manifest import Manifest, read_manifest
+from shard.read import read_labels
+from train.config import Config, Device
+
+PAPER_TASKS = ("Cardiomegaly", "Lung Opacity", "Pleural Effusion", "Enlarged Cardiomediastinum")
+PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit-learn", "numpy", "pandas", "pillow")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a report says: the table, and what one needs to know to read it."""
+
+    table: pd.DataFrame
+    encoders: list[Encoder]
+    notes: list[str]
+    synthetic: bool
+
+
+def report(
+    run: Path, *, shards: Path, out: Path | None = None, shots: int = 10, draws: int = 20, tasks: tuple[str, ...] = (),
+    imagenet_weights: Path | None = None, seed: int = 0, batch_size: int = 128, device: Device = "auto", workers: int = 0,
+) -> None:  # fmt: skip
+    """Probe the newest checkpoint of RUN with few labels against random and ImageNet weights, and write the report.
+
+    Leaves table.md, table.csv and report.html in --out (RUN/report by default). A probe is one logistic regression
+    on frozen features, learned from SHOTS positives and SHOTS negatives of as many training patients and tested on
+    a balanced set of patients never trained on; --draws=N repeats that. --tasks=A,B names findings of the shards,
+    by default those of the published table. Uncertain and blank labels are left out.
+    """
+    for name, value in (("shots", shots), ("draws", draws), ("batch-size", batch_size)):
+        if not 1 <= value <= 10**6:
+            raise InputError(f"--{name}={value}: wants a number from 1 to 1000000")
+    state = read_run(run)
+    manifest = read_manifest(shards)
+    chosen = _choose_tasks(tasks, manifest, shards)
+    if not [split for split in manifest.counts if split != "train"]:
+        raise InputError(f"{shards}: has a training split alone; a probe is tested on patients of another split")
+    out = out or run / "report"
+    arch, recipe = state["config"]["arch"], state["recipe"]
+    encoders = [
+        scratch_encoder(arch, seed),
+        imagenet_encoder(arch, recipe["mean"], recipe["std"], imagenet_weights),
+        simclr_encoder(state),
+    ]
+    settings = Config(shards, out, device=device)
+    features = extract_features(
+        [encoder.module for encoder in encoders if encoder.module is not None], shards, manifest, tuple(manifest.counts),
+        size=recipe["size"], mean=recipe["mean"], std=recipe["std"], batch_size=batch_size,
+        device=torch.device(settings.device), workers=workers,
+    )  # fmt: skip
+    by_encoder = dict(zip([encoder.name for encoder in encoders if encoder.module is not None], features, strict=True))
+    labels = read_labels(shards, manifest, tuple(manifest.counts))
+    scores, unmeasured = _score(by_encoder, labels, chosen, shots=shots, draws=draws, seed=seed)
+    if not scores:
+        raise InputError(f"--tasks={','.join(chosen)}: none is measurable ({'; '.join(unmeasured)}); lower --shots={shots}")
+    synthetic = bool(manifest.settings.get("synthetic"))
+    notes = _notes(encoders, unmeasured, labels, chosen, shots=shots, draws=draws, synthetic=synthetic)
+    result = Result(score_table(encoders, scores, chosen), encoders, notes, synthetic)
+    command = _command("probe report", str(run), shards=shards, out=out, shots=shots, draws=draws, tasks=",".join(chosen),
+                       imagenet_weights=imagenet_weights, seed=seed)  # fmt: skip
+    _write(out, result, run, shards, state, manifest, command)
+    print(to_markdown(result.table, result.notes))
+    print(f"{out / 'report.html'} written")
+
+
+def _choose_tasks(tasks: tuple[str, ...], manifest: Manifest, shards: Path) -> list[str]:
+    for task in tasks:
+        if task not in manifest.findings:
+            raise InputError(f"--tasks={task}: not a finding of {shards}; it has: {', '.join(manifest.findings)}")
+    chosen = list(dict.fromkeys(tasks)) or [task for task in PAPER_TASKS if task in manifest.findings]
+    if not chosen:
+        raise InputError(f"{shards}: none of {', '.join(PAPER_TASKS)} is a finding of it; name some with --tasks=A,B")
+    return chosen
+
+
+def _score(
+    features: dict[str, Any], labels: pd.DataFrame, tasks: list[str], *, shots: int, draws: int, seed: int
+) -> tuple[dict[tuple[str, str], Scores], list[str]]:
+    """Scores by (encoder, task) on shared draws, and why a task was not measured."""
+    train = (labels["split"] == "train").to_numpy()
+    standard = {name: standardise(matrix, train) for name, matrix in features.items()}
+    scores, unmeasured = {}, []
+    for task in tqdm(tasks, desc="probing", unit=" tasks", disable=None):
+        try:
+            drawn = make_draws(labels, task, shots=shots, draws=draws, seed=seed)
+        except NotMeasurable as reason:
+            unmeasured.append(f"{task} is not measurable: {reason}")
+            continue
+        for name, matrix in standard.items():
+            scores[name, task] = probe_draws(matrix, drawn)
+    return scores, unmeasured
+
+
+def _notes(
+    encoders: list[Encoder], unmeasured: list[str], labels: pd.DataFrame, tasks: list[str], *, shots: int, draws: int,
+    synthetic: bool,
+) -> list[str]:  # fmt: skip
+    held_out = labels[labels["split"] != "train"]
+    counts = ", ".join(f"{task} {int((held_out[task] == 1).sum())} positive / {int((held_out[task] == 0).sum())} negative"
+                       for task in tasks)  # fmt: skip
+    splits = " and ".join(dict.fromkeys(held_out["split"]))
+    notes = [
+        f"{shots} positive + {shots} negative images of {2 * shots} different training patients; {draws} draws, shared by "
+        f"all encoders; mean over draws with its 95 % interval (Student's t over draws; it does not cover the choice of "
+        f"test patients).",
+        f"Tested on split {splits}: {held_out['patient'].nunique()} patients, none of them seen in pre-training or in a support "
+        f"set; balanced by drawing the larger class down, so guessing the majority scores 50 %. Labelled there: {counts}.",
+        f"Uncertain (-1) and blank labels are left out. Features are frozen, standardised by the unlabelled training "
+        f"images; logistic regression with L2, C = {INVERSE_L2:g}, to convergence; final, not peak, accuracy.",
+        *(f"{encoder.name}: {encoder.source}." for encoder in encoders),
+        *(f"{reason}." for reason in unmeasured),
+    ]
+    warning = "SYNTHETIC radiographs (phantoms): the figures say that the software works, and nothing of patients."
+    return [warning, *notes] if synthetic else notes
+
+
+def _write(
+    out: Path, result: Result, run: Path, shards: Path, state: dict[str, Any], manifest: Manifest, command: str
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / "table.csv", result.table.to_csv(index=False).encode())
+    write_bytes(out / "table.md", to_markdown(result.table, result.notes).encode())
+    preview(shards, out=out / "views.png", images=4, size=state["recipe"]["size"])
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("probe", "."), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True)  # fmt: skip
+    loss = run / "loss.png"
+    page = environment.get_template("report.html.j2").render(
+        headline=_headline(result),
+        synthetic=result.synthetic,
+        tables=[(title + (", %" if metric == "accuracy" else ""), *layout(result.table, metric)) for metric, title in METRICS.items()],
+        notes=result.notes,
+        figure=_embed(_draw_scores(result.table)),
+        loss=_embed(loss.read_bytes()) if loss.exists() else None,
+        views=_embed((out / "views.png").read_bytes()),
+        settings={**state["config"], "steps": state["step"], "epochs done": state["epoch"]},
+        recipe=state["recipe"],
+        data={**manifest.settings, "fingerprint": manifest.fingerprint(), "rejected": manifest.rejected,
+              **{f"{split} images / patients": f"{count['images']} / {count['patients']}" for split, count in manifest.counts.items()}},
+        versions=_versions(),
+        commands=[_train_command(state["config"]), command],
+    )  # fmt: skip
+    write_bytes(out / "report.html", page.encode())
+
+
+def _headline(result: Result) -> str:
+    auroc = result.table[result.table["metric"] == "auroc"].set_index(["encoder", "task"])
+    tasks = auroc.index.get_level_values("task").unique()
+    over = MEAN if MEAN in tasks else tasks[0]
+    words = [f"{name} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+             for name in ("SimCLR", "ImageNet", "Scratch") if not pd.isna((row := auroc.loc[(name, over)])["mean"])]  # fmt: skip
+    subject = "mean AUROC over tasks" if over == MEAN else f"AUROC, {over}"
+    return f"{subject}: " + ", ".join(words)
+
+
+def _draw_scores(table: pd.DataFrame) -> bytes:
+    """AUROC of each encoder by task, with intervals, as PNG bytes."""
+    auroc = table[table["metric"] == "auroc"]
+    tasks = list(dict.fromkeys(auroc["task"]))
+    encoders = [name for name, rows in auroc.groupby("encoder", sort=False) if rows["mean"].notna().any()]
+    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.55 * len(tasks)), layout="constrained")
+    for place, (name, colour) in enumerate(zip(encoders, ("#888888", "#d08020", "#2060c0"), strict=False)):
+        rows = auroc[auroc["encoder"] == name].set_index("task").loc[tasks]
+        height = [number + (place - (len(encoders) - 1) / 2) * 0.18 for number in range(len(tasks))]
+        spread = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+        axes.errorbar(rows["mean"], height, xerr=spread, fmt="o", ms=5, color=colour, label=name)
+    axes.axvline(0.5, color="0.5", ls="--", lw=1)
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.invert_yaxis()
+    axes.set_xlabel("AUROC, mean over draws with its 95 % interval (dashed: chance)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside upper right", ncols=3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130, format="png")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _embed(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            installed[package] = "not installed"
+    return {"python": platform.python_version(), **installed, "machine": f"{platform.system()} {platform.machine()}"}
+
+
+def _train_command(config: dict[str, Any]) -> str:
+    """The command that made a run: every setting that is not the default."""
+    defaults = {field.name: field.default for field in fields(Config)}
+    given = {name: value for name, value in config.items() if value != defaults[name]}
+    return _command("train", **given)
+
+
+def _command(program: str, *words: str, **flags: Any) -> str:
+    shown = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={_quote(str(value))}")
+             for name, value in flags.items() if value is not None]  # fmt: skip
+    return " ".join([f"python -m {program}", *map(_quote, words), *shown])
+
+
+def _quote(word: str) -> str:
+    return f"'{word}'" if " " in word else word
