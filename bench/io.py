@@ -49,9 +49,10 @@ def bench(
         raise InputError(f"--seconds={seconds}: wants a number above 0")
     manifest = read_manifest(shards)
     if manifest.images("train") < batch_size:
-        raise InputError(f"--batch-size={batch_size}: {shards} has {manifest.images('train')} training images; lower it")
+        raise InputError(f"--batch-size={batch_size}: {shards} has {manifest.images('train')} images; lower it")
     workers = workers or cores()
-    rows = _rows(shards, manifest, Recipe(size=size, mean=manifest.pixel_mean, std=manifest.pixel_std), batch_size, workers)
+    recipe = Recipe(size=size, mean=manifest.pixel_mean, std=manifest.pixel_std)
+    rows = _rows(shards, manifest, recipe, batch_size, workers)
     rates: dict[str, list[float]] = {name: [] for name in rows}
     for _ in tqdm(range(rounds), desc="rounds", unit=" rounds", disable=None):
         for name, start in rows.items():
@@ -84,7 +85,8 @@ def _rows(
     def decode(device: str) -> Counts:
         from pipeline.dali import decode_batches
 
-        return decode_batches(shards, manifest, "train", batch_size=batch_size, device=torch.device(device), threads=workers)
+        return decode_batches(shards, manifest, "train", batch_size=batch_size, device=torch.device(device),
+                              threads=workers)  # fmt: skip
 
     def published() -> Counts:
         loader = DataLoader(_Published(ShardImages(shards, manifest, "train"), recipe), batch_size, shuffle=True,

@@ -160,15 +160,20 @@ def draw_parameters(shape: Any, recipe: Recipe) -> dict[str, Any]:
         shape, random_area=list(recipe.crop_area), random_aspect_ratio=list(recipe.crop_ratio)
     )
     blurred = fn.random.coin_flip(probability=recipe.blur_probability)
-    sigma = fn.random.uniform(range=list(recipe.blur_sigma))
+    sigma = _uniform(*recipe.blur_sigma)
     return {
         "start": start,
         "extent": extent,
         "flip": fn.random.coin_flip(probability=recipe.flip_probability),
         "sigma": blurred * sigma,
-        "brightness": fn.random.uniform(range=[1 - recipe.brightness, 1 + recipe.brightness]),
-        "contrast": fn.random.uniform(range=[1 - recipe.contrast, 1 + recipe.contrast]),
+        "brightness": _uniform(1 - recipe.brightness, 1 + recipe.brightness),
+        "contrast": _uniform(1 - recipe.contrast, 1 + recipe.contrast),
     }
+
+
+def _uniform(low: float, high: float) -> Any:
+    """A number in low…high for each sample; DALI's own refuses a range of one number."""
+    return fn.random.uniform(range=[low, high]) if high > low else types.Constant(low)
 
 
 def make_view(image: Any, parameters: dict[str, Any], recipe: Recipe) -> Any:

@@ -60,8 +60,9 @@ def two_view_loader(
                          f"{f' for {world} ranks' if world > 1 else ''}; lower it to {max(1, images // world)} or less")
     workers = workers or cores()
     if backend == "dali":
-        return _dali().DaliViews(folder, manifest, split, recipe, batch_size=batch_size, device=device,
-                                 threads=workers, seed=seed, rank=rank, world=world)  # fmt: skip
+        views: ViewLoader = _dali().DaliViews(folder, manifest, split, recipe, batch_size=batch_size, device=device,
+                                              threads=workers, seed=seed, rank=rank, world=world)  # fmt: skip
+        return views
     return ReferenceViews(folder, manifest, split, recipe, batch_size=batch_size, device=device, workers=workers,
                           seed=seed, rank=rank, world=world)  # fmt: skip
 
@@ -73,8 +74,9 @@ def image_loader(
     """A loader of whole images resized to size × size and normalised, in the order of shard.read.read_labels."""
     workers = workers or cores()
     if backend == "dali":
-        return _dali().DaliImages(folder, manifest, split, size, mean, std, batch_size=batch_size, device=device,
-                                  threads=workers)  # fmt: skip
+        images: ImageLoader = _dali().DaliImages(folder, manifest, split, size, mean, std, batch_size=batch_size,
+                                                 device=device, threads=workers)  # fmt: skip
+        return images
     return ReferenceImages(folder, manifest, split, size, mean, std, batch_size=batch_size, device=device,
                            workers=workers)  # fmt: skip
 

@@ -29,7 +29,7 @@ def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, siz
     figure, axes = plt.subplots(count, 3, figsize=(7.2, 2.55 * count), squeeze=False, layout="constrained")
     for row, number in zip(axes, rng.permutation(len(source))[:count], strict=True):
         image = source[int(number)]
-        views = [draw_view(recipe, *image.shape[-2:], rng) for _ in range(2)]
+        views = [draw_view(recipe, image.shape[-2], image.shape[-1], rng) for _ in range(2)]
         pictures = [image, *(make_view(image, view, recipe) for view in views)]
         titles = [source.key(int(number)), *map(_describe, views)]
         for axis, picture, title in zip(row, pictures, titles, strict=True):

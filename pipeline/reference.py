@@ -121,7 +121,7 @@ class _Views(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def _make(self, image: torch.Tensor, number: int, view: int) -> torch.Tensor:
         rng = np.random.default_rng([*self._key, number, view])
-        return make_view(image, draw_view(self._recipe, *image.shape[-2:], rng), self._recipe)
+        return make_view(image, draw_view(self._recipe, image.shape[-2], image.shape[-1], rng), self._recipe)
 
 
 class _Resized(Dataset[torch.Tensor]):
@@ -133,7 +133,8 @@ class _Resized(Dataset[torch.Tensor]):
 
     def __getitem__(self, number: int) -> torch.Tensor:
         resized = F.resize(self._images[number], [self._size, self._size], antialias=True)
-        return F.normalize(resized, [self._mean], [self._std])
+        normalised: torch.Tensor = F.normalize(resized, [self._mean], [self._std])
+        return normalised
 
 
 def make_view(image: torch.Tensor, view: View, recipe: Recipe) -> torch.Tensor:
@@ -146,4 +147,5 @@ def make_view(image: torch.Tensor, view: View, recipe: Recipe) -> torch.Tensor:
     x = F.adjust_contrast(x, view.contrast)
     if view.flip:
         x = F.horizontal_flip(x)
-    return F.normalize(x, [recipe.mean], [recipe.std])
+    normalised: torch.Tensor = F.normalize(x, [recipe.mean], [recipe.std])
+    return normalised

@@ -35,6 +35,9 @@ class GreyAsColour(nn.Module):
     The exact twin of folding the stem to one channel, whose zero padding would mean another grey at the border.
     """
 
+    imagenet_mean: torch.Tensor
+    imagenet_std: torch.Tensor
+
     def __init__(self, resnet: nn.Module, mean: float, std: float) -> None:
         super().__init__()
         self.resnet, self.mean, self.std = resnet, mean, std
@@ -60,7 +63,8 @@ def simclr_encoder(state: dict[str, Any]) -> Encoder:
     """The encoder of a checkpoint's model."""
     module, _ = grey_resnet(state["config"]["arch"])
     prefix = "encoder."
-    module.load_state_dict({name[len(prefix) :]: value for name, value in state["model"].items() if name.startswith(prefix)})
+    weights = {name[len(prefix) :]: value for name, value in state["model"].items() if name.startswith(prefix)}
+    module.load_state_dict(weights)
     epochs = f"epoch {state['epoch']}" if not state["done_in_epoch"] else f"step {state['step']}"
     return Encoder("SimCLR", f"{state['config']['arch']}, this run, {epochs}", module.eval())
 
@@ -105,4 +109,4 @@ def _read_weights(path: Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"--imagenet-weights={path}: no such file; give a state dict saved by torchvision") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-        raise InputError(f"--imagenet-weights={path}: not a PyTorch state dict; give a file saved by torchvision") from None
+        raise InputError(f"--imagenet-weights={path}: not a state dict; give a file saved by torchvision") from None

@@ -31,8 +31,10 @@ def extract_features(
     total = sum(manifest.images(split) for split in splits)
     with torch.inference_mode(), tqdm(total=total, desc="features", unit=" images", disable=None) as bar:
         for split in splits:
-            loader = image_loader("dali" if has_dali() else "torchvision", shards, manifest, split=split, size=size,
-                                  mean=mean, std=std, batch_size=batch_size, device=device, workers=workers)  # fmt: skip
+            loader = image_loader(
+                "dali" if has_dali() else "torchvision", shards, manifest, split=split, size=size, mean=mean, std=std,
+                batch_size=batch_size, device=device, workers=workers,
+            )  # fmt: skip
             for batch in loader:
                 for module, kept in zip(modules, rows, strict=True):
                     kept.append(module(batch).float().cpu())

@@ -29,7 +29,8 @@ class Scores:
 def standardise(features: Features, train: npt.NDArray[np.bool_]) -> Features:
     """Features with the mean and standard deviation of the training images, whose labels are not looked at."""
     mean, std = features[train].mean(axis=0), features[train].std(axis=0)
-    return (features - mean) / np.maximum(std, 1e-6)
+    standardised: Features = (features - mean) / np.maximum(std, 1e-6)
+    return standardised
 
 
 def probe_draws(features: Features, draws: list[Draw]) -> Scores:

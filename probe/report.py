@@ -24,12 +24,12 @@ from probe.encoders import Encoder, imagenet_encoder, read_run, scratch_encoder,
 from probe.features import extract_features
 from probe.fewshot import NotMeasurable, make_draws
 from probe.linear import INVERSE_L2, Scores, probe_draws, standardise
-from probe.table import MEAN, METRICS, layout, score_table, to_markdown
+from probe.table import MEAN, METRICS, format_cell, layout, score_table, to_markdown
 from shard.errors import InputError
 from shard.files import write_bytes
 from shard.manifest import Manifest, read_manifest
 from shard.read import read_labels
-from train.config import Config, Device
+from train.config import Config, Device, resolve_device
 
 PAPER_TASKS = ("Cardiomegaly", "Lung Opacity", "Pleural Effusion", "Enlarged Cardiomediastinum")
 PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit-learn", "numpy", "pandas", "pillow")
@@ -46,8 +46,9 @@ class Result:
 
 
 def report(
-    run: Path, *, shards: Path, out: Path | None = None, shots: int = 10, draws: int = 20, tasks: tuple[str, ...] = (),
-    imagenet_weights: Path | None = None, seed: int = 0, batch_size: int = 128, device: Device = "auto", workers: int = 0,
+    run: Path, *, shards: Path, out: Path | None = None, shots: int = 10, draws: int = 20,
+    tasks: tuple[str, ...] = (), imagenet_weights: Path | None = None, seed: int = 0, batch_size: int = 128,
+    device: Device = "auto", workers: int = 0,
 ) -> None:  # fmt: skip
     """Probe the newest checkpoint of RUN with few labels against random and ImageNet weights, and write the report.
 
@@ -71,22 +72,24 @@ def report(
         imagenet_encoder(arch, recipe["mean"], recipe["std"], imagenet_weights),
         simclr_encoder(state),
     ]
-    settings = Config(shards, out, device=device)
+    at_hand = {encoder.name: encoder.module for encoder in encoders if encoder.module is not None}
+    splits = tuple(manifest.counts)
     features = extract_features(
-        [encoder.module for encoder in encoders if encoder.module is not None], shards, manifest, tuple(manifest.counts),
-        size=recipe["size"], mean=recipe["mean"], std=recipe["std"], batch_size=batch_size,
-        device=torch.device(settings.device), workers=workers,
+        list(at_hand.values()), shards, manifest, splits, size=recipe["size"], mean=recipe["mean"],
+        std=recipe["std"], batch_size=batch_size, device=torch.device(resolve_device(device)), workers=workers,
     )  # fmt: skip
-    by_encoder = dict(zip([encoder.name for encoder in encoders if encoder.module is not None], features, strict=True))
-    labels = read_labels(shards, manifest, tuple(manifest.counts))
+    labels = read_labels(shards, manifest, splits)
+    by_encoder = dict(zip(at_hand, features, strict=True))
     scores, unmeasured = _score(by_encoder, labels, chosen, shots=shots, draws=draws, seed=seed)
     if not scores:
-        raise InputError(f"--tasks={','.join(chosen)}: none is measurable ({'; '.join(unmeasured)}); lower --shots={shots}")
+        raise InputError(f"--shots={shots}: no task can be measured ({'; '.join(unmeasured)}); lower it")
     synthetic = bool(manifest.settings.get("synthetic"))
     notes = _notes(encoders, unmeasured, labels, chosen, shots=shots, draws=draws, synthetic=synthetic)
     result = Result(score_table(encoders, scores, chosen), encoders, notes, synthetic)
-    command = _command("probe report", str(run), shards=shards, out=out, shots=shots, draws=draws, tasks=",".join(chosen),
-                       imagenet_weights=imagenet_weights, seed=seed)  # fmt: skip
+    command = _command(
+        "probe report", str(run), shards=shards, out=out, shots=shots, draws=draws, tasks=",".join(chosen),
+        imagenet_weights=imagenet_weights, seed=seed,
+    )  # fmt: skip
     _write(out, result, run, shards, state, manifest, command)
     print(to_markdown(result.table, result.notes))
     print(f"{out / 'report.html'} written")
@@ -125,16 +128,17 @@ def _notes(
     synthetic: bool,
 ) -> list[str]:  # fmt: skip
     held_out = labels[labels["split"] != "train"]
-    counts = ", ".join(f"{task} {int((held_out[task] == 1).sum())} positive / {int((held_out[task] == 0).sum())} negative"
+    counts = ", ".join(f"{task} {(held_out[task] == 1).sum()} positive / {(held_out[task] == 0).sum()} negative"
                        for task in tasks)  # fmt: skip
     splits = " and ".join(dict.fromkeys(held_out["split"]))
     notes = [
-        f"{shots} positive + {shots} negative images of {2 * shots} different training patients; {draws} draws, shared by "
-        f"all encoders; mean over draws with its 95 % interval (Student's t over draws; it does not cover the choice of "
-        f"test patients).",
-        f"Tested on split {splits}: {held_out['patient'].nunique()} patients, none of them seen in pre-training or in a support "
-        f"set; balanced by drawing the larger class down, so guessing the majority scores 50 %. Labelled there: {counts}.",
-        f"Uncertain (-1) and blank labels are left out. Features are frozen, standardised by the unlabelled training "
+        f"{shots} positive + {shots} negative images of {2 * shots} different training patients; {draws} draws, shared "
+        "by all encoders; mean over draws with its 95 % interval (Student's t over draws; it does not cover the "
+        "choice of test patients).",
+        f"Tested on split {splits}: {held_out['patient'].nunique()} patients, none of them seen in pre-training or in "
+        "a support set; balanced by drawing the larger class down, so guessing the majority scores 50 %. Labelled "
+        f"there: {counts}.",
+        "Uncertain (-1) and blank labels are left out. Features are frozen, standardised by the unlabelled training "
         f"images; logistic regression with L2, C = {INVERSE_L2:g}, to convergence; final, not peak, accuracy.",
         *(f"{encoder.name}: {encoder.source}." for encoder in encoders),
         *(f"{reason}." for reason in unmeasured),
@@ -153,18 +157,19 @@ def _write(
     environment = jinja2.Environment(loader=jinja2.PackageLoader("probe", "."), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True)  # fmt: skip
     loss = run / "loss.png"
+    counts = {f"{split} images / patients": f"{count['images']} / {count['patients']}"
+              for split, count in manifest.counts.items()}  # fmt: skip
     page = environment.get_template("report.html.j2").render(
         headline=_headline(result),
         synthetic=result.synthetic,
-        tables=[(title + (", %" if metric == "accuracy" else ""), *layout(result.table, metric)) for metric, title in METRICS.items()],
+        tables=[(METRICS[metric], *layout(result.table, metric)) for metric in METRICS],
         notes=result.notes,
         figure=_embed(_draw_scores(result.table)),
         loss=_embed(loss.read_bytes()) if loss.exists() else None,
         views=_embed((out / "views.png").read_bytes()),
         settings={**state["config"], "steps": state["step"], "epochs done": state["epoch"]},
         recipe=state["recipe"],
-        data={**manifest.settings, "fingerprint": manifest.fingerprint(), "rejected": manifest.rejected,
-              **{f"{split} images / patients": f"{count['images']} / {count['patients']}" for split, count in manifest.counts.items()}},
+        data={**manifest.settings, "fingerprint": manifest.fingerprint(), "rejected": manifest.rejected, **counts},
         versions=_versions(),
         commands=[_train_command(state["config"]), command],
     )  # fmt: skip
@@ -175,8 +180,11 @@ def _headline(result: Result) -> str:
     auroc = result.table[result.table["metric"] == "auroc"].set_index(["encoder", "task"])
     tasks = auroc.index.get_level_values("task").unique()
     over = MEAN if MEAN in tasks else tasks[0]
-    words = [f"{name} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-             for name in ("SimCLR", "ImageNet", "Scratch") if not pd.isna((row := auroc.loc[(name, over)])["mean"])]  # fmt: skip
+    words = []
+    for name in ("SimCLR", "ImageNet", "Scratch"):
+        mean, low, high = auroc.loc[(name, over), ["mean", "low", "high"]].astype(float)
+        if not pd.isna(mean):
+            words.append(f"{name} {format_cell(mean, low, high, 'auroc')}")
     subject = "mean AUROC over tasks" if over == MEAN else f"AUROC, {over}"
     return f"{subject}: " + ", ".join(words)
 

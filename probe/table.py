@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from probe.encoders import Encoder
 from probe.linear import Scores, interval
 
-METRICS = {"auroc": "AUROC", "accuracy": "Accuracy"}
+METRICS = {"auroc": "AUROC", "accuracy": "Accuracy, %"}
 MEAN = "Mean"  # the column over all tasks
 
 
@@ -18,18 +20,25 @@ def score_table(encoders: list[Encoder], scores: dict[tuple[str, str], Scores], 
     """
     rows = []
     for encoder in encoders:
-        measured = [scores[encoder.name, task] for task in tasks if (encoder.name, task) in scores]
+        measured = {task: scores[encoder.name, task] for task in tasks if (encoder.name, task) in scores}
         for metric in METRICS:
-            values = {task: getattr(scores[encoder.name, task], metric) for task in tasks if (encoder.name, task) in scores}
-            if measured and len(measured) > 1:
-                values[MEAN] = sum(values.values()) / len(measured)  # draw by draw, so its interval is over draws too
-            for task in [*tasks, *([MEAN] if len(tasks) > 1 else [])]:
-                drawn = values.get(task)
-                mean, low, high = (float("nan"),) * 3 if drawn is None else interval(drawn)
-                rows.append({"encoder": encoder.name, "task": task, "metric": metric, "mean": mean, "low": low, "high": high,
-                             "sd": float("nan") if drawn is None or len(drawn) < 2 else float(drawn.std(ddof=1)),
-                             "draws": 0 if drawn is None else len(drawn)})  # fmt: skip
-    return pd.DataFrame(rows)
+            values = {task: getattr(drawn, metric) for task, drawn in measured.items()}
+            if values:
+                # Draw by draw, so that its interval is over draws too.
+                values[MEAN] = np.mean(list(values.values()), axis=0)
+            for task in [*tasks, MEAN] if len(tasks) > 1 else tasks:
+                row = {"encoder": encoder.name, "task": task, "metric": metric}
+                rows.append({**row, **_summarise(values.get(task))})
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
+
+
+def _summarise(drawn: npt.NDArray[np.float64] | None) -> dict[str, float]:
+    if drawn is None:
+        return {**dict.fromkeys(("mean", "low", "high", "sd"), float("nan")), "draws": 0}
+    mean, low, high = interval(drawn)
+    sd = float(drawn.std(ddof=1)) if len(drawn) > 1 else float("nan")
+    return {"mean": mean, "low": low, "high": high, "sd": sd, "draws": len(drawn)}
 
 
 def format_cell(mean: float, low: float, high: float, metric: str) -> str:
@@ -48,17 +57,16 @@ def layout(table: pd.DataFrame, metric: str) -> tuple[list[str], list[list[str]]
     rows = []
     for encoder, cells in chosen.groupby("encoder", sort=False):
         by_task = cells.set_index("task")
-        shown = (format_cell(*(float(by_task.loc[task, name]) for name in ("mean", "low", "high")), metric) for task in tasks)
-        rows.append([str(encoder), *shown])
+        values = ([float(by_task[name][task]) for name in ("mean", "low", "high")] for task in tasks)
+        rows.append([str(encoder), *(format_cell(mean, low, high, metric) for mean, low, high in values)])
     return ["", *tasks], rows
 
 
 def to_markdown(table: pd.DataFrame, notes: list[str]) -> str:
     """Both metrics in the published layout, then the notes."""
     parts = []
-    for metric, title in METRICS.items():
+    for metric in METRICS:
         header, rows = layout(table, metric)
-        unit = ", %" if metric == "accuracy" else ""
-        lines = [f"**{title}{unit}**", "", *("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))]
-        parts.append("\n".join(lines))
+        lines = ("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
+        parts.append("\n".join([f"**{METRICS[metric]}**", "", *lines]))
     return "\n\n".join(parts) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"

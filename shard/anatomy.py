@@ -64,7 +64,8 @@ def _vessels(rng: np.random.Generator) -> Plane:
             for start, end, twig in np.stack([ends[part], ends[part + 1], twigs[part]], 1).tolist():
                 draw.line((end.real, end.imag, twig.real, twig.imag), 130 - 12 * part)
                 draw.line((start.real, start.imag, end.real, end.imag), 220 - 22 * part, max(1, 3 - part))
-    return np.asarray(film.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR), np.float32) / np.float32(255)
+    drawn: Plane = np.asarray(film.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR), np.float32) / np.float32(255)
+    return drawn
 
 
 def _ribs(rng: np.random.Generator) -> Plane:
@@ -97,7 +98,8 @@ def device(rng: np.random.Generator) -> Plane:
         draw.rounded_rectangle((out - 17, 54, out + 17, 80), 8, fill=255)
         path = (out, 67, middle + side * 20, 74, middle - 8, 100, middle, 170, middle + 32, 220)
         draw.line(path, fill=190, width=2, joint="curve")
-    return np.asarray(film, np.float32) / np.float32(255)
+    drawn: Plane = np.asarray(film, np.float32) / np.float32(255)
+    return drawn
 
 
 def _patches(rng: np.random.Generator, severity: float) -> Plane:
@@ -178,8 +180,8 @@ def lateral(state: State, body: np.random.Generator, breath: float) -> Plane:
     ribs = np.float32(0.05) * _ramp(0.2 - np.abs(phase - np.floor(phase) - np.float32(0.5)), 0.15)
     image *= 1 + ribs + np.float32(0.1) * below + 0.12 * _ramp(0.1 * U - V, 0.2)  # last: the raised arms
     image -= lung * (air - np.maximum(0.3 * heart, 0.18 * stem))
-    image += _ramp(0.12 - np.abs(U - back + 0.16), 0.06) * (0.12 + 0.05 * np.sin(46 * V))  # the spine
-    return image
+    spine: Plane = _ramp(0.12 - np.abs(U - back + 0.16), 0.06) * (0.12 + 0.05 * np.sin(46 * V))
+    return image + spine
 
 
 def expose(image: Plane, rng: np.random.Generator, loose: float) -> Image.Image:

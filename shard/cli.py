@@ -84,11 +84,11 @@ def _bind_with_fire(name: str, command: Command, argv: list[str]) -> Callable[[]
     hints = typing.get_type_hints(command)
     parse_fns = {flag: functools.partial(_parse, flag, hints[flag]) for flag in inspect.signature(command).parameters}
 
-    @fire.decorators.SetParseFns(**parse_fns)
     @functools.wraps(command)
     def remember(*args: Any, **kwargs: Any) -> _Remembered:
         return _Remembered(functools.partial(command, *args, **kwargs))
 
+    remember = fire.decorators.SetParseFns(**parse_fns)(remember)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):

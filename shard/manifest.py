@@ -84,7 +84,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(path.read_text())
         if content.get("format") != FORMAT:
-            raise InputError(f"{path}: format {content.get('format')!r}, this version reads {FORMAT!r}; build the shards again")
+            raise InputError(f"{path}: format {content.get('format')!r}, this version reads {FORMAT!r}; build it again")
         shards = tuple(Shard(**shard) for shard in content["shards"])
         manifest = Manifest(**{**content, "shards": shards, "findings": tuple(content["findings"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:

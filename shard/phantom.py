@@ -125,7 +125,7 @@ def _claim(out: Path, readme: str) -> None:
     mark = out / "README.txt"
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file; name a folder that is new or empty")
-    ours = mark.is_file() and mark.read_text(errors="replace").startswith(MARK)
+    ours = is_phantom(out)
     if not ours and out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out}: holds files that are not a phantom's; name a folder that is new or empty")
     if ours and mark.read_text() != readme:
@@ -134,6 +134,12 @@ def _claim(out: Path, readme: str) -> None:
             shutil.rmtree(out / split, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     write_bytes(mark, readme.encode())
+
+
+def is_phantom(folder: Path) -> bool:
+    """Whether the folder holds synthetic radiographs, as its README.txt says."""
+    mark = folder / "README.txt"
+    return mark.is_file() and mark.read_text(errors="replace").startswith(MARK)
 
 
 def phantom(out: Path, *, images: int = 2000, seed: int = 0, workers: int = 0) -> None:

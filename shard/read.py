@@ -60,5 +60,7 @@ def label_frame(folder: Path, shards: list[Shard], findings: tuple[str, ...]) ->
             content = json.loads(text)
             rows.append({"key": sample.key, **{name: content[name] for name in ("patient", "split", "view")},
                          **content["labels"]})  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["key", "patient", "split", "view", *findings])
-    return frame.astype({finding: "float64" for finding in findings})
+    frame: pd.DataFrame = pd.DataFrame(rows, columns=["key", "patient", "split", "view", *findings])
+    for finding in findings:
+        frame[finding] = frame[finding].astype("float64")
+    return frame

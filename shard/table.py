@@ -164,7 +164,8 @@ def _tidy(dataset: str, findings: tuple[str, ...], labels: pd.DataFrame, **colum
         values = pd.to_numeric(labels[finding], errors="coerce")
         wrong = ~(values.isin((1, 0, -1)) | labels[finding].isna())
         if wrong.any():
-            raise InputError(f"finding {finding!r}: label {labels[finding][wrong].iloc[0]!r} of {rows['path'][wrong].iloc[0]} "
+            value, path = labels[finding][wrong].iloc[0], rows["path"][wrong].iloc[0]
+            raise InputError(f"finding {finding!r}: label {str(value)!r} of {path} "
                              "is not 1, 0, -1 or blank; mend the table or leave the column out")
         rows[finding] = values
     return Table(dataset, findings, rows)
@@ -174,10 +175,12 @@ def _check(table: Table, src: Path) -> None:
     rows = table.rows
     unknown = rows[~rows["split"].isin(SPLITS)]
     if len(unknown):
-        raise InputError(f"split {unknown['split'].iloc[0]!r} of {unknown['path'].iloc[0]}: not one of {', '.join(SPLITS)}")
+        split, path = unknown["split"].iloc[0], unknown["path"].iloc[0]
+        raise InputError(f"split {split!r} of {path}: not one of {', '.join(SPLITS)}")
     twice = rows[rows["key"].duplicated()]
     if len(twice):
-        raise InputError(f"{twice['path'].iloc[0]}: a second row for key {twice['key'].iloc[0]!r}; keep one row an image")
+        path, key = twice["path"].iloc[0], twice["key"].iloc[0]
+        raise InputError(f"{path}: a second row for key {key!r}; keep one row an image")
     splits = rows.groupby("patient")["split"].nunique()
     if (splits > 1).any():
         leak = splits.index[splits > 1][0]

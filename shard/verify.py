@@ -25,8 +25,8 @@ def verify(out: Path, *, quick: bool = False) -> None:
         faults = _missing_members(out, manifest)
     if faults:
         raise InputError(f"{faults[0]} ({len(faults)} faults in all); copy the shards again or rebuild them")
-    images = sum(shard.samples for shard in manifest.shards)
-    print(f"{out}: {len(manifest.shards)} shards, {images} images, {'sizes' if quick else 'hashes and members'} as written")
+    images, checked = sum(shard.samples for shard in manifest.shards), "sizes" if quick else "hashes and members"
+    print(f"{out}: {len(manifest.shards)} shards, {images} images, {checked} as written")
 
 
 def _faults(out: Path, name: str, expected: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import multiprocessing.pool
 import os
 import tarfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from shard.errors import InputError
 from shard.files import TEMPORARY, replacing, sha256_of, write_bytes
 from shard.image import UnreadableImage, encode_jpeg, load_grey, to_square
 from shard.manifest import NAME, Manifest, Shard, check_sizes, read_manifest
+from shard.phantom import is_phantom
 from shard.read import INDEX_VERSION, label_frame
 from shard.table import SPLITS, Dataset, Table, read_table
 
@@ -61,8 +61,10 @@ def build(
         if not low <= value <= high:
             raise InputError(f"--{name}={value}: wants a number from {low} to {high}")
     content = read_table(src, dataset, table)
-    settings = {"dataset": content.dataset, "size": size, "encoding": encoding, "quality": quality,
-                "shard_size": shard_size, "seed": seed, "rows": len(content.rows), "table": _table_hash(content)}  # fmt: skip
+    settings = {
+        "dataset": content.dataset, "size": size, "encoding": encoding, "quality": quality, "shard_size": shard_size,
+        "seed": seed, "rows": len(content.rows), "table": _table_hash(content), "synthetic": is_phantom(src),
+    }  # fmt: skip
     if _is_built(out, settings):
         print(f"{out}: these shards are built already; nothing to do")
         return
@@ -74,11 +76,12 @@ def build(
     for shard, rejected in _write_all(plans[part::parts], workers or len(os.sched_getaffinity(0))):
         shards += [shard] if shard.samples else []
         rejects += rejected
-    record = {"settings": settings, "findings": content.findings, "shards": [asdict(shard) for shard in shards], "rejects": rejects}
+    record = {"settings": settings, "findings": content.findings, "part": part, "parts": parts,
+              "shards": [asdict(shard) for shard in shards], "rejects": rejects}  # fmt: skip
     if parts == 1:
         _finish(out, [record])
     else:
-        write_bytes(out / f"part-{part:05d}-of-{parts:05d}.json", json.dumps({**record, "part": part, "parts": parts}).encode())
+        write_bytes(out / f"part-{part:05d}-of-{parts:05d}.json", json.dumps(record).encode())
         print(f"{out}: part {part} of {parts} done; when all are: python -m shard merge {out}")
 
 
@@ -128,7 +131,9 @@ def _describe(row: dict[str, Any], findings: tuple[str, ...]) -> tuple[str, str,
 def _write_all(plans: list[Plan], workers: int) -> Iterator[tuple[Shard, list[tuple[str, str, str]]]]:
     """Write every planned shard, in order, on `workers` processes, with one progress bar over images."""
     total = sum(len(plan.rows) for plan in plans)
-    context = multiprocessing.get_context("spawn")
+    # webdataset imports torch, which takes seconds: once in the fork server, not once in each worker.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["shard.write"])
     done = context.Value("l", 0)
     with tqdm(total=total, desc="sharding", unit=" images", disable=None) as bar:
         if workers == 1 or len(plans) <= 1:
@@ -158,27 +163,27 @@ def write_shard(plan: Plan) -> tuple[Shard, list[tuple[str, str, str]]]:
     """Write one tar and its index; return their record and the rejected rows as (key, path, reason)."""
     tar, index = plan.out / f"{plan.stem}.tar", plan.out / f"{plan.stem}.idx"
     sums, samples, rejects = np.zeros(3, np.int64), 0, []
-    with replacing(tar) as file:
-        # Time, owner and mode are pinned: the same input gives the same bytes.
-        with webdataset.TarWriter(file, user="cxr", group="cxr", mode=0o644, mtime=0) as writer:
-            for key, path, content in plan.rows:
-                try:
-                    grey = load_grey(plan.src / path, plan.size)
-                except UnreadableImage as error:
-                    rejects.append((key, path, str(error)))
+    # Time, owner and mode are pinned: the same input gives the same bytes.
+    pinned = {"user": "cxr", "group": "cxr", "mode": 0o644, "mtime": 0}
+    with replacing(tar) as file, webdataset.TarWriter(file, **pinned) as writer:
+        for key, path, content in plan.rows:
+            try:
+                grey = load_grey(plan.src / path, plan.size)
+            except UnreadableImage as error:
+                rejects.append((key, path, str(error)))
+            else:
+                sample: dict[str, Any] = {"__key__": key, "json": content.encode()}
+                if plan.encoding == "raw":
+                    grey = to_square(grey, plan.size)
+                    sample["raw"] = grey.tobytes()
                 else:
-                    sample: dict[str, Any] = {"__key__": key, "json": content.encode()}
-                    if plan.encoding == "raw":
-                        grey = to_square(grey, plan.size)
-                        sample["raw"] = grey.tobytes()
-                    else:
-                        sample["jpg"] = encode_jpeg(grey, plan.quality)
-                    writer.write(sample)
-                    wide = grey.astype(np.int64)
-                    sums += (wide.size, wide.sum(), np.square(wide).sum())
-                    samples += 1
-                with _done.get_lock():
-                    _done.value += 1
+                    sample["jpg"] = encode_jpeg(grey, plan.quality)
+                writer.write(sample)
+                wide = grey.astype(np.int64)
+                sums += (wide.size, wide.sum(), np.square(wide).sum())
+                samples += 1
+            with _done.get_lock():
+                _done.value += 1
     if not samples:
         tar.unlink()
         return Shard(tar.name, index.name, plan.split, 0, 0, 0, "", "", 0, 0, 0), rejects

@@ -38,8 +38,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path}: not a readable checkpoint ({reason[:120]}); remove it to go on from the one before") from None
+        raise InputError(f"{path}: not a readable checkpoint ({reason[:120]}); "
+                         "remove it to go on from the one before") from None
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
-        raise InputError(f"{path}: format {found!r}, this version reads {FORMAT!r}; start the run anew in another folder")
+        raise InputError(f"{path}: format {found!r}, this version reads {FORMAT!r}; train anew in another folder")
     return dict(state)

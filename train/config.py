@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +45,7 @@ class Config:
             if not low <= value <= high:
                 raise InputError(f"--{name.replace('_', '-')}={value}: wants a number from {low} to {high}")
         # Frozen for everyone else: "auto" is settled here, so that a checkpoint says what really ran.
-        object.__setattr__(self, "device", _resolve_device(self.device))
+        object.__setattr__(self, "device", resolve_device(self.device))
         object.__setattr__(self, "precision", _resolve_precision(self.precision, self.device))
 
     @property
@@ -53,15 +53,20 @@ class Config:
         """The loader's backend."""
         return "dali" if self.dali else "torchvision"
 
+    def plain(self) -> dict[str, str | int | float | bool]:
+        """All settings as plain values, as a checkpoint keeps them."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
     def decisive(self) -> dict[str, object]:
         """The settings that change the weights a step gives; a resumed run must agree in all of them."""
         names = ("dali", "arch", "size", "batch_size", "lr", "temperature", "precision", "device", "seed")
         return {name: getattr(self, name) for name in names}
 
 
-def _resolve_device(device: Device) -> Device:
+def resolve_device(device: Device) -> Device:
+    """Settle "auto": cuda where there is a GPU, else cpu. Raises InputError where a wanted GPU is not there."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device=cuda: PyTorch sees no GPU here; use --device=cpu, or check the driver with nvidia-smi")
+        raise InputError("--device=cuda: PyTorch sees no GPU here; use --device=cpu or see nvidia-smi")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
@@ -74,4 +79,4 @@ def _resolve_precision(precision: Precision, device: Device) -> Precision:
         return precision
     if device == "cuda":
         return "fp16"
-    return "bf16" if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"

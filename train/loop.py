@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ def pretrain(config: Config) -> None:
     loader = two_view_loader(config.backend, config.shards, manifest, recipe, batch_size=config.batch_size,
                              device=device, workers=config.workers, seed=config.seed)  # fmt: skip
     torch.manual_seed(config.seed)  # the weights are all that is drawn from torch's generator
-    model = SimCLR(config.arch).to(device, memory_format=torch.channels_last)
+    model = SimCLR(config.arch).to(memory_format=torch.channels_last).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     run = Run(config, manifest, recipe, loader, model, optimizer, scaler)
@@ -71,9 +71,9 @@ def train_epoch(run: Run, journal: Journal, bar: Any, epoch: int, done: int) -> 
             journal.write("step", step=run.step, epoch=epoch + number / steps, loss=loss, lr=config.lr)
             bar.set_postfix(epoch=f"{epoch + 1}/{config.epochs}", loss=f"{loss:.3f}")
             interval = []
-            if not torch.isfinite(torch.tensor(loss)):
-                raise InputError(f"step {run.step}: the loss is {loss}; lower --lr={config.lr}, or use --precision=fp32; "
-                                 f"the last good checkpoint is {newest_checkpoint(config.out)}")
+            if not math.isfinite(loss):
+                raise InputError(f"step {run.step}: the loss is {loss}; lower --lr={config.lr} or use --precision=fp32"
+                                 f"; the last good checkpoint is {newest_checkpoint(config.out)}")
         if run.step == config.limit_steps:
             run.save(epoch, number, at_start)
             return
@@ -94,7 +94,7 @@ def train_step(run: Run, view1: torch.Tensor, view2: torch.Tensor) -> torch.Tens
         z1, z2 = run.model(torch.cat([view1, view2])).chunk(2)  # [B, 128] each, BatchNorm over both views
         loss = nt_xent(z1, z2, run.config.temperature)
     run.optimizer.zero_grad(set_to_none=True)
-    run.scaler.scale(loss).backward()
+    run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.step += 1
@@ -120,9 +120,10 @@ class Run:
         """Write a checkpoint `done_in_epoch` steps into `epoch`; `loader` is its state when that epoch began."""
         save_checkpoint(self.config.out, self.step, {
             "settings": self._settings, "recipe": asdict(self.recipe),
-            "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self.config).items()},
+            "config": self.config.plain(),
             "epoch": epoch, "done_in_epoch": done_in_epoch, "step": self.step, "loader": loader,
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
         })  # fmt: skip
 
     def resume(self) -> tuple[int, int]:
@@ -134,10 +135,10 @@ class Run:
         if path is None:
             return 0, 0
         state = load_checkpoint(path)
-        differing = [name for name in self._settings if state["settings"].get(name) != self._settings[name]]
+        then, now = state["settings"], self._settings
+        differing = [f"{name} {then.get(name)} there, {now[name]} now" for name in now if then.get(name) != now[name]]
         if differing:
-            shown = ", ".join(f"{name} {state['settings'].get(name)} there, {self._settings[name]} now" for name in differing)
-            raise InputError(f"{path}: made under other settings ({shown}); use those, or another --out")
+            raise InputError(f"{path}: made under other settings ({', '.join(differing)}); use those, or another --out")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,44 @@
+# make demo    synthetic radiographs → shards → SimCLR → 10-shot report, in out/demo
+# make test    the tests          make lint   ruff and mypy
+# Both make the virtual environment .venv and install into it first, where that is not done yet.
+
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+READY  := $(VENV)/installed
+DEMO   := out/demo
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(DEMO)/report.html
+	@echo "Open $(DEMO)/report.html"
+
+test: $(READY)
+	$(RUN) -m pytest
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is wanted, this is " + sys.version.split()[0] + "; use: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+DEMO_IMAGES := 1500
+DEMO_TRAIN  := --dali --arch=resnet18 --size=64 --epochs=12 --batch-size=64 --lr=1e-3
+
+$(DEMO)/radiographs/valid.csv: | $(READY)
+	$(RUN) -m shard phantom $(DEMO)/radiographs --images=$(DEMO_IMAGES)
+
+$(DEMO)/shards/manifest.json: $(DEMO)/radiographs/valid.csv
+	$(RUN) -m shard build $(DEMO)/radiographs $(DEMO)/shards
+
+$(DEMO)/report.html: $(DEMO)/shards/manifest.json
+	$(RUN) -m train $(DEMO_TRAIN) --shards=$(DEMO)/shards --out=$(DEMO)/run
+	$(RUN) -m probe report $(DEMO)/run --shards=$(DEMO)/shards --out=$(DEMO)
+
+clean:
+	rm -rf out

@@ -1,0 +1,52 @@
+"""The house keeps its order: who may import whom, and what importing may do."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+MAY_IMPORT = {
+    "shard": {"shard"},
+    "pipeline": {"shard", "pipeline"},
+    "train": {"shard", "pipeline", "train"},
+    "probe": {"shard", "pipeline", "train", "probe"},
+    "bench": {"shard", "pipeline", "train", "probe", "bench"},
+}
+
+
+def imports_of(file: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(node.module or "")
+    return modules
+
+
+def test_imports_run_one_way() -> None:
+    files = {package: sorted((ROOT / package).glob("**/*.py")) for package in MAY_IMPORT}
+    assert all(files.values())
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {module}"
+        for package, allowed in MAY_IMPORT.items()
+        for file in files[package]
+        for module in imports_of(file)
+        if module.split(".")[0] in set(MAY_IMPORT) - allowed
+    ]
+    assert not wrong
+
+
+def test_only_pipeline_dali_imports_dali() -> None:
+    users = [file.relative_to(ROOT).as_posix() for package in MAY_IMPORT for file in (ROOT / package).glob("**/*.py")
+             if any(module.startswith("nvidia") for module in imports_of(file))]  # fmt: skip
+    assert users == ["pipeline/dali.py"]
+
+
+def test_importing_everything_prints_nothing_and_loads_no_dali() -> None:
+    modules = "shard.write, shard.verify, pipeline.loader, train.loop, probe.report, bench.io"
+    code = f"import sys, {modules}; print('nvidia.dali' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")

@@ -1,0 +1,74 @@
+"""The readable twin against arithmetic done by hand, and its promise that a sample's views are its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.loader import two_view_loader
+from pipeline.recipe import Recipe, View
+from pipeline.reference import ShardImages, make_view
+from tests.conftest import Shards
+
+PLAIN = Recipe(size=8, mean=0.0, std=1.0)
+
+
+def whole(**changes: object) -> View:
+    return View(**{"top": 0, "left": 0, "height": 8, "width": 8, "flip": False, "sigma": 0.0, "brightness": 1.0,
+                   "contrast": 1.0, **changes})  # type: ignore[arg-type]  # fmt: skip
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    return torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_identity_leaves_the_image(image: torch.Tensor) -> None:
+    assert torch.allclose(make_view(image, whole(), PLAIN), image, atol=1e-6)
+
+
+def test_each_parameter_does_its_own_work(image: torch.Tensor) -> None:
+    assert torch.allclose(make_view(image, whole(flip=True), PLAIN), image.flip(-1), atol=1e-6)
+    assert torch.allclose(make_view(image, whole(brightness=1.3), PLAIN), (image * 1.3).clamp(0, 1), atol=1e-6)
+    mean = image.mean()
+    wanted = ((image - mean) * 0.7 + mean).clamp(0, 1)
+    assert torch.allclose(make_view(image, whole(contrast=0.7), PLAIN), wanted, atol=1e-6)
+    cropped = make_view(image, whole(top=2, left=4, height=2, width=4), Recipe(size=2, mean=0.0, std=1.0))
+    assert cropped.shape == (1, 2, 2) and cropped.min() >= image[0, 2:4, 4:].min()
+    normalised = make_view(image, whole(), Recipe(size=8, mean=0.5, std=0.25))
+    assert torch.allclose(normalised, (image - 0.5) / 0.25, atol=1e-5)
+
+
+def test_the_blur_is_a_gaussian_cut_at_three_sigma() -> None:
+    recipe, sigma = Recipe(size=21, mean=0.0, std=1.0), 1.5
+    point = torch.zeros(1, 21, 21)
+    point[0, 10, 10] = 1
+    weights = np.exp(-0.5 * (np.arange(-10, 11) / sigma) ** 2) * (np.abs(np.arange(-10, 11)) <= 5)
+    wanted = np.outer(weights, weights) / weights.sum() ** 2
+    blurred = make_view(point, whole(height=21, width=21, sigma=sigma), recipe)
+    assert np.abs(blurred[0].numpy() - wanted).max() < 1e-6
+
+
+def test_a_sample_gets_the_same_views_whatever_the_batch_and_the_ranks(shards: Shards) -> None:
+    recipe = Recipe(size=16)
+    def views(batch_size: int, rank: int, world: int, workers: int) -> set[bytes]:
+        loader = two_view_loader("torchvision", shards.folder, shards.manifest, recipe, batch_size=batch_size, seed=3,
+                                 device=torch.device("cpu"), workers=workers, rank=rank, world=world)  # fmt: skip
+        return {pair.numpy().tobytes() for batch in loader for pair in torch.stack(batch, 1)}
+
+    one = views(1, 0, 1, 1)
+    assert len(one) == shards.manifest.images("train")
+    for rank in range(2):
+        part = views(7, rank, 2, 2)
+        assert part < one
+
+
+def test_raw_and_jpeg_shards_hold_the_same_images(shards: Shards, raw_shards: Shards) -> None:
+    jpeg, raw = (ShardImages(made.folder, made.manifest, "valid") for made in (shards, raw_shards))
+    assert len(jpeg) == len(raw) == shards.manifest.images("valid")
+    for number in range(len(raw)):
+        assert jpeg.key(number) == raw.key(number)
+        height, width = jpeg[number].shape[1:]
+        top, left = (height - 96) // 2, (width - 96) // 2
+        assert (jpeg[number][:, top : top + 96, left : left + 96] - raw[number]).abs().mean() < 0.01

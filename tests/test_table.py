@@ -1,0 +1,110 @@
+"""Folders of each format → one tidy table; each fault in one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from shard.errors import InputError
+from shard.phantom import TASKS
+from shard.table import read_table
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (40, 50), 128).save(path)
+
+
+def plain(folder: Path, text: str, *files: str) -> Path:
+    for file in files or ("a.png", "b.png"):
+        picture(folder / file)
+    table = folder / "table.csv"
+    table.write_text(text)
+    return table
+
+
+def test_chexpert_phantoms_keep_every_row_and_label(radiographs: Path) -> None:
+    table = read_table(radiographs)
+    raw = pd.concat([pd.read_csv(radiographs / f"{split}.csv") for split in ("train", "valid")])
+    assert table.dataset == "chexpert"
+    assert len(table.rows) == len(raw) == 120
+    for task in TASKS:
+        assert table.rows[task].value_counts().to_dict() == raw[task].value_counts().to_dict()
+        assert table.rows[task].isna().sum() == raw[task].isna().sum()
+    assert all((radiographs / path).is_file() for path in table.rows["path"])
+    assert set(table.rows["view"]) == {"AP", "PA", "lateral"}
+    assert table.rows["key"].str.fullmatch(r"patient\d{5}_study\d+_view\d+_(frontal|lateral)").all()
+
+
+def test_chexpert_under_any_prefix(tmp_path: Path) -> None:
+    for prefix in ("", "CheXpert-v1.0/", "re/hosted/"):
+        picture(tmp_path / "train/patient00007/study1/view1_frontal.jpg")
+        (tmp_path / "train.csv").write_text(f"Path,Edema\n{prefix}train/patient00007/study1/view1_frontal.jpg,-1.0\n")
+        (row,) = read_table(tmp_path).rows.to_dict("records")
+        assert row["path"] == "train/patient00007/study1/view1_frontal.jpg"
+        assert (row["patient"], row["split"], row["Edema"]) == ("patient00007", "train", -1)
+
+
+def test_nih_labels_folders_and_the_union_of_opacities(tmp_path: Path) -> None:
+    names = [f"{number:08d}_000.png" for number in range(40)]
+    labels = ["No Finding", "Effusion|Mass", "Cardiomegaly", "Edema"] * 10
+    lines = [f"{name},{label},0,{number},50,M,PA" for number, (name, label) in enumerate(zip(names, labels, strict=True))]
+    (tmp_path / "Data_Entry_2017_v2020.csv").write_text(
+        "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position\n" + "\n".join(lines)
+    )
+    for number, name in enumerate(names):
+        picture(tmp_path / f"images_{number % 3:03d}" / "images" / name)
+    rows = read_table(tmp_path).rows
+    assert all((tmp_path / path).is_file() for path in rows["path"])
+    assert rows[["Effusion", "Cardiomegaly", "Lung Opacity", "No Finding"]].iloc[:4].to_numpy().tolist() == [
+        [0, 0, 0, 1], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 1, 0]]  # fmt: skip
+    assert set(rows["split"]) == {"train", "valid", "test"}
+    (tmp_path / "test_list.txt").write_text("\n".join(names[:5]))
+    official = read_table(tmp_path).rows
+    assert official["split"].tolist()[:5] == ["test"] * 5 and "test" not in official["split"].tolist()[5:]
+
+
+def test_a_patient_keeps_its_hashed_side_whatever_the_other_rows(tmp_path: Path) -> None:
+    files = [f"{number}.png" for number in range(60)]
+    rows = [f"{file},p{number},1" for number, file in enumerate(files)]
+    long = read_table(tmp_path, table=plain(tmp_path, "path,patient,Mass\n" + "\n".join(rows), *files)).rows
+    short = read_table(tmp_path, table=plain(tmp_path, "path,patient,Mass\n" + "\n".join(rows[::-2]), *files)).rows
+    sides = dict(zip(long["patient"], long["split"], strict=True))
+    assert len(set(sides.values())) == 3
+    assert all(sides[patient] == split for patient, split in zip(short["patient"], short["split"], strict=True))
+
+
+def test_keys_hold_neither_dots_nor_blanks(tmp_path: Path) -> None:
+    table = plain(tmp_path, "path,patient,split,Mass\n1.2.840/a b.png,p,train,\n", "1.2.840/a b.png")
+    assert read_table(tmp_path, table=table).rows["key"].tolist() == ["1_2_840_a_b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("path,split,Mass\na.png,train,1\n", "column 'patient' is missing"),
+        ("path,patient,split,Mass\n", "no rows below the header"),
+        ("", "not a readable CSV"),
+        ("path,patient,split,Mass\na.png,p,train,2\n", "label '2'"),
+        ("path,patient,split,Mass\na.png,p,train,yes\n", "label 'yes'"),
+        ("path,patient,split,Mass\na.png,p,training,1\n", "split 'training'"),
+        ("path,patient,split,Mass\na.png,p,train,1\na.png,p,train,0\n", "a second row for key 'a'"),
+        ("path,patient,split,Mass\na.png,p,train,1\nb.png,p,valid,0\n", "patient 'p' is in more than one split"),
+        ("path,patient,split,Mass\na.png,p,valid,1\n", "no row is in split 'train'"),
+        ("path,patient,split,Mass\nx/a.png,p,train,1\n", "no such image"),
+    ],
+)
+def test_a_faulty_table_is_named(tmp_path: Path, text: str, wanted: str) -> None:
+    table = plain(tmp_path, text)
+    with pytest.raises(InputError, match=wanted):
+        read_table(tmp_path, table=table)
+
+
+def test_an_unknown_folder_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"neither train\.csv"):
+        read_table(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        read_table(tmp_path / "absent")
