@@ -33,7 +33,7 @@ def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, siz
         pictures = [image, *(make_view(image, view, recipe) for view in views)]
         titles = [source.key(int(number)), *map(_describe, views)]
         for axis, picture, title in zip(row, pictures, titles, strict=True):
-            axis.imshow(picture[0], cmap="gray", vmin=0, vmax=1)
+            axis.imshow(picture[0].numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set_title(title, fontsize=7)
             axis.axis("off")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torchvision
 from torch import nn
 
 from shard.errors import InputError
-from train.checkpoint import load_checkpoint, newest_checkpoint
+from train.checkpoint import UnreadableTensors, load_checkpoint, newest_checkpoint, read_tensors
 from train.model import grey_resnet
 
 # Per-channel statistics torchvision's ImageNet weights were trained with.
@@ -104,9 +103,9 @@ def imagenet_encoder(arch: str, mean: float, std: float, weights: Path | None) -
 
 
 def _read_weights(path: Path) -> Any:
+    if not path.exists():
+        raise InputError(f"--imagenet-weights={path}: no such file; give a state dict saved by torchvision")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"--imagenet-weights={path}: no such file; give a state dict saved by torchvision") from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-        raise InputError(f"--imagenet-weights={path}: not a state dict; give a file saved by torchvision") from None
+        return read_tensors(path)
+    except UnreadableTensors as error:
+        raise InputError(f"--imagenet-weights={path}: not a state dict ({error}); give one of torchvision's") from None

@@ -139,7 +139,8 @@ def _notes(
         "a support set; balanced by drawing the larger class down, so guessing the majority scores 50 %. Labelled "
         f"there: {counts}.",
         "Uncertain (-1) and blank labels are left out. Features are frozen, standardised by the unlabelled training "
-        f"images; logistic regression with L2, C = {INVERSE_L2:g}, to convergence; final, not peak, accuracy.",
+        "images and divided by the square root of the encoder's width; logistic regression with L2, "
+        f"C = {INVERSE_L2:g}, to convergence; final, not peak, accuracy.",
         *(f"{encoder.name}: {encoder.source}." for encoder in encoders),
         *(f"{reason}." for reason in unmeasured),
     ]

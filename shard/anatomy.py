@@ -167,7 +167,7 @@ def lateral(state: State, body: np.random.Generator, breath: float) -> Plane:
     front = 0.42 + 0.03 * tall + 0.38 * _ramp(V - 0.3, 0.7)  # inside the breast bone
     back = 0.62 + 0.22 * np.sin(np.clip(2.2 * V + 0.3, 0, np.pi))  # inside the back ribs
     skin = 0.12 + 0.06 * fat
-    image = _ramp(U + front + skin, 0.06) * _ramp(back + skin - U, 0.06) * np.float32(0.8 + 0.04 * base)
+    image: Plane = _ramp(U + front + skin, 0.06) * _ramp(back + skin - U, 0.06) * np.float32(0.8 + 0.04 * base)
     below = _ramp(V - (0.85 + 0.06 * breath + 0.3 * np.clip((U + 0.3) / 1.1, 0, 1) ** 2), 0.03)
     if height := 0.75 * _grow(state.effusion, 0.42) ** 0.7:  # fluid lies behind first
         below = np.maximum(below, _ramp(V - (1.15 - height + 0.2 * (1 - np.exp((U - 0.85) / 0.2))), 0.05))
@@ -180,8 +180,9 @@ def lateral(state: State, body: np.random.Generator, breath: float) -> Plane:
     ribs = np.float32(0.05) * _ramp(0.2 - np.abs(phase - np.floor(phase) - np.float32(0.5)), 0.15)
     image *= 1 + ribs + np.float32(0.1) * below + 0.12 * _ramp(0.1 * U - V, 0.2)  # last: the raised arms
     image -= lung * (air - np.maximum(0.3 * heart, 0.18 * stem))
-    spine: Plane = _ramp(0.12 - np.abs(U - back + 0.16), 0.06) * (0.12 + 0.05 * np.sin(46 * V))
-    return image + spine
+    spine = _ramp(0.12 - np.abs(U - back + 0.16), 0.06) * (0.12 + 0.05 * np.sin(46 * V))
+    film: Plane = image + spine
+    return film
 
 
 def expose(image: Plane, rng: np.random.Generator, loose: float) -> Image.Image:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import webdataset
 from tqdm import tqdm
 
 from shard.errors import InputError
@@ -133,7 +132,7 @@ def _write_all(plans: list[Plan], workers: int) -> Iterator[tuple[Shard, list[tu
     total = sum(len(plan.rows) for plan in plans)
     # webdataset imports torch, which takes seconds: once in the fork server, not once in each worker.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["shard.write"])
+    context.set_forkserver_preload(["shard.write", "webdataset"])
     done = context.Value("l", 0)
     with tqdm(total=total, desc="sharding", unit=" images", disable=None) as bar:
         if workers == 1 or len(plans) <= 1:
@@ -163,6 +162,8 @@ def write_shard(plan: Plan) -> tuple[Shard, list[tuple[str, str, str]]]:
     """Write one tar and its index; return their record and the rejected rows as (key, path, reason)."""
     tar, index = plan.out / f"{plan.stem}.tar", plan.out / f"{plan.stem}.idx"
     sums, samples, rejects = np.zeros(3, np.int64), 0, []
+    import webdataset  # imports torch, which takes seconds that no other command should wait for
+
     # Time, owner and mode are pinned: the same input gives the same bytes.
     pinned = {"user": "cxr", "group": "cxr", "mode": 0o644, "mtime": 0}
     with replacing(tar) as file, webdataset.TarWriter(file, **pinned) as writer:

@@ -65,6 +65,5 @@ SMALL = ("--arch=resnet18", "--size=32", "--batch-size=16", "--lr=1e-3", "--prec
 def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run python -m MODULE from the root of the repository, as a user does."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "" if not torch.cuda.is_available() else "0"}
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
-    )
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)

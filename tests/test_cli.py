@@ -26,7 +26,8 @@ def call(*argv: str) -> dict[str, object]:
 
 
 def test_values_take_the_type_of_their_hint() -> None:
-    made = call("folder", "--epochs=5", "--lr", "1e-3", "--dali", "--mode=b", "--tasks=Lung Opacity,Edema", "--table=1e3")
+    made = call("folder", "--epochs=5", "--lr", "1e-3", "--dali", "--mode=b", "--tasks=Lung Opacity,Edema",
+                "--table=1e3")  # fmt: skip
     assert made == {
         "src": Path("folder"), "epochs": 5, "lr": 0.001, "dali": True, "mode": "b",
         "tasks": ("Lung Opacity", "Edema"), "table": Path("1e3"),

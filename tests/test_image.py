@@ -22,7 +22,7 @@ def test_every_eight_bit_mode_gives_the_same_greys(tmp_path: Path, mode: str) ->
 
 
 def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path) -> None:
-    Image.fromarray((RAMP.astype(np.uint16) * 8 + 700)).save(tmp_path / "image.png")
+    Image.fromarray(RAMP.astype(np.uint16) * 8 + 700).save(tmp_path / "image.png")
     assert np.abs(load_grey(tmp_path / "image.png", 500).astype(int) - RAMP).max() <= 2
 
 
@@ -34,7 +34,8 @@ def test_the_short_side_is_shrunk_and_never_enlarged(tmp_path: Path, size: int, 
 
 def test_shrinking_a_jpeg_while_decoding_stays_close_to_full_decoding(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    smooth = Image.fromarray(rng.integers(0, 256, (40, 50), dtype=np.uint8)).resize((1000, 800), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (40, 50), dtype=np.uint8))
+    smooth = coarse.resize((1000, 800), Image.Resampling.BICUBIC)
     smooth.save(tmp_path / "image.jpg", quality=95)
     full = np.asarray(Image.open(tmp_path / "image.jpg").resize((125, 100), Image.Resampling.BICUBIC)).astype(float)
     error = np.square(load_grey(tmp_path / "image.jpg", 100) - full).mean()

@@ -51,10 +51,9 @@ def test_chexpert_under_any_prefix(tmp_path: Path) -> None:
 def test_nih_labels_folders_and_the_union_of_opacities(tmp_path: Path) -> None:
     names = [f"{number:08d}_000.png" for number in range(40)]
     labels = ["No Finding", "Effusion|Mass", "Cardiomegaly", "Edema"] * 10
-    lines = [f"{name},{label},0,{number},50,M,PA" for number, (name, label) in enumerate(zip(names, labels, strict=True))]
-    (tmp_path / "Data_Entry_2017_v2020.csv").write_text(
-        "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position\n" + "\n".join(lines)
-    )
+    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
+    lines = (f"{name},{labels[number]},0,{number},50,M,PA" for number, name in enumerate(names))
+    (tmp_path / "Data_Entry_2017_v2020.csv").write_text("\n".join([header, *lines]))
     for number, name in enumerate(names):
         picture(tmp_path / f"images_{number % 3:03d}" / "images" / name)
     rows = read_table(tmp_path).rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,25 @@ def newest_checkpoint(run: Path) -> Path | None:
     return max((run / "checkpoints").glob("step-*.pt"), default=None)
 
 
+class UnreadableTensors(Exception):
+    """A file that PyTorch can't read as data; its text is the reason, in one line."""
+
+
+def read_tensors(path: Path) -> Any:
+    """What torch.save wrote, onto the CPU, as data alone: code in the file is refused. Raises UnreadableTensors."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a rotten pickle may raise anything at all
+        reason = str(error).strip().split("\n")[0][:120]
+        raise UnreadableTensors(f"{type(error).__name__}: {reason}") from None
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint's state onto the CPU. Raises InputError where it can't be read or is of another format."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path}: not a readable checkpoint ({reason[:120]}); "
+        state = read_tensors(path)
+    except UnreadableTensors as error:
+        raise InputError(f"{path}: not a readable checkpoint ({error}); "
                          "remove it to go on from the one before") from None
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:

@@ -30,6 +30,24 @@ def pretrain(config: Config) -> None:
     Leaves checkpoints/, metrics.jsonl, tensorboard/ and loss.png there. A run stopped anywhere and started again
     goes through the same batches and, on a CPU, ends with the same weights as one never stopped.
     """
+    run = set_up(config)
+    epoch, done_in_epoch = run.resume()
+    if run.finished(epoch):
+        print(f"{config.out}: {run.step} steps are done, as many as asked for; nothing to do")
+        return
+    config.out.mkdir(parents=True, exist_ok=True)
+    journal = Journal(config.out, run.step)
+    images = len(run.loader) * config.batch_size
+    with tqdm(total=config.epochs * images, initial=run.step * config.batch_size, desc="pretraining", unit=" images",
+              smoothing=0.05, disable=None) as bar:  # fmt: skip
+        while not run.finished(epoch):
+            train_epoch(run, journal, bar, epoch, done_in_epoch)
+            epoch, done_in_epoch = epoch + 1, 0
+    journal.close()
+
+
+def set_up(config: Config) -> Run:
+    """The loader, model and optimiser that `config` asks for, at step 0. Raises InputError where that can't be."""
     manifest = read_manifest(config.shards)
     recipe = Recipe(size=config.size, mean=manifest.pixel_mean, std=manifest.pixel_std)
     device = torch.device(config.device)
@@ -39,19 +57,7 @@ def pretrain(config: Config) -> None:
     model = SimCLR(config.arch).to(memory_format=torch.channels_last).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    run = Run(config, manifest, recipe, loader, model, optimizer, scaler)
-    epoch, done_in_epoch = run.resume()
-    if run.finished(epoch):
-        print(f"{config.out}: all {config.epochs} epochs are done; nothing to do")
-        return
-    config.out.mkdir(parents=True, exist_ok=True)
-    journal = Journal(config.out, run.step)
-    with tqdm(total=config.epochs * len(loader) * config.batch_size, initial=run.step * config.batch_size,
-              desc="pretraining", unit=" images", smoothing=0.05, disable=None) as bar:  # fmt: skip
-        while not run.finished(epoch):
-            train_epoch(run, journal, bar, epoch, done_in_epoch)
-            epoch, done_in_epoch = epoch + 1, 0
-    journal.close()
+    return Run(config, manifest, recipe, loader, model, optimizer, scaler)
 
 
 def train_epoch(run: Run, journal: Journal, bar: Any, epoch: int, done: int) -> None:

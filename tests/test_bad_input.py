@@ -1,0 +1,87 @@
+"""Each mistake a user makes: one line with the thing, the value and the cure, no traceback, nothing begun."""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Shards, run_module
+
+
+@pytest.fixture
+def place(tmp_path: Path, shards: Shards, radiographs: Path) -> Path:
+    (tmp_path / "empty").mkdir()
+    for name, text in (("empty-csv", ""), ("no-rows", "Path,Cardiomegaly\n"), ("no-path", "File,Cardiomegaly\na,1\n"),
+                       ("no-image", "Path,Edema\nx/train/patient00001/study1/view1_frontal.jpg,1\n")):  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.csv").write_text(text)
+    broken = tmp_path / "unreadable" / "train/patient00001/study1"
+    broken.mkdir(parents=True)
+    (broken / "view1_frontal.jpg").write_text("no image")
+    shutil.copy(tmp_path / "no-image" / "train.csv", tmp_path / "unreadable" / "train.csv")
+    shutil.copytree(shards.folder, tmp_path / "short")
+    tar = tmp_path / "short" / shards.manifest.shards[0].tar
+    tar.write_bytes(tar.read_bytes()[:-512])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "wanted"),
+    [
+        ("shard build {place}/absent OUT", 1, ["absent: no such folder"]),
+        ("shard build {place}/empty OUT", 1, ["neither train.csv", "--table=PATH"]),
+        ("shard build {place}/empty-csv OUT", 1, ["train.csv: not a readable CSV"]),
+        ("shard build {place}/no-rows OUT", 1, ["train.csv: no rows below the header"]),
+        ("shard build {place}/no-path OUT", 1, ["column 'Path' is missing", "File"]),
+        ("shard build {place}/no-image OUT", 1, ["view1_frontal.jpg: no such image"]),
+        ("shard build {place}/unreadable OUT", 1, ["view1_frontal.jpg", "not one of 1 rows"]),
+        ("shard build {radiographs} OUT --quality=200", 1, ["--quality=200", "from 1 to 100"]),
+        ("shard build {radiographs} OUT --dataset=mimic", 2, ["--dataset=mimic: not one of"]),
+        ("shard build {radiographs} OUT --part=3 --parts=2", 1, ["--part=3"]),
+        ("shard merge {place}/empty", 1, ["no part-*.json"]),
+        ("shard verify {place}/short", 1, [".tar:", "bytes, the manifest says"]),
+        ("train --shards={place}/absent --out=OUT", 1, ["absent: no such folder", "python -m shard build"]),
+        ("train --shards={place}/empty --out=OUT", 1, ["manifest.json: no such file", "python -m shard build"]),
+        ("train --dali --shards={place}/short --out=OUT", 1, [".tar:", "bytes, the manifest says"]),
+        ("train --shards={shards} --out=OUT --epoch=3", 2, ["--epoch", "did you mean --epochs?"]),
+        ("train --shards={shards} --out=OUT --epochs=three", 2, ["--epochs=three", "whole number"]),
+        ("train --shards={shards} --out=OUT --dali=maybe", 2, ["--dali=maybe", "true or false"]),
+        ("train --shards={shards} --out=OUT --epochs=0", 1, ["--epochs=0", "from 1"]),
+        ("train --shards={shards} --out=OUT --batch-size=4000", 1, ["--batch-size=4000", "lower it"]),
+        ("train --shards={shards} --out=OUT --precision=fp16 --device=cpu", 1, ["--precision=fp16", "bf16"]),
+        ("train --out=OUT", 2, ["shards"]),
+        ("probe report {place}/absent --shards={shards} --out=OUT", 1, ["no checkpoint", "python -m train"]),
+        ("probe report {trained} --shards={place}/empty --out=OUT", 1, ["manifest.json: no such file"]),
+        ("probe report {trained} --shards={shards} --out=OUT --tasks=Cardiomegly", 1, ["Cardiomegly", "it has:"]),
+        ("probe report {trained} --shards={shards} --out=OUT --draws=0", 1, ["--draws=0"]),
+        ("pipeline preview {place}/empty --out=OUT", 1, ["manifest.json: no such file"]),
+        ("bench.io {place}/empty --json-out=OUT", 1, ["manifest.json: no such file"]),
+    ],
+)
+def test_one_line_non_zero_and_nothing_begun(
+    command: str, status: int, wanted: list[str], place: Path, shards: Shards, radiographs: Path, trained: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The very `__main__`s, run in this process: starting PyTorch anew for each would take minutes."""
+    out = place / "out"
+    filled = command.format(place=place, shards=shards.folder, radiographs=radiographs, trained=trained)
+    module, *arguments = filled.replace("OUT", str(out)).split(" ")
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(module if "." in module else f"{module}.__main__", run_name="__main__")
+    error = capfd.readouterr().err
+    assert stop.value.code == status, error
+    assert all(word in error for word in wanted), error
+    assert error.count("\n") == 1
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_a_checkpoint_of_another_architecture_is_named(shards: Shards, trained: Path) -> None:
+    done = run_module("train", f"--shards={shards.folder}", f"--out={trained}", "--arch=resnet50")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "arch resnet18 there, resnet50 now" in done.stderr and "another --out" in done.stderr
