@@ -18,7 +18,7 @@ from shard.image import load_grey
 from shard.manifest import read_manifest
 from shard.read import read_index, read_labels
 from shard.table import read_table
-from shard.verify import verify
+from shard.verify import info, verify
 from shard.write import build, merge
 from tests.conftest import Shards
 
@@ -144,3 +144,13 @@ def test_verify_names_the_damaged_file(shards: Shards, tmp_path: Path, damage: s
     victim.write_bytes(content)
     with pytest.raises(InputError, match=victim.name):
         verify(copy)
+
+
+def test_info_prints_counts_labels_and_settings(shards: Shards, capsys: pytest.CaptureFixture[str]) -> None:
+    info(shards.folder)
+    page = capsys.readouterr().out
+    train = shards.manifest.counts["train"]
+    labels = shards.manifest.labels["train"]["Cardiomegaly"]
+    assert f"train: {train['images']} images of {train['patients']} patients" in page
+    assert f"{labels['1']:8}{labels['0']:8}{labels['-1']:8}{labels['blank']:8}" in page
+    assert "size=96" in page and shards.manifest.fingerprint() in page
