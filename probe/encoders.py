@@ -21,11 +21,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen encoder, [B, 1, S, S] → [B, F]; `module` is None where it can't be had, and `source` says why."""
+    """A frozen encoder, [B, 1, S, S] → [B, F]; `module` is None where it can't be had, and `missing` says why."""
 
     name: str
     source: str
     module: nn.Module | None
+    missing: str = ""
 
 
 class GreyAsColour(nn.Module):
@@ -87,8 +88,8 @@ def imagenet_encoder(arch: str, mean: float, std: float, weights: Path | None) -
         try:
             state = default.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:  # no network, or a download cut short
-            reason = f"{default} could not be downloaded ({error}); give a file with --imagenet-weights=FILE"
-            return Encoder("ImageNet", reason, None)
+            source = f"{default} could not be downloaded ({error}); give a file with --imagenet-weights=FILE"
+            return Encoder("ImageNet", source, None, missing="weights could not be downloaded")
         source = str(default)
     else:
         state, source = _read_weights(weights), weights.name

@@ -186,7 +186,7 @@ def _headline(result: Result) -> str:
         mean, low, high = auroc.loc[(name, over), ["mean", "low", "high"]].astype(float)
         if not pd.isna(mean):
             words.append(f"{name} {format_cell(mean, low, high, 'auroc')}")
-    subject = "mean AUROC over tasks" if over == MEAN else f"AUROC, {over}"
+    subject = "Mean AUROC over tasks" if over == MEAN else f"AUROC, {over}"
     return f"{subject}: " + ", ".join(words)
 
 

@@ -27,7 +27,7 @@ def score_table(encoders: list[Encoder], scores: dict[tuple[str, str], Scores], 
                 # Draw by draw, so that its interval is over draws too.
                 values[MEAN] = np.mean(list(values.values()), axis=0)
             for task in [*tasks, MEAN] if len(tasks) > 1 else tasks:
-                row = {"encoder": encoder.name, "task": task, "metric": metric}
+                row = {"encoder": encoder.name, "missing": encoder.missing, "task": task, "metric": metric}
                 rows.append({**row, **_summarise(values.get(task))})
     table: pd.DataFrame = pd.DataFrame(rows)
     return table
@@ -58,7 +58,9 @@ def layout(table: pd.DataFrame, metric: str) -> tuple[list[str], list[list[str]]
     for encoder, cells in chosen.groupby("encoder", sort=False):
         by_task = cells.set_index("task")
         values = ([float(by_task[name][task]) for name in ("mean", "low", "high")] for task in tasks)
-        rows.append([str(encoder), *(format_cell(mean, low, high, metric) for mean, low, high in values)])
+        missing = cells["missing"].iloc[0]
+        label = f"{encoder} ({missing})" if missing else str(encoder)
+        rows.append([label, *(format_cell(mean, low, high, metric) for mean, low, high in values)])
     return ["", *tasks], rows
 
 

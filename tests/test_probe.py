@@ -11,7 +11,7 @@ import torch
 import torchvision
 from sklearn.linear_model import LogisticRegression
 
-from probe.encoders import GreyAsColour, imagenet_encoder, read_run, scratch_encoder, simclr_encoder
+from probe.encoders import Encoder, GreyAsColour, imagenet_encoder, read_run, scratch_encoder, simclr_encoder
 from probe.features import extract_features
 from probe.fewshot import NotMeasurable, make_draws
 from probe.linear import Scores, interval, probe_draws, standardise
@@ -112,24 +112,18 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
 
 
 def test_the_table_has_the_published_layout_and_says_na_where_nothing_was_measured() -> None:
-    encoders = [scratch_encoder("resnet18", 0), imagenet_encoder_absent()]
+    encoders = [scratch_encoder("resnet18", 0), Encoder("ImageNet", "where from", None, missing="no network")]
     rng = np.random.default_rng(0)
     scores = {("Scratch", task): Scores(rng.uniform(size=8), rng.uniform(size=8)) for task in ("A", "B")}
     table = score_table(encoders, scores, ["A", "B"])
     header, rows = layout(table, "auroc")
-    assert header == ["", "A", "B", MEAN] and [row[0] for row in rows] == ["Scratch", "ImageNet"]
+    assert header == ["", "A", "B", MEAN] and [row[0] for row in rows] == ["Scratch", "ImageNet (no network)"]
     assert rows[1][1:] == ["n/a"] * 3
     by_hand = (scores["Scratch", "A"].auroc + scores["Scratch", "B"].auroc) / 2
     assert rows[0][3].startswith(f"{by_hand.mean():.3f} [")
     cell = table[(table["task"] == "A") & (table["metric"] == "accuracy") & (table["encoder"] == "Scratch")].iloc[0]
     assert cell["mean"] == pytest.approx(scores["Scratch", "A"].accuracy.mean()) and cell["draws"] == 8
     assert f"{100 * cell['mean']:.1f} [" in to_markdown(table, ["note"]) and "- note" in to_markdown(table, ["note"])
-
-
-def imagenet_encoder_absent():  # type: ignore[no-untyped-def]
-    from probe.encoders import Encoder
-
-    return Encoder("ImageNet", "could not be had", None)
 
 
 def test_imagenet_features_equal_torchvisions_on_the_grey_image_three_times(tmp_path: Path) -> None:
