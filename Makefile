@@ -23,12 +23,13 @@ lint: $(READY)
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is wanted, this is " + sys.version.split()[0] + "; use: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { echo "python3 has no venv here; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 DEMO_IMAGES := 1500
-DEMO_TRAIN  := --dali --arch=resnet18 --size=64 --epochs=12 --batch-size=64 --lr=1e-3
+# DALI is to be had for Linux alone; elsewhere torchvision makes the views.
+DEMO_TRAIN  := $(if $(filter Linux,$(shell uname -s)),--dali) --arch=resnet18 --size=64 --epochs=12 --batch-size=64 --lr=1e-3
 
 $(DEMO)/radiographs/valid.csv: | $(READY)
 	$(RUN) -m shard phantom $(DEMO)/radiographs --images=$(DEMO_IMAGES)

@@ -21,10 +21,11 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from bench.machine import describe_machine
-from pipeline.loader import Backend, cores, has_dali, two_view_loader
+from pipeline.loader import Backend, has_dali, two_view_loader
 from pipeline.recipe import Recipe
 from pipeline.reference import ShardImages
 from shard.cli import run
+from shard.cores import cores
 from shard.errors import InputError
 from shard.files import write_bytes
 from shard.manifest import Manifest, read_manifest
@@ -42,7 +43,8 @@ def bench(
     Each row has a turn of SECONDS in each round, its start-up and first batches left out; median and range are over
     rounds. "published" is what the study ran: PIL in RGB, torchvision's transforms, DataLoader workers.
     """
-    for name, value, low in (("rounds", rounds, 1), ("batch-size", batch_size, 1), ("size", size, 32)):
+    for name, value, low in (("rounds", rounds, 1), ("batch-size", batch_size, 1), ("size", size, 32),
+                             ("workers", workers, 0)):  # fmt: skip
         if value < low:
             raise InputError(f"--{name}={value}: wants a number of at least {low}")
     if not seconds > 0:
@@ -50,23 +52,28 @@ def bench(
     manifest = read_manifest(shards)
     if manifest.images("train") < batch_size:
         raise InputError(f"--batch-size={batch_size}: {shards} has {manifest.images('train')} images; lower it")
+    json_out.parent.mkdir(parents=True, exist_ok=True)
     workers = workers or cores()
     recipe = Recipe(size=size, mean=manifest.pixel_mean, std=manifest.pixel_std)
     rows = _rows(shards, manifest, recipe, batch_size, workers)
     rates: dict[str, list[float]] = {name: [] for name in rows}
     for _ in tqdm(range(rounds), desc="rounds", unit=" rounds", disable=None):
         for name, start in rows.items():
-            rates[name].append(_measure(start(), seconds, warm_up=workers + 3))
+            rates[name].append(_measure(start(), seconds, workers))
     _report(rates, shards, manifest, size=size, batch_size=batch_size, workers=workers, json_out=json_out)
 
 
-def _measure(batches: Counts, seconds: float, warm_up: int) -> float:
-    """Images/s of one turn; the first batches, which start-up delays and prefetching hastens, are left out."""
-    for _ in range(warm_up):
+def _measure(batches: Counts, seconds: float, workers: int) -> float:
+    """Images/s of one turn; the first batches, which start-up delays and prefetching hastens, are left out.
+
+    Workers deliver in bursts of as many batches as there are workers, so only whole bursts are counted, two at least.
+    """
+    for _ in range(workers + 3):
         next(batches)
-    images, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds:
-        images += next(batches)
+    images, bursts, begun = 0, 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds or bursts < 2:
+        images += sum(next(batches) for _ in range(workers))
+        bursts += 1
     return images / (time.perf_counter() - begun)
 
 
@@ -132,12 +139,12 @@ class _Published(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 def _report(rates: dict[str, list[float]], shards: Path, manifest: Manifest, json_out: Path, **settings: int) -> None:
     rows: list[dict[str, Any]] = []
-    decode = statistics.median(rates["decode"]) if "decode" in rates else None
     print(f"\n{shards}: {manifest.images('train')} training images, {settings}")
     print(f"{'row':14}{'images/s':>10}{'low':>9}{'high':>9}{'of decode':>11}{'× published 152/s':>19}")
     for name, values in rates.items():
         median = statistics.median(values)
-        share = median / decode if decode else None
+        decode = rates.get("decode-gpu" if name.endswith("-gpu") else "decode")
+        share = median / statistics.median(decode) if decode else None
         rows.append({"name": name, "images_per_s": {"median": median, "low": min(values), "high": max(values)},
                      "share_of_decode": share, "rounds": len(values)})  # fmt: skip
         shown = "n/a" if share is None else f"{share:.0%}"

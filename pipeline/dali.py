@@ -133,7 +133,7 @@ def _views_pipeline(source: _Source, recipe: Recipe) -> tuple[Any, Any]:
     )
 
 
-@pipeline_def(enable_checkpointing=True)
+@pipeline_def
 def _images_pipeline(source: _Source, size: int, mean: float, std: float) -> Any:
     image, _ = decode(source.read(shuffle=False), source.raw_size, on_gpu=Pipeline.current().device_id is not None)
     return normalise(resize(image, size), mean, std)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,6 +11,7 @@ import torch
 
 from pipeline.recipe import Recipe
 from pipeline.reference import ReferenceImages, ReferenceViews
+from shard.cores import cores
 from shard.errors import InputError
 from shard.manifest import Manifest
 
@@ -94,8 +94,3 @@ def _dali() -> Any:
     from pipeline import dali
 
     return dali
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

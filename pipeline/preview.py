@@ -19,8 +19,9 @@ from shard.manifest import read_manifest
 
 def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, size: int = 224, seed: int = 0) -> None:
     """Draw rows of image, view 1, view 2 from the training split of SHARDS, the views' parameters above them."""
-    if not 1 <= images <= 64:
-        raise InputError(f"--images={images}: wants a number from 1 to 64")
+    for name, value, low, high in (("images", images, 1, 64), ("size", size, 8, 2048), ("seed", seed, 0, 2**63)):
+        if not low <= value <= high:
+            raise InputError(f"--{name}={value}: wants a number from {low} to {high}")
     manifest = read_manifest(shards)
     recipe = Recipe(size=size, mean=0.0, std=1.0)  # shown as grey levels, so nothing is taken out
     source = ShardImages(shards, manifest, "train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def imagenet_encoder(arch: str, mean: float, std: float, weights: Path | None) -
     if weights is None:
         try:
             state = default.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:  # no network, or a download cut short
+        except (OSError, RuntimeError, http.client.HTTPException) as error:  # no network, or a download cut short
             source = f"{default} could not be downloaded ({error}); give a file with --imagenet-weights=FILE"
             return Encoder("ImageNet", source, None, missing="weights could not be downloaded")
         source = str(default)

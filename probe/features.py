@@ -29,7 +29,8 @@ def extract_features(
         module.to(device).eval()
     rows: list[list[torch.Tensor]] = [[] for _ in modules]
     total = sum(manifest.images(split) for split in splits)
-    with torch.inference_mode(), tqdm(total=total, desc="features", unit=" images", disable=None) as bar:
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with exact, torch.inference_mode(), tqdm(total=total, desc="features", unit=" images", disable=None) as bar:
         for split in splits:
             loader = image_loader(
                 "dali" if has_dali() else "torchvision", shards, manifest, split=split, size=size, mean=mean, std=std,

@@ -6,6 +6,7 @@ import base64
 import importlib.metadata
 import io
 import platform
+import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from tqdm import tqdm
 
 from pipeline.preview import preview
 from probe.encoders import Encoder, imagenet_encoder, read_run, scratch_encoder, simclr_encoder
-from probe.features import extract_features
-from probe.fewshot import NotMeasurable, make_draws
+from probe.features import Features, extract_features
+from probe.fewshot import Draw, NotMeasurable, make_draws
 from probe.linear import INVERSE_L2, Scores, probe_draws, standardise
 from probe.table import MEAN, METRICS, format_cell, layout, score_table, to_markdown
 from shard.errors import InputError
@@ -57,9 +58,10 @@ def report(
     a balanced set of patients never trained on; --draws=N repeats that. --tasks=A,B names findings of the shards,
     by default those of the published table. Uncertain and blank labels are left out.
     """
-    for name, value in (("shots", shots), ("draws", draws), ("batch-size", batch_size)):
-        if not 1 <= value <= 10**6:
-            raise InputError(f"--{name}={value}: wants a number from 1 to 1000000")
+    for name, value, low in (("shots", shots, 1), ("draws", draws, 1), ("batch-size", batch_size, 1), ("seed", seed, 0),
+                             ("workers", workers, 0)):  # fmt: skip
+        if not low <= value <= 10**6:
+            raise InputError(f"--{name}={value}: wants a number from {low} to 1000000")
     state = read_run(run)
     manifest = read_manifest(shards)
     chosen = _choose_tasks(tasks, manifest, shards)
@@ -72,17 +74,17 @@ def report(
         imagenet_encoder(arch, recipe["mean"], recipe["std"], imagenet_weights),
         simclr_encoder(state),
     ]
-    at_hand = {encoder.name: encoder.module for encoder in encoders if encoder.module is not None}
     splits = tuple(manifest.counts)
+    labels = read_labels(shards, manifest, splits)
+    drawn, unmeasured = _draw(labels, chosen, shots=shots, draws=draws, seed=seed)
+    if not drawn:
+        raise InputError(f"--shots={shots}: no task can be measured ({'; '.join(unmeasured)}); lower it")
+    at_hand = {encoder.name: encoder.module for encoder in encoders if encoder.module is not None}
     features = extract_features(
         list(at_hand.values()), shards, manifest, splits, size=recipe["size"], mean=recipe["mean"],
         std=recipe["std"], batch_size=batch_size, device=torch.device(resolve_device(device)), workers=workers,
     )  # fmt: skip
-    labels = read_labels(shards, manifest, splits)
-    by_encoder = dict(zip(at_hand, features, strict=True))
-    scores, unmeasured = _score(by_encoder, labels, chosen, shots=shots, draws=draws, seed=seed)
-    if not scores:
-        raise InputError(f"--shots={shots}: no task can be measured ({'; '.join(unmeasured)}); lower it")
+    scores = _score(dict(zip(at_hand, features, strict=True)), labels, drawn)
     synthetic = bool(manifest.settings.get("synthetic"))
     notes = _notes(encoders, unmeasured, labels, chosen, shots=shots, draws=draws, synthetic=synthetic)
     result = Result(score_table(encoders, scores, chosen), encoders, notes, synthetic)
@@ -105,22 +107,28 @@ def _choose_tasks(tasks: tuple[str, ...], manifest: Manifest, shards: Path) -> l
     return chosen
 
 
-def _score(
-    features: dict[str, Any], labels: pd.DataFrame, tasks: list[str], *, shots: int, draws: int, seed: int
-) -> tuple[dict[tuple[str, str], Scores], list[str]]:
-    """Scores by (encoder, task) on shared draws, and why a task was not measured."""
-    train = (labels["split"] == "train").to_numpy()
-    standard = {name: standardise(matrix, train) for name, matrix in features.items()}
-    scores, unmeasured = {}, []
-    for task in tqdm(tasks, desc="probing", unit=" tasks", disable=None):
+def _draw(
+    labels: pd.DataFrame, tasks: list[str], *, shots: int, draws: int, seed: int
+) -> tuple[dict[str, list[Draw]], list[str]]:
+    """The draws of each task that can be measured, and why the others can't."""
+    drawn, unmeasured = {}, []
+    for task in tasks:
         try:
-            drawn = make_draws(labels, task, shots=shots, draws=draws, seed=seed)
+            drawn[task] = make_draws(labels, task, shots=shots, draws=draws, seed=seed)
         except NotMeasurable as reason:
             unmeasured.append(f"{task} is not measurable: {reason}")
-            continue
-        for name, matrix in standard.items():
-            scores[name, task] = probe_draws(matrix, drawn)
-    return scores, unmeasured
+    return drawn, unmeasured
+
+
+def _score(
+    features: dict[str, Features], labels: pd.DataFrame, drawn: dict[str, list[Draw]]
+) -> dict[tuple[str, str], Scores]:
+    """Scores by (encoder, task), every encoder on the same draws."""
+    train = (labels["split"] == "train").to_numpy()
+    standard = {name: standardise(matrix, train) for name, matrix in features.items()}
+    pairs = [(name, task) for task in drawn for name in standard]
+    return {(name, task): probe_draws(standard[name], drawn[task])
+            for name, task in tqdm(pairs, desc="probing", unit=" probes", disable=None)}  # fmt: skip
 
 
 def _notes(
@@ -235,10 +243,7 @@ def _train_command(config: dict[str, Any]) -> str:
 
 
 def _command(program: str, *words: str, **flags: Any) -> str:
-    shown = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={_quote(str(value))}")
+    shown = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={shlex.quote(str(value))}")
              for name, value in flags.items() if value is not None]  # fmt: skip
-    return " ".join([f"python -m {program}", *map(_quote, words), *shown])
+    return " ".join([f"python -m {program}", *map(shlex.quote, words), *shown])
 
-
-def _quote(word: str) -> str:
-    return f"'{word}'" if " " in word else word

@@ -42,6 +42,10 @@ def run(name: str, commands: Command | Mapping[str, Command], argv: Sequence[str
         call()
     except InputError as error:
         sys.exit(_complain(name, error, 1))
+    except OSError as error:  # a full disk, a folder one may not write to, a file where a folder is wanted
+        place = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or str(error) or type(error).__name__
+        sys.exit(_complain(name, InputError(f"{place}{reason}; mend that and run the same command again"), 1))
     except KeyboardInterrupt:
         sys.exit(_complain(name, InputError("interrupted; run the same command again to go on"), 130))
 
@@ -96,14 +100,14 @@ def _bind_with_fire(name: str, command: Command, argv: list[str]) -> Callable[[]
     except fire.core.FireExit as stop:
         reason = stop.trace.elements[-1].ErrorAsStr()
         raise InputError(f"{reason[0].lower()}{reason[1:]}; see: {name} --help") from None
-    return typing.cast("_Remembered", remembered).call
+    return typing.cast("_Remembered", remembered)._call
 
 
 class _Remembered:
     """Wraps a bound call, because fire calls every callable it is given back."""
 
     def __init__(self, call: Callable[[], None]) -> None:
-        self.call = call
+        self._call = call
 
 
 def _parse(flag: str, hint: Any, text: str) -> Any:
@@ -131,7 +135,7 @@ def _parse(flag: str, hint: Any, text: str) -> Any:
             raise InputError(f"{shown}: wants {wanted}") from None
     if text == "" or (text == "True" and hint is Path):  # fire's word for a flag without a value
         raise InputError(f"--{flag.replace('_', '-')}: wants a value, as in --{flag.replace('_', '-')}=VALUE")
-    return hint(text)
+    return Path(text).expanduser() if hint is Path else hint(text)
 
 
 def _closest(word: str, known: typing.Iterable[str], dashes: str = "") -> str:

@@ -25,10 +25,11 @@ def load_grey(path: Path, size: int) -> Grey:
     Samples deeper than 8 bits are mapped linearly from their 0.1–99.9 percentiles. Raises UnreadableImage.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image.draft("L", (2 * size, 2 * size))
-            grey = _to_grey(image)
+            with Image.open(path) as image:
+                image.draft("L", (2 * size, 2 * size))
+                grey = _to_grey(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"{type(error).__name__}: {error}".replace(str(path), path.name)) from None
     short = min(grey.size)
@@ -43,6 +44,8 @@ def _to_grey(image: Image.Image) -> Image.Image:
     if upright.mode in _EIGHT_BIT:
         return upright.convert("L")
     values = np.asarray(upright, dtype=np.float32)
+    if values.ndim != 2:
+        raise UnreadableImage(f"colour mode {upright.mode} is not supported")
     low, high = np.percentile(values, (0.1, 99.9))
     if not high > low:
         raise UnreadableImage("every pixel has the same value")

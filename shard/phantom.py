@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -19,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from shard.anatomy import State, device, expose, frontal, lateral
+from shard.cores import cores
 from shard.errors import InputError
 from shard.files import write_bytes
 from shard.table import CHEXPERT_FINDINGS
@@ -152,6 +152,8 @@ def phantom(out: Path, *, images: int = 2000, seed: int = 0, workers: int = 0) -
     """
     if images < 20:
         raise InputError(f"--images={images}: too few to fill two splits; ask for 20 or more")
+    if images > 100_000:  # patients of train would be numbered into those of valid
+        raise InputError(f"--images={images}: more than 100000; ask for fewer")
     if seed < 0 or workers < 0:
         raise InputError(f"--seed={seed} --workers={workers}: below 0; give 0 or more")
     _claim(out, f"{MARK}\nMade by: python -m shard phantom OUT --images={images} --seed={seed}\n")
@@ -162,7 +164,7 @@ def phantom(out: Path, *, images: int = 2000, seed: int = 0, workers: int = 0) -
         for split, plan in plans.items()
         for start in range(0, len(plan), CHUNK)
     ]
-    workers = min(workers or _cores(), len(jobs))
+    workers = min(workers or cores(), len(jobs))
     with tqdm(total=images, desc="drawing", unit=" images", disable=None) as bar:
         if workers == 1:
             for job in jobs:
@@ -180,7 +182,4 @@ def phantom(out: Path, *, images: int = 2000, seed: int = 0, workers: int = 0) -
         table.writeheader()
         table.writerows(_row(seed, view, split) for patient in plan for view in patient)
         write_bytes(out / f"{split}.csv", text.getvalue().encode())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    print(f"{out}: {images} SYNTHETIC radiographs, {held} of them in valid")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from shard.errors import InputError
 from shard.manifest import Manifest, Shard
 
 INDEX_VERSION = "v1.2"
@@ -23,16 +24,22 @@ class Sample:
 
 
 def read_index(index: Path) -> list[Sample]:
-    """The samples of a tar, in order, from its DALI index (v1.2: extension, offset, size, name of each member)."""
-    header, *lines = index.read_text().splitlines()
-    version, count = header.split()
-    if version != INDEX_VERSION or int(count) != len(lines):
-        raise ValueError(f"{index}: header {header!r} over {len(lines)} lines; rebuild the shards")
-    samples = []
-    for line in lines:
-        words = line.split()
-        members = {words[i]: (int(words[i + 1]), int(words[i + 2])) for i in range(0, len(words), 4)}
-        samples.append(Sample(words[3].split(".")[0], members))
+    """The samples of a tar, in order, from its DALI index (v1.2: extension, offset, size, name of each member).
+
+    Raises InputError where it is not one.
+    """
+    try:
+        header, *lines = index.read_text().splitlines()
+        version, count = header.split()
+        if version != INDEX_VERSION or int(count) != len(lines):
+            raise ValueError(f"header {header!r} over {len(lines)} lines")
+        samples = []
+        for line in lines:
+            words = line.split()
+            members = {words[i]: (int(words[i + 1]), int(words[i + 2])) for i in range(0, len(words), 4)}
+            samples.append(Sample(words[3].split(".")[0], members))
+    except (ValueError, IndexError) as error:
+        raise InputError(f"{index}: not an index {INDEX_VERSION} ({error}); copy it again or rebuild it") from None
     return samples
 
 

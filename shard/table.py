@@ -77,7 +77,7 @@ def read_chexpert(src: Path) -> Table:
         raise InputError(f"{src / 'train.csv'}: none of CheXpert's findings is a column, such as Cardiomegaly; "
                          "for a table of your own use --dataset=csv --table=PATH")
     # The prefix is CheXpert-v1.0/, CheXpert-v1.0-small/ or a re-host's own: what counts starts at the split's folder.
-    path = raw["Path"].str.replace(r"^.*?(?=(?:train|valid|test)/)", "", regex=True)
+    path = raw["Path"].str.replace(r"^(?:.*?/)?(?=(?:train|valid|test)/)", "", regex=True)
     patient = path.str.extract(r"(patient\d+)", expand=False)
     if patient.isna().any():
         raise InputError(f"{src}: Path {raw['Path'][patient.isna()].iloc[0]!r} has no patientNNNNN folder; "
@@ -95,14 +95,14 @@ def read_nih(src: Path) -> Table:
     found = sorted(src.glob("Data_Entry_2017*.csv"))
     csv = found[0] if found else src / "Data_Entry_2017.csv"
     raw = _read_csv(csv, ("Image Index", "Finding Labels", "Patient ID"))
-    name = raw["Image Index"].astype(str)
+    name = raw["Image Index"]
     folders = [src, src / "images", *sorted(src.glob("images_*/images"))]
     places = {file.name: file.relative_to(src).as_posix() for folder in folders if folder.is_dir()
               for file in folder.iterdir() if file.suffix.lower() == ".png"}  # fmt: skip
-    listed = raw["Finding Labels"].astype(str).str.split("|")
+    listed = raw["Finding Labels"].str.split("|")
     labels = {finding: listed.map(lambda names, f=finding: float(f in names)) for finding in NIH_FINDINGS}
     labels["Lung Opacity"] = pd.DataFrame(labels)[list(NIH_OPACITIES)].max(axis=1)
-    patient = raw["Patient ID"].astype(str)
+    patient = raw["Patient ID"]
     split = _hashed_splits(patient)
     test_list = src / "test_list.txt"
     if test_list.exists():
@@ -119,11 +119,11 @@ def read_plain(csv: Path) -> Table:
     """A plain CSV: path (relative to the source folder), patient, split (else by patient hash), findings."""
     raw = _read_csv(csv, ("path", "patient"))
     findings = tuple(name for name in raw.columns if name.lower() not in _DESCRIPTIVE)
-    patient = raw["patient"].astype(str)
-    split = raw["split"].astype(str) if "split" in raw.columns else _hashed_splits(patient)
-    key = raw["path"].astype(str).str.replace(r"\.[A-Za-z]+$", "", regex=True)
+    patient = raw["patient"]
+    split = raw["split"] if "split" in raw.columns else _hashed_splits(patient)
+    key = raw["path"].str.replace(r"\.[A-Za-z]+$", "", regex=True)
     view = _column(raw, "view")
-    return _tidy("csv", findings, raw, key=key, path=raw["path"].astype(str), patient=patient, split=split, view=view)
+    return _tidy("csv", findings, raw, key=key, path=raw["path"], patient=patient, split=split, view=view)
 
 
 def _recognise(src: Path, table: Path | None) -> Dataset:
@@ -138,8 +138,9 @@ def _recognise(src: Path, table: Path | None) -> Dataset:
 
 
 def _read_csv(csv: Path, wanted: tuple[str, ...]) -> pd.DataFrame:
+    """A CSV's cells as the text they are, blank as "": patient 007 is not 7, and NA may be a name."""
     try:
-        frame = pd.read_csv(csv, low_memory=False)
+        frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
     except FileNotFoundError:
         raise InputError(f"{csv}: no such file; the data set's table is wanted there") from None
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
@@ -153,7 +154,7 @@ def _read_csv(csv: Path, wanted: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _column(raw: pd.DataFrame, name: str) -> pd.Series:
-    return raw[name].fillna("").astype(str) if name in raw.columns else pd.Series("", index=raw.index)
+    return raw[name] if name in raw.columns else pd.Series("", index=raw.index)
 
 
 def _tidy(dataset: str, findings: tuple[str, ...], labels: pd.DataFrame, **columns: pd.Series) -> Table:
@@ -161,8 +162,8 @@ def _tidy(dataset: str, findings: tuple[str, ...], labels: pd.DataFrame, **colum
     # Readers cut keys at the first dot and indexes at spaces: only plain characters stay.
     rows["key"] = rows["key"].map(lambda key: re.sub(r"[^A-Za-z0-9_-]+", "_", str(key).strip("/")))
     for finding in findings:
-        values = pd.to_numeric(labels[finding], errors="coerce")
-        wrong = ~(values.isin((1, 0, -1)) | labels[finding].isna())
+        values = pd.to_numeric(labels[finding], errors="coerce").astype(float)
+        wrong = ~(values.isin((1, 0, -1)) | labels[finding].isin(("", "nan", "NaN", "NA")))
         if wrong.any():
             value, path = labels[finding][wrong].iloc[0], rows["path"][wrong].iloc[0]
             raise InputError(f"finding {finding!r}: label {str(value)!r} of {path} "
@@ -173,6 +174,11 @@ def _tidy(dataset: str, findings: tuple[str, ...], labels: pd.DataFrame, **colum
 
 def _check(table: Table, src: Path) -> None:
     rows = table.rows
+    for name in ("path", "patient"):
+        blank = rows[rows[name].str.strip() == ""]
+        if len(blank):
+            row = f"row {blank.index[0] + 1} of {len(rows)}"
+            raise InputError(f"{src}: {name} is blank in {row}; fill it in or leave the row out")
     unknown = rows[~rows["split"].isin(SPLITS)]
     if len(unknown):
         split, path = unknown["split"].iloc[0], unknown["path"].iloc[0]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from shard.cores import cores
 from shard.errors import InputError
 from shard.files import TEMPORARY, replacing, sha256_of, write_bytes
 from shard.image import UnreadableImage, encode_jpeg, load_grey, to_square
@@ -56,6 +58,7 @@ def build(
     for name, value, low, high in (
         ("size", size, 16, 4096), ("quality", quality, 1, 100), ("shard-size", shard_size, 1, 10**7),
         ("parts", parts, 1, 10**5), ("part", part, 0, parts - 1), ("workers", workers, 0, 4096),
+        ("seed", seed, 0, 2**63),
     ):  # fmt: skip
         if not low <= value <= high:
             raise InputError(f"--{name}={value}: wants a number from {low} to {high}")
@@ -72,7 +75,7 @@ def build(
         leftover.unlink()
     plans = [Plan(*item, src, out, size, encoding, quality) for item in plan_shards(content, shard_size, seed)]
     shards, rejects = [], []
-    for shard, rejected in _write_all(plans[part::parts], workers or len(os.sched_getaffinity(0))):
+    for shard, rejected in _write_all(plans[part::parts], workers or cores()):
         shards += [shard] if shard.samples else []
         rejects += rejected
     record = {"settings": settings, "findings": content.findings, "part": part, "parts": parts,
@@ -93,7 +96,7 @@ def merge(out: Path) -> None:
         read_manifest(out)
         print(f"{out}: merged already; nothing to do")
         return
-    records = [json.loads(file.read_text()) for file in sorted(out.glob("part-*.json"))]
+    records = [_read_part(file) for file in sorted(out.glob("part-*.json"))]
     if not records:
         raise InputError(f"{out}: no part-*.json in it; run: python -m shard build SRC {out} --part=I --parts=N")
     missing = sorted(set(range(records[0]["parts"])) - {record["part"] for record in records})
@@ -104,8 +107,16 @@ def merge(out: Path) -> None:
         for name in ("settings", "parts"):
             if record[name] != records[0][name]:
                 raise InputError(f"{out}: part {record['part']} has other {name} ({record[name]}) than part "
-                                 f"{records[0]['part']} ({records[0][name]}); build it again")
+                                 f"{records[0]['part']} ({records[0][name]}); remove its record and build it anew")
     _finish(out, records)
+
+
+def _read_part(file: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file}: not a part's record ({error}); remove it and build that part again") from None
+    return record
 
 
 def plan_shards(table: Table, shard_size: int, seed: int) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
@@ -141,12 +152,16 @@ def _write_all(plans: list[Plan], workers: int) -> Iterator[tuple[Shard, list[tu
                 yield write_shard(plan)
                 bar.update(done.value - bar.n)
             return
-        with context.Pool(min(workers, len(plans)), _count_in, (done,)) as pool:
-            for pending in [pool.apply_async(write_shard, (plan,)) for plan in plans]:
-                while not pending.ready():
-                    pending.wait(0.2)
-                    bar.update(done.value - bar.n)
-                yield pending.get()
+        with ProcessPoolExecutor(min(workers, len(plans)), context, _count_in, (done,)) as pool:
+            try:
+                for pending in [pool.submit(write_shard, plan) for plan in plans]:
+                    while not wait([pending], timeout=0.2).done:
+                        bar.update(done.value - bar.n)
+                    yield pending.result()
+            except BrokenProcessPool:
+                raise InputError(f"--workers={workers}: one was killed, likely for want of memory; lower it") from None
+            finally:
+                pool.shutdown(cancel_futures=True)
             bar.update(done.value - bar.n)
 
 

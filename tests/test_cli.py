@@ -52,6 +52,7 @@ def test_booleans_mean_what_they_say(word: str, value: bool) -> None:
         (["folder", "--table"], "--table: wants a value"),
         (["folder", "--lr=1", "--lr=2"], "--lr is given twice"),
         (["folder", "another"], "could not consume arg: another"),
+        (["folder", "call"], "could not consume arg: call"),
         ([], "required argument: src"),
     ],
 )
@@ -65,6 +66,22 @@ def test_a_word_that_cannot_be_used_ends_in_one_line_before_any_work(
     assert stop.value.code == 2
     assert wanted in error and error.count("\n") == 1
     assert not calls
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def touch(out: Path) -> None:
+        """Make a folder."""
+        out.mkdir()
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        run("python -m x", touch, [str(tmp_path / "file")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and str(tmp_path / "file") in error and error.count("\n") == 1
+
+
+def test_home_is_found_where_the_shell_leaves_the_tilde() -> None:
+    assert call("~/folder", "--table=~/t.csv")["src"] == Path.home() / "folder"
 
 
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,18 @@ def test_a_file_without_an_image_is_refused(tmp_path: Path, content: bytes) -> N
         load_grey(tmp_path / "image.jpg", 64)
 
 
+def test_a_decompression_bomb_and_an_odd_colour_mode_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("LAB", (40, 40)).save(tmp_path / "lab.tif")
+    with pytest.raises(UnreadableImage, match="LAB"):
+        load_grey(tmp_path / "lab.tif", 64)
+    Image.fromarray(RAMP).save(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", RAMP.size - 1)
+    with pytest.raises(UnreadableImage, match="Bomb"):
+        load_grey(tmp_path / "image.png", 64)
+
+
 def test_a_truncated_jpeg_and_a_folder_are_refused(tmp_path: Path) -> None:
     content = encode_jpeg(RAMP, 90)
     (tmp_path / "image.jpg").write_bytes(content[: len(content) // 2])

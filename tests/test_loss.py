@@ -35,12 +35,12 @@ def test_gradient_equals_finite_differences() -> None:
 
 def test_is_finite_and_float32_under_bf16_autocast_at_a_small_temperature() -> None:
     torch.manual_seed(0)
-    z1 = torch.randn(32, 128, dtype=torch.bfloat16)
+    z1, z2 = torch.randn(2, 32, 128, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = nt_xent(z1, z1.clone(), 0.05)
-    exact = nt_xent(z1.double(), z1.double(), 0.05)
-    assert loss.dtype == torch.float32
-    # bf16 similarities would be off by 2^-8 / 0.05 = 0.08 before the exponential.
+        loss = nt_xent(z1, z2, 0.05)
+    exact = nt_xent(z1.double(), z2.double(), 0.05)
+    assert loss.dtype == torch.float32 and loss.item() > 1
+    # bf16 similarities would be off by up to 2^-9 / 0.05 = 0.04 before the exponential.
     assert loss.item() == pytest.approx(exact.item(), abs=1e-5)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from pipeline.recipe import Recipe, View, blur_radius, draw_view
+from pipeline.recipe import Recipe, blur_radius, draw_view
 
 
 def test_the_defaults_are_the_published_recipe() -> None:
@@ -62,4 +62,3 @@ def test_probabilities_of_nought_and_one_are_kept() -> None:
 
 def test_the_blur_reaches_three_sigma() -> None:
     assert [blur_radius(sigma) for sigma in (0.1, 1.0, 1.01, 2.0)] == [1, 3, 4, 6]
-    assert isinstance(draw_view(Recipe(), 10, 10, np.random.default_rng(0)), View)

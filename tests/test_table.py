@@ -30,7 +30,7 @@ def test_chexpert_phantoms_keep_every_row_and_label(radiographs: Path) -> None:
     table = read_table(radiographs)
     raw = pd.concat([pd.read_csv(radiographs / f"{split}.csv") for split in ("train", "valid")])
     assert table.dataset == "chexpert"
-    assert len(table.rows) == len(raw) == 120
+    assert len(table.rows) == len(raw) == 121
     for task in TASKS:
         assert table.rows[task].value_counts().to_dict() == raw[task].value_counts().to_dict()
         assert table.rows[task].isna().sum() == raw[task].isna().sum()
@@ -40,7 +40,7 @@ def test_chexpert_phantoms_keep_every_row_and_label(radiographs: Path) -> None:
 
 
 def test_chexpert_under_any_prefix(tmp_path: Path) -> None:
-    for prefix in ("", "CheXpert-v1.0/", "re/hosted/"):
+    for prefix in ("", "CheXpert-v1.0/", "re/hosted/", "mytrain/"):
         picture(tmp_path / "train/patient00007/study1/view1_frontal.jpg")
         (tmp_path / "train.csv").write_text(f"Path,Edema\n{prefix}train/patient00007/study1/view1_frontal.jpg,-1.0\n")
         (row,) = read_table(tmp_path).rows.to_dict("records")
@@ -76,6 +76,13 @@ def test_a_patient_keeps_its_hashed_side_whatever_the_other_rows(tmp_path: Path)
     assert all(sides[patient] == split for patient, split in zip(short["patient"], short["split"], strict=True))
 
 
+def test_patients_keep_the_names_they_have(tmp_path: Path) -> None:
+    table = plain(tmp_path, "path,patient,split,Mass\na.png,007,train,1\nb.png,7,valid,0\nc.png,NA,test,\n", "a.png")
+    rows = read_table(tmp_path, table=table).rows
+    assert rows["patient"].tolist() == ["007", "7", "NA"] and rows["Mass"].tolist()[:2] == [1, 0]
+    assert rows["Mass"].isna().tolist() == [False, False, True]
+
+
 def test_keys_hold_neither_dots_nor_blanks(tmp_path: Path) -> None:
     table = plain(tmp_path, "path,patient,split,Mass\n1.2.840/a b.png,p,train,\n", "1.2.840/a b.png")
     assert read_table(tmp_path, table=table).rows["key"].tolist() == ["1_2_840_a_b"]
@@ -92,6 +99,8 @@ def test_keys_hold_neither_dots_nor_blanks(tmp_path: Path) -> None:
         ("path,patient,split,Mass\na.png,p,training,1\n", "split 'training'"),
         ("path,patient,split,Mass\na.png,p,train,1\na.png,p,train,0\n", "a second row for key 'a'"),
         ("path,patient,split,Mass\na.png,p,train,1\nb.png,p,valid,0\n", "patient 'p' is in more than one split"),
+        ("path,patient,split,Mass\na.png,,train,1\nb.png,,valid,0\n", "patient is blank in row 1 of 2"),
+        ("path,patient,Mass\na.png,p,1\n,q,0\n", "path is blank in row 2 of 2"),
         ("path,patient,split,Mass\na.png,p,valid,1\n", "no row is in split 'train'"),
         ("path,patient,split,Mass\nx/a.png,p,train,1\n", "no such image"),
     ],

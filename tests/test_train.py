@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from shard.errors import InputError
-from tests.conftest import ROOT, SMALL, Shards, run_module
+from tests.conftest import DALI, ROOT, SMALL, Shards, run_module
 from train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from train.config import Config
 from train.journal import Journal, read_journal
@@ -55,12 +55,12 @@ def _intervals(steps: int) -> set[int]:
     return one | {steps + step for step in one}
 
 
-@pytest.mark.parametrize("backend", ["--dali", "--nodali"])
+@pytest.mark.parametrize("backend", sorted({DALI, "--nodali"}))
 def test_stopped_at_an_epoch_and_resumed_equals_never_stopped(
     shards: Shards, tmp_path: Path, trained: Path, backend: str
 ) -> None:
     whole = trained
-    if backend == "--nodali":
+    if backend != DALI:
         whole = tmp_path / "whole"
         assert train(shards, whole, backend, "--epochs=2").returncode == 0
     parts = tmp_path / "parts"
@@ -75,14 +75,23 @@ def test_stopped_within_an_epoch_and_resumed_equals_never_stopped(
     shards: Shards, tmp_path: Path, trained: Path
 ) -> None:
     steps = shards.manifest.images("train") // 16
-    assert train(shards, tmp_path / "parts", "--dali", "--epochs=2", f"--limit-steps={steps + 2}").returncode == 0
-    assert train(shards, tmp_path / "parts", "--dali", "--epochs=2").returncode == 0
+    assert train(shards, tmp_path / "parts", DALI, "--epochs=2", f"--limit-steps={steps + 3}").returncode == 0
+    assert train(shards, tmp_path / "parts", DALI, "--epochs=2").returncode == 0
     assert same_weights(trained, tmp_path / "parts")
+    assert losses(trained) == losses(tmp_path / "parts")
+
+
+def test_a_limit_at_an_epochs_last_step_ends_that_epoch(shards: Shards, tmp_path: Path, trained: Path) -> None:
+    steps = shards.manifest.images("train") // 16
+    for limit in (steps, 2 * steps):
+        done = train(shards, tmp_path, DALI, "--epochs=2", f"--limit-steps={limit}")
+        assert done.returncode == 0, done.stderr
+    assert same_weights(trained, tmp_path) and losses(trained) == losses(tmp_path)
 
 
 def test_killed_and_started_again_equals_never_stopped(shards: Shards, tmp_path: Path, trained: Path) -> None:
     out = tmp_path / "killed"
-    flags = [f"--shards={shards.folder}", f"--out={out}", "--dali", "--epochs=2", *SMALL]
+    flags = [f"--shards={shards.folder}", f"--out={out}", DALI, "--epochs=2", *SMALL]
     command = [sys.executable, "-m", "train", *flags]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -98,7 +107,7 @@ def test_killed_and_started_again_equals_never_stopped(shards: Shards, tmp_path:
 
 def test_a_finished_run_is_left_alone(shards: Shards, trained: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
-    done = train(shards, trained, "--dali", "--epochs=2")
+    done = train(shards, trained, DALI, "--epochs=2")
     assert done.returncode == 0 and "nothing to do" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
 
@@ -114,7 +123,8 @@ def test_steps_on_one_batch_learn_to_tell_its_images_apart(shards: Shards, tmp_p
 
 
 def test_a_run_under_other_settings_is_refused_with_what_differs(shards: Shards, trained: Path) -> None:
-    done = run_module("train", f"--shards={shards.folder}", f"--out={trained}", "--dali", *SMALL[1:], "--arch=resnet34")
+    flags = [DALI, "--arch=resnet34", *(flag for flag in SMALL if "arch" not in flag)]
+    done = run_module("train", f"--shards={shards.folder}", f"--out={trained}", *flags)
     assert done.returncode == 1 and "arch resnet18 there, resnet34 now" in done.stderr
     assert done.stderr.count("\n") == 1
 
@@ -168,7 +178,7 @@ def test_the_published_recipe_is_the_default(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_fp16_on_a_gpu_learns_and_resumes(shards: Shards, tmp_path: Path) -> None:
-    flags = ["--dali", *(flag for flag in SMALL if not flag.startswith("--precision"))]
+    flags = ["--dali", *(flag for flag in SMALL if not flag.startswith(("--precision", "--device")))]
     for epochs in (1, 3):
         done = run_module("train", f"--shards={shards.folder}", f"--out={tmp_path}", *flags, f"--epochs={epochs}")
         assert done.returncode == 0, done.stderr

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +25,7 @@ from shard.read import read_index, read_labels
 from shard.table import read_table
 from shard.verify import info, verify
 from shard.write import build, merge
-from tests.conftest import Shards
+from tests.conftest import ROOT, Shards
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -101,7 +106,7 @@ def test_unreadable_images_are_left_out_listed_and_counted(radiographs: Path, tm
     rejects = pd.read_csv(tmp_path / "shards" / "rejects.csv")
     assert manifest.rejected == len(rejects) == 3
     assert set(rejects["path"]) == {path.relative_to(source).as_posix() for path in (torn, text, gone)}
-    assert sum(shard.samples for shard in manifest.shards) == 117
+    assert sum(shard.samples for shard in manifest.shards) == 118
 
 
 def test_a_source_without_a_readable_image_leaves_no_manifest(tmp_path: Path) -> None:
@@ -118,6 +123,33 @@ def test_building_again_does_nothing_and_another_build_is_refused(radiographs: P
     with pytest.raises(InputError, match=r"another build \(size 96, now 64\)"):
         build(radiographs, shards.folder, size=64, shard_size=40, workers=1)
     assert bytes_of(shards.folder) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="workers are found in /proc, which is Linux's")
+def test_a_killed_worker_ends_the_build_with_a_line(tmp_path: Path) -> None:
+    """As the kernel's memory killer would: both workers wait at a named pipe, and one is killed there."""
+    for name in ("a.jpg", "b.jpg"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "table.csv").write_text("path,patient,split,Mass\na.jpg,p,train,1\nb.jpg,q,train,0\n")
+    command = [sys.executable, "-m", "shard", "build", str(tmp_path), str(tmp_path / "out"), "--workers=2",
+               "--shard-size=1", f"--table={tmp_path / 'table.csv'}"]  # fmt: skip
+    build = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    workers: list[int] = []
+    deadline = time.monotonic() + 60
+    while len(workers) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        workers = [worker for server in children_of(build.pid) for worker in children_of(server)]
+    os.kill(workers[0], signal.SIGKILL)
+    _, error = build.communicate(timeout=60)
+    assert build.returncode == 1 and "--workers=2: one was killed" in error and error.count("\n") == 1
+    assert not list((tmp_path / "out").glob("[!.]*"))  # what lies there is under temporary names
+
+
+def children_of(process: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except FileNotFoundError:  # it has just ended
+        return []
 
 
 def test_merge_names_a_missing_part_and_one_of_another_build(radiographs: Path, tmp_path: Path) -> None:

@@ -37,9 +37,9 @@ def pretrain(config: Config) -> None:
         return
     config.out.mkdir(parents=True, exist_ok=True)
     journal = Journal(config.out, run.step)
-    images = len(run.loader) * config.batch_size
-    with tqdm(total=config.epochs * images, initial=run.step * config.batch_size, desc="pretraining", unit=" images",
-              smoothing=0.05, disable=None) as bar:  # fmt: skip
+    steps = min(config.epochs * len(run.loader), config.limit_steps or math.inf)
+    with tqdm(total=int(steps) * config.batch_size, initial=run.step * config.batch_size, desc="pretraining",
+              unit=" images", smoothing=0.05, disable=None) as bar:  # fmt: skip
         while not run.finished(epoch):
             train_epoch(run, journal, bar, epoch, done_in_epoch)
             epoch, done_in_epoch = epoch + 1, 0
@@ -53,7 +53,7 @@ def set_up(config: Config) -> Run:
     device = torch.device(config.device)
     loader = two_view_loader(config.backend, config.shards, manifest, recipe, batch_size=config.batch_size,
                              device=device, workers=config.workers, seed=config.seed)  # fmt: skip
-    torch.manual_seed(config.seed)  # the weights are all that is drawn from torch's generator
+    torch.manual_seed(config.seed)  # for the weights; views are drawn from the loader's own generators
     model = SimCLR(config.arch).to(memory_format=torch.channels_last).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -64,37 +64,43 @@ def train_epoch(run: Run, journal: Journal, bar: Any, epoch: int, done: int) -> 
     """One epoch, its first `done` steps already taken; then a checkpoint and the loss curve."""
     config, steps = run.config, len(run.loader)
     at_start = run.loader.state_dict()
-    begun, total, interval = time.perf_counter(), 0.0, []
+    interval = [run.losses]  # of steps not yet in the journal
+    begun = time.perf_counter()
     run.model.train()
     for number, (view1, view2) in enumerate(run.loader, start=1):
-        if number <= done:
-            continue  # a run stopped in mid-epoch saw these: draw them again, exactly, and pass over them
+        if number <= done:  # a run stopped in mid-epoch saw these: draw them again, exactly, and pass over them
+            begun = time.perf_counter()
+            continue
         interval.append(train_step(run, view1, view2))
         bar.update(config.batch_size)
         if number % config.log_every == 0 or number == steps:
-            loss = torch.stack(interval).mean().item()  # the only wait for the device
-            total += loss * len(interval)
+            losses = torch.cat(interval)
+            loss = losses.mean().item()  # the only wait for the device
+            run.loss_sum += loss * len(losses)
             journal.write("step", step=run.step, epoch=epoch + number / steps, loss=loss, lr=config.lr)
             bar.set_postfix(epoch=f"{epoch + 1}/{config.epochs}", loss=f"{loss:.3f}")
             interval = []
             if not math.isfinite(loss):
                 raise InputError(f"step {run.step}: the loss is {loss}; lower --lr={config.lr} or use --precision=fp32"
                                  f"; the last good checkpoint is {newest_checkpoint(config.out)}")
-        if run.step == config.limit_steps:
+        if run.step == config.limit_steps and number < steps:
+            run.losses = torch.cat(interval) if interval else run.no_losses
             run.save(epoch, number, at_start)
             return
     rate = (steps - done) * config.batch_size / (time.perf_counter() - begun)
-    journal.write("epoch", step=run.step, epoch=epoch + 1, loss=total / (steps - done), images_per_s=round(rate, 1))
+    mean = run.loss_sum / steps
+    journal.write("epoch", step=run.step, epoch=epoch + 1, loss=mean, images_per_s=round(rate, 1))
+    run.loss_sum, run.losses = 0.0, run.no_losses
     run.save(epoch + 1, 0, run.loader.state_dict())
     draw_loss(config.out, config.batch_size)
     if bar.disable:
         left = (config.epochs - epoch - 1) * steps * config.batch_size / rate
-        print(f"epoch {epoch + 1}/{config.epochs}: loss {total / (steps - done):.4f}, {rate:.0f} images/s, "
+        print(f"epoch {epoch + 1}/{config.epochs}: loss {mean:.4f}, {rate:.0f} images/s, "
               f"{tqdm.format_interval(left)} left", flush=True)
 
 
 def train_step(run: Run, view1: torch.Tensor, view2: torch.Tensor) -> torch.Tensor:
-    """One step of SimCLR on two views of a batch, each [B, 1, S, S]; returns the loss, detached, on the device."""
+    """One step of SimCLR on two views of a batch, each [B, 1, S, S]; returns the loss [1], detached, on the device."""
     dtype = AUTOCAST[run.config.precision]
     with torch.autocast(view1.device.type, dtype, enabled=dtype != torch.float32):
         z1, z2 = run.model(torch.cat([view1, view2])).chunk(2)  # [B, 128] each, BatchNorm over both views
@@ -104,7 +110,7 @@ def train_step(run: Run, view1: torch.Tensor, view2: torch.Tensor) -> torch.Tens
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.step += 1
-    return loss.detach()
+    return loss.detach()[None]
 
 
 class Run:
@@ -116,6 +122,9 @@ class Run:
     ) -> None:  # fmt: skip
         self.config, self.recipe, self.loader, self.step = config, recipe, loader, 0
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        # Of the epoch under way: the sum of the losses in the journal, and the losses that are not in it yet.
+        self.no_losses = torch.empty(0, device=config.device)
+        self.loss_sum, self.losses = 0.0, self.no_losses
         self._settings = {**config.decisive(), "shards": manifest.fingerprint()}
 
     def finished(self, epoch: int) -> bool:
@@ -128,6 +137,7 @@ class Run:
             "settings": self._settings, "recipe": asdict(self.recipe),
             "config": self.config.plain(),
             "epoch": epoch, "done_in_epoch": done_in_epoch, "step": self.step, "loader": loader,
+            "loss_sum": self.loss_sum, "losses": self.losses,
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         })  # fmt: skip
@@ -149,6 +159,6 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.loader.load_state_dict(state["loader"])
-        self.step = state["step"]
+        self.step, self.loss_sum, self.losses = state["step"], state["loss_sum"], state["losses"].to(self.config.device)
         print(f"resuming from {path} (epoch {state['epoch'] + 1}, step {self.step})")
         return state["epoch"], state["done_in_epoch"]
