@@ -19,6 +19,11 @@ from shard.write import build
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast ones first: what needs a trained run, or trains one, comes last."""
+    items.sort(key=lambda item: "trained" in getattr(item, "fixturenames", ()) or "test_train" in item.nodeid)
+
+
 @dataclasses.dataclass(frozen=True)
 class Shards:
     """A folder of shards and its manifest."""
