@@ -83,6 +83,7 @@ def _rows(
     """How to start each row."""
 
     def views(backend: Backend, device: str) -> Counts:
+        """Our own loader, epoch after epoch."""
         loader = two_view_loader(backend, shards, manifest, recipe, batch_size=batch_size, device=torch.device(device),
                                  workers=workers)  # fmt: skip
         while True:
@@ -96,6 +97,7 @@ def _rows(
                               threads=workers)  # fmt: skip
 
     def published() -> Counts:
+        """The study's loader, epoch after epoch."""
         loader = DataLoader(_Published(ShardImages(shards, manifest, "train"), recipe), batch_size, shuffle=True,
                             num_workers=workers, drop_last=True)  # fmt: skip
         while True:
