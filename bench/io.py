@@ -25,9 +25,9 @@ from pipeline.loader import Backend, has_dali, two_view_loader
 from pipeline.recipe import Recipe
 from pipeline.reference import ShardImages
 from shard.cli import run
-from shard.cores import cores
 from shard.errors import InputError
 from shard.files import write_bytes
+from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
 
 PUBLISHED_RATE = 152  # images/s: 224,316 images × 100 epochs in 41 hours

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from shard.cores import cores
+from shard.machine import cores, version_of
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -22,16 +21,9 @@ def describe_machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "dali": _version("nvidia-dali-cuda120"),
+        "dali": version_of("nvidia-dali-cuda120"),
         "commit": _commit(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _cpu_name() -> str:

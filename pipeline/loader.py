@@ -11,8 +11,8 @@ import torch
 
 from pipeline.recipe import Recipe
 from pipeline.reference import ReferenceImages, ReferenceViews
-from shard.cores import cores
 from shard.errors import InputError
+from shard.machine import cores
 from shard.manifest import Manifest
 
 Backend = Literal["dali", "torchvision"]

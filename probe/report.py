@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.metadata
 import io
 import platform
 import shlex
@@ -28,11 +27,12 @@ from probe.linear import INVERSE_L2, Scores, probe_draws, standardise
 from probe.table import MEAN, METRICS, format_cell, layout, score_table, to_markdown
 from shard.errors import InputError
 from shard.files import write_bytes
+from shard.machine import version_of
 from shard.manifest import Manifest, read_manifest
 from shard.read import read_labels
+from shard.table import TASKS
 from train.config import Config, Device, resolve_device
 
-PAPER_TASKS = ("Cardiomegaly", "Lung Opacity", "Pleural Effusion", "Enlarged Cardiomediastinum")
 PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit-learn", "numpy", "pandas", "pillow")
 
 
@@ -86,7 +86,8 @@ def report(
     )  # fmt: skip
     scores = _score(dict(zip(at_hand, features, strict=True)), labels, drawn)
     synthetic = bool(manifest.settings.get("synthetic"))
-    notes = _notes(encoders, unmeasured, labels, chosen, shots=shots, draws=draws, synthetic=synthetic)
+    notes = _notes(encoders, unmeasured, labels, chosen, shots=shots, draws=draws, synthetic=synthetic,
+                   same_shards=state["settings"]["shards"] == manifest.fingerprint())  # fmt: skip
     result = Result(score_table(encoders, scores, chosen), encoders, notes, synthetic)
     command = _command(
         "probe report", str(run), shards=shards, out=out, shots=shots, draws=draws, tasks=",".join(chosen),
@@ -101,9 +102,9 @@ def _choose_tasks(tasks: tuple[str, ...], manifest: Manifest, shards: Path) -> l
     for task in tasks:
         if task not in manifest.findings:
             raise InputError(f"--tasks={task}: not a finding of {shards}; it has: {', '.join(manifest.findings)}")
-    chosen = list(dict.fromkeys(tasks)) or [task for task in PAPER_TASKS if task in manifest.findings]
+    chosen = list(dict.fromkeys(tasks)) or [task for task in TASKS if task in manifest.findings]
     if not chosen:
-        raise InputError(f"{shards}: none of {', '.join(PAPER_TASKS)} is a finding of it; name some with --tasks=A,B")
+        raise InputError(f"{shards}: none of {', '.join(TASKS)} is a finding of it; name some with --tasks=A,B")
     return chosen
 
 
@@ -133,18 +134,21 @@ def _score(
 
 def _notes(
     encoders: list[Encoder], unmeasured: list[str], labels: pd.DataFrame, tasks: list[str], *, shots: int, draws: int,
-    synthetic: bool,
+    synthetic: bool, same_shards: bool,
 ) -> list[str]:  # fmt: skip
     held_out = labels[labels["split"] != "train"]
     counts = ", ".join(f"{task} {(held_out[task] == 1).sum()} positive / {(held_out[task] == 0).sum()} negative"
                        for task in tasks)  # fmt: skip
     splits = " and ".join(dict.fromkeys(held_out["split"]))
+    # The patients are known to be new to the encoder only where it learned from these very shards' training split.
+    unseen = ("none seen in pre-training" if same_shards
+              else "POSSIBLY SEEN IN PRE-TRAINING, which ran on other shards")  # fmt: skip
     notes = [
         f"{shots} positive + {shots} negative images of {2 * shots} different training patients; {draws} draws, shared "
         "by all encoders; mean over draws with its 95 % interval (Student's t over draws; it does not cover the "
         "choice of test patients).",
-        f"Tested on split {splits}: {held_out['patient'].nunique()} patients, none of them seen in pre-training or in "
-        "a support set; balanced by drawing the larger class down, so guessing the majority scores 50 %. Labelled "
+        f"Tested on split {splits}: {held_out['patient'].nunique()} patients, none in a support set, {unseen}; "
+        "balanced by drawing the larger class down, so guessing the majority scores 50 %. Labelled "
         f"there: {counts}.",
         "Uncertain (-1) and blank labels are left out. Features are frozen, standardised by the unlabelled training "
         "images and divided by the square root of the encoder's width; logistic regression with L2, "
@@ -226,12 +230,7 @@ def _embed(png: bytes) -> str:
 
 
 def _versions() -> dict[str, str]:
-    installed = {}
-    for package in PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            installed[package] = "not installed"
+    installed = {package: version_of(package) for package in PACKAGES}
     return {"python": platform.python_version(), **installed, "machine": f"{platform.system()} {platform.machine()}"}
 
 

@@ -18,13 +18,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from shard.anatomy import State, device, expose, frontal, lateral
-from shard.cores import cores
 from shard.errors import InputError
 from shard.files import write_bytes
-from shard.table import CHEXPERT_FINDINGS
+from shard.machine import cores
+from shard.table import CHEXPERT_FINDINGS, TASKS  # State's order is that of TASKS
 
 COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_FINDINGS)
-TASKS = ("Cardiomegaly", "Lung Opacity", "Pleural Effusion", "Enlarged Cardiomediastinum")  # in State's order
 MARK = "SYNTHETIC radiographs: drawn by cxr-simclr's phantom, no patient was ever imaged."
 FIRST_VALID = 64541  # CheXpert numbers its validation patients from here
 CHUNK = 8  # patients handed to a worker at a time

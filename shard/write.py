@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from shard.cores import cores
 from shard.errors import InputError
 from shard.files import TEMPORARY, replacing, sha256_of, write_bytes
 from shard.image import UnreadableImage, encode_jpeg, load_grey, to_square
+from shard.machine import cores
 from shard.manifest import NAME, Shard, read_manifest
 from shard.merge import finish
 from shard.phantom import is_phantom

@@ -11,10 +11,8 @@ import pytest
 import torch
 import torchvision
 
-from shard.table import CHEXPERT_FINDINGS
+from shard.table import CHEXPERT_FINDINGS, TASKS
 from tests.conftest import Shards, run_module
-
-TASKS = ("Cardiomegaly", "Lung Opacity", "Pleural Effusion", "Enlarged Cardiomediastinum")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +42,8 @@ def test_the_page_is_whole_asks_for_nothing_outside_and_calls_phantoms_synthetic
     page = (report / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3  # scores, loss, views
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", page) and "<script" not in page
-    for wanted in ("SYNTHETIC", "How to read this", "python -m train --shards=", "python -m probe report", "torch",
+    for wanted in ("SYNTHETIC", "none seen in pre-training",
+                   "How to read this", "python -m train --shards=", "python -m probe report", "torch",
                    "NT-Xent", "fingerprint", *TASKS):  # fmt: skip
         assert wanted in page, wanted
     assert page.rstrip().endswith("</html>")
@@ -87,5 +86,6 @@ def test_labels_from_a_table_are_escaped_in_the_page(radiographs: Path, trained:
     done = probe(trained, made, tmp_path / "out", f"--tasks={nasty}", f"--imagenet-weights={_weights(tmp_path)}")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "out" / "report.html").read_text()
+    assert "POSSIBLY SEEN IN PRE-TRAINING" in page  # these are not the shards the run was trained on
     assert nasty not in page and "&lt;script&gt;" in page
     assert CHEXPERT_FINDINGS[0] not in page

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from shard.errors import InputError
-from shard.phantom import TASKS
-from shard.table import read_table
+from shard.table import TASKS, read_table
 
 
 def picture(path: Path) -> None:
