@@ -75,7 +75,8 @@ def test_stopped_within_an_epoch_and_resumed_equals_never_stopped(
     shards: Shards, tmp_path: Path, trained: Path
 ) -> None:
     steps = shards.manifest.images("train") // 16
-    assert train(shards, tmp_path / "parts", DALI, "--epochs=2", f"--limit-steps={steps + 3}").returncode == 0
+    done = train(shards, tmp_path / "parts", DALI, "--epochs=2", f"--limit-steps={steps + 3}")
+    assert done.returncode == 0 and f"stopped after {steps + 3} steps" in done.stdout
     assert train(shards, tmp_path / "parts", DALI, "--epochs=2").returncode == 0
     assert same_weights(trained, tmp_path / "parts")
     assert losses(trained) == losses(tmp_path / "parts")

@@ -44,6 +44,8 @@ def pretrain(config: Config) -> None:
             train_epoch(run, journal, bar, epoch, done_in_epoch)
             epoch, done_in_epoch = epoch + 1, 0
     journal.close()
+    if run.step == config.limit_steps:
+        print(f"{config.out}: stopped after {run.step} steps, as --limit-steps asks; without it the run goes on")
 
 
 def set_up(config: Config) -> Run:
