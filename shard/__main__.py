@@ -1,9 +1,10 @@
 """python -m shard build | merge | verify | info | phantom"""
 
 from shard.cli import run
+from shard.info import info
 from shard.merge import merge
 from shard.phantom import phantom
-from shard.verify import info, verify
+from shard.verify import verify
 from shard.write import build
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ import functools
 import inspect
 import io
 import re
+import shlex
+import signal
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -38,16 +41,22 @@ def run(name: str, commands: Command | Mapping[str, Command], argv: Sequence[str
         call = bind(name, commands, arguments)
     except InputError as error:
         sys.exit(_complain(name, error, 2))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a scheduler ends a job: like Ctrl-C
     try:
         call()
     except InputError as error:
         sys.exit(_complain(name, error, 1))
+    except BrokenPipeError:  # who reads what we print has had enough, as head(1) does
+        sys.stdout = None  # type: ignore[assignment]  # or Python complains at its exit
+        sys.exit(141)
     except OSError as error:  # a full disk, a folder one may not write to, a file where a folder is wanted
         place = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error) or type(error).__name__
         sys.exit(_complain(name, InputError(f"{place}{reason}; mend that and run the same command again"), 1))
     except KeyboardInterrupt:
-        sys.exit(_complain(name, InputError("interrupted; run the same command again to go on"), 130))
+        again = shlex.join([*name.split(), *(sys.argv[1:] if argv is None else argv)])
+        sys.exit(_complain(name, InputError(f"interrupted; to go on: {again}"), 130))
 
 
 def bind(name: str, commands: Command | Mapping[str, Command], argv: list[str]) -> Callable[[], None]:

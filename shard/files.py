@@ -1,13 +1,21 @@
-"""Files that are whole or not there: written under a temporary name, synced, renamed; and their hashes."""
+"""Files that are whole or not there: written under a temporary name, synced, renamed; their hashes; and locks."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from shard.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".tmp"
 
@@ -22,8 +30,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk doesn't say where
         raise
 
 
@@ -40,3 +50,23 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock `name` of a folder; it ends with its owner, however that ends.
+
+    shared: any number may hold it at once, but nobody beside one who doesn't share it.
+    Raises InputError where another process holds it. A file system without locks gives none.
+    """
+    path = folder / f".{name}.lock"
+    with path.open("ab") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is writing there; let it end, or end it") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield

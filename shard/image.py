@@ -1,62 +1,237 @@
-"""Any source file → 8-bit grey array of the wanted size → bytes for the shard."""
+"""Any source file → 8-bit grey array of the wanted size → bytes for the shard, or the reason why not."""
 
 from __future__ import annotations
 
+import errno
 import io
+import stat
+import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+import simplejpeg
+from PIL import Image, ImageChops, UnidentifiedImageError
+
+from shard import dicom
 
 Grey = npt.NDArray[np.uint8]
-_EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+
+# What a radiograph may come as. Others stay closed: some of Pillow's readers start other programs.
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "PPM", "JPEG2000", "WEBP", "GIF")
+MAX_BYTES = 1 << 30
+MAX_PIXELS = 1 << 27  # 134 million: 10,000 × 10,000 passes, a decompression bomb does not
+MIN_SIDE = 32
+MAX_ASPECT = 4
+MIN_CONTRAST = 8  # grey levels of 256 between the 1st and the 99th percentile
+MIN_DEPTH = 16  # levels between the percentiles of a deep image: stretching fewer would show noise
+# A JPEG is shrunk by 8, 4 or 2 while it is decoded (DCT scaling) where what remains is at least this many times
+# the target: so the result stays within 42 dB of full decoding and antialiased resizing on real radiographs.
+ROOM = {8: 3.0, 4: 1.5, 2: 1.0}
+# EXIF's orientation → what turns the image upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+# What a file system says of one file; anything else it says (a full disk, no more handles) is of the machine.
+_OF_THE_FILE = {
+    errno.ENOENT: "no such file", errno.EACCES: "permission denied", errno.EPERM: "permission denied",
+    errno.ENOTDIR: "no such file", errno.ENAMETOOLONG: "the name is too long", errno.ELOOP: "a loop of links",
+    errno.EIO: "the disk can't read it", errno.EINVAL: "the disk can't read it",
+}  # fmt: skip
 
 
 class UnreadableImage(Exception):
-    """A source file that holds no usable image; its text is the reason."""
+    """A source file that holds no usable image; its text is the reason, and the same each time."""
 
 
 def load_grey(path: Path, size: int) -> Grey:
     """Read an image as [H, W] uint8 whose short side is `size`, or less where the source is smaller.
 
-    JPEGs at least twice as large are shrunk while decoding (DCT scaling) and then resized with antialiasing.
-    Samples deeper than 8 bits are mapped linearly from their 0.1–99.9 percentiles. Raises UnreadableImage.
+    EXIF's orientation is applied, colour becomes luma, what is transparent is black over. Samples deeper than 8 bits
+    are mapped linearly: from the window that a DICOM names, else from their 0.1–99.9 percentiles.
+    Raises UnreadableImage where there is no image, or none that could be a radiograph: shorter than 32 px, longer
+    than 4:1, over 134 megapixels, or all but constant. Raises OSError where the machine is at fault.
     """
+    content = _read(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.draft("L", (2 * size, 2 * size))
-                grey = _to_grey(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage(f"{type(error).__name__}: {error}".replace(str(path), path.name)) from None
-    short = min(grey.size)
-    if short > size:
-        width, height = (max(1, round(side * size / short)) for side in grey.size)
-        grey = grey.resize((width, height), Image.Resampling.BICUBIC)
+        grey = _decode(content, size)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # a decoder may raise anything at broken bytes; its words become the reason
+        raise UnreadableImage(f"broken image: {error or type(error).__name__}") from None
+    counts = histogram(np.asarray(grey))
+    low, high = np.searchsorted(counts.cumsum(), (0.01 * counts.sum(), 0.99 * counts.sum()))
+    if high - low < MIN_CONTRAST:
+        raise UnreadableImage(f"near-constant image: 98 % of it lies within grey levels {low} to {high}")
     return np.asarray(grey)
 
 
-def _to_grey(image: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode in _EIGHT_BIT:
-        return upright.convert("L")
-    values = np.asarray(upright, dtype=np.float32)
+def histogram(grey: Grey) -> npt.NDArray[np.int64]:
+    """[256] how many pixels have each grey level."""
+    return np.array(Image.fromarray(grey).histogram(), np.int64)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a named pipe would wait for ever
+            raise UnreadableImage("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise UnreadableImage(f"file of {status.st_size} bytes: over {MAX_BYTES}")
+        content = path.read_bytes()
+    except ValueError:  # the path holds a NUL
+        raise UnreadableImage("no such file") from None
+    except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            raise
+        raise UnreadableImage(_OF_THE_FILE[error.errno]) from None
+    if not content:
+        raise UnreadableImage("empty file")
+    return content
+
+
+def _decode(content: bytes, size: int) -> Image.Image:
+    """The image in mode L, upright, its short side `size` or less."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the readers' own, of images that are large and of tags that are odd
+        if dicom.is_dicom(content):
+            return _shrink(Image.fromarray(_read_dicom(content)), size)
+        try:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        except UnidentifiedImageError:  # its own words name an address in memory
+            raise UnreadableImage("not an image in a known format") from None
+        _check_size(*image.size)
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a camera's MPO holds a preview too
+        if frames > 1:
+            raise UnreadableImage(f"holds {frames} images, not one")
+        orientation = image.getexif().get(0x0112, 1)
+        if image.format == "JPEG" and image.mode in ("L", "RGB") and orientation == 1:
+            return _decode_jpeg(content, image.width, image.height, size)
+        drafted = image.draft("L", (2 * size, 2 * size))
+        box = drafted[1] if drafted else None
+        grey = _shrink(_to_grey(image, content), size, box)
+        turned = orientation in UPRIGHT and image.format != "TIFF"  # Pillow turns TIFFs by itself
+        return grey.transpose(UPRIGHT[orientation]) if turned else grey
+
+
+def _read_dicom(content: bytes) -> Grey:
+    try:
+        data = dicom.parse(content)
+        _check_size(int(data.Columns), int(data.Rows))
+        return _to_eight_bits(*dicom.read(data))
+    except dicom.UnsupportedDicom as error:
+        raise UnreadableImage(str(error)) from None
+
+
+def _check_size(width: int, height: int) -> None:
+    short, long = sorted((width, height))
+    if short < MIN_SIDE or long > MAX_ASPECT * short:
+        raise UnreadableImage(f"{width}×{height} pixels: too small or too narrow for a radiograph")
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{width}×{height} pixels: over {MAX_PIXELS / 1e6:.0f} megapixels")
+
+
+def _decode_jpeg(content: bytes, width: int, height: int, size: int) -> Image.Image:
+    """The short way for nearly all: libjpeg-turbo scales while it decodes, and is strict with corrupt data."""
+    factor = next((factor for factor, room in ROOM.items() if min(width, height) >= factor * room * size), 1)
+    wanted = -(-height // factor), -(-width // factor)
+    scaled = simplejpeg.decode_jpeg(content, "GRAY", min_height=wanted[0], min_width=wanted[1])[:, :, 0]
+    assert scaled.shape == wanted, (scaled.shape, wanted)
+    # The last row and column may reach beyond the image: without the box all would shift by up to half a pixel.
+    return _shrink(Image.fromarray(scaled), size, (0, 0, width / factor, height / factor))
+
+
+def _shrink(grey: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+    """The part of the image in `box`, its short side `size`, with antialiasing; never enlarged."""
+    width, height = (box[2], box[3]) if box else grey.size
+    short = min(width, height)
+    if short <= size:
+        return grey
+    target = max(1, round(width * size / short)), max(1, round(height * size / short))
+    return grey.resize(target, Image.Resampling.BICUBIC, box=box)
+
+
+def _to_grey(image: Image.Image, content: bytes) -> Image.Image:
+    """Mode L of any other mode, at the size it has."""
+    rawmode = _rawmode(image)
+    if rawmode and ";16" in rawmode and image.mode in ("RGB", "RGBA"):
+        return Image.fromarray(_to_eight_bits(_deep_luma(image, content, rawmode)))
+    if rawmode and ";16" in rawmode and image.mode in ("LA", "PA", "CMYK", "RGBX"):
+        raise UnreadableImage(f"16-bit image of mode {image.mode}: its low bytes would be lost")
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        return ImageChops.multiply(layered.convert("L"), layered.getchannel("A"))
+    if image.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr"):
+        return image.convert("L")
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        raise UnreadableImage(f"colour mode {image.mode} is not supported")
+    # TIFF's "white is zero": Pillow turns 8 bits over, but not more.
+    inverted = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0
+    return Image.fromarray(_to_eight_bits(np.asarray(image), inverted=inverted))
+
+
+def _rawmode(image: Image.Image) -> str | None:
+    """How Pillow will unpack the file's samples, such as RGB;16B; None where it does not say."""
+    tile = getattr(image, "tile", None)
+    if not tile:
+        return None
+    rawmode = tile[0].args if isinstance(tile[0].args, str) else next(iter(tile[0].args or ()), None)
+    return rawmode if isinstance(rawmode, str) else None
+
+
+def _deep_luma(image: Image.Image, content: bytes, rawmode: str) -> npt.NDArray[np.float32]:
+    """[H, W] luma of 16-bit colour: Pillow keeps the high bytes alone, so the low ones are read in a second pass."""
+    native = {"little": "B", "big": "L"}[sys.byteorder]
+    swapped = rawmode[:-1] + {"B": "L", "L": "B", "N": native}[rawmode[-1]]
+    again = Image.open(io.BytesIO(content), formats=FORMATS)
+    args = again.tile[0].args
+    again.tile = [again.tile[0]._replace(args=(swapped, *args[1:]) if isinstance(args, tuple) else swapped)]
+    values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(again)
+    luma = values[:, :, :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return np.asarray(luma * (values[:, :, 3] / np.float32(65535)) if values.shape[2] == 4 else luma)
+
+
+def _to_eight_bits(
+    values: npt.NDArray[Any], bounds: tuple[float, float] | None = None, inverted: bool = False
+) -> Grey:
+    """[H, W] uint8: `bounds`, else the 0.1–99.9 percentiles of up to a million pixels, become 0 and 255."""
     if values.ndim != 2:
-        raise UnreadableImage(f"colour mode {upright.mode} is not supported")
-    low, high = np.percentile(values, (0.1, 99.9))
-    if not high > low:
-        raise UnreadableImage("every pixel has the same value")
-    return Image.fromarray(((values - low) / (high - low) * 255).clip(0, 255).round().astype(np.uint8))
+        raise UnreadableImage(f"an array of shape {values.shape} is not a grey image")
+    if bounds is None:
+        step = max(1, int((values.size / 1e6) ** 0.5))
+        sample = values[::step, ::step].astype(np.float64)
+        if not np.isfinite(sample).all():
+            raise UnreadableImage("holds values that are not finite")
+        low, high = (float(bound) for bound in np.percentile(sample, (0.1, 99.9)))
+        if not high - low >= (MIN_DEPTH if np.issubdtype(values.dtype, np.integer) else np.finfo(np.float32).tiny):
+            raise UnreadableImage(f"near-constant image: 99.8 % of it lies within {low:g} to {high:g}")
+    else:
+        low, high = bounds
+    if inverted:
+        low, high = high, low
+    grey = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), 256):  # a huge image is never held in floats as a whole
+        block = (values[top : top + 256].astype(np.float64) - low) * (255 / (high - low))
+        if not np.isfinite(block).all():
+            raise UnreadableImage("holds values that are not finite")
+        grey[top : top + 256] = np.clip(block, 0, 255) + 0.5
+    return grey
 
 
 def encode_jpeg(grey: Grey, quality: int) -> bytes:
-    """The bytes of a grey JPEG of [H, W] uint8."""
-    buffer = io.BytesIO()
-    Image.fromarray(grey).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+    """The bytes of a grey JPEG of [H, W] uint8, decoded again to be sure. Raises UnreadableImage where they fail."""
+    content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(grey)[:, :, None], quality=quality, colorspace="GRAY")
+    try:
+        decoded = simplejpeg.decode_jpeg(content, "GRAY")
+    except ValueError as error:
+        raise UnreadableImage(f"its JPEG does not decode: {error}") from None
+    if decoded.shape[:2] != grey.shape:
+        raise UnreadableImage(f"its JPEG decodes to {decoded.shape[:2]}, not {grey.shape}")
+    return content
 
 
 def to_square(grey: Grey, size: int) -> Grey:

@@ -1,9 +1,11 @@
-"""The machine this runs on: cores this process may use, versions of what is installed."""
+"""The machine this runs on: cores this process may use, its place in a Slurm array, versions of what is installed."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
+
+from shard.errors import InputError
 
 
 def cores() -> int:
@@ -17,3 +19,24 @@ def version_of(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def array_task() -> tuple[int, int] | None:
+    """(part, parts) of this task in its Slurm job array, the first part being 0; None outside one.
+
+    Raises InputError where the array leaves open which part this is.
+    """
+    names = ("ID", "MIN", "MAX", "COUNT")
+    found = [os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names]
+    if not found[0]:
+        return None
+    shown = f"SLURM_ARRAY_TASK_ID={found[0]}"
+    if not all(text.isdigit() for text in found):
+        raise InputError(f"{shown}: its array can't be read; give --part and --parts")
+    task, low, high, parts = map(int, found)
+    if parts == 1 and task > 1:  # one task of an array, submitted again alone
+        raise InputError(f"{shown}: the only task of its array, of how many parts? Give --part and --parts")
+    step = (high - low) // (parts - 1) if parts > 1 else 1
+    if low + step * (parts - 1) != high or (task - low) % max(step, 1):
+        raise InputError(f"{shown}: {parts} tasks from {low} to {high} are not evenly spaced; give --part and --parts")
+    return (task - low) // max(step, 1), parts

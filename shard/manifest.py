@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shard.errors import InputError
-from shard.files import write_bytes
+from shard.files import sha256_of, write_bytes
 
 NAME = "manifest.json"
-FORMAT = "cxr-simclr-shards/1"
+FORMAT = "cxr-simclr-shards/2"
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,14 @@ class Shard:
 class Manifest:
     """What is in a folder of shards.
 
+    settings: what decides which bytes are written; software: the versions of what wrote them.
     counts: split → {"images", "patients"}. labels: split → finding → {"1", "0", "-1", "blank"} → images.
-    pixel_mean, pixel_std: over the training split, in grey levels divided by 255.
+    rejected: rows left out; with the images they make settings["rows"]. pixel_mean, pixel_std: over the training
+    split, in grey levels divided by 255.
     """
 
     settings: dict[str, Any]
+    software: dict[str, str]
     findings: tuple[str, ...]
     counts: dict[str, dict[str, int]]
     labels: dict[str, dict[str, dict[str, int]]]
@@ -68,11 +72,19 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a folder's manifest and check that every tar and index is there in its full size.
+    """Read a folder's manifest and make sure, in milliseconds a shard, that its files are those it was written with.
 
-    Sizes are checked before any reader maps a file: a tar cut short under mmap kills the process.
+    Done before any reader maps a file: a tar cut short under mmap kills the process, and a stale index gives garbage.
     Raises InputError naming the file, what is wrong with it and what to run.
     """
+    manifest = parse_manifest(folder)
+    for fault in quick_faults(folder, manifest.shards):
+        raise InputError(f"{fault}; copy it again or rebuild the shards")
+    return manifest
+
+
+def parse_manifest(folder: Path) -> Manifest:
+    """Read a folder's manifest without a look at what it describes. Raises InputError as read_manifest does."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; make shards with: python -m shard build SRC {folder}")
     path = folder / NAME
@@ -83,22 +95,30 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path}: no such file; {cure}")
     try:
         content = json.loads(path.read_text())
-        if content.get("format") != FORMAT:
-            raise InputError(f"{path}: format {content.get('format')!r}, this version reads {FORMAT!r}; build it again")
+        found = content.get("format")
+        if found != FORMAT:
+            raise InputError(f"{path}: format {found!r}, this version reads {FORMAT!r}; build into a new folder")
         shards = tuple(Shard(**shard) for shard in content["shards"])
-        manifest = Manifest(**{**content, "shards": shards, "findings": tuple(content["findings"])})
+        return Manifest(**{**content, "shards": shards, "findings": tuple(content["findings"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: not a manifest ({type(error).__name__}: {error}); build the shards again") from None
-    check_sizes(folder, manifest.shards)
-    return manifest
 
 
-def check_sizes(folder: Path, shards: tuple[Shard, ...]) -> None:
-    """Raise InputError for the first tar or index that is missing or has another size than it was written with."""
+def quick_faults(folder: Path, shards: Iterable[Shard]) -> Iterator[str]:
+    """Each tar or index that is missing or has another size, and each index whose bytes are not those written."""
     for shard in shards:
+        whole = True
         for name, expected in ((shard.tar, shard.tar_bytes), (shard.index, shard.index_bytes)):
             file = folder / name
-            found = file.stat().st_size if file.exists() else None
+            found = file.stat().st_size if file.is_file() else None
             if found != expected:
-                state = "missing" if found is None else f"{found} bytes, the manifest says {expected}"
-                raise InputError(f"{file}: {state}; copy it again or rebuild the shards")
+                whole = False
+                yield f"{file}: " + (
+                    "missing" if found is None else f"{found} bytes, the manifest says {expected}")
+        if whole and (found_hash := sha256_of(folder / shard.index)) != shard.index_sha256:
+            yield wrong_hash(folder / shard.index, found_hash, shard.index_sha256)
+
+
+def wrong_hash(file: Path, found: str, expected: str) -> str:
+    """What to say of a file whose bytes are not those it was written with."""
+    return f"{file}: sha256 {found[:12]}…, the manifest says {expected[:12]}…"

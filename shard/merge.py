@@ -1,92 +1,143 @@
-"""merge: the records of all parts of a build → one manifest over their shards."""
+"""merge: the records of all parts of a build → rejects.csv and one manifest over their shards."""
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from shard.errors import InputError
-from shard.manifest import NAME, Manifest, Shard, check_sizes, read_manifest
-from shard.read import label_frame
-from shard.table import SPLITS
+from shard.files import TEMPORARY, write_bytes
+from shard.formats import SPLITS
+from shard.manifest import NAME, Manifest, quick_faults, read_manifest
+from shard.record import FOLDER, ShardRecord, first_difference, parse_record
+from shard.table import Reject
+
+REJECTS = "rejects.csv"
 
 
-def merge(out: Path) -> None:
+def merge(out: Path, *, max_rejects: float = 0.01) -> None:
     """Join the parts that a job array wrote into OUT under one manifest.
 
-    Raises InputError where a part is missing or comes from a build with other settings or another table.
+    Raises InputError where a part is missing or comes from a build with other settings or another table, and where
+    more than --max-rejects (a share of all rows) were rejected.
     """
     if (out / NAME).exists():
         read_manifest(out)
         print(f"{out}: merged already; nothing to do")
         return
-    records = [_read_part(file) for file in sorted(out.glob("part-*.json"))]
-    if not records:
+    parts = [_read_part(file) for file in sorted(out.glob("part-*.json"))]
+    if not parts:
         raise InputError(f"{out}: no part-*.json in it; run: python -m shard build SRC {out} --part=I --parts=N")
-    missing = sorted(set(range(records[0]["parts"])) - {record["part"] for record in records})
+    first = parts[0]
+    for part in parts:
+        difference = first_difference(*({**one["settings"], **one["software"], "parts": one["parts"]}
+                                        for one in (first, part)))  # fmt: skip
+        if difference:
+            raise InputError(f"{out}: {part_name(part['part'], part['parts'])} is of another build than "
+                             f"{part_name(first['part'], first['parts'])} ({difference}); "
+                             "remove the one that is wrong and build that part anew")
+    missing = sorted(set(range(first["parts"])) - {part["part"] for part in parts})
     if missing:
-        raise InputError(f"{out}: part {missing[0]} of {records[0]['parts']} is missing ({len(missing)} in all); "
-                         f"run: python -m shard build SRC {out} --part={missing[0]} --parts={records[0]['parts']}")
-    for record in records:
-        for name in ("settings", "parts"):
-            if record[name] != records[0][name]:
-                raise InputError(f"{out}: part {record['part']} has other {name} ({record[name]}) than part "
-                                 f"{records[0]['part']} ({records[0][name]}); remove its record and build it anew")
-    finish(out, records)
+        raise InputError(f"{out}: part {missing[0]} of {first['parts']} is missing ({len(missing)} in all); "
+                         f"run: python -m shard build SRC {out} --part={missing[0]} --parts={first['parts']}")
+    finish(out, parts, max_rejects)
+
+
+def part_name(part: int, parts: int) -> str:
+    """The file name of a part's record."""
+    return f"part-{part:05d}-of-{parts:05d}.json"
 
 
 def _read_part(file: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"{file}: not a part's record ({error}); remove it and build that part again") from None
-    return record
+        content: dict[str, Any] = json.loads(file.read_text())
+        records = [parse_record(record) for record in content["shards"]]
+        rejects = [(str(key), str(path), str(reason)) for key, path, reason in content["rejects"]]
+        return {**content, "shards": records, "rejects": rejects}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{file}: not a part's record ({reason}); remove it and build that part again") from None
 
 
-def finish(out: Path, records: list[dict[str, Any]]) -> None:
-    """Write rejects.csv and manifest.json over the records of all parts, and say what was made.
+def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
+    """Write rejects.csv and manifest.json over all parts, clear away what the build remembered, say what was made.
 
-    Raises InputError where not one training image was readable.
+    parts: each with settings, software, findings, shards (ShardRecord), rejects (rows of the table itself).
+    Raises InputError where too much was rejected; what is finished stays, so that the next build only goes on.
     """
-    findings = tuple(records[0]["findings"])
-    shards = [Shard(**shard) for record in records for shard in record["shards"]]
-    shards.sort(key=lambda shard: (SPLITS.index(shard.split), shard.tar))
-    rejects = sorted(tuple(row) for record in records for row in record["rejects"])
-    kept, rows = sum(shard.samples for shard in shards), records[0]["settings"]["rows"]
-    assert kept + len(rejects) == rows, (kept, len(rejects), rows)
+    first = parts[0]
+    records: list[ShardRecord] = [record for part in parts for record in part["shards"]]
+    records.sort(key=lambda record: (SPLITS.index(record.shard.split), record.shard.tar))
+    rejects = sorted(
+        [reject for part in parts for reject in part["rejects"]]
+        + [reject for record in records for reject in record.rejects]
+    )
+    records = [record for record in records if record.shard.samples]
+    shards = tuple(record.shard for record in records)
+    kept, rows = sum(shard.samples for shard in shards), first["settings"]["rows"]
+    assert kept + len(rejects) == rows, f"{kept} kept + {len(rejects)} rejected ≠ {rows} rows"
+    table = io.StringIO()
+    pd.DataFrame(rejects, columns=["key", "path", "reason"]).to_csv(table, index=False, lineterminator="\n")
+    write_bytes(out / REJECTS, table.getvalue().encode())
+    check_max_rejects(rejects, rows, max_rejects, place=str(out / REJECTS))
     train = [shard for shard in shards if shard.split == "train"]
     if not train:
-        raise InputError(f"{rejects[0][1]}: {rejects[0][2]}; not one of {rows} rows gave a training image: "
-                         "check that SRC holds the images themselves")
-    check_sizes(out, tuple(shards))
-    pd.DataFrame(rejects, columns=["key", "path", "reason"]).to_csv(out / "rejects.csv", index=False)
+        raise InputError(f"{out / REJECTS}: not one of {rows} rows gave a training image ({rejects[0][1]}: "
+                         f"{rejects[0][2]}); check that SRC holds the images themselves")
+    for fault in quick_faults(out, shards):
+        raise InputError(f"{fault}; run the part that made it again")
     pixels = sum(shard.pixels for shard in train)
     mean = sum(shard.pixel_sum for shard in train) / pixels
     square = sum(shard.pixel_square_sum for shard in train) / pixels
-    labels = label_frame(out, shards, findings)
     manifest = Manifest(
-        settings=records[0]["settings"], findings=findings, counts=_count_images(labels),
-        labels=_count_labels(labels, findings), rejected=len(rejects), pixel_mean=round(mean / 255, 6),
-        pixel_std=round((square - mean**2) ** 0.5 / 255, 6), shards=tuple(shards),
+        settings=first["settings"], software=first["software"], findings=tuple(first["findings"]),
+        counts=_count_images(records), labels=_sum_labels(records), rejected=len(rejects),
+        pixel_mean=round(mean / 255, 6), pixel_std=round(max(0.0, square - mean**2) ** 0.5 / 255, 6), shards=shards,
     )  # fmt: skip
     manifest.write(out)
+    for leftover in (*out.glob(f".*{TEMPORARY}"), *out.glob("part-*.json")):
+        leftover.unlink(missing_ok=True)
+    shutil.rmtree(out / FOLDER, ignore_errors=True)  # a network file system may keep a lock's file a while
     counts = ", ".join(f"{split} {count['images']}" for split, count in manifest.counts.items())
-    print(f"{out}: {kept} images in {len(shards)} shards ({counts}), {len(rejects)} rejected"
-          + (f", see {out / 'rejects.csv'}" if rejects else ""))
+    print(f"{out}: {kept} images in {len(shards)} shards ({counts}), {len(rejects)} of {rows} rows rejected"
+          + (f", see {out / REJECTS}" if rejects else ""))
 
 
-def _count_images(labels: pd.DataFrame) -> dict[str, dict[str, int]]:
-    return {split: {"images": len(rows), "patients": int(rows["patient"].nunique())}
-            for split in SPLITS if len(rows := labels[labels["split"] == split])}  # fmt: skip
+def check_max_rejects(rejects: Sequence[Reject], rows: int, max_rejects: float, place: str) -> None:
+    """Raise InputError where more of the rows were rejected than is allowed, a share from 0 to 1."""
+    if not 0 <= max_rejects <= 1:
+        raise InputError(f"--max-rejects={max_rejects}: wants a share of the rows, from 0 to 1")
+    if len(rejects) > max_rejects * rows:
+        (reason, count), *_ = Counter(reason for _, _, reason in rejects).most_common(1)
+        path = next(path for _, path, why in rejects if why == reason)
+        raise InputError(
+            f"{place}: {len(rejects)} of {rows} rows rejected ({len(rejects) / rows:.1%}; --max-rejects allows "
+            f"{max_rejects:.1%}), most often: {reason} ({count} times, such as {path}); mend the source, or run again "
+            f"with --max-rejects={-(-1000 * len(rejects) // rows) / 1000}")
 
 
-def _count_labels(labels: pd.DataFrame, findings: tuple[str, ...]) -> dict[str, dict[str, dict[str, int]]]:
-    def count(values: pd.Series) -> dict[str, int]:
-        counted = {str(label): int((values == label).sum()) for label in (1, 0, -1)}
-        return {**counted, "blank": int(values.isna().sum())}
+def _count_images(records: list[ShardRecord]) -> dict[str, dict[str, int]]:
+    counts = {}
+    for split in SPLITS:
+        own = [record for record in records if record.shard.split == split]
+        if own:
+            patients = set().union(*(record.patients for record in own))
+            counts[split] = {"images": sum(record.shard.samples for record in own), "patients": len(patients)}
+    return counts
 
-    return {split: {finding: count(rows[finding]) for finding in findings}
-            for split in SPLITS if len(rows := labels[labels["split"] == split])}  # fmt: skip
+
+def _sum_labels(records: list[ShardRecord]) -> dict[str, dict[str, dict[str, int]]]:
+    sums: dict[str, dict[str, dict[str, int]]] = {}
+    for record in records:
+        own = sums.setdefault(record.shard.split, {name: Counter() for name in record.labels})
+        for name, counts in record.labels.items():
+            for label, count in counts.items():
+                own[name][label] = own[name].get(label, 0) + count
+    return {split: {name: dict(counts) for name, counts in own.items()} for split, own in sums.items()}

@@ -8,20 +8,19 @@ from __future__ import annotations
 import csv
 import io
 import shutil
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from shard.anatomy import State, device, expose, frontal, lateral
 from shard.errors import InputError
 from shard.files import write_bytes
+from shard.formats import CHEXPERT_FINDINGS
 from shard.machine import cores
-from shard.table import CHEXPERT_FINDINGS, TASKS  # State's order is that of TASKS
+from shard.pool import tick, work_on
+from shard.table import TASKS  # State's order is that of TASKS
 
 COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_FINDINGS)
 MARK = "SYNTHETIC radiographs: drawn by cxr-simclr's phantom, no patient was ever imaged."
@@ -106,17 +105,17 @@ def _row(seed: int, view: View, split: str) -> dict[str, str]:
     return row
 
 
-def _draw(patients: list[list[View]], out: Path, seed: int, split: str) -> int:
-    """Draw some patients' views into `out`; how many."""
+def _draw(job: tuple[list[list[View]], Path, int, str]) -> None:
+    """Draw some patients' views into a folder."""
+    patients, out, seed, split = job
     # Freeing one large block makes glibc keep the small ones, not hand them back: half the time a view.
     np.empty(1 << 24, np.uint8)
-    views = [view for patient in patients for view in patient]
-    for view in views:
+    for view in (view for patient in patients for view in patient):
         jpeg, path = io.BytesIO(), out / view.path(split)
         render(seed, view).save(jpeg, "JPEG", quality=90)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, jpeg.getvalue())
-    return len(views)
+        tick()
 
 
 def _claim(out: Path, readme: str) -> None:
@@ -163,18 +162,8 @@ def phantom(out: Path, *, images: int = 2000, seed: int = 0, workers: int = 0) -
         for split, plan in plans.items()
         for start in range(0, len(plan), CHUNK)
     ]
-    workers = min(workers or cores(), len(jobs))
-    with tqdm(total=images, desc="drawing", unit=" images", disable=None) as bar:
-        if workers == 1:
-            for job in jobs:
-                bar.update(_draw(*job))
-        else:
-            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-            try:
-                for done in as_completed([pool.submit(_draw, *job) for job in jobs]):
-                    bar.update(done.result())
-            finally:  # the first failure ends the run, not the last
-                pool.shutdown(cancel_futures=True)
+    for _ in work_on(jobs, len(jobs), _draw, images=images, label="drawing", workers=workers or cores()):
+        pass
     for split, plan in plans.items():
         text = io.StringIO(newline="")
         table = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")

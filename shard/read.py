@@ -11,8 +11,7 @@ import pandas as pd
 
 from shard.errors import InputError
 from shard.manifest import Manifest, Shard
-
-INDEX_VERSION = "v1.2"
+from shard.tar import INDEX_VERSION
 
 
 @dataclass(frozen=True)

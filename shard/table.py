@@ -1,8 +1,4 @@
-"""CheXpert / NIH ChestX-ray14 / plain CSV → one tidy table.
-
-A format is one function from a folder to a frame with the columns key, path, patient, split, view and one
-column a finding: 1 present, 0 absent, -1 uncertain, NaN not mentioned.
-"""
+"""A data set's folder → one tidy, checked table: every image once, its patient in one split, its labels as numbers."""
 
 from __future__ import annotations
 
@@ -14,37 +10,36 @@ from typing import Literal
 
 import pandas as pd
 
+from shard import dicom
 from shard.errors import InputError
+from shard.formats import SPLITS, Rows, read_chexpert, read_mimic, read_nih, read_plain
 
-Dataset = Literal["auto", "chexpert", "nih", "csv"]
-SPLITS = ("train", "valid", "test")
-CHEXPERT_FINDINGS = (
-    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
-    "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture",
-    "Support Devices",
-)  # fmt: skip
+Dataset = Literal["auto", "chexpert", "nih", "mimic", "csv"]
+Reject = tuple[str, str, str]  # key, path, reason
 # What the published study probes, in its order.
 TASKS = ("Cardiomegaly", "Lung Opacity", "Pleural Effusion", "Enlarged Cardiomediastinum")
-NIH_FINDINGS = (
-    "No Finding", "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia",
-    "Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
-)  # fmt: skip
-NIH_OPACITIES = ("Infiltration", "Consolidation", "Pneumonia", "Edema", "Atelectasis", "Mass", "Nodule")
-_DESCRIPTIVE = ("path", "patient", "split", "view", "key", "sex", "age")
+LONGEST_KEY = 90  # a tar's header holds names of 100 bytes, the ending included
+_FOLDERS = {"chexpert": read_chexpert, "nih": read_nih, "mimic": read_mimic}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Every image of a data set: `rows` has key, path (relative to the source), patient, split, view, findings."""
+    """The images of a data set.
+
+    rows: a frame with key, path (relative to the source), patient, split, view, and a column a finding: 1 present,
+    0 absent, -1 uncertain, NaN not mentioned. rejects: rows of the CSV that can't be used.
+    """
 
     dataset: str
     findings: tuple[str, ...]
     rows: pd.DataFrame
+    rejects: tuple[Reject, ...]
 
 
 def read_table(src: Path, dataset: Dataset = "auto", table: Path | None = None) -> Table:
     """Read the table of the data set in folder `src`, checked: unique keys, known splits and labels, no leak.
 
+    Rows that repeat another are rejected; where rows share a key but differ, all of them are.
     Raises InputError, naming file, value and cure, where the folder, a column, a label or a split can't be used.
     """
     if not src.is_dir():
@@ -55,127 +50,60 @@ def read_table(src: Path, dataset: Dataset = "auto", table: Path | None = None) 
         raise InputError("--dataset=csv: wants --table=PATH, a CSV with the columns path, patient, split and findings")
     if dataset != "csv" and table is not None:
         raise InputError(f"--table={table}: goes with --dataset=csv, not with {dataset}")
-    if dataset == "chexpert":
-        result = read_chexpert(src)
-    elif dataset == "nih":
-        result = read_nih(src)
-    else:
+    if dataset == "csv":
         assert table is not None
-        result = read_plain(table)
-    _check(result, src)
-    return result
-
-
-def read_chexpert(src: Path) -> Table:
-    """CheXpert, original or -small, under any path prefix: train.csv, valid.csv and, where it is, test.csv."""
-    frames = []
-    for split in SPLITS:
-        csv = src / f"{split}.csv"
-        if split == "train" or csv.exists():
-            frames.append(_read_csv(csv, ("Path",)).assign(split=split))
-    raw = pd.concat(frames, ignore_index=True)
-    findings = tuple(name for name in CHEXPERT_FINDINGS if name in raw.columns)
-    if not findings:
-        raise InputError(f"{src / 'train.csv'}: none of CheXpert's findings is a column, such as Cardiomegaly; "
-                         "for a table of your own use --dataset=csv --table=PATH")
-    # The prefix is CheXpert-v1.0/, CheXpert-v1.0-small/ or a re-host's own: what counts starts at the split's folder.
-    path = raw["Path"].str.replace(r"^(?:.*?/)?(?=(?:train|valid|test)/)", "", regex=True)
-    patient = path.str.extract(r"(patient\d+)", expand=False)
-    if patient.isna().any():
-        raise InputError(f"{src}: Path {raw['Path'][patient.isna()].iloc[0]!r} has no patientNNNNN folder; "
-                         "for a table of your own use --dataset=csv --table=PATH")
-    view = _column(raw, "AP/PA").where(_column(raw, "Frontal/Lateral") != "Lateral", "lateral")
-    key = path.str.replace(r"^(?:train|valid|test)/", "", regex=True).str.replace(r"\.[A-Za-z]+$", "", regex=True)
-    return _tidy("chexpert", findings, raw, key=key, path=path, patient=patient, split=raw["split"], view=view)
-
-
-def read_nih(src: Path) -> Table:
-    """NIH ChestX-ray14: Data_Entry_2017*.csv, images in images/ or images_*/images/, official lists where they are.
-
-    "Lung Opacity" is added as the union of the seven opacities, to stand for CheXpert's finding of that name.
-    """
-    found = sorted(src.glob("Data_Entry_2017*.csv"))
-    csv = found[0] if found else src / "Data_Entry_2017.csv"
-    raw = _read_csv(csv, ("Image Index", "Finding Labels", "Patient ID"))
-    name = raw["Image Index"]
-    folders = [src, src / "images", *sorted(src.glob("images_*/images"))]
-    places = {file.name: file.relative_to(src).as_posix() for folder in folders if folder.is_dir()
-              for file in folder.iterdir() if file.suffix.lower() == ".png"}  # fmt: skip
-    listed = raw["Finding Labels"].str.split("|")
-    labels = {finding: listed.map(lambda names, f=finding: float(f in names)) for finding in NIH_FINDINGS}
-    labels["Lung Opacity"] = pd.DataFrame(labels)[list(NIH_OPACITIES)].max(axis=1)
-    patient = raw["Patient ID"]
-    split = _hashed_splits(patient)
-    test_list = src / "test_list.txt"
-    if test_list.exists():
-        official = name.isin(set(test_list.read_text().split()))
-        split = split.where(split != "test", "train").where(~official, "test")
-    frame = pd.DataFrame(labels)
-    path = name.map(lambda file: places.get(file, f"images/{file}"))
-    view = _column(raw, "View Position")
-    key = name.str.replace(r"\.[A-Za-z]+$", "", regex=True)
-    return _tidy("nih", tuple(labels), frame, key=key, path=path, patient=patient, split=split, view=view)
-
-
-def read_plain(csv: Path) -> Table:
-    """A plain CSV: path (relative to the source folder), patient, split (else by patient hash), findings."""
-    raw = _read_csv(csv, ("path", "patient"))
-    findings = tuple(name for name in raw.columns if name.lower() not in _DESCRIPTIVE)
-    patient = raw["patient"]
-    split = raw["split"] if "split" in raw.columns else _hashed_splits(patient)
-    key = raw["path"].str.replace(r"\.[A-Za-z]+$", "", regex=True)
-    view = _column(raw, "view")
-    return _tidy("csv", findings, raw, key=key, path=raw["path"], patient=patient, split=split, view=view)
+        read = read_plain(table)
+    else:
+        read = _FOLDERS[dataset](src)
+    rows = _tidy(read)
+    _check(rows, src)
+    rows, rejects = _set_aside(rows)
+    _check_usable(rows, src)
+    return Table(dataset, read.findings, rows, tuple(rejects))
 
 
 def _recognise(src: Path, table: Path | None) -> Dataset:
     if table is not None:
         return "csv"
-    if (src / "train.csv").exists():
+    signs: dict[Dataset, str] = {"chexpert": "train.csv", "nih": "Data_Entry_2017*.csv",
+                                 "mimic": "mimic-cxr-*-metadata.csv*"}  # fmt: skip
+    for dataset, sign in signs.items():
+        if any(src.glob(sign)):
+            return dataset
+    if any(src.glob("CheXpert-v1.0 batch *")):
         return "chexpert"
-    if any(src.glob("Data_Entry_2017*.csv")):
-        return "nih"
-    raise InputError(f"{src}: neither train.csv (CheXpert) nor Data_Entry_2017*.csv (NIH) is in it; "
-                     "name your own table with --table=PATH")
+    raise InputError(f"{src}: neither train.csv (CheXpert) nor Data_Entry_2017*.csv (NIH) nor "
+                     "mimic-cxr-*-metadata.csv.gz (MIMIC-CXR-JPG) is in it; name your own table with --table=PATH")
 
 
-def _read_csv(csv: Path, wanted: tuple[str, ...]) -> pd.DataFrame:
-    """A CSV's cells as the text they are, blank as "": patient 007 is not 7, and NA may be a name."""
-    try:
-        frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise InputError(f"{csv}: no such file; the data set's table is wanted there") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{csv}: not a readable CSV ({str(error).strip()}); replace it by the original") from None
-    for column in wanted:
-        if column not in frame.columns:
-            raise InputError(f"{csv}: column {column!r} is missing; it has: {', '.join(map(str, frame.columns[:20]))}")
-    if frame.empty:
-        raise InputError(f"{csv}: no rows below the header; replace it by the original")
-    return frame
-
-
-def _column(raw: pd.DataFrame, name: str) -> pd.Series:
-    return raw[name] if name in raw.columns else pd.Series("", index=raw.index)
-
-
-def _tidy(dataset: str, findings: tuple[str, ...], labels: pd.DataFrame, **columns: pd.Series) -> Table:
-    rows = pd.DataFrame(columns)
-    # Readers cut keys at the first dot and indexes at spaces: only plain characters stay.
-    rows["key"] = rows["key"].map(lambda key: re.sub(r"[^A-Za-z0-9_-]+", "_", str(key).strip("/")))
-    for finding in findings:
-        values = pd.to_numeric(labels[finding], errors="coerce").astype(float)
-        wrong = ~(values.isin((1, 0, -1)) | labels[finding].isin(("", "nan", "NaN", "NA")))
+def _tidy(read: Rows) -> pd.DataFrame:
+    """Keys that tars and indexes can hold, labels as numbers."""
+    rows: pd.DataFrame = read.frame.copy()
+    rows["key"] = rows["key"].map(make_key)
+    for finding in read.findings:
+        values = pd.to_numeric(rows[finding], errors="coerce").astype("float32")
+        wrong = ~(values.isin((1, 0, -1)) | rows[finding].isin(("", "nan", "NaN", "NA")))
         if wrong.any():
-            value, path = labels[finding][wrong].iloc[0], rows["path"][wrong].iloc[0]
+            value, path = rows[finding][wrong].iloc[0], rows["path"][wrong].iloc[0]
             raise InputError(f"finding {finding!r}: label {str(value)!r} of {path} "
                              "is not 1, 0, -1 or blank; mend the table or leave the column out")
         rows[finding] = values
-    return Table(dataset, findings, rows)
+    return rows
 
 
-def _check(table: Table, src: Path) -> None:
-    rows = table.rows
+def make_key(name: str) -> str:
+    """A sample's key from its path: letters, digits, _ and -, at most 90 of them.
+
+    Readers cut keys at the first dot, and indexes at blanks. Where a name is too long or has other characters than
+    those of a path, a hash of it keeps names apart that would become the same.
+    """
+    key = re.sub(r"[^A-Za-z0-9_-]+", "_", name.strip("/"))
+    if len(key) <= LONGEST_KEY and not re.search(r"[^A-Za-z0-9_./ -]", name):
+        return key
+    return f"{key[: LONGEST_KEY - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def _check(rows: pd.DataFrame, src: Path) -> None:
     for name in ("path", "patient"):
         blank = rows[rows[name].str.strip() == ""]
         if len(blank):
@@ -185,28 +113,34 @@ def _check(table: Table, src: Path) -> None:
     if len(unknown):
         split, path = unknown["split"].iloc[0], unknown["path"].iloc[0]
         raise InputError(f"split {split!r} of {path}: not one of {', '.join(SPLITS)}")
-    twice = rows[rows["key"].duplicated()]
-    if len(twice):
-        path, key = twice["path"].iloc[0], twice["key"].iloc[0]
-        raise InputError(f"{path}: a second row for key {key!r}; keep one row an image")
     splits = rows.groupby("patient")["split"].nunique()
     if (splits > 1).any():
         leak = splits.index[splits > 1][0]
         raise InputError(f"patient {leak!r} is in more than one split; move all of a patient's images to one")
+
+
+def _set_aside(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[Reject]]:
+    """The rows whose key is theirs alone, and the others as rejects."""
+    repeats = rows.duplicated()
+    rejects = [(key, path, "repeats an earlier row") for key, path in _names(rows[repeats])]
+    rows = rows[~repeats]
+    shared = rows["key"].duplicated(keep=False)
+    for key, clash in rows[shared].groupby("key"):
+        differing = ", ".join(name for name in rows.columns if clash[name].nunique(dropna=False) > 1)
+        reason = f"{len(clash)} rows have this key and differ in {differing}"
+        rejects += [(str(key), path, reason) for path in clash["path"]]
+    return rows[~shared], rejects
+
+
+def _names(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(zip(rows["key"], rows["path"], strict=True))
+
+
+def _check_usable(rows: pd.DataFrame, src: Path) -> None:
     if not (rows["split"] == "train").any():
         raise InputError("no row is in split 'train'; there would be nothing to train on")
     if not any((src / path).exists() for path in rows["path"].sample(min(200, len(rows)), random_state=0)):
         raise InputError(f"{src / rows['path'].iloc[0]}: no such image, nor any of 200 rows tried; "
                          "SRC is the folder that the table's paths start from")
-
-
-def _hashed_splits(patient: pd.Series) -> pd.Series:
-    """60 % of patients to train, 20 % to valid, 20 % to test, by a hash of the patient alone.
-
-    Independent of the seed and of the other rows, so that a patient never changes sides when a table grows.
-    """
-    def split(name: str) -> str:
-        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-        return "train" if place < 0.6 else "valid" if place < 0.8 else "test"
-
-    return patient.map({name: split(name) for name in patient.unique()})
+    if rows["path"].str.lower().str.endswith(dicom.ENDINGS).any() and not dicom.is_installed():
+        raise InputError(f"{src}: holds DICOM files; to read them: pip install '.[dicom]'")

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import multiprocessing
-import tarfile
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
-from tqdm import tqdm
+import numpy.typing as npt
 
 from shard.errors import InputError
-from shard.files import TEMPORARY, replacing, sha256_of, write_bytes
-from shard.image import UnreadableImage, encode_jpeg, load_grey, to_square
-from shard.machine import cores
+from shard.files import locked, replacing, sha256_of, write_bytes
+from shard.image import UnreadableImage, encode_jpeg, histogram, load_grey, to_square
+from shard.machine import array_task, cores, version_of
 from shard.manifest import NAME, Shard, read_manifest
-from shard.merge import finish
+from shard.merge import check_max_rejects, finish, part_name
 from shard.phantom import is_phantom
-from shard.read import INDEX_VERSION
-from shard.table import SPLITS, Dataset, Table, read_table
+from shard.plan import Plan, Planned, Row
+from shard.pool import tick, work_on
+from shard.record import FOLDER, ShardRecord, begin, first_difference, read_record
+from shard.table import Dataset, Reject, Table, read_table
+from shard.tar import TarWriter
 
 Encoding = Literal["jpeg", "raw"]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One shard to write: its name without ending, its rows as (key, path, content of KEY.json), and how."""
+class Job:
+    """One shard to write, and how."""
 
-    stem: str
-    split: str
-    rows: list[tuple[str, str, str]]
+    planned: Planned
+    findings: tuple[str, ...]
     src: Path
     out: Path
     size: int
@@ -47,15 +46,19 @@ class Plan:
 def build(
     src: Path, out: Path, *, dataset: Dataset = "auto", table: Path | None = None, size: int = 256,
     encoding: Encoding = "jpeg", quality: int = 95, shard_size: int = 1000, seed: int = 0, workers: int = 0,
-    part: int = 0, parts: int = 1,
+    part: int | None = None, parts: int | None = None, max_rejects: float = 0.01,
 ) -> None:  # fmt: skip
     """Write the radiographs of folder SRC as shuffled tar shards with DALI indexes and a manifest into OUT.
 
     Images become grey, their short side SIZE pixels (never enlarged): KEY.jpg or, with --encoding=raw, KEY.raw,
     SIZE x SIZE bytes, the centre of the image, black where it is smaller. Beside each lies KEY.json.
-    Files that hold no image are left out and listed in rejects.csv. --shard-size counts samples, --workers
-    processes (0: one a core). With --parts=N, run parts 0 to N-1 anywhere, then: python -m shard merge OUT.
+    Rows without a usable image are listed in rejects.csv with the reason; where they are more than --max-rejects
+    (a share of all rows), no manifest is written. A build that was stopped goes on where it was.
+
+    --shard-size counts samples, --workers processes (0: one a core). With --parts=N, run parts 0 to N-1 anywhere,
+    then: python -m shard merge OUT. In a Slurm job array both come from the array; --part=0 --parts=1 builds all.
     """
+    part, parts = _choose_part(part, parts)
     for name, value, low, high in (
         ("size", size, 16, 4096), ("quality", quality, 1, 100), ("shard-size", shard_size, 1, 10**7),
         ("parts", parts, 1, 10**5), ("part", part, 0, parts - 1), ("workers", workers, 0, 4096),
@@ -64,146 +67,147 @@ def build(
         if not low <= value <= high:
             raise InputError(f"--{name}={value}: wants a number from {low} to {high}")
     content = read_table(src, dataset, table)
+    rows = len(content.rows) + len(content.rejects)
+    check_max_rejects(content.rejects, rows, max_rejects, place=f"the table of {src}")
     settings = {
         "dataset": content.dataset, "size": size, "encoding": encoding, "quality": quality, "shard_size": shard_size,
-        "seed": seed, "rows": len(content.rows), "table": _table_hash(content), "synthetic": is_phantom(src),
+        "seed": seed, "rows": rows, "table": _table_hash(content), "synthetic": is_phantom(src),
     }  # fmt: skip
+    software = {name: version_of(name) for name in ("pillow", "simplejpeg", *_dicom_readers(content))}
     if _is_built(out, settings):
-        print(f"{out}: these shards are built already; nothing to do")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    for leftover in out.glob(f".*{TEMPORARY}") if parts == 1 else ():
-        leftover.unlink()
-    plans = [Plan(*item, src, out, size, encoding, quality) for item in plan_shards(content, shard_size, seed)]
-    shards, rejects = [], []
-    for shard, rejected in _write_all(plans[part::parts], workers or cores()):
-        shards += [shard] if shard.samples else []
-        rejects += rejected
-    record = {"settings": settings, "findings": content.findings, "part": part, "parts": parts,
-              "shards": [asdict(shard) for shard in shards], "rejects": rejects}  # fmt: skip
-    if parts == 1:
-        finish(out, [record])
-    else:
-        write_bytes(out / f"part-{part:05d}-of-{parts:05d}.json", json.dumps(record).encode())
-        print(f"{out}: part {part} of {parts} done; when all are: python -m shard merge {out}")
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    with locked(out / FOLDER, "whole", shared=parts > 1), locked(out / FOLDER, f"part-{part}-of-{parts}"):
+        begin(out, settings, software)
+        plan = Plan(content, shard_size, seed)
+        jobs = (Job(planned, content.findings, src, out, size, encoding, quality) for planned in plan.part(part, parts))
+        shards, images = plan.count(part, parts)
+        records = list(work_on(jobs, shards, write_shard, images=images, label="sharding", workers=workers or cores()))
+        whole = {"settings": settings, "software": software, "findings": content.findings, "part": part,
+                 "parts": parts, "rejects": content.rejects if part == 0 else [], "shards": records}  # fmt: skip
+        if parts == 1:
+            finish(out, [whole], max_rejects)
+        else:
+            write_bytes(out / part_name(part, parts), json.dumps(whole, default=asdict).encode())
+            rejected = sum(len(record.rejects) for record in records)
+            print(f"{out}: part {part} of {parts} (counted from 0) done, {images - rejected} images, {rejected} "
+                  f"rejected; when all parts are: python -m shard merge {out}")
 
 
-def plan_shards(table: Table, shard_size: int, seed: int) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
-    """Yield (stem, split, rows) of every shard: each split shuffled whole, so that a reader need only buffer.
-
-    The order depends on the seed and the keys alone, not on the order of the table.
-    """
-    for split in SPLITS:
-        rows = table.rows[table.rows["split"] == split].sort_values("key")
-        order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(rows))
-        samples = [_describe(row, table.findings) for row in rows.iloc[order].to_dict("records")]
-        for number, start in enumerate(range(0, len(samples), shard_size)):
-            yield f"{split}-{number:06d}", split, samples[start : start + shard_size]
+def _choose_part(part: int | None, parts: int | None) -> tuple[int, int]:
+    if (part is None) != (parts is None):
+        raise InputError(f"--part={part} --parts={parts}: give both, or neither")
+    if part is not None and parts is not None:
+        return part, parts
+    return array_task() or (0, 1)
 
 
-def _describe(row: dict[str, Any], findings: tuple[str, ...]) -> tuple[str, str, str]:
-    labels = {finding: None if pd.isna(row[finding]) else int(row[finding]) for finding in findings}
-    content = {"patient": row["patient"], "split": row["split"], "view": row["view"], "labels": labels}
-    return row["key"], row["path"], json.dumps(content)
+def _dicom_readers(table: Table) -> tuple[str, ...]:
+    from shard import dicom
+
+    paths = table.rows["path"].str.lower()
+    return dicom.READERS if paths.str.endswith(dicom.ENDINGS).any() else ()
 
 
-def _write_all(plans: list[Plan], workers: int) -> Iterator[tuple[Shard, list[tuple[str, str, str]]]]:
-    """Write every planned shard, in order, on `workers` processes, with one progress bar over images."""
-    total = sum(len(plan.rows) for plan in plans)
-    # webdataset imports torch, which takes seconds: once in the fork server, not once in each worker.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["shard.write", "webdataset"])
-    done = context.Value("l", 0)
-    with tqdm(total=total, desc="sharding", unit=" images", disable=None) as bar:
-        if workers == 1 or len(plans) <= 1:
-            _count_in(done)
-            for plan in plans:
-                yield write_shard(plan)
-                bar.update(done.value - bar.n)
-            return
-        with ProcessPoolExecutor(min(workers, len(plans)), context, _count_in, (done,)) as pool:
+def write_shard(job: Job) -> ShardRecord:
+    """Write one tar, its index and its record, or return the record where all that is done already."""
+    stem, split, rows = job.planned
+    done = read_record(job.out, stem)
+    if done is not None and _is_still_true(done, job):
+        tick(len(rows), len(done.rejects))
+        return done
+    tar, index = job.out / f"{stem}.tar", job.out / f"{stem}.idx"
+    counts, kept, rejects = np.zeros(256, np.int64), [], []
+    with replacing(tar) as file, TarWriter(file) as writer:
+        for row in rows:
             try:
-                for pending in [pool.submit(write_shard, plan) for plan in plans]:
-                    while not wait([pending], timeout=0.2).done:
-                        bar.update(done.value - bar.n)
-                    yield pending.result()
-            except BrokenProcessPool:
-                raise InputError(f"--workers={workers}: one was killed, likely for want of memory; lower it") from None
-            finally:
-                pool.shutdown(cancel_futures=True)
-            bar.update(done.value - bar.n)
-
-
-_done: Any = None  # images handled so far, shared by the processes of a build
-
-
-def _count_in(done: Any) -> None:
-    global _done
-    _done = done
-
-
-def write_shard(plan: Plan) -> tuple[Shard, list[tuple[str, str, str]]]:
-    """Write one tar and its index; return their record and the rejected rows as (key, path, reason)."""
-    tar, index = plan.out / f"{plan.stem}.tar", plan.out / f"{plan.stem}.idx"
-    sums, samples, rejects = np.zeros(3, np.int64), 0, []
-    import webdataset  # imports torch, which takes seconds that no other command should wait for
-
-    # Time, owner and mode are pinned: the same input gives the same bytes.
-    pinned = {"user": "cxr", "group": "cxr", "mode": 0o644, "mtime": 0}
-    with replacing(tar) as file, webdataset.TarWriter(file, **pinned) as writer:
-        for key, path, content in plan.rows:
-            try:
-                grey = load_grey(plan.src / path, plan.size)
+                grey, content = _encode(job, row)
             except UnreadableImage as error:
-                rejects.append((key, path, str(error)))
-            else:
-                sample: dict[str, Any] = {"__key__": key, "json": content.encode()}
-                if plan.encoding == "raw":
-                    grey = to_square(grey, plan.size)
-                    sample["raw"] = grey.tobytes()
-                else:
-                    sample["jpg"] = encode_jpeg(grey, plan.quality)
-                writer.write(sample)
-                wide = grey.astype(np.int64)
-                sums += (wide.size, wide.sum(), np.square(wide).sum())
-                samples += 1
-            with _done.get_lock():
-                _done.value += 1
-    if not samples:
+                rejects.append((row.key, row.path, str(error)))
+                tick(rejected=1)
+                continue
+            writer.add(row.key, {job.encoding.replace("jpeg", "jpg"): content, "json": _describe(job, row)})
+            counts += histogram(grey)
+            kept.append(row)
+            tick()
+    write_bytes(index, writer.index())
+    if not kept:
         tar.unlink()
-        return Shard(tar.name, index.name, plan.split, 0, 0, 0, "", "", 0, 0, 0), rejects
-    write_index(tar, index)
+        index.unlink()
+    levels = np.arange(256)
     shard = Shard(
-        tar.name, index.name, plan.split, samples, tar.stat().st_size, index.stat().st_size,
-        sha256_of(tar), sha256_of(index), *(int(value) for value in sums),
+        tar=tar.name, index=index.name, split=split, samples=len(kept),
+        tar_bytes=tar.stat().st_size if kept else 0, index_bytes=index.stat().st_size if kept else 0,
+        tar_sha256=sha256_of(tar) if kept else "", index_sha256=sha256_of(index) if kept else "",
+        pixels=int(counts.sum()), pixel_sum=int(counts @ levels), pixel_square_sum=int(counts @ levels**2),
     )  # fmt: skip
-    return shard, rejects
+    patients = sorted({row.patient for row in kept})
+    record = ShardRecord(job.planned.sha256(), shard, _count_labels(kept, job.findings), patients, rejects)
+    record.write(job.out, stem)
+    return record
 
 
-def write_index(tar: Path, index: Path) -> None:
-    """Write DALI's index v1.2 of a tar: a line a sample, extension, offset, size and name of each member."""
-    lines: dict[str, list[str]] = {}
-    with tarfile.open(tar) as archive:
-        for member in archive:
-            key, extension = member.name.split(".", 1)
-            lines.setdefault(key, []).append(f"{extension} {member.offset_data} {member.size} {member.name}")
-    text = "".join(" ".join(line) + "\n" for line in lines.values())
-    write_bytes(index, f"{INDEX_VERSION} {len(lines)}\n{text}".encode())
+def _encode(job: Job, row: Row) -> tuple[npt.NDArray[np.uint8], bytes]:
+    """The pixels of a row, and their bytes in the shard. Raises UnreadableImage."""
+    grey = load_grey(job.src / row.path, job.size)
+    if job.encoding == "raw":
+        grey = to_square(grey, job.size)
+        return grey, grey.tobytes()
+    return grey, encode_jpeg(grey, job.quality)
+
+
+def _describe(job: Job, row: Row) -> bytes:
+    labels = dict(zip(job.findings, row.labels, strict=True))
+    return json.dumps({"patient": row.patient, "split": job.planned.split, "view": row.view, "labels": labels}).encode()
+
+
+def _count_labels(rows: list[Row], findings: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    counts = {}
+    for number, finding in enumerate(findings):
+        found = Counter(row.labels[number] for row in rows)
+        counts[finding] = {"1": found[1], "0": found[0], "-1": found[-1], "blank": found[None]}
+    return counts
+
+
+def _is_still_true(done: ShardRecord, job: Job) -> bool:
+    """Whether a finished shard is there, of these rows, and what it left out is still not to be had."""
+    shard = done.shard
+    for name, size in ((shard.tar, shard.tar_bytes), (shard.index, shard.index_bytes)):
+        file = job.out / name
+        if size and not (file.is_file() and file.stat().st_size == size):
+            return False
+    return done.rows_sha256 == job.planned.sha256() and done.rejects == list(_rejected_again(done.rejects, job))
+
+
+def _rejected_again(rejects: list[Reject], job: Job) -> Iterator[Reject]:
+    rows = {row.key: row for row in job.planned.rows}
+    for key, path, _ in rejects:
+        with contextlib.suppress(KeyError):  # the record is of other rows
+            try:
+                _encode(job, rows[key])
+            except UnreadableImage as error:
+                yield key, path, str(error)
 
 
 def _table_hash(table: Table) -> str:
-    text = table.rows.sort_values("key").to_csv(index=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """A hash of all rows, kept and rejected, whatever their order."""
+    digest = hashlib.sha256()
+    rows = table.rows.sort_values("key")
+    for start in range(0, len(rows), 10_000):
+        digest.update(rows.iloc[start : start + 10_000].to_csv(index=False).encode())
+    digest.update(json.dumps(sorted(table.rejects)).encode())
+    return digest.hexdigest()[:16]
 
 
 def _is_built(out: Path, settings: dict[str, Any]) -> bool:
     """Whether `out` holds these very shards; another build's are never overwritten."""
     if not (out / NAME).exists():
         return False
-    found = read_manifest(out).settings
-    differing = [name for name in settings if found.get(name) != settings[name]]
-    if differing:
-        name = differing[0]
-        raise InputError(f"{out}: holds shards of another build ({name} {found.get(name)!r}, now {settings[name]!r}); "
+    found = read_manifest(out)
+    difference = first_difference(found.settings, settings)
+    if difference:
+        raise InputError(f"{out}: holds shards of another build ({difference}); "
                          "choose another folder or remove this one")
+    print(f"{out}: these shards are built already; nothing to do" + (
+        f" (to try its {found.rejected} rejected rows again, build into a new folder)" if found.rejected else ""))
     return True

@@ -13,7 +13,7 @@ from shard import phantom as module
 from shard.anatomy import Plane, State, U, V, frontal, heart_edge, lateral
 from shard.errors import InputError
 from shard.phantom import TASKS, View, phantom, state_of
-from shard.table import CHEXPERT_FINDINGS
+from shard.formats import CHEXPERT_FINDINGS
 
 IMAGES = 90
 WELL = State(heart=0.1, opacity=0.0, effusion=0.0, mediastinum=0.0)

@@ -11,7 +11,8 @@ import pytest
 import torch
 import torchvision
 
-from shard.table import CHEXPERT_FINDINGS, TASKS
+from shard.formats import CHEXPERT_FINDINGS
+from shard.table import TASKS
 from tests.conftest import Shards, run_module
 
 

@@ -24,7 +24,8 @@ from shard.manifest import read_manifest
 from shard.merge import merge
 from shard.read import read_index, read_labels
 from shard.table import read_table
-from shard.verify import info, verify
+from shard.info import info
+from shard.verify import verify
 from shard.write import build
 from tests.conftest import ROOT, Shards
 

@@ -1,0 +1,112 @@
+"""info: what is in the shards, as text, as a page, as a sheet of images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from shard.files import write_bytes
+from shard.manifest import Manifest, Shard, read_manifest
+from shard.read import Sample, read_index, read_members
+
+SHEET = 64  # images on a contact sheet, eight a row
+TILE = 160  # pixels
+
+
+def info(out: Path, *, png: Path | None = None, html: Path | None = None) -> None:
+    """Print what is in the shards of OUT: images, patients and labels by split, sizes, settings, pixel statistics.
+
+    --png and --html write a contact sheet of 64 images as well, spread evenly over the shards, the page with the
+    same text and what is known of each image.
+    """
+    manifest = read_manifest(out)
+    text = describe(out, manifest)
+    print(text)
+    tiles = [_tile(out, manifest, shard, sample) for shard, sample in choose(out, manifest)] if png or html else []
+    if png:
+        png.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(png, _sheet([(key, image) for key, _, image in tiles]))
+        print(f"{png} written")
+    if html:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+            (Path(__file__).parent / "info.html.j2").read_text()
+        )
+        shown = [(key, facts, base64.b64encode(_png(image)).decode()) for key, facts, image in tiles]
+        write_bytes(html, page.render(out=out, text=text, tiles=shown).encode())
+        print(f"{html} written")
+
+
+def describe(out: Path, manifest: Manifest) -> str:
+    """All that the manifest knows, for people: settings, statistics, and a table of labels for each split."""
+    size = sum(shard.tar_bytes for shard in manifest.shards)
+    images = sum(shard.samples for shard in manifest.shards)
+    keys = [sample.key for sample in read_index(out / manifest.shards[0].index)[:3]]
+    lines = [
+        f"{out}: {images} images in {len(manifest.shards)} shards, {size / 1e6:.1f} MB "
+        f"({size / images / 1e3:.1f} kB an image), {manifest.rejected} of {manifest.settings['rows']} rows rejected",
+        "settings: " + ", ".join(f"{name}={value}" for name, value in manifest.settings.items()),
+        "written by: " + ", ".join(f"{name} {version}" for name, version in manifest.software.items()),
+        f"pixels (train): mean {manifest.pixel_mean:.4f}, standard deviation {manifest.pixel_std:.4f} of full scale",
+        f"fingerprint: {manifest.fingerprint()}",
+        f"keys such as {', '.join(keys)}",
+    ]
+    for split, counts in manifest.counts.items():
+        lines += ["", f"{split}: {counts['images']} images of {counts['patients']} patients",
+                  f"  {'finding':28}{'1':>8}{'0':>8}{'-1':>8}{'blank':>8}"]  # fmt: skip
+        for finding, labels in manifest.labels[split].items():
+            lines.append(f"  {finding:28}{labels['1']:8}{labels['0']:8}{labels['-1']:8}{labels['blank']:8}")
+    return "\n".join(lines)
+
+
+def choose(out: Path, manifest: Manifest) -> list[tuple[Shard, Sample]]:
+    """Up to 64 samples, evenly spaced over all; their order within a shard is random already."""
+    total = sum(shard.samples for shard in manifest.shards)
+    wanted = np.unique(np.linspace(0, total - 1, SHEET).round().astype(int))
+    chosen, start = [], 0
+    for shard in manifest.shards:
+        own = wanted[(wanted >= start) & (wanted < start + shard.samples)] - start
+        if len(own):
+            samples = read_index(out / shard.index)
+            chosen += [(shard, samples[place]) for place in own]
+        start += shard.samples
+    return chosen
+
+
+def _tile(out: Path, manifest: Manifest, shard: Shard, sample: Sample) -> tuple[str, str, Image.Image]:
+    """Key, facts and picture of one sample."""
+    size = manifest.settings["size"]
+    raw = manifest.settings["encoding"] == "raw"
+    (content,) = read_members(out / shard.tar, [sample], "raw" if raw else "jpg")
+    image = Image.frombytes("L", (size, size), content) if raw else Image.open(io.BytesIO(content))
+    (described,) = (json.loads(text) for text in read_members(out / shard.tar, [sample], "json"))
+    marks = {1: "", -1: " (uncertain)"}
+    found = [name + marks[label] for name, label in described["labels"].items() if label in marks]
+    facts = f"{shard.split}, {described['view'] or 'view not said'}: {', '.join(found) or 'no finding marked'}"
+    square = Image.new("L", (TILE, TILE))
+    image.thumbnail((TILE, TILE))
+    square.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
+    return sample.key, facts, square
+
+
+def _sheet(tiles: list[tuple[str, Image.Image]]) -> bytes:
+    rows, line = -(-len(tiles) // 8), TILE + 14
+    sheet = Image.new("L", (8 * TILE, rows * line))
+    draw = ImageDraw.Draw(sheet)
+    for number, (key, image) in enumerate(tiles):
+        left, top = number % 8 * TILE, number // 8 * line
+        sheet.paste(image, (left, top))
+        draw.text((left + 2, top + TILE + 1), key if len(key) <= 25 else f"{key[:12]}…{key[-12:]}", fill=200)
+    return _png(sheet)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,104 @@
+"""work_on(jobs): a function over many jobs on all cores, in order, with progress, and a clean end at any moment."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing.connection import wait as wait_for
+from typing import Any, TypeVar
+
+from shard.errors import InputError
+from shard.progress import Progress
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Stopped(Exception):
+    """Raised in a worker whose build was interrupted, so that it clears away what it has begun."""
+
+
+class _Counters:
+    """Shared by all processes of a run: images done, images rejected, and whether to stop."""
+
+    def __init__(self, context: Any) -> None:
+        self.done, self.rejected, self.stop = (context.Value("l", 0) for _ in range(3))
+
+
+_counters: _Counters | None = None
+_progress: Progress | None = None  # where the work is done in the process that shows it
+
+
+def tick(images: int = 1, rejected: int = 0) -> None:
+    """Count images of the job at hand. Raises Stopped where the run was interrupted."""
+    assert _counters is not None, "only a function that work_on calls may tick"
+    with _counters.done.get_lock():
+        _counters.done.value += images
+        _counters.rejected.value += rejected
+        if _counters.stop.value:
+            raise Stopped
+    if _progress is not None:
+        _progress.show(_counters.done.value, _counters.rejected.value)
+
+
+def work_on(
+    jobs: Iterable[Job], count: int, work: Callable[[Job], Result], *, images: int, label: str, workers: int
+) -> Iterator[Result]:
+    """Yield work(job) of each of `count` jobs, in order, on `workers` processes (in this one, where that is 1).
+
+    images: what progress counts to; `work` calls tick() for each. When the caller stops, or is interrupted, workers
+    end at their next image; when it is killed, they end at once. Raises InputError where a worker was killed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    counters = _Counters(context)
+    workers = min(workers, count)
+    with Progress(label, images) as progress:
+        if workers <= 1:
+            _join(counters, progress)
+            yield from map(work, jobs)
+            return
+        context.set_forkserver_preload([work.__module__])  # imported once, not by each worker
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (counters,))
+        try:
+            # Two jobs a worker are under way, not all: what waits would lie in memory.
+            coming = iter(jobs)
+            waiting: deque[Future[Result]] = deque(pool.submit(work, job) for job in islice(coming, 2 * workers))
+            while waiting:
+                first = waiting.popleft()
+                while not wait([first], timeout=0.2).done:
+                    progress.show(counters.done.value, counters.rejected.value)
+                waiting.extend(pool.submit(work, job) for job in islice(coming, 1))
+                yield first.result()
+            progress.show(counters.done.value, counters.rejected.value)
+        except BrokenProcessPool:
+            raise InputError(f"--workers={workers}: one was killed, likely for want of memory; lower it") from None
+        finally:
+            counters.stop.value = 1
+            pool.shutdown(cancel_futures=True)
+
+
+def _join(counters: _Counters, progress: Progress | None = None) -> None:
+    global _counters, _progress
+    _counters, _progress = counters, progress
+
+
+def _start_worker(counters: _Counters) -> None:
+    """Leave Ctrl-C to the parent, and end when it ends: a worker without one would write into its successor's files."""
+    _join(counters)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,70 @@
+"""What an unfinished build remembers in OUT/build: the settings it began with, and a record of each finished shard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shard.errors import InputError
+from shard.files import write_bytes
+from shard.manifest import Shard
+from shard.table import Reject
+
+FOLDER = "build"
+_BEGUN = "begun.json"
+# A record of another build, of another version, or cut short by a disk that filled up: the shard is written anew.
+_UNUSABLE = (ValueError, TypeError, KeyError, AttributeError)
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A finished shard: the hash of the rows it was made from, label → count a finding, patients, rejected rows."""
+
+    rows_sha256: str
+    shard: Shard
+    labels: dict[str, dict[str, int]]
+    patients: list[str]
+    rejects: list[Reject]
+
+    def write(self, folder: Path, stem: str) -> None:
+        """Write it beside the shard, whole or not at all; the shard is finished when this is there."""
+        write_bytes(folder / FOLDER / f"{stem}.json", json.dumps(asdict(self)).encode())
+
+
+def parse_record(content: dict[str, Any]) -> ShardRecord:
+    """A record from its JSON. Raises ValueError, TypeError, KeyError or AttributeError where it is none."""
+    rejects = [(str(key), str(path), str(reason)) for key, path, reason in content["rejects"]]
+    return ShardRecord(**{**content, "shard": Shard(**content["shard"]), "rejects": rejects})
+
+
+def read_record(folder: Path, stem: str) -> ShardRecord | None:
+    """The record of a finished shard; None where there is none that can be used."""
+    try:
+        return parse_record(json.loads((folder / FOLDER / f"{stem}.json").read_text()))
+    except (FileNotFoundError, *_UNUSABLE):
+        return None
+
+
+def begin(out: Path, settings: dict[str, Any], software: dict[str, str]) -> None:
+    """Remember what is built in `out`. Raises InputError where something else is, half done."""
+    path, now = out / FOLDER / _BEGUN, {"settings": settings, "software": software}
+    if path.exists():
+        try:
+            begun = json.loads(path.read_text())
+            difference = first_difference({**begun["settings"], **begun["software"]}, {**settings, **software})
+        except _UNUSABLE:
+            difference = f"{path} can't be read"
+        if difference:
+            raise InputError(f"{out}: holds an unfinished build with other settings ({difference}); "
+                             f"choose another folder or remove this one")
+    write_bytes(path, json.dumps(now).encode())
+
+
+def first_difference(there: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The first setting in which two builds differ, for an error; None where they don't."""
+    for name in {**there, **now}:
+        if there.get(name) != now.get(name):
+            return f"{name} {there.get(name)!r} there, {now.get(name)!r} now"
+    return None
