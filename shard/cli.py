@@ -48,7 +48,7 @@ def run(name: str, commands: Command | Mapping[str, Command], argv: Sequence[str
     except InputError as error:
         sys.exit(_complain(name, error, 1))
     except BrokenPipeError:  # who reads what we print has had enough, as head(1) does
-        sys.stdout = None  # type: ignore[assignment]  # or Python complains at its exit
+        sys.stdout = None  # or Python complains at its exit
         sys.exit(141)
     except OSError as error:  # a full disk, a folder one may not write to, a file where a folder is wanted
         place = f"{error.filename}: " if error.filename else ""

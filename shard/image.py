@@ -108,12 +108,13 @@ def _decode(content: bytes, size: int) -> Image.Image:
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a camera's MPO holds a preview too
         if frames > 1:
             raise UnreadableImage(f"holds {frames} images, not one")
+        rawmode = _rawmode(image)  # before EXIF is read, which loads a PNG, after which it is forgotten
         orientation = image.getexif().get(0x0112, 1)
         if image.format == "JPEG" and image.mode in ("L", "RGB") and orientation == 1:
             return _decode_jpeg(content, image.width, image.height, size)
         drafted = image.draft("L", (2 * size, 2 * size))
         box = drafted[1] if drafted else None
-        grey = _shrink(_to_grey(image, content), size, box)
+        grey = _shrink(_to_grey(image, content, rawmode), size, box)
         turned = orientation in UPRIGHT and image.format != "TIFF"  # Pillow turns TIFFs by itself
         return grey.transpose(UPRIGHT[orientation]) if turned else grey
 
@@ -146,22 +147,22 @@ def _decode_jpeg(content: bytes, width: int, height: int, size: int) -> Image.Im
 
 
 def _shrink(grey: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> Image.Image:
-    """The part of the image in `box`, its short side `size`, with antialiasing; never enlarged."""
+    """The part of the image in `box` (none: all of it), its short side `size`, with antialiasing; never enlarged."""
     width, height = (box[2], box[3]) if box else grey.size
     short = min(width, height)
-    if short <= size:
+    if short <= size and box is None:
         return grey
-    target = max(1, round(width * size / short)), max(1, round(height * size / short))
+    scale = min(1.0, size / short)
+    target = max(1, round(width * scale)), max(1, round(height * scale))
     return grey.resize(target, Image.Resampling.BICUBIC, box=box)
 
 
-def _to_grey(image: Image.Image, content: bytes) -> Image.Image:
+def _to_grey(image: Image.Image, content: bytes, rawmode: str | None) -> Image.Image:
     """Mode L of any other mode, at the size it has."""
-    rawmode = _rawmode(image)
-    if rawmode and ";16" in rawmode and image.mode in ("RGB", "RGBA"):
+    if rawmode and ";16" in rawmode and not image.mode.startswith("I"):  # Pillow would keep the high bytes alone
+        if not rawmode.startswith("RGB"):
+            raise UnreadableImage(f"16-bit samples {rawmode}: their low bytes would be lost")
         return Image.fromarray(_to_eight_bits(_deep_luma(image, content, rawmode)))
-    if rawmode and ";16" in rawmode and image.mode in ("LA", "PA", "CMYK", "RGBX"):
-        raise UnreadableImage(f"16-bit image of mode {image.mode}: its low bytes would be lost")
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         return ImageChops.multiply(layered.convert("L"), layered.getchannel("A"))
@@ -184,7 +185,7 @@ def _rawmode(image: Image.Image) -> str | None:
 
 
 def _deep_luma(image: Image.Image, content: bytes, rawmode: str) -> npt.NDArray[np.float32]:
-    """[H, W] luma of 16-bit colour: Pillow keeps the high bytes alone, so the low ones are read in a second pass."""
+    """[H, W] luma of 16-bit colour: the high bytes, which Pillow keeps, and the low ones by a second pass."""
     native = {"little": "B", "big": "L"}[sys.byteorder]
     swapped = rawmode[:-1] + {"B": "L", "L": "B", "N": native}[rawmode[-1]]
     again = Image.open(io.BytesIO(content), formats=FORMATS)

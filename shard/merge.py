@@ -119,7 +119,7 @@ def check_max_rejects(rejects: Sequence[Reject], rows: int, max_rejects: float, 
         path = next(path for _, path, why in rejects if why == reason)
         raise InputError(
             f"{place}: {len(rejects)} of {rows} rows rejected ({len(rejects) / rows:.1%}; --max-rejects allows "
-            f"{max_rejects:.1%}), most often: {reason} ({count} times, such as {path}); mend the source, or run again "
+            f"{max_rejects:.1%}), most often: {reason} ({count}, such as {path}); mend the source, or run again "
             f"with --max-rejects={-(-1000 * len(rejects) // rows) / 1000}")
 
 

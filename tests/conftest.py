@@ -17,6 +17,7 @@ from shard.phantom import phantom
 from shard.write import build
 
 ROOT = Path(__file__).parent.parent
+REAL = ROOT.parent / "shared" / "data"  # real radiographs, where they are at hand; no test may need them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,11 +20,11 @@ from PIL import Image
 
 from shard.errors import InputError
 from shard.image import load_grey
+from shard.info import info
 from shard.manifest import read_manifest
 from shard.merge import merge
 from shard.read import read_index, read_labels
 from shard.table import read_table
-from shard.info import info
 from shard.verify import verify
 from shard.write import build
 from tests.conftest import ROOT, Shards

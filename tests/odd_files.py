@@ -1,0 +1,71 @@
+"""Writers for the odd image files that a test wants and Pillow does not write."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+
+
+def write_png(
+    path: Path, values: np.ndarray, *, interlaced: bool = False, claim: tuple[int, int] | None = None
+) -> None:
+    """[H, W] or [H, W, C] of uint8 or uint16 as a PNG. claim: the (width, height) that its header lies about."""
+    values = values if values.ndim == 3 else values[:, :, None]
+    height, width, channels = values.shape
+    big = values.astype(values.dtype.newbyteorder(">"))
+    passes = [(top, left, down, right) for top, left, down, right in _ADAM7] if interlaced else [(0, 0, 1, 1)]
+    rows = (b"\0" + row.tobytes() for top, left, down, right in passes for row in big[top::down, left::right]
+            if row.size)  # fmt: skip
+    size = claim or (width, height)
+    header = struct.pack(">IIBBBBB", *size, 8 * values.itemsize, _COLOUR_TYPES[channels], 0, 0, int(interlaced))
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks))  # fmt: skip
+
+
+def write_tiff(path: Path, values: np.ndarray, *, photometric: int) -> None:
+    """[H, W] or [H, W, 3] of uint16 as an uncompressed little-endian TIFF. photometric: 0 white is zero, 1, 2 RGB."""
+    pixels = values.astype("<u2").tobytes()
+    channels = values.shape[2] if values.ndim == 3 else 1
+    start = 8 + len(pixels)
+    tags = {256: values.shape[1], 257: values.shape[0], 258: 16, 259: 1, 262: photometric, 273: 8, 277: channels,
+            278: values.shape[0], 279: len(pixels)}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items() if tag != 258)
+    bits = start + 2 + 12 * len(tags) + 4
+    width = struct.pack("<HHIHH", 258, 3, 1, 16, 0) if channels == 1 else struct.pack("<HHII", 258, 3, 3, bits)
+    ordered = entries[:24] + width + entries[24:]
+    path.write_bytes(b"II*\0" + struct.pack("<I", start) + pixels + struct.pack("<H", len(tags)) + ordered
+                     + struct.pack("<I", 0) + struct.pack("<HHH", 16, 16, 16))  # fmt: skip
+
+
+def write_dicom(path: Path, values: np.ndarray, **tags: Any) -> None:
+    """[H, W] or [H, W, 3] as an uncompressed DICOM; MONOCHROME2 and all bits stored unless `tags` say otherwise."""
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+    data.PatientName, data.PatientID = "Doe^Jane", "MRN-4711"
+    data.Rows, data.Columns = values.shape[:2]
+    data.SamplesPerPixel = values.shape[2] if values.ndim == 3 else 1
+    data.PhotometricInterpretation = "RGB" if values.ndim == 3 else "MONOCHROME2"
+    if values.ndim == 3:
+        data.PlanarConfiguration = 0
+    data.BitsAllocated = data.BitsStored = 8 * values.itemsize
+    data.PixelRepresentation = int(np.issubdtype(values.dtype, np.signedinteger))
+    data.PixelData = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.HighBit = data.BitsStored - 1
+    data.save_as(path, enforce_file_format=True)
