@@ -70,11 +70,13 @@ def _deep_faults(out: Path, manifest: Manifest, decode: bool, workers: int) -> l
     images = sum(shard.samples for shard in manifest.shards)
     seen = list(work_on(jobs, len(jobs), look_at, images=images, label="verifying", workers=workers))
     faults = [fault for one in seen for fault in one.faults]
+    if faults:  # they explain whatever the totals lack
+        return faults
     keys = Counter(key for one in seen for key in one.keys)
-    faults += [f"{out}: key {key!r} is in the shards {count} times" for key, count in keys.items() if count > 1]
+    faults = [f"{out}: key {key!r} is in the shards {count} times" for key, count in keys.items() if count > 1]
     if images + manifest.rejected != settings["rows"]:
         faults.append(f"{out}: {images} images and {manifest.rejected} rejects are not its {settings['rows']} rows")
-    return faults + _wrong_counts(out, manifest, seen) + _leaks(out, seen)
+    return faults + _leaks(out, seen) + _wrong_counts(out, manifest, seen)
 
 
 def look_at(job: Job) -> Seen:

@@ -1,15 +1,14 @@
-"""build, merge and verify: what goes in comes out, the same bytes whatever the workers and parts."""
+"""build: what goes in comes out, the same bytes whatever the workers, parts and order; what can't go in is named."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,16 @@ from PIL import Image
 
 from shard.errors import InputError
 from shard.image import load_grey
-from shard.info import info
 from shard.manifest import read_manifest
 from shard.merge import merge
 from shard.read import read_index, read_labels
 from shard.table import read_table
-from shard.verify import verify
 from shard.write import build
 from tests.conftest import ROOT, Shards
 
 
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.startswith("part-")}
+def hashes_of(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
 
 def test_every_row_comes_out_with_its_image_and_labels(radiographs: Path, shards: Shards) -> None:
@@ -51,13 +48,61 @@ def test_every_row_comes_out_with_its_image_and_labels(radiographs: Path, shards
     assert found == len(rows) == sum(count["images"] for count in shards.manifest.counts.values())
 
 
+@pytest.mark.parametrize("encoding", ["jpg", "raw"])
+def test_webdataset_and_dali_read_the_same_samples(
+    encoding: str, shards: Shards, raw_shards: Shards, radiographs: Path
+) -> None:
+    fn = pytest.importorskip("nvidia.dali.fn", reason="DALI is not installed")
+    dali = pytest.importorskip("nvidia.dali")
+    made = raw_shards if encoding == "raw" else shards
+    paths = {row["key"]: row["path"] for row in read_table(radiographs).rows.to_dict("records")}
+    for shard in made.manifest.shards:
+        pipe = dali.Pipeline(batch_size=1, num_threads=1, device_id=None)
+        with pipe:
+            pipe.set_outputs(*fn.readers.webdataset(
+                paths=[str(made.folder / shard.tar)], index_paths=[str(made.folder / shard.index)],
+                ext=[encoding, "json"], missing_component_behavior="error"))  # fmt: skip
+        pipe.build()
+        count = 0
+        for sample in webdataset.WebDataset(str(made.folder / shard.tar), shardshuffle=False):
+            image, content = (output.at(0).tobytes() for output in pipe.run())
+            assert (image, content) == (sample[encoding], sample["json"])
+            if encoding == "raw":  # the centre 96 × 96 of the shrunk image
+                pixels = np.frombuffer(image, np.uint8).reshape(96, 96)
+                grey = load_grey(radiographs / paths[sample["__key__"]], 96)
+                top, left = (grey.shape[0] - 96) // 2, (grey.shape[1] - 96) // 2
+                assert (pixels == grey[top : top + 96, left : left + 96]).all()
+            count += 1
+        assert count == shard.samples
+
+
 def test_workers_and_parts_change_no_byte(radiographs: Path, shards: Shards, tmp_path: Path) -> None:
     build(radiographs, tmp_path / "two", size=96, shard_size=40, workers=2)
-    for part in (2, 0, 1):
-        build(radiographs, tmp_path / "parts", size=96, shard_size=40, workers=1, part=part, parts=3)
+    for part in (4, 2, 0, 1, 3):
+        build(radiographs, tmp_path / "parts", size=96, shard_size=40, workers=1, part=part, parts=5)
     merge(tmp_path / "parts")
-    assert bytes_of(tmp_path / "two") == bytes_of(shards.folder)
-    assert bytes_of(tmp_path / "parts") == bytes_of(shards.folder)
+    assert hashes_of(tmp_path / "two") == hashes_of(shards.folder)
+    assert hashes_of(tmp_path / "parts") == hashes_of(shards.folder)
+
+
+def test_neither_the_order_of_files_and_rows_nor_the_process_changes_a_byte(
+    radiographs: Path, shards: Shards, tmp_path: Path
+) -> None:
+    """Files made in reverse, rows in reverse, another folder, hash seed, locale, umask, and process."""
+    source = tmp_path / "another name, with blanks"
+    for file in sorted(radiographs.rglob("*.jpg"), reverse=True):
+        copy = source / file.relative_to(radiographs)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    shutil.copy(radiographs / "README.txt", source)
+    for name in ("train.csv", "valid.csv"):
+        header, *lines = (radiographs / name).read_text().splitlines()
+        (source / name).write_text("\n".join([header, *reversed(lines)]) + "\n")
+    command = [sys.executable, "-m", "shard", "build", str(source), str(tmp_path / "out"), "--size=96",
+               "--shard-size=40"]  # fmt: skip
+    env = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=ROOT, env=env, check=True, umask=0o027)
+    assert hashes_of(tmp_path / "out") == hashes_of(shards.folder)
 
 
 def test_the_order_is_shuffled_by_the_seed(radiographs: Path, shards: Shards, tmp_path: Path) -> None:
@@ -87,104 +132,97 @@ def test_statistics_of_the_manifest_are_those_of_the_pixels(raw_shards: Shards) 
     assert raw_shards.manifest.pixel_std == pytest.approx(np.std(pixels), abs=1e-6)
 
 
-def test_label_counts_are_those_of_the_table(radiographs: Path, shards: Shards) -> None:
+def test_label_and_patient_counts_are_those_of_the_table(radiographs: Path, shards: Shards) -> None:
     rows = read_table(radiographs).rows
     for split, findings in shards.manifest.labels.items():
+        own = rows[rows["split"] == split]
+        assert shards.manifest.counts[split] == {"images": len(own), "patients": own["patient"].nunique()}
         for finding, counts in findings.items():
-            values = rows[rows["split"] == split][finding]
+            values = own[finding]
             assert counts == {"1": (values == 1).sum(), "0": (values == 0).sum(), "-1": (values == -1).sum(),
                               "blank": values.isna().sum()}  # fmt: skip
 
 
-def test_unreadable_images_are_left_out_listed_and_counted(radiographs: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def damaged(radiographs: Path, tmp_path: Path) -> Path:
+    """The radiographs, three of 121 not to be read, one row twice, and one key with two different rows."""
     source = tmp_path / "source"
     shutil.copytree(radiographs, source)
-    torn, text, gone = sorted(source.glob("train/*/*/*.jpg"))[:3]
+    torn, text, gone, twice, unsure = sorted(source.glob("train/*/*/*.jpg"))[:5]
     torn.write_bytes(torn.read_bytes()[:2000])
     text.write_text("no image")
     gone.unlink()
-    build(source, tmp_path / "shards", size=96, workers=1)
+    header, *lines = (source / "train.csv").read_text().splitlines()
+    (row,) = (line for line in lines if twice.relative_to(source).as_posix() in line)
+    (other,) = (line for line in lines if unsure.relative_to(source).as_posix() in line)
+    differing = other.rsplit(",", 1)[0] + ("," if other.endswith("1.0") else ",1.0")  # Support Devices
+    (source / "train.csv").write_text("\n".join([header, *lines, row, row, differing]) + "\n")
+    return source
+
+
+def test_what_can_not_be_used_is_left_out_listed_and_counted(damaged: Path, tmp_path: Path) -> None:
+    build(damaged, tmp_path / "shards", size=96, workers=1, max_rejects=0.1)
     manifest = read_manifest(tmp_path / "shards")
     rejects = pd.read_csv(tmp_path / "shards" / "rejects.csv")
-    assert manifest.rejected == len(rejects) == 3
-    assert set(rejects["path"]) == {path.relative_to(source).as_posix() for path in (torn, text, gone)}
-    assert sum(shard.samples for shard in manifest.shards) == 118
+    assert list(rejects.columns) == ["key", "path", "reason"]
+    assert sorted(rejects["reason"]) == sorted([
+        "broken image: Premature end of JPEG file", "not an image in a known format", "no such file",
+        *["repeats an earlier row"] * 2, *["2 rows have this key and differ in Support Devices"] * 2])  # fmt: skip
+    assert manifest.settings["rows"] == 124 and manifest.rejected == len(rejects) == 7
+    assert sum(shard.samples for shard in manifest.shards) == 117
+    kept = read_labels(tmp_path / "shards", manifest, ("train", "valid"))
+    assert set(kept["key"]) & set(rejects["key"]) == set(rejects["key"][rejects["reason"].str.startswith("repeats")])
+
+
+def test_too_many_rejects_end_in_an_error_and_the_next_build_goes_on(damaged: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    wanted = r"4 of 124 rows rejected \(3.2%; --max-rejects allows 1.0%\).*repeats an earlier row \(2.*=0\.033"
+    with pytest.raises(InputError, match=wanted.replace("4 of", "[47] of").replace("3.2", "[35].[26]")):
+        build(damaged, out, size=96, workers=1, shard_size=40)
+    assert not out.exists()  # the table alone said so, before any work
+    with pytest.raises(InputError, match=r"rejects.csv: 7 of 124 rows rejected \(5.6%; --max-rejects allows 4.0%\)"):
+        build(damaged, out, size=96, workers=1, shard_size=40, max_rejects=0.04)
+    assert not (out / "manifest.json").exists() and len(pd.read_csv(out / "rejects.csv")) == 7
+    before = {tar: tar.stat().st_mtime_ns for tar in out.glob("*.tar")}
+    build(damaged, out, size=96, workers=1, shard_size=40, max_rejects=0.06)
+    assert {tar: tar.stat().st_mtime_ns for tar in out.glob("*.tar")} == before  # nothing was written twice
+
+
+def test_a_mended_source_is_taken_up_by_the_next_build(damaged: Path, radiographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    with pytest.raises(InputError, match="7 of 124 rows"):
+        build(damaged, out, size=96, workers=1, shard_size=40, max_rejects=0.04)
+    for file in sorted(damaged.glob("train/*/*/*.jpg"))[:3]:
+        shutil.copy(radiographs / file.relative_to(damaged), file)
+    shutil.copytree(radiographs / "train", damaged / "train", dirs_exist_ok=True)
+    build(damaged, out, size=96, workers=1, shard_size=40, max_rejects=0.04)
+    assert read_manifest(out).rejected == 4
+    build(damaged, tmp_path / "anew", size=96, workers=1, shard_size=40, max_rejects=0.04)
+    assert hashes_of(out) == hashes_of(tmp_path / "anew")
 
 
 def test_a_source_without_a_readable_image_leaves_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("no image")
     (tmp_path / "table.csv").write_text("path,patient,split,Mass\na.jpg,p,train,1\n")
-    with pytest.raises(InputError, match=r"a\.jpg.*not one of 1 rows gave a training image"):
-        build(tmp_path, tmp_path / "shards", table=tmp_path / "table.csv", workers=1)
-    assert not list((tmp_path / "shards").iterdir())
+    with pytest.raises(InputError, match=r"not one of 1 rows gave a training image \(a\.jpg: not an image"):
+        build(tmp_path, tmp_path / "shards", table=tmp_path / "table.csv", workers=1, max_rejects=1)
+    assert not list((tmp_path / "shards").glob("*.tar")) and not (tmp_path / "shards" / "manifest.json").exists()
 
 
 def test_building_again_does_nothing_and_another_build_is_refused(radiographs: Path, shards: Shards) -> None:
-    before = bytes_of(shards.folder)
+    before = hashes_of(shards.folder)
     build(radiographs, shards.folder, size=96, shard_size=40, workers=1)
-    with pytest.raises(InputError, match=r"another build \(size 96, now 64\)"):
+    with pytest.raises(InputError, match=r"another build \(size 96 there, 64 now\)"):
         build(radiographs, shards.folder, size=64, shard_size=40, workers=1)
-    assert bytes_of(shards.folder) == before
+    assert hashes_of(shards.folder) == before
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="workers are found in /proc, which is Linux's")
-def test_a_killed_worker_ends_the_build_with_a_line(tmp_path: Path) -> None:
-    """As the kernel's memory killer would: both workers wait at a named pipe, and one is killed there."""
-    for name in ("a.jpg", "b.jpg"):
-        os.mkfifo(tmp_path / name)
-    (tmp_path / "table.csv").write_text("path,patient,split,Mass\na.jpg,p,train,1\nb.jpg,q,train,0\n")
-    command = [sys.executable, "-m", "shard", "build", str(tmp_path), str(tmp_path / "out"), "--workers=2",
-               "--shard-size=1", f"--table={tmp_path / 'table.csv'}"]  # fmt: skip
-    build = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    workers: list[int] = []
-    deadline = time.monotonic() + 60
-    while len(workers) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-        workers = [worker for server in children_of(build.pid) for worker in children_of(server)]
-    os.kill(workers[0], signal.SIGKILL)
-    _, error = build.communicate(timeout=60)
-    assert build.returncode == 1 and "--workers=2: one was killed" in error and error.count("\n") == 1
-    assert not list((tmp_path / "out").glob("[!.]*"))  # what lies there is under temporary names
-
-
-def children_of(process: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    except FileNotFoundError:  # it has just ended
-        return []
-
-
-def test_merge_names_a_missing_part_and_one_of_another_build(radiographs: Path, tmp_path: Path) -> None:
-    build(radiographs, tmp_path, size=96, workers=1, part=0, parts=2)
-    with pytest.raises(InputError, match="part 1 of 2 is missing"):
-        merge(tmp_path)
-    build(radiographs, tmp_path, size=64, workers=1, part=1, parts=2)
-    with pytest.raises(InputError, match="part 1 has other settings"):
-        merge(tmp_path)
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "index"])
-def test_verify_names_the_damaged_file(shards: Shards, tmp_path: Path, damage: str) -> None:
-    verify(shards.folder)
-    copy = tmp_path / "copy"
-    shutil.copytree(shards.folder, copy)
-    shard = shards.manifest.shards[0]
-    victim = copy / (shard.index if damage == "index" else shard.tar)
-    content = bytearray(victim.read_bytes())
-    if damage == "cut":
-        del content[-512:]
-    else:
-        content[len(content) // 2] ^= 1
-    victim.write_bytes(content)
-    with pytest.raises(InputError, match=victim.name):
-        verify(copy)
-
-
-def test_info_prints_counts_labels_and_settings(shards: Shards, capsys: pytest.CaptureFixture[str]) -> None:
-    info(shards.folder)
-    page = capsys.readouterr().out
-    train = shards.manifest.counts["train"]
-    labels = shards.manifest.labels["train"]["Cardiomegaly"]
-    assert f"train: {train['images']} images of {train['patients']} patients" in page
-    assert f"{labels['1']:8}{labels['0']:8}{labels['-1']:8}{labels['blank']:8}" in page
-    assert "size=96" in page and shards.manifest.fingerprint() in page
+def test_keys_as_long_as_they_may_be_fit_into_a_tars_header(tmp_path: Path) -> None:
+    name = "/".join(["a-long-folder-name"] * 9) + "/" + "1.2.840." * 8 + "9.png"
+    image = tmp_path / name
+    image.parent.mkdir(parents=True)
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)).save(image)
+    (tmp_path / "table.csv").write_text(f"path,patient,split,Mass\n{name},p,train,1\n")
+    build(tmp_path, tmp_path / "out", table=tmp_path / "table.csv", workers=1)
+    (sample,) = webdataset.WebDataset(str(tmp_path / "out" / "train-000000.tar"), shardshuffle=False)
+    assert len(sample["__key__"]) == 90 and set(sample) >= {"jpg", "json"}

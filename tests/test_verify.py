@@ -1,0 +1,205 @@
+"""verify names what is damaged; info shows what is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shard.errors import InputError
+from shard.files import sha256_of
+from shard.info import info
+from shard.manifest import Manifest, parse_manifest, read_manifest
+from shard.tar import TarWriter
+from shard.verify import verify
+from tests.conftest import Shards
+
+Samples = dict[str, dict[str, bytes]]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "index", "gone", "stale"])
+def test_verify_names_the_damaged_file(shards: Shards, tmp_path: Path, damage: str) -> None:
+    verify(shards.folder, workers=1)
+    copy = tmp_path / "copy"
+    shutil.copytree(shards.folder, copy)
+    shard, other = shards.manifest.shards[:2]
+    victim = copy / (shard.index if damage in ("index", "stale") else shard.tar)
+    content = bytearray(victim.read_bytes())
+    if damage == "cut":
+        del content[-512:]
+    elif damage == "stale":
+        content = bytearray((copy / other.index).read_bytes()[: len(content)])
+        content += b" " * (shard.index_bytes - len(content))
+    else:
+        content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    if damage == "gone":
+        victim.unlink()
+    with pytest.raises(InputError, match=rf"{victim.name}.* \(1 fault in all\)"):
+        verify(copy, workers=1)
+    if damage == "flip":
+        verify(copy, quick=True)  # only reading it all shows that
+    else:
+        with pytest.raises(InputError, match=victim.name):
+            verify(copy, quick=True)
+        with pytest.raises(InputError, match=victim.name):
+            read_manifest(copy)  # what every loader does first
+
+
+def test_every_fault_is_counted(shards: Shards, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards.folder, copy)
+    for shard in shards.manifest.shards[:3]:
+        content = bytearray((copy / shard.tar).read_bytes())
+        content[700] ^= 1
+        (copy / shard.tar).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{shards.manifest.shards[0].tar}.*\(3 faults in all\)"):
+        verify(copy, workers=2)
+
+
+def forge(folder: Path, change: Callable[[Samples], None]) -> None:
+    """Rewrite the first shard with other samples, and index and manifest to match: no hash gives it away."""
+    manifest = parse_manifest(folder)
+    first = manifest.shards[0]
+    samples: Samples = {}
+    with tarfile.open(folder / first.tar) as archive:
+        for member in archive:
+            key, ending = member.name.split(".")
+            file = archive.extractfile(member)
+            assert file is not None
+            samples.setdefault(key, {})[ending] = file.read()
+    change(samples)
+    with (folder / first.tar).open("wb") as tar, TarWriter(tar) as writer:
+        for key, members in samples.items():
+            writer.add(key, members)
+    (folder / first.index).write_bytes(writer.index())
+    rehash(folder, manifest)
+
+
+def rehash(folder: Path, manifest: Manifest) -> None:
+    first, *others = manifest.shards
+    forged = dataclasses.replace(
+        first, tar_bytes=(folder / first.tar).stat().st_size, tar_sha256=sha256_of(folder / first.tar),
+        index_bytes=(folder / first.index).stat().st_size, index_sha256=sha256_of(folder / first.index))  # fmt: skip
+    dataclasses.replace(manifest, shards=(forged, *others)).write(folder)
+
+
+def relabel(samples: Samples, **changes: object) -> None:
+    members = next(iter(samples.values()))
+    members["json"] = json.dumps({**json.loads(members["json"]), **changes}).encode()
+
+
+def cut_image(samples: Samples) -> None:
+    members = next(iter(samples.values()))
+    members["jpg"] = members["jpg"][:-300]
+
+
+def flip_label(samples: Samples) -> None:
+    labels = json.loads(next(iter(samples.values()))["json"])["labels"]
+    labels["Edema"] = 1 if labels["Edema"] != 1 else 0
+    relabel(samples, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda samples: samples.pop(next(iter(samples))), "39 samples, the manifest says 40"),
+        (lambda samples: next(iter(samples.values())).pop("json"), r"has \['jpg'\], not jpg and json"),
+        (lambda samples: next(iter(samples.values())).update(jpg=b"no image"), "its JPEG does not decode"),
+        (lambda samples: relabel(samples, split="test"), "is of split 'test' in a shard of 'train'"),
+        (lambda samples: relabel(samples, labels={"Edema": 7}), "its labels are"),
+        (lambda samples: next(iter(samples.values())).update(json=b"{"), "its json can't be read"),
+        (lambda samples: relabel(samples, patient="patient64541"), "patient 'patient64541' is in train and valid"),
+        (lambda samples: relabel(samples, patient="nobody"), "patients in train, the manifest says"),
+        (flip_label, "images in train have Edema"),
+    ],
+)
+def test_samples_that_are_not_what_the_manifest_says_are_named(
+    shards: Shards, tmp_path: Path, change: Callable[[Samples], None], wanted: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards.folder, copy)
+    forge(copy, change)
+    verify(copy, quick=True)
+    with pytest.raises(InputError, match=wanted):
+        verify(copy, workers=1)
+
+
+def test_a_key_in_two_shards_is_named(shards: Shards, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards.folder, copy)
+    with tarfile.open(copy / shards.manifest.shards[1].tar) as archive:
+        key = archive.getnames()[0].split(".")[0]
+
+    def rename(samples: Samples) -> None:
+        samples[key] = samples.pop(next(iter(samples)))
+
+    forge(copy, rename)
+    with pytest.raises(InputError, match=f"key '{key}' is in the shards 2 times"):
+        verify(copy, workers=1)
+
+
+def test_decode_finds_what_only_decoding_shows(shards: Shards, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards.folder, copy)
+    forge(copy, cut_image)
+    verify(copy, workers=1)
+    with pytest.raises(InputError, match="its JPEG does not decode"):
+        verify(copy, decode=True, workers=1)
+    verify(shards.folder, decode=True, workers=1)
+
+
+def test_an_index_that_points_elsewhere_is_named(shards: Shards, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards.folder, copy)
+    index = copy / shards.manifest.shards[0].index
+    lines = index.read_text().splitlines()
+    words = lines[3].split()
+    words[1] = str(int(words[1]) + 512)
+    index.write_text("\n".join([*lines[:3], " ".join(words), *lines[4:]]) + "\n")
+    rehash(copy, parse_manifest(copy))
+    with pytest.raises(InputError, match=rf"{index.name}: does not point at the members"):
+        verify(copy, workers=1)
+
+
+def test_raw_samples_of_another_size_are_named(raw_shards: Shards, tmp_path: Path) -> None:
+    verify(raw_shards.folder, decode=True, workers=1)
+    copy = tmp_path / "copy"
+    shutil.copytree(raw_shards.folder, copy)
+    forge(copy, lambda samples: next(iter(samples.values())).update(raw=b"\0" * 100))
+    with pytest.raises(InputError, match="100 raw bytes, not 9216"):
+        verify(copy, workers=1)
+
+
+def test_info_prints_counts_labels_and_settings(shards: Shards, capsys: pytest.CaptureFixture[str]) -> None:
+    info(shards.folder)
+    page = capsys.readouterr().out
+    train = shards.manifest.counts["train"]
+    labels = shards.manifest.labels["train"]["Cardiomegaly"]
+    assert f"train: {train['images']} images of {train['patients']} patients" in page
+    assert f"{labels['1']:8}{labels['0']:8}{labels['-1']:8}{labels['blank']:8}" in page
+    assert "size=96" in page and shards.manifest.fingerprint() in page and "pillow " in page
+    assert f"mean {shards.manifest.pixel_mean:.4f}" in page
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
+def test_info_draws_sixty_four_images(encoding: str, shards: Shards, raw_shards: Shards, tmp_path: Path) -> None:
+    made = raw_shards if encoding == "raw" else shards
+    info(made.folder, png=tmp_path / "new" / "sheet.png", html=tmp_path / "sheet.html")
+    sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png"))
+    tiles = [sheet[top * 174 : top * 174 + 160, left * 160 : left * 160 + 160] for top in range(8) for left in range(8)]
+    assert all(tile.std() > 20 for tile in tiles)
+    assert len({hashlib.sha256(tile.tobytes()).digest() for tile in tiles}) == 64
+    page = (tmp_path / "sheet.html").read_text()
+    assert page.count("<img ") == 64 and "patients" in page and "alt=\"Radiograph patient" in page
+    (width, height) = Image.open(io.BytesIO((tmp_path / "new" / "sheet.png").read_bytes())).size
+    assert (width, height) == (1280, 8 * 174)
