@@ -19,10 +19,8 @@ def place(tmp_path: Path, shards: Shards, radiographs: Path) -> Path:
                        ("no-image", "Path,Edema\nx/train/patient00001/study1/view1_frontal.jpg,1\n")):  # fmt: skip
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.csv").write_text(text)
-    broken = tmp_path / "unreadable" / "train/patient00001/study1"
-    broken.mkdir(parents=True)
-    (broken / "view1_frontal.jpg").write_text("no image")
-    shutil.copy(tmp_path / "no-image" / "train.csv", tmp_path / "unreadable" / "train.csv")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "manifest.json").write_text('{"format": "cxr-simclr-shards/1"}')
     shutil.copytree(shards.folder, tmp_path / "short")
     tar = tmp_path / "short" / shards.manifest.shards[0].tar
     tar.write_bytes(tar.read_bytes()[:-512])
@@ -38,13 +36,17 @@ def place(tmp_path: Path, shards: Shards, radiographs: Path) -> Path:
         ("shard build {place}/no-rows OUT", 1, ["train.csv: no rows below the header"]),
         ("shard build {place}/no-path OUT", 1, ["column 'Path' is missing", "File"]),
         ("shard build {place}/no-image OUT", 1, ["view1_frontal.jpg: no such image"]),
-        ("shard build {place}/unreadable OUT", 1, ["view1_frontal.jpg", "not one of 1 rows"]),
+        ("shard build {radiographs} OUT --max-rejects=2", 1, ["--max-rejects=2.0", "a share of the rows"]),
+        ("shard build {radiographs} OUT --part=0", 1, ["--part=0 --parts=None", "give both"]),
         ("shard build {radiographs} OUT --seed=-1", 1, ["--seed=-1"]),
-        ("shard build {radiographs} {place}/short/manifest.json", 1, ["manifest.json: File exists"]),
+        ("shard build {radiographs} {place}/short/manifest.json", 1, ["manifest.json/build: Not a directory"]),
         ("shard build {radiographs} OUT --quality=200", 1, ["--quality=200", "from 1 to 100"]),
-        ("shard build {radiographs} OUT --dataset=mimic", 2, ["--dataset=mimic: not one of"]),
+        ("shard build {radiographs} OUT --dataset=padchest", 2, ["--dataset=padchest: not one of"]),
         ("shard build {radiographs} OUT --part=3 --parts=2", 1, ["--part=3"]),
         ("shard merge {place}/empty", 1, ["no part-*.json"]),
+        ("shard verify {place}/short --quick --decode", 1, ["give one of them"]),
+        ("shard verify {place}/old", 1, ["format 'cxr-simclr-shards/1'", "build into a new folder"]),
+        ("shard info {place}/short", 1, [".tar:", "bytes, the manifest says"]),
         ("shard verify {place}/short", 1, [".tar:", "bytes, the manifest says"]),
         ("train --shards={place}/absent --out=OUT", 1, ["absent: no such folder", "python -m shard build"]),
         ("train --shards={place}/empty --out=OUT", 1, ["manifest.json: no such file", "python -m shard build"]),
