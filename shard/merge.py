@@ -30,6 +30,7 @@ def merge(out: Path, *, max_rejects: float = 0.01) -> None:
     """
     if (out / NAME).exists():
         read_manifest(out)
+        clear_away(out)
         print(f"{out}: merged already; nothing to do")
         return
     parts = [_read_part(file) for file in sorted(out.glob("part-*.json"))]
@@ -48,6 +49,13 @@ def merge(out: Path, *, max_rejects: float = 0.01) -> None:
         raise InputError(f"{out}: part {missing[0]} of {first['parts']} is missing ({len(missing)} in all); "
                          f"run: python -m shard build SRC {out} --part={missing[0]} --parts={first['parts']}")
     finish(out, parts, max_rejects)
+
+
+def clear_away(out: Path) -> None:
+    """Remove what only an unfinished build needs; a build killed in here is cleared away by the next."""
+    for leftover in (*out.glob(f".*{TEMPORARY}"), *out.glob("part-*.json")):
+        leftover.unlink(missing_ok=True)
+    shutil.rmtree(out / FOLDER, ignore_errors=True)  # a network file system may keep a lock's file a while
 
 
 def part_name(part: int, parts: int) -> str:
@@ -102,9 +110,7 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
         pixel_mean=round(mean / 255, 6), pixel_std=round(max(0.0, square - mean**2) ** 0.5 / 255, 6), shards=shards,
     )  # fmt: skip
     manifest.write(out)
-    for leftover in (*out.glob(f".*{TEMPORARY}"), *out.glob("part-*.json")):
-        leftover.unlink(missing_ok=True)
-    shutil.rmtree(out / FOLDER, ignore_errors=True)  # a network file system may keep a lock's file a while
+    clear_away(out)
     counts = ", ".join(f"{split} {count['images']}" for split, count in manifest.counts.items())
     print(f"{out}: {kept} images in {len(shards)} shards ({counts}), {len(rejects)} of {rows} rows rejected"
           + (f", see {out / REJECTS}" if rejects else ""))

@@ -19,7 +19,7 @@ from shard.files import locked, replacing, sha256_of, write_bytes
 from shard.image import UnreadableImage, encode_jpeg, histogram, load_grey, to_square
 from shard.machine import array_task, cores, version_of
 from shard.manifest import NAME, Shard, read_manifest
-from shard.merge import check_max_rejects, finish, part_name
+from shard.merge import check_max_rejects, clear_away, finish, part_name
 from shard.phantom import is_phantom
 from shard.plan import Plan, Planned, Row
 from shard.pool import tick, work_on
@@ -208,6 +208,7 @@ def _is_built(out: Path, settings: dict[str, Any]) -> bool:
     if difference:
         raise InputError(f"{out}: holds shards of another build ({difference}); "
                          "choose another folder or remove this one")
+    clear_away(out)
     print(f"{out}: these shards are built already; nothing to do" + (
         f" (to try its {found.rejected} rejected rows again, build into a new folder)" if found.rejected else ""))
     return True

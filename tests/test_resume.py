@@ -1,0 +1,320 @@
+"""A build may end at any moment, by any hand; run again, it ends as one never stopped. All with real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from shard import progress
+from shard.errors import InputError
+from shard.files import locked
+from shard.machine import array_task
+from shard.manifest import read_manifest
+from shard.merge import merge
+from shard.verify import verify
+from shard.write import build
+from tests.conftest import ROOT
+from tests.test_write import hashes_of
+
+SETTINGS = ("--size=96", "--shard-size=30", "--workers=2", "--max-rejects=0.1")
+LINUX = pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are found in /proc, which is Linux's")
+
+
+@pytest.fixture(scope="module")
+def archive(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of 1,452 rows, each radiograph under twelve keys, some of them not to be read: about 3 s of work."""
+    files = sorted(file.relative_to(radiographs).as_posix() for file in radiographs.rglob("*.jpg"))
+    rows = [{"path": path, "key": f"{number}_{path}", "patient": path.split("/")[1], "split": path.split("/")[0],
+             "Mass": number % 2} for path in files for number in range(12)]  # fmt: skip
+    for place in (5, 500, 700, 1000):
+        rows[place]["path"] = "absent.jpg"
+    table = tmp_path_factory.mktemp("archive") / "table.csv"
+    pd.DataFrame(rows).to_csv(table, index=False)
+    return table
+
+
+@pytest.fixture(scope="module")
+def never_stopped(archive: Path, radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hashes of every file that an undisturbed build leaves."""
+    out = tmp_path_factory.mktemp("never-stopped")
+    build(radiographs, out, table=archive, size=96, shard_size=30, workers=1, max_rejects=0.1)
+    assert read_manifest(out).rejected == 4
+    return hashes_of(out)
+
+
+def start(radiographs: Path, archive: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "shard", "build", str(radiographs), str(out), f"--table={archive}", *SETTINGS]
+    return subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(out: Path) -> dict[str, int]:
+    """The tars whose record says that they are done, and when they were written."""
+    return {record.with_suffix(".tar").name: (out / record.name).with_suffix(".tar").stat().st_mtime_ns
+            for record in out.glob("build/*-*.json")}  # fmt: skip
+
+
+def test_killed_at_twenty_random_moments_it_ends_byte_identical(
+    radiographs: Path, archive: Path, never_stopped: dict[str, str], tmp_path: Path
+) -> None:
+    rng, kills, folder, amid = np.random.default_rng(0), 0, 0, 0
+    while kills < 20 or (tmp_path / str(folder)).exists():
+        out = tmp_path / str(folder)
+        before = finished(out)
+        process = start(radiographs, archive, out)
+        try:
+            process.communicate(timeout=60 if kills >= 20 else float(rng.uniform(0.3, 2.5)))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+        after = {tar.name: tar.stat().st_mtime_ns for tar in out.glob("*.tar")}
+        assert {name: after[name] for name in before} == before  # what was done is not done again
+        if process.returncode == 0:
+            assert hashes_of(out) == never_stopped
+            folder += 1
+        amid += 0 < len(after) < len([name for name in never_stopped if name.endswith(".tar")])
+    assert amid >= 5  # the kills did fall amid the work
+
+
+@LINUX
+def test_workers_end_with_a_parent_that_is_killed(radiographs: Path, archive: Path, tmp_path: Path) -> None:
+    process = start(radiographs, archive, tmp_path / "out")
+    workers = wait_for_workers(process, 2)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(worker) for worker in workers)
+
+
+@LINUX
+def test_a_killed_worker_ends_the_build_with_a_line(radiographs: Path, archive: Path, tmp_path: Path) -> None:
+    """As the kernel's memory killer would."""
+    process = start(radiographs, archive, tmp_path / "out")
+    os.kill(wait_for_workers(process, 2)[0], signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1 and "--workers=2: one was killed" in error and error.count("\n") == 1
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@LINUX
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_build_says_what_to_run_next_and_leaves_nothing_half_written(
+    radiographs: Path, archive: Path, never_stopped: dict[str, str], tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    process = start(radiographs, archive, out)
+    while not finished(out):
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130 and error.count("\n") == 1 and "Traceback" not in error
+    assert f"interrupted; to go on: python -m shard build {radiographs} {out}" in error
+    assert not list(out.glob(".*")) and not (out / "manifest.json").exists()
+    process = start(radiographs, archive, out)
+    assert process.wait(60) == 0
+    assert hashes_of(out) == never_stopped
+
+
+def wait_for_workers(process: subprocess.Popen[str], count: int) -> list[int]:
+    """Workers are children of the fork server, beside the tracker of resources."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        workers = [worker for server in children_of(process.pid) for worker in children_of(server)]
+        if len(workers) == count:
+            return workers
+        time.sleep(0.02)
+    raise AssertionError(f"no {count} workers after a minute")
+
+
+def children_of(process: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except FileNotFoundError:  # it has just ended
+        return []
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1.5 MB, a fifth of what the shards take."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", place], capture_output=True, text=True)
+    if mount.returncode != 0:
+        pytest.skip(f"a small file system can't be mounted here: {mount.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_is_named_and_with_room_the_build_goes_on(
+    radiographs: Path, archive: Path, never_stopped: dict[str, str], small_disk: Path
+) -> None:
+    out = small_disk / "out"
+    for _ in range(2):  # the second finds a disk full of finished shards
+        process = start(radiographs, archive, out)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 1 and error.count("\n") == 1
+        assert "No space left on device" in error and str(out) in error
+        assert not list(out.glob(".*")) and not (out / "manifest.json").exists()
+    before = finished(out)
+    assert before
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    process = start(radiographs, archive, out)
+    assert process.wait(60) == 0
+    assert hashes_of(out) == never_stopped
+    assert all((out / name).stat().st_mtime_ns == when for name, when in before.items())
+
+
+def test_a_build_with_other_settings_does_not_go_on_with_a_half_done_one(
+    radiographs: Path, archive: Path, tmp_path: Path
+) -> None:
+    build(radiographs, tmp_path, size=96, workers=1, part=0, parts=2)
+    with pytest.raises(InputError, match=r"unfinished build with other settings \(size 96 there, 64 now\)"):
+        build(radiographs, tmp_path, size=64, workers=1, part=1, parts=2)
+    with pytest.raises(InputError, match="unfinished build with other settings"):
+        build(radiographs, tmp_path, table=archive, size=96, workers=1, part=1, parts=2)
+
+
+def test_one_process_takes_over_what_parts_have_left(
+    radiographs: Path, archive: Path, never_stopped: dict[str, str], tmp_path: Path
+) -> None:
+    for part in (0, 2):
+        build(radiographs, tmp_path, table=archive, size=96, shard_size=30, workers=1, part=part, parts=3)
+    done = finished(tmp_path)
+    build(radiographs, tmp_path, table=archive, size=96, shard_size=30, workers=1, max_rejects=0.1)
+    assert done and all((tmp_path / name).stat().st_mtime_ns == when for name, when in done.items())
+    assert hashes_of(tmp_path) == never_stopped
+
+
+def test_a_finished_shard_that_was_lost_is_written_again(
+    radiographs: Path, archive: Path, never_stopped: dict[str, str], tmp_path: Path
+) -> None:
+    for part in (0, 1):
+        build(radiographs, tmp_path, table=archive, size=96, shard_size=30, workers=1, part=part, parts=2)
+    (tmp_path / "train-000003.tar").unlink()
+    (tmp_path / "train-000004.idx").write_bytes(b"short")
+    (tmp_path / "build" / "train-000006.json").write_text('{"half": ')
+    with pytest.raises(InputError, match=r"train-000003\.tar: missing; run the part that made it again"):
+        merge(tmp_path, max_rejects=0.1)
+    for part in (0, 1):
+        build(radiographs, tmp_path, table=archive, size=96, shard_size=30, workers=1, part=part, parts=2)
+    merge(tmp_path, max_rejects=0.1)
+    assert hashes_of(tmp_path) == never_stopped
+    verify(tmp_path, workers=1)
+
+
+def test_merge_names_a_missing_part_an_alien_one_and_a_torn_one(radiographs: Path, tmp_path: Path) -> None:
+    build(radiographs, tmp_path, size=96, workers=1, part=0, parts=2)
+    with pytest.raises(InputError, match=r"part 1 of 2 is missing \(1 in all\).*--part=1 --parts=2"):
+        merge(tmp_path)
+    other = json.loads((tmp_path / "part-00000-of-00002.json").read_text())
+    other["part"], other["settings"]["size"] = 1, 64
+    (tmp_path / "part-00001-of-00002.json").write_text(json.dumps(other))
+    with pytest.raises(InputError, match=r"part-00001-of-00002.json is of another build .* \(size 96 there, 64 now\)"):
+        merge(tmp_path)
+    (tmp_path / "part-00001-of-00002.json").write_text("{")
+    with pytest.raises(InputError, match=r"part-00001-of-00002\.json: not a part's record"):
+        merge(tmp_path)
+
+
+def test_merge_counts_the_rejects_of_all_parts(
+    radiographs: Path, archive: Path, never_stopped: dict[str, str], tmp_path: Path
+) -> None:
+    for part in range(2):
+        build(radiographs, tmp_path, table=archive, size=96, shard_size=30, workers=1, part=part, parts=2)
+    with pytest.raises(InputError, match=r"4 of 1452 rows rejected \(0.3%; --max-rejects allows 0.1%\).*=0.003"):
+        merge(tmp_path, max_rejects=0.001)
+    merge(tmp_path, max_rejects=0.003)
+    assert hashes_of(tmp_path) == never_stopped
+    merge(tmp_path)  # again: nothing to do
+
+
+def test_two_builds_of_one_folder_are_kept_apart(radiographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "build").mkdir()
+    with locked(tmp_path / "build", "whole", shared=True):  # as a part holds it
+        with pytest.raises(InputError, match="another process is writing there"):
+            build(radiographs, tmp_path, size=96, workers=1)
+        build(radiographs, tmp_path, size=96, workers=1, part=0, parts=2)  # parts share it
+    with locked(tmp_path / "build", "part-1-of-2"), pytest.raises(InputError, match="another process"):
+        build(radiographs, tmp_path, size=96, workers=1, part=1, parts=2)
+    build(radiographs, tmp_path, size=96, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("task", "low", "high", "count", "wanted"),
+    [(0, 0, 15, 16, (0, 16)), (15, 0, 15, 16, (15, 16)), (1, 1, 16, 16, (0, 16)), (16, 1, 16, 16, (15, 16)),
+     (20, 0, 30, 4, (2, 4)), (0, 0, 0, 1, (0, 1)), (1, 1, 1, 1, (0, 1))],
+)  # fmt: skip
+def test_a_slurm_array_says_which_part_this_is(
+    monkeypatch: pytest.MonkeyPatch, task: int, low: int, high: int, count: int, wanted: tuple[int, int]
+) -> None:
+    for name, value in (("ID", task), ("MIN", low), ("MAX", high), ("COUNT", count)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    assert array_task() == wanted
+
+
+@pytest.mark.parametrize(
+    ("task", "low", "high", "count", "wanted"),
+    [(3, 3, 3, 1, "the only task of its array, of how many parts"), (3, 1, 7, 3, "3 tasks from 1 to 7"),
+     (3, 1, 8, 3, "not evenly spaced"), (4, 0, 4, 3, None), (3, "", "", "", "can't be read")],
+)  # fmt: skip
+def test_an_array_that_leaves_the_part_open_is_refused(
+    monkeypatch: pytest.MonkeyPatch, task: int, low: int, high: int, count: int, wanted: str | None
+) -> None:
+    for name, value in (("ID", task), ("MIN", low), ("MAX", high), ("COUNT", count)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    if wanted is None:
+        assert array_task() == (2, 3)
+        return
+    with pytest.raises(InputError, match=f"SLURM_ARRAY_TASK_ID=3: .*{wanted}.*--part and --parts"):
+        array_task()
+
+
+def test_the_tasks_of_an_array_build_their_parts(
+    radiographs: Path, archive: Path, never_stopped: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("MIN", 1), ("MAX", 3), ("COUNT", 3)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    for task in (1, 2, 3):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+        process = start(radiographs, archive, tmp_path)
+        assert process.wait(60) == 0
+    assert [file.name for file in sorted(tmp_path.glob("part-*.json"))] == [
+        f"part-{part:05d}-of-00003.json" for part in range(3)]  # fmt: skip
+    merge(tmp_path)
+    assert hashes_of(tmp_path) == never_stopped
+
+
+def test_a_log_gets_a_line_now_and_then(
+    radiographs: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(progress, "QUIET_S", 0.2)
+    build(radiographs, tmp_path / "slow", table=archive, size=96, shard_size=30, workers=1, max_rejects=0.1)
+    lines = capfd.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 40
+    pattern = r"sharding: \d+ of 1452 images, \d+/s, \d+:\d\d left(, \d rejected)?"
+    assert pd.Series(lines).str.fullmatch(pattern).all(), lines
+    assert "rejected" in lines[-1]
+    monkeypatch.setattr(progress, "QUIET_S", 30)
+    build(radiographs, tmp_path / "quick", size=96, workers=1)
+    assert capfd.readouterr().err == ""
