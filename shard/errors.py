@@ -1,5 +1,12 @@
 """InputError: what a user can mend. Every other exception is ours to mend."""
 
+LONGEST = 700
+
 
 class InputError(Exception):
     """A flag, file or table that can't be used; its one line names the thing, the value and the cure."""
+
+    def __init__(self, text: str) -> None:
+        line = " ".join(text.split())  # what it quotes may hold line breaks, or be a megabyte long
+        cut = LONGEST // 2
+        super().__init__(line if len(line) <= LONGEST else f"{line[:cut]} … {line[-cut:]}")

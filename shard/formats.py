@@ -5,6 +5,8 @@ Cells are the text of the CSV, blank as "": checking, labels and rejects are tab
 
 from __future__ import annotations
 
+import csv as csv_module
+import gzip
 import hashlib
 import zlib
 from pathlib import Path
@@ -161,10 +163,11 @@ def read_csv(csv: Path, wanted: tuple[str, ...]) -> pd.DataFrame:
     Raises InputError where there is no such file, table, row, or column of those `wanted`.
     """
     try:
-        frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
+        _check_cells(csv)
+        frame = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False)
     except FileNotFoundError:
         raise InputError(f"{csv}: no such file; the data set's table is wanted there") from None
-    except (ValueError, OSError, EOFError, zlib.error) as error:  # pandas' own are ValueErrors
+    except (ValueError, OSError, EOFError, zlib.error, csv_module.Error) as error:  # pandas' own are ValueErrors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{csv}: not a readable CSV ({reason}); replace it by the original") from None
     for column in wanted:
@@ -173,6 +176,17 @@ def read_csv(csv: Path, wanted: tuple[str, ...]) -> pd.DataFrame:
     if frame.empty:
         raise InputError(f"{csv}: no rows below the header; replace it by the original")
     return frame
+
+
+def _check_cells(csv: Path) -> None:
+    """Every row must have as many cells as the header: pandas fills up a row cut short, and says nothing."""
+    with (gzip.open if csv.suffix == ".gz" else open)(csv, "rt", encoding="utf-8-sig", newline="") as file:
+        rows = csv_module.reader(file)
+        header = next(rows, [])
+        for number, row in enumerate(rows, 1):
+            if row and len(row) != len(header):
+                raise InputError(f"{csv}: row {number} has {len(row)} cells, the header {len(header)}; "
+                                 "replace it by the original")
 
 
 def _only(src: Path, pattern: str) -> Path:

@@ -62,7 +62,8 @@ def load_grey(path: Path, size: int) -> Grey:
     except UnreadableImage:
         raise
     except Exception as error:  # a decoder may raise anything at broken bytes; its words become the reason
-        raise UnreadableImage(f"broken image: {error or type(error).__name__}") from None
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImage(f"broken image: {words[:150]}") from None
     counts = histogram(np.asarray(grey))
     low, high = np.searchsorted(counts.cumsum(), (0.01 * counts.sum(), 0.99 * counts.sum()))
     if high - low < MIN_CONTRAST:

@@ -98,9 +98,9 @@ def make_key(name: str) -> str:
     those of a path, a hash of it keeps names apart that would become the same.
     """
     key = re.sub(r"[^A-Za-z0-9_-]+", "_", name.strip("/"))
-    if len(key) <= LONGEST_KEY and not re.search(r"[^A-Za-z0-9_./ -]", name):
+    if 0 < len(key) <= LONGEST_KEY and not re.search(r"[^A-Za-z0-9_./ -]", name):
         return key
-    return f"{key[: LONGEST_KEY - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return f"{key[: LONGEST_KEY - 13] or 'image'}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def _check(rows: pd.DataFrame, src: Path) -> None:

@@ -1,0 +1,143 @@
+"""Seeded mutations of images and tables: each ends in a sample that decodes, in a named reject, or in one line."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import simplejpeg
+import webdataset
+from PIL import Image
+
+from shard.dicom import is_installed
+from shard.errors import InputError
+from shard.manifest import read_manifest
+from shard.table import read_table
+from tests.conftest import ROOT
+from tests.odd_files import write_dicom, write_png
+
+SEED = int(os.environ.get("FUZZ_SEED", "0"))  # another seed, another campaign
+IMAGES, TABLES = 330, 240
+
+
+def mutate(content: bytes, rng: np.random.Generator) -> bytes:
+    """One to four bytes flipped, cut out, doubled, blanked or put in, mostly near the front, where headers are."""
+    content = bytearray(content)
+    for _ in range(rng.integers(1, 5)):
+        place = int(min(rng.integers(0, len(content)), rng.integers(0, len(content))))
+        length = int(rng.choice([1, 2, 8, 60, 2000]))
+        span = bytes(content[place : place + length])
+        match rng.integers(0, 6):
+            case 0:
+                content[place] ^= 1 << int(rng.integers(0, 8))
+            case 1:
+                content[place : place + length] = rng.bytes(length)
+            case 2:
+                del content[place : place + length]
+            case 3:
+                content[place:place] = span
+            case 4:
+                content[place : place + length] = bytes(len(span))
+            case 5:
+                del content[place + length :]
+        if not content:
+            return b""
+    return bytes(content)
+
+
+def originals(folder: Path, radiograph: Path) -> list[Path]:
+    """One radiograph in many formats."""
+    image = Image.open(radiograph).resize((96, 80))
+    grey = np.asarray(image)
+    image.save(folder / "grey.jpg", quality=80)
+    image.convert("RGB").save(folder / "rgb.jpg", quality=80, progressive=True)
+    image.convert("CMYK").save(folder / "cmyk.jpg", quality=80)
+    image.save(folder / "grey.png")
+    image.convert("P").save(folder / "palette.png", transparency=3)
+    write_png(folder / "deep.png", np.dstack([grey.astype(np.uint16) * 200] * 3))
+    write_png(folder / "interlaced.png", grey, interlaced=True)
+    Image.fromarray(grey.astype(np.uint16) * 99).save(folder / "deep.tif")
+    image.convert("RGB").save(folder / "packed.tif", compression="tiff_lzw")
+    Image.fromarray(grey.astype(np.float32)).save(folder / "float.tif")
+    if is_installed():
+        window = {"WindowCenter": 2000, "WindowWidth": 3000}
+        write_dicom(folder / "deep.dcm", grey.astype(np.uint16) * 16, BitsStored=12, **window)
+    return sorted(folder.iterdir())
+
+
+def test_mutated_images_end_in_a_sample_that_decodes_or_in_a_named_reject(radiographs: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng([SEED, 1])
+    (tmp_path / "originals").mkdir()
+    files = originals(tmp_path / "originals", next(radiographs.rglob("*.jpg")))
+    source = tmp_path / "source"
+    source.mkdir()
+    rows = []
+    for number in range(IMAGES):
+        original = files[number % len(files)]
+        name = f"{number:04d}{original.suffix}"
+        (source / name).write_bytes(mutate(original.read_bytes(), rng))
+        rows.append({"path": name, "patient": number, "split": "train", "Mass": 1})
+    pd.DataFrame(rows).to_csv(source / "table.csv", index=False)
+    for out, workers in (("out", 2), ("again", 1)):
+        command = [sys.executable, "-m", "shard", "build", source, tmp_path / out, f"--table={source / 'table.csv'}",
+                   "--size=64", "--max-rejects=1", f"--workers={workers}", "--shard-size=50"]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and "Traceback" not in done.stderr  # libtiff writes there what it finds
+    assert (tmp_path / "out" / "rejects.csv").read_bytes() == (tmp_path / "again" / "rejects.csv").read_bytes()
+    manifest = read_manifest(tmp_path / "out")
+    rejects = pd.read_csv(tmp_path / "out" / "rejects.csv", keep_default_na=False)
+    kept = 0
+    for shard in manifest.shards:
+        for sample in webdataset.WebDataset(str(tmp_path / "out" / shard.tar), shardshuffle=False):
+            decoded = simplejpeg.decode_jpeg(sample["jpg"], "GRAY")[:, :, 0]
+            assert np.abs(np.asarray(Image.open(io.BytesIO(sample["jpg"]))).astype(int) - decoded).max() <= 1
+            kept += 1
+    assert kept + len(rejects) == IMAGES
+    assert kept > 30 and len(rejects) > 30  # both outcomes were tried
+    assert rejects["reason"].str.len().between(5, 200).all()
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    """A table of each format, and images for its paths."""
+    views = [f"train/patient{number:05d}/study1/view1_frontal.jpg" for number in range(1, 7)]
+    names = [f"{number:08d}_000.png" for number in range(1, 7)]
+    for path in [*views, *(f"images/{name}" for name in names)]:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"x")
+    chexpert = "Path,Sex,Age,Frontal/Lateral,AP/PA,Edema,Cardiomegaly\n" + "".join(
+        f"CheXpert-v1.0-small/{view},Male,5{number},Frontal,AP,{label},1.0\n"
+        for number, (view, label) in enumerate(zip(views, ("1.0", "-1.0", "", "0.0", "1.0", ""), strict=True)))
+    nih = "Image Index,Finding Labels,Follow-up #,Patient ID,View Position\n" + "".join(
+        f"{name},{label},0,{number},PA\n"
+        for number, (name, label) in enumerate(zip(names, ["Mass|Edema", "No Finding"] * 3, strict=True)))
+    plain = "path,patient,split,view,Mass\n" + "".join(f"{view},{view[6:18]},train,PA,1\n" for view in views)
+    return {"chexpert": chexpert.encode(), "nih": nih.encode(), "csv": plain.encode()}
+
+
+@pytest.mark.parametrize("dataset", ["chexpert", "nih", "csv"])
+def test_mutated_tables_end_in_a_table_or_in_one_line(tmp_path: Path, dataset: str) -> None:
+    rng = np.random.default_rng([SEED, 2])
+    original = tables(tmp_path)[dataset]
+    file = tmp_path / {"chexpert": "train.csv", "nih": "Data_Entry_2017.csv", "csv": "plain.csv"}[dataset]
+    file.write_bytes(original)
+    arguments = (tmp_path, dataset, file if dataset == "csv" else None)
+    assert len(read_table(*arguments).rows) == 6
+    read = refused = 0
+    for _ in range(TABLES // 3):
+        file.write_bytes(mutate(original, rng))
+        try:
+            table = read_table(*arguments)
+        except InputError as error:
+            assert "\n" not in str(error) and len(str(error)) < 720
+            refused += 1
+        else:
+            assert table.rows["key"].is_unique and table.rows["key"].str.fullmatch("[A-Za-z0-9_-]{1,90}").all()
+            assert table.rows["split"].isin(["train", "valid", "test"]).all()
+            read += 1
+    assert read > 5 and refused > 5
