@@ -9,6 +9,7 @@ import csv as csv_module
 import gzip
 import hashlib
 import zlib
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ NIH_FINDINGS = (
 NIH_OPACITIES = ("Infiltration", "Consolidation", "Pneumonia", "Edema", "Atelectasis", "Mass", "Nodule")
 MIMIC_SPLITS = {"train": "train", "validate": "valid", "test": "test"}
 ENDING = r"(?i)\.(?:jpe?g|png|tiff?|dcm|dicom|bmp|jp2|webp|gif|pgm)$"
+_NAMES = ("key",)  # beside those wanted, columns whose cells differ row by row
 _DESCRIPTIVE = ("path", "key", "patient", "split", "view", "sex", "age")
 
 
@@ -129,9 +131,9 @@ def read_mimic(src: Path) -> Rows:
     subject = raw["subject_id"]
     path = ("files/p" + subject.str[:2] + "/p" + subject + "/s" + raw["study_id"] + "/" + raw["dicom_id"] + ".jpg")
     frame = pd.DataFrame({"path": path, "key": raw["dicom_id"], "patient": subject,
-                          "split": raw["split"].map(MIMIC_SPLITS).fillna(raw["split"]),
-                          "view": _column(raw, "ViewPosition").fillna("")})  # fmt: skip
-    return Rows(findings, frame.join(raw[list(findings)].fillna("")))  # a study without a report's labels: blank
+                          "split": raw["split"].replace(MIMIC_SPLITS),
+                          "view": _column(raw, "ViewPosition")})  # fmt: skip
+    return Rows(findings, frame.join(raw[list(findings)]))
 
 
 def read_plain(csv: Path) -> Rows:
@@ -139,7 +141,7 @@ def read_plain(csv: Path) -> Rows:
     raw = read_csv(csv, ("path", "patient"))
     findings = tuple(name for name in raw.columns if name.lower() not in _DESCRIPTIVE)
     key = raw["key"] if "key" in raw.columns else raw["path"].str.replace(ENDING, "", regex=True)
-    split = raw["split"] if "split" in raw.columns else hashed_splits(raw["patient"])
+    split = _column(raw, "split") if "split" in raw.columns else hashed_splits(raw["patient"])
     frame = pd.DataFrame({"path": raw["path"], "key": key, "patient": raw["patient"], "split": split,
                           "view": _column(raw, "view")})  # fmt: skip
     return Rows(findings, frame.join(raw[list(findings)]))
@@ -160,11 +162,15 @@ def hashed_splits(patient: pd.Series) -> pd.Series:
 def read_csv(csv: Path, wanted: tuple[str, ...]) -> pd.DataFrame:
     """A CSV's cells as the text they are, blank as "": patient 007 is not 7, and NA may be a name.
 
+    The columns `wanted` are of dtype str, the others categories.
+
     Raises InputError where there is no such file, table, row, or column of those `wanted`.
     """
     try:
         _check_cells(csv)
-        frame = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False)
+        # Few words, often repeated, are kept once: the table of an archive takes megabytes, not gigabytes.
+        kinds = defaultdict(lambda: "category", dict.fromkeys((*wanted, *_NAMES), "str"))
+        frame = pd.read_csv(csv, dtype=kinds, keep_default_na=False, index_col=False)
     except FileNotFoundError:
         raise InputError(f"{csv}: no such file; the data set's table is wanted there") from None
     except (ValueError, OSError, EOFError, zlib.error, csv_module.Error) as error:  # pandas' own are ValueErrors
@@ -195,4 +201,4 @@ def _only(src: Path, pattern: str) -> Path:
 
 
 def _column(raw: pd.DataFrame, name: str) -> pd.Series:
-    return raw[name] if name in raw.columns else pd.Series("", index=raw.index)
+    return raw[name].astype("str") if name in raw.columns else pd.Series("", index=raw.index)

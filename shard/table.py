@@ -77,14 +77,15 @@ def _recognise(src: Path, table: Path | None) -> Dataset:
 
 
 def _tidy(read: Rows) -> pd.DataFrame:
-    """Keys that tars and indexes can hold, labels as numbers."""
-    rows: pd.DataFrame = read.frame.copy()
+    """The frame itself, changed: keys that tars and indexes can hold, labels as numbers."""
+    rows = read.frame  # its only reference: an archive's table is not held twice
     rows["key"] = rows["key"].map(make_key)
     for finding in read.findings:
-        values = pd.to_numeric(rows[finding], errors="coerce").astype("float32")
-        wrong = ~(values.isin((1, 0, -1)) | rows[finding].isin(("", "nan", "NaN", "NA")))
+        text = rows[finding].astype("str").fillna("")
+        values = pd.to_numeric(text, errors="coerce").astype("float32")
+        wrong = ~(values.isin((1, 0, -1)) | text.isin(("", "nan", "NaN", "NA")))
         if wrong.any():
-            value, path = rows[finding][wrong].iloc[0], rows["path"][wrong].iloc[0]
+            value, path = text[wrong].iloc[0], rows["path"][wrong].iloc[0]
             raise InputError(f"finding {finding!r}: label {str(value)!r} of {path} "
                              "is not 1, 0, -1 or blank; mend the table or leave the column out")
         rows[finding] = values
