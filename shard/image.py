@@ -28,7 +28,7 @@ MAX_ASPECT = 4
 MIN_CONTRAST = 8  # grey levels of 256 between the 1st and the 99th percentile
 MIN_DEPTH = 16  # levels between the percentiles of a deep image: stretching fewer would show noise
 # A JPEG is shrunk by 8, 4 or 2 while it is decoded (DCT scaling) where what remains is at least this many times
-# the target: so the result stays within 42 dB of full decoding and antialiased resizing on real radiographs.
+# the target: so the result stays within 40 dB of full decoding and antialiased resizing on real radiographs.
 ROOM = {8: 3.0, 4: 1.5, 2: 1.0}
 # EXIF's orientation → what turns the image upright.
 UPRIGHT = {
@@ -137,9 +137,14 @@ def _check_size(width: int, height: int) -> None:
         raise UnreadableImage(f"{width}×{height} pixels: over {MAX_PIXELS / 1e6:.0f} megapixels")
 
 
+def reduction(width: int, height: int, size: int) -> int:
+    """By how much a JPEG is shrunk while it is decoded, to give a short side of `size`: 8, 4, 2 or 1."""
+    return next((factor for factor, room in ROOM.items() if min(width, height) >= factor * room * size), 1)
+
+
 def _decode_jpeg(content: bytes, width: int, height: int, size: int) -> Image.Image:
     """The short way for nearly all: libjpeg-turbo scales while it decodes, and is strict with corrupt data."""
-    factor = next((factor for factor, room in ROOM.items() if min(width, height) >= factor * room * size), 1)
+    factor = reduction(width, height, size)
     wanted = -(-height // factor), -(-width // factor)
     scaled = simplejpeg.decode_jpeg(content, "GRAY", min_height=wanted[0], min_width=wanted[1])[:, :, 0]
     assert scaled.shape == wanted, (scaled.shape, wanted)

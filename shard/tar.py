@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from typing import IO
 
@@ -17,24 +16,29 @@ class TarWriter:
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  (close() below)
+        self._file, self._offset = file, 0
         self._lines: list[str] = []
 
     def __enter__(self) -> TarWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._tar.close()
+        if kind is None:  # two empty blocks end a tar, and whole records are customary
+            self._file.write(bytes(2 * tarfile.BLOCKSIZE))
+            self._file.write(bytes(-(self._offset + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE))
 
     def add(self, key: str, members: dict[str, bytes]) -> None:
-        """Append one sample: ending → content."""
+        """Append one sample: ending → content. The key is of 90 characters at most."""
         words = []
         for ending, content in members.items():
             info = tarfile.TarInfo(f"{key}.{ending}")
             info.size = len(content)
-            words.append(f"{ending} {self._tar.offset + tarfile.BLOCKSIZE} {info.size} {info.name}")
-            self._tar.addfile(info, io.BytesIO(content))
+            header = info.tobuf(tarfile.USTAR_FORMAT)
+            assert len(header) == tarfile.BLOCKSIZE, info.name
+            words.append(f"{ending} {self._offset + len(header)} {info.size} {info.name}")
+            block = header + content + bytes(-info.size % tarfile.BLOCKSIZE)
+            self._file.write(block)
+            self._offset += len(block)
         self._lines.append(" ".join(words) + "\n")
 
     def index(self) -> bytes:
