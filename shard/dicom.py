@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 ENDINGS = (".dcm", ".dicom")
 READERS = ("pydicom", "pylibjpeg-openjpeg", "python-gdcm")  # packages that decide what a pixel is
@@ -28,6 +29,11 @@ class Deep(NamedTuple):
 def is_dicom(content: bytes) -> bool:
     """Whether the bytes are a DICOM file's."""
     return content[128:132] == b"DICM"
+
+
+def is_named(paths: pd.Series) -> bool:
+    """Whether any of the paths ends as DICOM files do."""
+    return bool(paths.str.lower().str.endswith(ENDINGS).any())
 
 
 def is_installed() -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -21,9 +22,14 @@ TEMPORARY = ".tmp"
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the name `path` when the block ends well, and leaves nothing when it does not."""
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+def replacing(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file that takes the name `path` when the block ends well, and leaves nothing when it does not.
+
+    shared: other processes may be writing the same file; the last to end well wins. Else what a killed process left
+    under the temporary name is overwritten by the next.
+    """
+    owner = f".{socket.gethostname()}-{os.getpid()}" if shared else ""
+    temporary = path.with_name(f".{path.name}{owner}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -37,9 +43,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, whole or not at all."""
-    with replacing(path) as file:
+def write_bytes(path: Path, content: bytes, *, shared: bool = False) -> None:
+    """Write `content` to `path`, whole or not at all. shared: as in replacing."""
+    with replacing(path, shared=shared) as file:
         file.write(content)
 
 

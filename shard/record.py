@@ -59,7 +59,8 @@ def begin(out: Path, settings: dict[str, Any], software: dict[str, str]) -> None
         if difference:
             raise InputError(f"{out}: holds an unfinished build with other settings ({difference}); "
                              f"choose another folder or remove this one")
-    write_bytes(path, json.dumps(now).encode())
+    else:
+        write_bytes(path, json.dumps(now).encode(), shared=True)  # all tasks of an array begin at once
 
 
 def first_difference(there: dict[str, Any], now: dict[str, Any]) -> str | None:

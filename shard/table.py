@@ -143,5 +143,5 @@ def _check_usable(rows: pd.DataFrame, src: Path) -> None:
     if not any((src / path).exists() for path in rows["path"].sample(min(200, len(rows)), random_state=0)):
         raise InputError(f"{src / rows['path'].iloc[0]}: no such image, nor any of 200 rows tried; "
                          "SRC is the folder that the table's paths start from")
-    if rows["path"].str.lower().str.endswith(dicom.ENDINGS).any() and not dicom.is_installed():
+    if dicom.is_named(rows["path"]) and not dicom.is_installed():
         raise InputError(f"{src}: holds DICOM files; to read them: pip install '.[dicom]'")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from shard import dicom
 from shard.errors import InputError
 from shard.files import locked, replacing, sha256_of, write_bytes
 from shard.image import UnreadableImage, encode_jpeg, histogram, load_grey, to_square
@@ -59,13 +60,9 @@ def build(
     then: python -m shard merge OUT. In a Slurm job array both come from the array; --part=0 --parts=1 builds all.
     """
     part, parts = _choose_part(part, parts)
-    for name, value, low, high in (
-        ("size", size, 16, 4096), ("quality", quality, 1, 100), ("shard-size", shard_size, 1, 10**7),
-        ("parts", parts, 1, 10**5), ("part", part, 0, parts - 1), ("workers", workers, 0, 4096),
-        ("seed", seed, 0, 2**63),
-    ):  # fmt: skip
-        if not low <= value <= high:
-            raise InputError(f"--{name}={value}: wants a number from {low} to {high}")
+    _check_numbers(size=(size, 16, 4096), quality=(quality, 1, 100), shard_size=(shard_size, 1, 10**7),
+                   parts=(parts, 1, 10**5), part=(part, 0, parts - 1), workers=(workers, 0, 4096),
+                   seed=(seed, 0, 2**63))  # fmt: skip
     content = read_table(src, dataset, table)
     rows = len(content.rows) + len(content.rejects)
     check_max_rejects(content.rejects, rows, max_rejects, place=f"the table of {src}")
@@ -73,7 +70,8 @@ def build(
         "dataset": content.dataset, "size": size, "encoding": encoding, "quality": quality, "shard_size": shard_size,
         "seed": seed, "rows": rows, "table": _table_hash(content), "synthetic": is_phantom(src),
     }  # fmt: skip
-    software = {name: version_of(name) for name in ("pillow", "simplejpeg", *_dicom_readers(content))}
+    readers = dicom.READERS if dicom.is_named(content.rows["path"]) else ()
+    software = {name: version_of(name) for name in ("pillow", "simplejpeg", *readers)}
     if _is_built(out, settings):
         return
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -94,19 +92,18 @@ def build(
                   f"rejected; when all parts are: python -m shard merge {out}")
 
 
+def _check_numbers(**flags: tuple[int, int, int]) -> None:
+    for name, (value, low, high) in flags.items():
+        if not low <= value <= high:
+            raise InputError(f"--{name.replace('_', '-')}={value}: wants a number from {low} to {high}")
+
+
 def _choose_part(part: int | None, parts: int | None) -> tuple[int, int]:
     if (part is None) != (parts is None):
         raise InputError(f"--part={part} --parts={parts}: give both, or neither")
     if part is not None and parts is not None:
         return part, parts
     return array_task() or (0, 1)
-
-
-def _dicom_readers(table: Table) -> tuple[str, ...]:
-    from shard import dicom
-
-    paths = table.rows["path"].str.lower()
-    return dicom.READERS if paths.str.endswith(dicom.ENDINGS).any() else ()
 
 
 def write_shard(job: Job) -> ShardRecord:

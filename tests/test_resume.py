@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from shard.files import locked
 from shard.machine import array_task
 from shard.manifest import read_manifest
 from shard.merge import merge
+from shard.record import begin
 from shard.verify import verify
 from shard.write import build
 from tests.conftest import ROOT
@@ -318,3 +321,16 @@ def test_a_log_gets_a_line_now_and_then(
     monkeypatch.setattr(progress, "QUIET_S", 30)
     build(radiographs, tmp_path / "quick", size=96, workers=1)
     assert capfd.readouterr().err == ""
+
+
+def _begin(place: str) -> None:
+    begin(Path(place), {"size": 96}, {"pillow": "1"})
+
+
+def test_the_tasks_of_an_array_may_begin_at_the_same_moment(tmp_path: Path) -> None:
+    folders = [tmp_path / str(number) for number in range(60)]
+    for folder in folders:
+        (folder / "build").mkdir(parents=True)
+    with ProcessPoolExecutor(4, multiprocessing.get_context("forkserver")) as pool:
+        list(pool.map(_begin, [str(folder) for folder in folders for _ in range(8)]))
+    assert all([file.name for file in (folder / "build").iterdir()] == ["begun.json"] for folder in folders)
