@@ -90,10 +90,14 @@ def _join(counters: _Counters, progress: Progress | None = None) -> None:
 
 
 def _start_worker(counters: _Counters) -> None:
-    """Leave Ctrl-C to the parent, and end when it ends: a worker without one would write into its successor's files."""
+    """Leave signals to the parent, who has all the workers stop tidily, and end when it ends.
+
+    A terminal and a scheduler send theirs to every process; a worker without a parent would write into the files of
+    its successor.
+    """
     _join(counters)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -55,9 +55,12 @@ def never_stopped(archive: Path, radiographs: Path, tmp_path_factory: pytest.Tem
     return hashes_of(out)
 
 
-def start(radiographs: Path, archive: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "shard", "build", str(radiographs), str(out), f"--table={archive}", *SETTINGS]
-    return subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(
+    radiographs: Path, archive: Path, out: Path, settings: tuple[str, ...] = SETTINGS
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "shard", "build", str(radiographs), str(out), f"--table={archive}", *settings]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True)  # fmt: skip
 
 
 def finished(out: Path) -> dict[str, int]:
@@ -121,7 +124,7 @@ def test_an_interrupted_build_says_what_to_run_next_and_leaves_nothing_half_writ
     while not finished(out):
         time.sleep(0.02)
         assert process.poll() is None
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # to every process, as a terminal and a scheduler do
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130 and error.count("\n") == 1 and "Traceback" not in error
     assert f"interrupted; to go on: python -m shard build {radiographs} {out}" in error
@@ -129,6 +132,28 @@ def test_an_interrupted_build_says_what_to_run_next_and_leaves_nothing_half_writ
     process = start(radiographs, archive, out)
     assert process.wait(60) == 0
     assert hashes_of(out) == never_stopped
+
+
+def test_workers_that_are_interrupted_stop_at_their_next_image(
+    radiographs: Path, archive: Path, tmp_path: Path
+) -> None:
+    """Two shards of hundreds of images: neither is finished first."""
+    out = tmp_path / "out"
+    process = start(radiographs, archive, out, ("--size=96", "--shard-size=600", "--workers=2"))
+    while not list(out.glob(".train-*.tar.tmp")):
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert "interrupted; to go on: " in error and not finished(out) and not list(out.glob("*.tar"))
+
+
+def test_a_record_of_other_rows_is_not_believed(radiographs: Path, tmp_path: Path) -> None:
+    build(radiographs, tmp_path / "out", size=96, shard_size=40, workers=1, part=0, parts=2)
+    (tmp_path / "out" / "build" / "begun.json").unlink()
+    build(radiographs, tmp_path / "out", size=96, shard_size=40, workers=1, seed=1)
+    build(radiographs, tmp_path / "anew", size=96, shard_size=40, workers=1, seed=1)
+    assert hashes_of(tmp_path / "out") == hashes_of(tmp_path / "anew")
 
 
 def wait_for_workers(process: subprocess.Popen[str], count: int) -> list[int]:
