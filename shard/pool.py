@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
 
@@ -65,6 +66,7 @@ def work_on(
             yield from map(work, jobs)
             return
         context.set_forkserver_preload([work.__module__])  # imported once, not by each worker
+        _start_fork_server()
         pool = ProcessPoolExecutor(workers, context, _start_worker, (counters,))
         try:
             # Two jobs a worker are under way, not all: what waits would lie in memory.
@@ -82,6 +84,17 @@ def work_on(
         finally:
             counters.stop.value = 1
             pool.shutdown(cancel_futures=True)
+
+
+def _start_fork_server() -> None:
+    """Start it deaf to SIGTERM: a scheduler's, sent to every process, would end it and leave its workers for dead."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread may say what signals do
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _join(counters: _Counters, progress: Progress | None = None) -> None:
