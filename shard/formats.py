@@ -163,7 +163,6 @@ def read_csv(csv: Path, wanted: tuple[str, ...]) -> pd.DataFrame:
     """A CSV's cells as the text they are, blank as "": patient 007 is not 7, and NA may be a name.
 
     The columns `wanted` are of dtype str, the others categories.
-
     Raises InputError where there is no such file, table, row, or column of those `wanted`.
     """
     try:

@@ -1,4 +1,4 @@
-"""plan_shards: a table → which rows go into which shard, in which order."""
+"""Plan: a table → which rows go into which shard, in which order."""
 
 from __future__ import annotations
 

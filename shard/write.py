@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -179,11 +178,10 @@ def _is_still_true(done: ShardRecord, job: Job) -> bool:
 def _rejected_again(rejects: list[Reject], job: Job) -> Iterator[Reject]:
     rows = {row.key: row for row in job.planned.rows}
     for key, path, _ in rejects:
-        with contextlib.suppress(KeyError):  # the record is of other rows
-            try:
-                _encode(job, rows[key])
-            except UnreadableImage as error:
-                yield key, path, str(error)
+        try:
+            _encode(job, rows[key])
+        except UnreadableImage as error:
+            yield key, path, str(error)
 
 
 def _table_hash(table: Table) -> str:
