@@ -115,6 +115,19 @@ def test_a_killed_worker_ends_the_build_with_a_line(radiographs: Path, archive: 
 
 
 @LINUX
+def test_a_schedulers_sigterm_does_not_end_the_fork_server(
+    radiographs: Path, archive: Path, never_stopped: dict[str, str], tmp_path: Path
+) -> None:
+    """It would take its workers for dead, who then could not clear away what they have begun."""
+    process = start(radiographs, archive, tmp_path / "out")
+    wait_for_workers(process, 2)
+    for child in children_of(process.pid):
+        os.kill(child, signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert hashes_of(tmp_path / "out") == never_stopped
+
+
+@LINUX
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_says_what_to_run_next_and_leaves_nothing_half_written(
     radiographs: Path, archive: Path, never_stopped: dict[str, str], tmp_path: Path, number: signal.Signals
