@@ -1,191 +1,281 @@
-"""NVIDIA DALI: the only file that imports it. One graph, built on the GPU where there is one, else on the CPU."""
+"""NVIDIA DALI: the only file that imports it. It decodes; views are stock operators on a GPU, one fused on a CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle, islice, tee
+from typing import Any, TypeVar
 
+import numpy as np
+import simplejpeg
 import torch
 from nvidia.dali import Pipeline, fn, math, pipeline_def, types
-from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
+from nvidia.dali.plugin.numba import NumbaFunction
+from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
+from pipeline.ahead import read_ahead
+from pipeline.draw import draw_views
+from pipeline.fused import Workspaces, dali_constants, dali_functions
+from pipeline.plan import Batch
 from pipeline.recipe import Recipe
-from shard.manifest import Manifest
+from shard.errors import InputError
+from shard.fetch import CURE, Fetcher
 
-# One buffer of a few shards mixes what the sharder shuffled once; the tars themselves change order every epoch.
-SHUFFLE_BUFFER = 2048
 NO_BLUR_SIGMA = 0.01  # a window of 3 whose outer taps are exp(-5000): the identity, and no branch in the graph
+BATCHES_QUEUED = 2  # made before they are asked for, by each pipeline
+PIPELINES = 4  # side by side on a CPU, at most: each holds its own batches in memory
+Made = TypeVar("Made")
 
 
-class DaliViews:
-    """Two views of every training image, epoch after epoch; see loader.two_view_loader for the promise."""
+def view_batches(
+    fetcher: Fetcher, batches: Iterable[Batch], recipe: Recipe, *, seed: int, device: torch.device, on_gpu: bool,
+    threads: int, half: bool,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
+    """Both views of each batch's images, on the device: decoded and made on the GPU, or on the CPU and carried over."""
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, split: str, recipe: Recipe, *, batch_size: int,
-        device: torch.device, threads: int, seed: int, rank: int, world: int,
-    ) -> None:  # fmt: skip
-        self._steps = manifest.images(split) // world // batch_size
-        self._arguments = _pipeline_arguments(batch_size, device, threads, seed + rank)
-        self._source = _Source(folder, manifest, split, rank, world, seed)
-        self._recipe = recipe
-        self._checkpoint: bytes | None = None
-        self._batches: Any = None
+    def start(batches: Iterable[Batch], threads: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if on_gpu:
+            feed = _Feed(fetcher, batches, lambda batch, shapes: gpu_parameters(recipe, seed, batch, shapes))
+            graph = _gpu_views(feed, recipe, half, **_arguments(feed.batch_size, device, threads))
+        else:
+            feed = _Feed(fetcher, batches, lambda batch, shapes: cpu_parameters(recipe, seed, batch, shapes))
+            side = 2 * max(feed.first_shape)  # generous: most images of a set are about as large as its first
+            spaces = Workspaces(threads, recipe, side, side)
+            graph = _cpu_views(feed, recipe, half, spaces, device.type, **_arguments(feed.batch_size, device, threads))
+        for (made,) in feed.naming_faults(_iterate(graph, ["view1", "view2"])):
+            yield made["view1"], made["view2"]
 
-    def __len__(self) -> int:
-        return self._steps
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        if self._batches is None:
-            self._batches = self._build()
-        # The reader pads to equal batch counts over ranks; the padding, and what is short of a batch, is left out
-        # on all ranks alike. Every batch is drawn all the same: the reader's epoch ends only then.
-        for step, (batch,) in enumerate(self._batches):
-            if step < self._steps:
-                yield batch["view1"], batch["view2"]
-        self._batches.reset()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, between two epochs."""
-        if self._batches is None:
-            self._batches = self._build()
-        return {"pipeline": self._batches.checkpoints()[0]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; the batches that follow are the same bit for bit."""
-        self._checkpoint = state["pipeline"]
-        self._batches = None
-
-    def _build(self) -> Any:
-        pipeline = _views_pipeline(self._source, self._recipe, **self._arguments, checkpoint=self._checkpoint)
-        return _iterate(pipeline, ["view1", "view2"])
+    return _side_by_side(start, batches, threads, 1 if on_gpu else PIPELINES)
 
 
-class DaliImages:
-    """Every image of some splits once, in the order of the shards; see loader.image_loader for the promise."""
+def image_batches(
+    fetcher: Fetcher, batches: Iterable[Batch], size: int, mean: float, std: float, *, device: torch.device,
+    threads: int,
+) -> Iterator[torch.Tensor]:  # fmt: skip
+    """Each batch's images whole, resized and normalised, on the device."""
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, split: str, size: int, mean: float, std: float, *,
-        batch_size: int, device: torch.device, threads: int,
-    ) -> None:  # fmt: skip
-        self._source = _Source(folder, manifest, split, 0, 1, 0)
-        self._size, self._mean, self._std = size, mean, std
-        self._arguments = _pipeline_arguments(batch_size, device, threads, 0)
-        self._batches_an_epoch = -(-manifest.images(split) // batch_size)
+    def start(batches: Iterable[Batch], threads: int) -> Iterator[torch.Tensor]:
+        feed = _Feed(fetcher, batches, lambda batch, shapes: ())
+        graph = _whole_images(feed, size, mean, std, **_arguments(feed.batch_size, device, threads))
+        for (made,) in feed.naming_faults(_iterate(graph, ["image"])):
+            yield made["image"]
 
-    def __len__(self) -> int:
-        return self._batches_an_epoch
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        pipeline = _images_pipeline(self._source, self._size, self._mean, self._std, **self._arguments)
-        for (batch,) in _iterate(pipeline, ["image"]):
-            yield batch["image"]
+    return _side_by_side(start, batches, threads, 1 if device.type == "cuda" else PIPELINES)
 
 
 def decode_batches(
-    folder: Path, manifest: Manifest, split: str, *, batch_size: int, device: torch.device, threads: int
+    fetcher: Fetcher, batches: Iterable[Batch], *, device: torch.device, threads: int
 ) -> Iterator[int]:
-    """Read and decode a split's images again and again and do nothing else: yields how many, a batch at a time."""
-    arguments = _pipeline_arguments(batch_size, device, threads, 0)
-    pipeline = _decode_pipeline(_Source(folder, manifest, split, 0, 1, 0), **arguments)
-    pipeline.build()
-    while True:
-        (images,) = pipeline.run()
-        yield len(images)
+    """Read and decode and do nothing else: yields how many images, a batch at a time."""
+
+    def start(batches: Iterable[Batch], threads: int) -> Iterator[int]:
+        feed = _Feed(fetcher, batches, lambda batch, shapes: ())
+        graph = _decoded(feed, **_arguments(feed.batch_size, device, threads))
+        graph.build()
+        while True:
+            (images,) = graph.run()
+            yield len(images)
+
+    return _side_by_side(start, batches, threads, 1 if device.type == "cuda" else PIPELINES)
 
 
-class _Source:
-    """Which tars a rank reads, and how."""
+def _side_by_side(
+    start: Callable[[Iterable[Batch], int], Iterator[Made]], batches: Iterable[Batch], threads: int, most: int
+) -> Iterator[Made]:
+    """Batches in their order from some pipelines in turn, which share the threads.
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, rank: int, world: int, seed: int) -> None:
-        shards = manifest.of_split(split)
-        raw = manifest.settings["encoding"] == "raw"
-        self.raw_size = manifest.settings["size"] if raw else None
-        self._reader = {
-            "paths": [str(folder / shard.tar) for shard in shards],
-            "index_paths": [str(folder / shard.index) for shard in shards],
-            "ext": ["raw" if raw else "jpg"],
-            "missing_component_behavior": "error",
-            "shard_id": rank,
-            "num_shards": world,
-            "pad_last_batch": True,
-            "name": "reader",
-        }
-        self._seed = seed
-        self._samples = sum(shard.samples for shard in shards)
+    After each of its operators a pipeline waits for its last thread; another's work fills that gap.
+    """
+    count = min(threads, most)
+    copies = (islice(copy, k, None, count) for k, copy in enumerate(tee(batches, count)))
+    made = [start(copy, threads // count + (k < threads % count)) for k, copy in enumerate(copies)]
+    for turn in cycle(made):
+        try:
+            yield next(turn)
+        except StopIteration:
+            return
 
-    def read(self, *, shuffle: bool) -> Any:
-        """The encoded bytes of a batch, shuffled within a buffer and over tars or in order."""
-        if not shuffle:
-            return fn.readers.webdataset(**self._reader)
-        return fn.readers.webdataset(
-            **self._reader, random_shuffle=True, initial_fill=min(SHUFFLE_BUFFER, self._samples),
-            shuffle_after_epoch=True, seed=self._seed, shuffle_after_epoch_seed=self._seed,
+
+class _Feed:
+    """What a pipeline is fed, a batch at a time: the images' bytes, and arrays of `parameters(batch, shapes)`."""
+
+    def __init__(
+        self, fetcher: Fetcher, batches: Iterable[Batch], parameters: Callable[[Batch, Any], tuple[Any, ...]]
+    ) -> None:
+        self._fetcher, self._draw = fetcher, parameters
+        self._read = read_ahead(fetcher, batches)
+        # What DALI still reads, since it makes no copies, and where to look for an image that it can't decode.
+        self._recent: deque[tuple[Batch, list[bytes], Any]] = deque(maxlen=BATCHES_QUEUED + 3)
+        self._first = self._next()
+        self.batch_size = len(self._first[0])
+        self.first_shape = self._shapes(self._recent[0][1])[0]
+        self.raw_size = fetcher.raw_size
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        yield self._first
+        while True:
+            try:
+                yield self._next()
+            except StopIteration:
+                return
+
+    def inputs(self, kinds: list[Any], dimensions: list[int]) -> list[Any]:
+        """The pipeline's inputs: bytes first, then an input for each of the parameters' arrays."""
+        inputs: list[Any] = fn.external_source(
+            source=iter(self), num_outputs=1 + len(kinds), batch=True, no_copy=True,
+            dtype=[types.UINT8, *kinds], ndim=[1, *dimensions],
         )  # fmt: skip
+        return inputs
+
+    def naming_faults(self, made: Any) -> Iterator[Any]:
+        """What the pipeline makes; where it fails, an InputError that names the image, or the settings to lower."""
+        try:
+            yield from made
+        except (RuntimeError, MemoryError) as error:
+            raise self._explain(error) or error from error
+
+    def _next(self) -> tuple[Any, ...]:
+        batch, contents = next(self._read)
+        drawn = self._draw(batch, self._shapes(contents))
+        encoded = [np.frombuffer(content, np.uint8) for content in contents]
+        self._recent.append((batch, contents, drawn))
+        return (encoded, *drawn)
+
+    def _shapes(self, contents: list[bytes]) -> Any:
+        """Heights and widths of a batch's images."""
+        if self._fetcher.raw_size:
+            return np.full((len(contents), 2), self._fetcher.raw_size)
+        return np.array([simplejpeg.decode_jpeg_header(content)[:2] for content in contents])
+
+    def _explain(self, error: Exception) -> InputError | None:
+        for batch, contents, _ in self._recent:
+            for number, content in zip(batch.samples.tolist(), contents, strict=True):
+                try:
+                    if not self._fetcher.raw_size:
+                        simplejpeg.decode_jpeg(content, colorspace="GRAY")
+                except ValueError as fault:
+                    return InputError(f"{self._fetcher.where(number)}: can't be decoded ({fault}); {CURE}")
+        return out_of_memory(error)
 
 
-@pipeline_def(enable_checkpointing=True)
-def _views_pipeline(source: _Source, recipe: Recipe) -> tuple[Any, Any]:
-    image, shape = decode(source.read(shuffle=True), source.raw_size, on_gpu=Pipeline.current().device_id is not None)
-    return (
-        make_view(image, draw_parameters(shape, recipe), recipe),
-        make_view(image, draw_parameters(shape, recipe), recipe),
-    )
+def out_of_memory(error: Exception) -> InputError | None:
+    """What to lower, where DALI says that memory ran out; None where it says something else."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "allocation" in text or "can't allocate" in text:
+        return InputError("memory ran out while views were made: lower --batch-size or --size, make them on the CPU "
+                          f"with --views=cpu, or lower --workers ({str(error).strip().splitlines()[-1]})")
+    return None
+
+
+def gpu_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:
+    """What stock operators are fed: start, extent, flip, sigma, brightness, contrast of view 1, then of view 2."""
+    drawn = draw_views(recipe, seed, batch.epoch, batch.samples, shapes)
+    whole, real = drawn.astype(np.int32), drawn.astype(np.float32)
+    return tuple(
+        np.ascontiguousarray(part) for view in range(2) for part in
+        (whole[:, view, 0:2], whole[:, view, 2:4], whole[:, view, 4], *(real[:, view, k] for k in (5, 6, 7)))
+    )  # fmt: skip
+
+
+def cpu_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, Any, Any]:
+    """What the fused operator is fed: the box that holds both crops, which is all that is decoded, as start and
+    extent; and the views' parameters within it, [B, 2, 8]."""
+    drawn = draw_views(recipe, seed, batch.epoch, batch.samples, shapes)
+    start = drawn[:, :, 0:2].min(axis=1)
+    end = (drawn[:, :, 0:2] + drawn[:, :, 2:4]).max(axis=1)
+    drawn[:, :, 0:2] -= start[:, None]
+    return start.astype(np.int32), (end - start).astype(np.int32), drawn
 
 
 @pipeline_def
-def _images_pipeline(source: _Source, size: int, mean: float, std: float) -> Any:
-    image, _ = decode(source.read(shuffle=False), source.raw_size, on_gpu=Pipeline.current().device_id is not None)
+def _gpu_views(feed: _Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
+    kinds = [types.INT32, types.INT32, types.INT32, types.FLOAT, types.FLOAT, types.FLOAT]
+    encoded, *drawn = feed.inputs(kinds * 2, [1, 1, 0, 0, 0, 0] * 2)
+    image = decode(encoded, feed.raw_size, on_gpu=True)
+    first, second = drawn[: len(kinds)], drawn[len(kinds) :]
+    return make_view(image, *first, recipe, half=half), make_view(image, *second, recipe, half=half)
+
+
+@pipeline_def
+def _cpu_views(feed: _Feed, recipe: Recipe, half: bool, spaces: Workspaces, device: str) -> tuple[Any, Any]:
+    encoded, start, extent, drawn = feed.inputs([types.INT32, types.INT32, types.FLOAT64], [1, 1, 2])
+    if feed.raw_size:
+        image = fn.slice(decode(encoded, feed.raw_size, on_gpu=False), start=start, shape=extent, axes=[0, 1])
+    else:  # libjpeg-turbo passes over what lies left, right and below
+        image = fn.decoders.image_slice(encoded, device="cpu", start=start, shape=extent, axes=[0, 1],
+                                        output_type=types.GRAY, adjust_orientation=False)  # fmt: skip
+    same = [np.repeat(array[None], feed.batch_size, axis=0) for array in dali_constants(spaces, recipe)]
+    constants = fn.external_source(source=lambda: same, num_outputs=3, batch=True, no_copy=True)
+    view1, view2 = fused_views(image, drawn, constants, half=half)
+    return (view1, view2) if device == "cpu" else (view1.gpu(), view2.gpu())
+
+
+@pipeline_def
+def _whole_images(feed: _Feed, size: int, mean: float, std: float) -> Any:
+    (encoded,) = feed.inputs([], [])
+    image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
     return normalise(resize(image, size), mean, std)
 
 
 @pipeline_def
-def _decode_pipeline(source: _Source) -> Any:
-    return decode(source.read(shuffle=True), source.raw_size, on_gpu=Pipeline.current().device_id is not None)[0]
+def _decoded(feed: _Feed) -> Any:
+    (encoded,) = feed.inputs([], [])
+    return decode(encoded, feed.raw_size, on_gpu=on_gpu())
 
 
-def decode(encoded: Any, raw_size: int | None, *, on_gpu: bool) -> tuple[Any, Any]:
-    """Encoded bytes → (image HWC uint8 with one channel, its shape as a CPU tensor)."""
-    if raw_size is not None:
+def on_gpu() -> bool:
+    """Whether the pipeline being defined is one for a GPU."""
+    return Pipeline.current().device_id is not None
+
+
+def decode(encoded: Any, raw_size: int | None, *, on_gpu: bool) -> Any:
+    """Encoded bytes → image HWC uint8 with one channel."""
+    if raw_size:
         image = fn.reshape(encoded, shape=[raw_size, raw_size, 1], layout="HWC")
-        shape = image.shape()
-        return (image.gpu() if on_gpu else image), shape
-    image = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.GRAY)
-    return image, fn.peek_image_shape(encoded)
+        return image.gpu() if on_gpu else image
+    return fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.GRAY,
+                             adjust_orientation=False)  # fmt: skip
 
 
-def draw_parameters(shape: Any, recipe: Recipe) -> dict[str, Any]:
-    """The parameters of one view of each image of a batch, under the names of recipe.View."""
-    start, extent = fn.random_crop_generator(
-        shape, random_area=list(recipe.crop_area), random_aspect_ratio=list(recipe.crop_ratio)
-    )
-    blurred = fn.random.coin_flip(probability=recipe.blur_probability)
-    sigma = _uniform(*recipe.blur_sigma)
-    return {
-        "start": start,
-        "extent": extent,
-        "flip": fn.random.coin_flip(probability=recipe.flip_probability),
-        "sigma": blurred * sigma,
-        "brightness": _uniform(1 - recipe.brightness, 1 + recipe.brightness),
-        "contrast": _uniform(1 - recipe.contrast, 1 + recipe.contrast),
-    }
+class FusedViews(NumbaFunction):  # type: ignore[misc]  # DALI leaves it untyped
+    """numba_function, for functions that are compiled already."""
+
+    def _get_run_fn_cpu(self, run_fn: Any, *_: Any) -> int:
+        return int(run_fn.address)
+
+    def _get_setup_fn_cpu(self, setup_fn: Any) -> int:
+        return int(setup_fn.address)
 
 
-def _uniform(low: float, high: float) -> Any:
-    """A number in low…high for each sample; DALI's own refuses a range of one number."""
-    return fn.random.uniform(range=[low, high]) if high > low else types.Constant(low)
+def fused_views(image: Any, parameters: Any, constants: Any, *, half: bool) -> tuple[Any, Any]:
+    """Both views by pipeline.fused inside the graph: image HWC uint8 → two CHW, float32 or float16.
+
+    parameters: [2, 8], within the image. constants: fused.dali_constants.
+    """
+    kind = types.UINT16 if half else types.FLOAT  # the operator refuses FLOAT16
+    run, shapes = dali_functions(half=half)
+    operator = FusedViews(
+        run_fn=run, setup_fn=shapes, out_types=[kind, kind], outs_ndim=[3, 3],
+        in_types=[types.UINT8, types.FLOAT64, types.UINT8, types.FLOAT64, types.INT64], ins_ndim=[3, 2, 1, 1, 1],
+    )  # fmt: skip
+    view1, view2 = operator(image, parameters, *constants)
+    return (fn.reinterpret(view1, dtype=types.FLOAT16), fn.reinterpret(view2, dtype=types.FLOAT16)) if half else (
+        view1, view2)  # fmt: skip
 
 
-def make_view(image: Any, parameters: dict[str, Any], recipe: Recipe) -> Any:
-    """One view: image HWC uint8 → CHW float32 [1, size, size], normalised."""
-    x = fn.slice(image, start=parameters["start"], shape=parameters["extent"], axes=[0, 1])
-    x = resize(x, recipe.size)
-    x = fn.gaussian_blur(x, sigma=math.max(parameters["sigma"], NO_BLUR_SIGMA))
-    x = math.clamp(x * parameters["brightness"], 0.0, 255.0)
+def make_view(
+    image: Any, start: Any, extent: Any, flip: Any, sigma: Any, brightness: Any, contrast: Any, recipe: Recipe, *,
+    half: bool = False,
+) -> Any:  # fmt: skip
+    """One view by stock operators: image HWC uint8 → CHW [1, size, size], normalised."""
+    x = resize(fn.slice(image, start=start, shape=extent, axes=[0, 1]), recipe.size)
+    x = fn.gaussian_blur(x, sigma=math.max(sigma, NO_BLUR_SIGMA))
+    x = math.clamp(x * brightness, 0.0, 255.0)
     # DALI's own contrast pivots on mid-grey; the recipe's, as torchvision's, on the mean of the view.
     mean = fn.reductions.mean(x)
-    x = math.clamp((x - mean) * parameters["contrast"] + mean, 0.0, 255.0)
-    return normalise(x, recipe.mean, recipe.std, mirror=parameters["flip"])
+    x = math.clamp((x - mean) * contrast + mean, 0.0, 255.0)
+    return normalise(x, recipe.mean, recipe.std, mirror=flip, half=half)
 
 
 def resize(image: Any, size: int) -> Any:
@@ -193,18 +283,17 @@ def resize(image: Any, size: int) -> Any:
     return fn.resize(image, size=[size, size], interp_type=types.INTERP_TRIANGULAR, antialias=True, dtype=types.FLOAT)
 
 
-def normalise(image: Any, mean: float, std: float, mirror: Any = 0) -> Any:
-    """HWC float32 in 0…255 → CHW float32 with the given statistics taken out, mirrored where asked."""
-    return fn.crop_mirror_normalize(
-        image, mean=[mean * 255], std=[std * 255], mirror=mirror, output_layout="CHW", dtype=types.FLOAT
-    )
+def normalise(image: Any, mean: float, std: float, mirror: Any = 0, half: bool = False) -> Any:
+    """HWC float32 in 0…255 → CHW with the given statistics taken out, mirrored where asked."""
+    return fn.crop_mirror_normalize(image, mean=[mean * 255], std=[std * 255], mirror=mirror, output_layout="CHW",
+                                    dtype=types.FLOAT16 if half else types.FLOAT)  # fmt: skip
 
 
-def _pipeline_arguments(batch_size: int, device: torch.device, threads: int, seed: int) -> dict[str, Any]:
+def _arguments(batch_size: int, device: torch.device, threads: int) -> dict[str, Any]:
     device_id = (device.index or 0) if device.type == "cuda" else None
-    return {"batch_size": batch_size, "num_threads": threads, "device_id": device_id, "seed": seed}
+    return {"batch_size": batch_size, "num_threads": threads, "device_id": device_id,
+            "prefetch_queue_depth": BATCHES_QUEUED}  # fmt: skip
 
 
-def _iterate(pipeline: Pipeline, names: list[str]) -> Any:
-    # PARTIAL with pad_last_batch shows every sample once an epoch on all ranks; the other policies drift.
-    return DALIGenericIterator([pipeline], names, reader_name="reader", last_batch_policy=LastBatchPolicy.PARTIAL)
+def _iterate(pipeline: Any, names: list[str]) -> Any:
+    return DALIGenericIterator([pipeline], names)
