@@ -29,39 +29,42 @@ Made = TypeVar("Made")
 
 
 def view_batches(
-    fetcher: Fetcher, batches: Iterable[Batch], recipe: Recipe, *, seed: int, device: torch.device, on_gpu: bool,
+    fetcher: Fetcher, batches: Iterable[Batch], recipe: Recipe, *, seed: int, device: torch.device, fused: bool,
     threads: int, half: bool,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
-    """Both views of each batch's images, on the device: decoded and made on the GPU, or on the CPU and carried over."""
+    """Both views of each batch's images, on the device.
+
+    fused: made on the CPU by the fused operator, and carried to the device; else by stock operators on the device.
+    """
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        if on_gpu:
-            feed = _Feed(fetcher, batches, lambda batch, shapes: gpu_parameters(recipe, seed, batch, shapes))
-            graph = _gpu_views(feed, recipe, half, **_arguments(feed.batch_size, device, threads))
-        else:
-            feed = _Feed(fetcher, batches, lambda batch, shapes: cpu_parameters(recipe, seed, batch, shapes))
+        if fused:
+            feed = _Feed(fetcher, batches, lambda batch, shapes: fused_parameters(recipe, seed, batch, shapes))
             side = 2 * max(feed.first_shape)  # generous: most images of a set are about as large as its first
             spaces = Workspaces(threads, recipe, side, side)
-            graph = _cpu_views(feed, recipe, half, spaces, device.type, **_arguments(feed.batch_size, device, threads))
+            graph = _fused_views(feed, recipe, half, spaces, **_arguments(feed.batch_size, device, threads))
+        else:
+            feed = _Feed(fetcher, batches, lambda batch, shapes: stock_parameters(recipe, seed, batch, shapes))
+            graph = _stock_views(feed, recipe, half, **_arguments(feed.batch_size, device, threads))
         for (made,) in feed.naming_faults(_iterate(graph, ["view1", "view2"])):
             yield made["view1"], made["view2"]
 
-    return _side_by_side(start, batches, threads, 1 if on_gpu else PIPELINES)
+    return _side_by_side(start, batches, threads, PIPELINES if fused else 1)
 
 
 def image_batches(
     fetcher: Fetcher, batches: Iterable[Batch], size: int, mean: float, std: float, *, device: torch.device,
-    threads: int,
+    workers: int,
 ) -> Iterator[torch.Tensor]:  # fmt: skip
     """Each batch's images whole, resized and normalised, on the device."""
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[torch.Tensor]:
-        feed = _Feed(fetcher, batches, lambda batch, shapes: ())
+        feed = _Feed(fetcher, batches, lambda batch, shapes: (shapes.astype(np.int32),))
         graph = _whole_images(feed, size, mean, std, **_arguments(feed.batch_size, device, threads))
         for (made,) in feed.naming_faults(_iterate(graph, ["image"])):
             yield made["image"]
 
-    return _side_by_side(start, batches, threads, 1 if device.type == "cuda" else PIPELINES)
+    return _side_by_side(start, batches, workers, 1 if device.type == "cuda" else PIPELINES)
 
 
 def decode_batches(
@@ -168,7 +171,7 @@ def out_of_memory(error: Exception) -> InputError | None:
     return None
 
 
-def gpu_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:
+def stock_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:
     """What stock operators are fed: start, extent, flip, sigma, brightness, contrast of view 1, then of view 2."""
     drawn = draw_views(recipe, seed, batch.epoch, batch.samples, shapes)
     whole, real = drawn.astype(np.int32), drawn.astype(np.float32)
@@ -178,7 +181,7 @@ def gpu_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tupl
     )  # fmt: skip
 
 
-def cpu_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, Any, Any]:
+def fused_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, Any, Any]:
     """What the fused operator is fed: the box that holds both crops, which is all that is decoded, as start and
     extent; and the views' parameters within it, [B, 2, 8]."""
     drawn = draw_views(recipe, seed, batch.epoch, batch.samples, shapes)
@@ -189,16 +192,16 @@ def cpu_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tupl
 
 
 @pipeline_def
-def _gpu_views(feed: _Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
+def _stock_views(feed: _Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
     kinds = [types.INT32, types.INT32, types.INT32, types.FLOAT, types.FLOAT, types.FLOAT]
     encoded, *drawn = feed.inputs(kinds * 2, [1, 1, 0, 0, 0, 0] * 2)
-    image = decode(encoded, feed.raw_size, on_gpu=True)
+    image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
     first, second = drawn[: len(kinds)], drawn[len(kinds) :]
     return make_view(image, *first, recipe, half=half), make_view(image, *second, recipe, half=half)
 
 
 @pipeline_def
-def _cpu_views(feed: _Feed, recipe: Recipe, half: bool, spaces: Workspaces, device: str) -> tuple[Any, Any]:
+def _fused_views(feed: _Feed, recipe: Recipe, half: bool, spaces: Workspaces) -> tuple[Any, Any]:
     encoded, start, extent, drawn = feed.inputs([types.INT32, types.INT32, types.FLOAT64], [1, 1, 2])
     if feed.raw_size:
         image = fn.slice(decode(encoded, feed.raw_size, on_gpu=False), start=start, shape=extent, axes=[0, 1])
@@ -208,14 +211,14 @@ def _cpu_views(feed: _Feed, recipe: Recipe, half: bool, spaces: Workspaces, devi
     same = [np.repeat(array[None], feed.batch_size, axis=0) for array in dali_constants(spaces, recipe)]
     constants = fn.external_source(source=lambda: same, num_outputs=3, batch=True, no_copy=True)
     view1, view2 = fused_views(image, drawn, constants, half=half)
-    return (view1, view2) if device == "cpu" else (view1.gpu(), view2.gpu())
+    return (view1.gpu(), view2.gpu()) if on_gpu() else (view1, view2)
 
 
 @pipeline_def
 def _whole_images(feed: _Feed, size: int, mean: float, std: float) -> Any:
-    (encoded,) = feed.inputs([], [])
+    encoded, extent = feed.inputs([types.INT32], [1])
     image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
-    return normalise(resize(image, size), mean, std)
+    return normalise(resize(image, extent, size), mean, std)
 
 
 @pipeline_def
@@ -269,7 +272,7 @@ def make_view(
     half: bool = False,
 ) -> Any:  # fmt: skip
     """One view by stock operators: image HWC uint8 → CHW [1, size, size], normalised."""
-    x = resize(fn.slice(image, start=start, shape=extent, axes=[0, 1]), recipe.size)
+    x = resize(fn.slice(image, start=start, shape=extent, axes=[0, 1]), extent, recipe.size)
     x = fn.gaussian_blur(x, sigma=math.max(sigma, NO_BLUR_SIGMA))
     x = math.clamp(x * brightness, 0.0, 255.0)
     # DALI's own contrast pivots on mid-grey; the recipe's, as torchvision's, on the mean of the view.
@@ -278,9 +281,20 @@ def make_view(
     return normalise(x, recipe.mean, recipe.std, mirror=flip, half=half)
 
 
-def resize(image: Any, size: int) -> Any:
-    """HWC → [size, size, 1] float32 in 0…255, antialiased as torchvision's bilinear."""
-    return fn.resize(image, size=[size, size], interp_type=types.INTERP_TRIANGULAR, antialias=True, dtype=types.FLOAT)
+def resize(image: Any, extent: Any, size: int) -> Any:
+    """HWC uint8 of the given height and width → [size, size, 1] float32 in 0…255, as torchvision's antialiased bilinear.
+
+    Beyond an image's edge DALI repeats it, where torchvision sums only what is inside, and divides by its weight. So a
+    channel of ones goes along, with zeros around both, and tells how much weight fell inside.
+    """
+    both = fn.cat(image, fn.cast(image * 0 + 255, dtype=types.UINT8), axis=2)
+    margin = extent // size + 2  # as far as the triangle reaches
+    around = fn.slice(both, start=-margin, shape=extent + 2 * margin, axes=[0, 1], out_of_bounds_policy="pad",
+                      fill_values=[0.0, 0.0])  # fmt: skip
+    resized = fn.resize(around, size=[size, size], roi_start=fn.cast(margin, dtype=types.FLOAT),
+                        roi_end=fn.cast(margin + extent, dtype=types.FLOAT), interp_type=types.INTERP_TRIANGULAR,
+                        antialias=True, dtype=types.FLOAT)  # fmt: skip
+    return resized[:, :, 0:1] / resized[:, :, 1:2] * 255.0
 
 
 def normalise(image: Any, mean: float, std: float, mirror: Any = 0, half: bool = False) -> Any:

@@ -3,68 +3,147 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
+from pipeline import reference
+from pipeline.plan import Batch, Plan, whole_split
 from pipeline.recipe import Recipe
-from pipeline.reference import ReferenceImages, ReferenceViews
 from shard.errors import InputError
+from shard.fetch import Fetcher
 from shard.machine import cores
 from shard.manifest import Manifest
 
 Backend = Literal["dali", "torchvision"]
+Maker = Literal["dali-fused", "dali-stock", "torchvision"]
+Where = Literal["auto", "cpu", "gpu"]
+Views = tuple[torch.Tensor, torch.Tensor]
+
+# A core makes 1,000 to 2,500 images/s (two 224 px views of a 390×320 JPEG each), and an H100 trains a ResNet-50 on
+# about 1,400; python -m bench.io says what they are on your machine.
+CORES_THAT_FEED_A_GPU = 4
 
 
-class ViewLoader(Protocol):
-    """An epoch's batches each time it is iterated: (view1, view2), each [B, 1, S, S] float32 on the device."""
+class ViewLoader:
+    """Two independently drawn views of each image, every image at most once an epoch.
+
+    Iterated, it gives the batches that are left of the epoch it stands in, at first all: (view1, view2), each
+    [B, 1, S, S] on the device. An epoch has images // (batch_size · world) of them on every rank; those left out are
+    others each epoch. A sample's views depend on seed, epoch and sample alone.
+    """
+
+    def __init__(self, plan: Plan, start: Callable[[Iterator[Batch]], Iterator[Views]], promise: dict[str, Any]) -> None:
+        """start: batches → their views. promise: what must be equal for a state to be gone on from."""
+        self._plan, self._start, self._promise = plan, start, promise
+        self._epoch, self._step = 0, 0
+        self._views: Iterator[Views] | None = None
 
     def __len__(self) -> int:
-        """Batches an epoch, the same on every rank."""
+        """Batches in a whole epoch, the same on every rank."""
+        return self._plan.steps
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the batches of the next epoch."""
+    def __iter__(self) -> Iterator[Views]:
+        if self._views is None:
+            self._views = self._start(self._plan.batches(self._epoch, self._step))
+        epoch, views = self._epoch, self._views
+        while self._epoch == epoch and views is self._views:
+            made = next(views)
+            self._step += 1
+            if self._step == len(self):
+                self._epoch, self._step = epoch + 1, 0
+            yield made
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, between two epochs."""
+        """Where the loader stands: after the last batch it gave."""
+        return {"epoch": self._epoch, "step": self._step, "promise": self._promise}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Go on where `state` was taken: on a CPU, the batches that follow are the same bit for bit.
+
+        Raises InputError where the state is of other shards or settings; between epochs the ranks may be others.
+        """
+        then = state["promise"]
+        differing = [f"{name} {then.get(name)} there, {now} here" for name, now in self._promise.items()
+                     if then.get(name) != now and not (name == "ranks" and state["step"] == 0)]  # fmt: skip
+        if differing:
+            raise InputError(f"the loader's state is of other batches: {'; '.join(differing)}; go on with the settings "
+                             "it was made with, or start anew")  # fmt: skip
+        self._epoch, self._step, self._views = state["epoch"], state["step"], None
 
 
-class ImageLoader(Protocol):
-    """Every image of a split once, in the order of the shards: [B, 1, S, S] float32 on the device."""
+class ImageLoader:
+    """Every image of a split once, in the order of the shards: [B, 1, S, S] float32 on the device, the last B short."""
+
+    def __init__(self, batches: list[Batch], start: Callable[[Iterator[Batch]], Iterator[torch.Tensor]]) -> None:
+        self._batches, self._start = batches, start
 
     def __len__(self) -> int:
-        """Batches in the split, the last of them short."""
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """Yield the batches."""
+        return self._start(iter(self._batches))
 
 
 def two_view_loader(
     backend: Backend, folder: Path, manifest: Manifest, recipe: Recipe, *, split: str = "train", batch_size: int,
-    device: torch.device, workers: int = 0, seed: int = 0, rank: int = 0, world: int = 1,
+    device: torch.device, views: Where = "auto", half: bool = False, workers: int = 0, seed: int = 0, rank: int = 0,
+    world: int = 1,
 ) -> ViewLoader:  # fmt: skip
-    """A loader of two independently drawn views of each image, every image at most once an epoch.
+    """A loader of two views of each image, as `recipe` draws them.
 
-    An epoch has images // world // batch_size full batches on every rank; what is left over changes with the epoch.
-    Equal arguments give equal batches, bit for bit on a CPU. workers: threads or processes, 0 for one a core.
-    Raises InputError where the split is smaller than a batch or the backend can't be had.
+    dali makes them on the GPU by stock operators, or on the CPU by the fused operator: where views says; "auto" is
+    settled by choose_views. half: float16, which torchvision does not make. workers: threads or processes, 0 for one
+    a core. Raises InputError where the split is smaller than a batch on every rank or the backend can't be had.
     """
     images = manifest.images(split)
-    if images // world < batch_size:
-        raise InputError(f"--batch-size={batch_size}: {folder} has {images} images in split {split!r}"
-                         f"{f' for {world} ranks' if world > 1 else ''}; lower it to {max(1, images // world)} or less")
+    if images < batch_size * world:
+        ranks = f" on {world} ranks" if world > 1 else ""
+        raise InputError(f"--batch-size={batch_size}: {folder} has {images} images in split {split!r}, fewer than a "
+                         f"batch{ranks}; lower it to {max(1, images // world)} or less")  # fmt: skip
     workers = workers or cores()
-    if backend == "dali":
-        views: ViewLoader = _dali().DaliViews(folder, manifest, split, recipe, batch_size=batch_size, device=device,
-                                              threads=workers, seed=seed, rank=rank, world=world)  # fmt: skip
-        return views
-    return ReferenceViews(folder, manifest, split, recipe, batch_size=batch_size, device=device, workers=workers,
-                          seed=seed, rank=rank, world=world)  # fmt: skip
+    where = choose_views(views, backend, device, workers)[0]
+    maker: Maker = "torchvision" if backend == "torchvision" else "dali-fused" if where == "cpu" else "dali-stock"
+    plan = Plan(tuple(shard.samples for shard in manifest.of_split(split)), batch_size, seed, rank, world)
+    promise = {"shards": manifest.fingerprint(), "split": split, "recipe": asdict(recipe), "batch_size": batch_size,
+               "ranks": world, "backend": maker, "views": where, "half": half, "seed": seed}  # fmt: skip
+    start = partial(make_views, maker, Fetcher(folder, manifest, split), recipe=recipe, seed=seed, device=device,
+                    workers=workers, half=half)  # fmt: skip
+    return ViewLoader(plan, start, promise)
+
+
+def make_views(
+    maker: Maker, fetcher: Fetcher, batches: Iterable[Batch], *, recipe: Recipe, seed: int, device: torch.device,
+    workers: int, half: bool = False,
+) -> Iterator[Views]:  # fmt: skip
+    """Both views of each batch's images: dali-fused and torchvision on the CPU, dali-stock on the device."""
+    if maker == "torchvision":
+        if half:
+            raise InputError("half: torchvision makes float32 alone; use backend 'dali'")
+        return reference.view_batches(fetcher, batches, recipe, seed=seed, device=device, workers=workers)
+    made: Iterator[Views] = _dali().view_batches(fetcher, batches, recipe, seed=seed, device=device,
+                                                 fused=maker == "dali-fused", threads=workers, half=half)  # fmt: skip
+    return made
+
+
+def choose_views(views: Where, backend: Backend, device: torch.device, workers: int) -> tuple[Where, str]:
+    """Where views are made, "cpu" or "gpu", and why. Raises InputError where they can't be made on the GPU."""
+    if views == "gpu" and (backend == "torchvision" or device.type != "cuda"):
+        missing = "a GPU to train on" if backend == "dali" else "--dali"
+        raise InputError(f"--views=gpu: wants {missing}; use --views=cpu")
+    if views != "auto":
+        return views, f"--views={views}"
+    if device.type != "cuda":
+        return "cpu", "there is no GPU to make them on"
+    if backend == "torchvision":
+        return "cpu", "torchvision makes them there; --dali is many times as fast"
+    if workers >= CORES_THAT_FEED_A_GPU:
+        return "cpu", f"{workers} cores feed the GPU, which then only trains"
+    return "gpu", f"{workers} cores might keep the GPU waiting; it takes {CORES_THAT_FEED_A_GPU}"
 
 
 def image_loader(
@@ -72,13 +151,10 @@ def image_loader(
     batch_size: int, device: torch.device, workers: int = 0,
 ) -> ImageLoader:  # fmt: skip
     """A loader of whole images resized to size × size and normalised, in the order of shard.read.read_labels."""
-    workers = workers or cores()
-    if backend == "dali":
-        images: ImageLoader = _dali().DaliImages(folder, manifest, split, size, mean, std, batch_size=batch_size,
-                                                 device=device, threads=workers)  # fmt: skip
-        return images
-    return ReferenceImages(folder, manifest, split, size, mean, std, batch_size=batch_size, device=device,
-                           workers=workers)  # fmt: skip
+    make = _dali().image_batches if backend == "dali" else reference.image_batches
+    start = partial(make, Fetcher(folder, manifest, split), size=size, mean=mean, std=std, device=device,
+                    workers=workers or cores())  # fmt: skip
+    return ImageLoader(whole_split(manifest.images(split), batch_size), start)
 
 
 def has_dali() -> bool:

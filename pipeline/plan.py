@@ -67,3 +67,10 @@ def epoch_order(shard_samples: tuple[int, ...], seed: int, epoch: int) -> Any:
                                 for tar in tars[window : window + TARS_MIXED]])  # fmt: skip
         order.append(mixed[np.argsort(keys[mixed], kind="stable")])
     return np.concatenate(order)
+
+
+def whole_split(images: int, batch_size: int) -> list[Batch]:
+    """Every image of a split once, in the order of the shards; the last batch may be short."""
+    numbers = np.arange(images)
+    return [Batch(0, step, numbers[first : first + batch_size])
+            for step, first in enumerate(range(0, images, batch_size))]  # fmt: skip

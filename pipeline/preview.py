@@ -1,50 +1,66 @@
-"""A PNG of view pairs: what the network sees of a radiograph."""
+"""A PNG of view pairs: what the network sees of a radiograph, by each backend."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
-from pipeline.recipe import Recipe, View, draw_view
-from pipeline.reference import ShardImages, make_view
+from pipeline import reference
+from pipeline.loader import Maker, has_dali, make_views
+from pipeline.plan import Batch
+from pipeline.recipe import Recipe, View
 from shard.errors import InputError
+from shard.fetch import Fetcher
 from shard.files import replacing
 from shard.manifest import read_manifest
 
 
 def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, size: int = 224, seed: int = 0) -> None:
-    """Draw rows of image, view 1, view 2 from the training split of SHARDS, the views' parameters above them."""
-    for name, value, low, high in (("images", images, 1, 64), ("size", size, 8, 2048), ("seed", seed, 0, 2**63)):
+    """Draw rows of image, view 1, view 2 by each backend from the training split of SHARDS, and print the parameters.
+
+    The views are those of the first epoch of a run with this seed. Each backend makes them by the same numbers:
+    what differs between them is rounding.
+    """
+    for name, value, low, high in (("images", images, 1, 64), ("size", size, 16, 2048), ("seed", seed, 0, 2**63 - 1)):
         if not low <= value <= high:
             raise InputError(f"--{name}={value}: wants a number from {low} to {high}")
     manifest = read_manifest(shards)
     recipe = Recipe(size=size, mean=0.0, std=1.0)  # shown as grey levels, so nothing is taken out
-    source = ShardImages(shards, manifest, "train")
-    count = min(images, len(source))
-    rng = np.random.default_rng(seed)
-    figure, axes = plt.subplots(count, 3, figsize=(7.2, 2.55 * count), squeeze=False, layout="constrained")
-    for row, number in zip(axes, rng.permutation(len(source))[:count], strict=True):
-        image = source[int(number)]
-        views = [draw_view(recipe, image.shape[-2], image.shape[-1], rng) for _ in range(2)]
-        pictures = [image, *(make_view(image, view, recipe) for view in views)]
-        titles = [source.key(int(number)), *map(_describe, views)]
-        for axis, picture, title in zip(row, pictures, titles, strict=True):
+    fetcher = Fetcher(shards, manifest, "train")
+    numbers = np.random.default_rng(seed).permutation(len(fetcher))[:images]
+    wanted = Batch(0, 0, numbers)
+    makers: list[Maker] = [maker for maker in get_args(Maker) if has_dali() or maker == "torchvision"]
+    made = {maker: next(make_views(maker, fetcher, [wanted], recipe=recipe, seed=seed, device=torch.device("cpu"),
+                                   workers=1)) for maker in makers}  # fmt: skip
+    figure, axes = plt.subplots(len(numbers), 1 + 2 * len(makers), squeeze=False, layout="constrained",
+                                figsize=(2.3 * (1 + 2 * len(makers)), 2.7 * len(numbers)))  # fmt: skip
+    for row, (line, number) in enumerate(zip(axes, numbers.tolist(), strict=True)):
+        image, key = reference.decode(fetcher, number), fetcher.key(number)
+        pictures = [(f"{key}\n{image.shape[2]}×{image.shape[1]}", image)]
+        for view, drawn in enumerate(reference.draw(recipe, seed, 0, number, image)):
+            print(f"{key} view {view + 1}: {_describe(drawn)}")
+            for maker in makers:
+                pictures.append((f"view {view + 1}, {maker}\n{_describe(drawn, short=True)}", made[maker][view][row]))
+        for axis, (title, picture) in zip(line, pictures, strict=True):
             axis.imshow(picture[0].numpy(), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(title, fontsize=7)
+            axis.set_title(title, fontsize=6.5)
             axis.axis("off")
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as file:
         figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
-    print(f"{out}: {count} images with two views each")
+    print(f"{out}: {len(numbers)} images with two views each by {', '.join(makers)}")
 
 
-def _describe(view: View) -> str:
-    crop = f"{view.width}×{view.height} at {view.left},{view.top}"
-    flip = ", flipped" if view.flip else ""
-    return f"{crop}{flip}\nblur {view.sigma:.1f}, brightness {view.brightness:.2f}, contrast {view.contrast:.2f}"
+def _describe(view: View, *, short: bool = False) -> str:
+    crop = f"{view.width}×{view.height} at {view.left},{view.top}{', flipped' if view.flip else ''}"
+    if short:
+        return f"{crop}\nσ {view.sigma:.1f}, b {view.brightness:.2f}, c {view.contrast:.2f}"
+    return f"crop {crop}, blur {view.sigma:.2f} px, brightness {view.brightness:.2f}, contrast {view.contrast:.2f}"

@@ -1,11 +1,11 @@
-"""Recipe: every augmentation number, once, for all backends; and how one view's parameters are drawn."""
+"""Recipe: every augmentation number, once, for all backends."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-import numpy as np
+from shard.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,16 @@ class Recipe:
     mean: float = 0.5
     std: float = 0.25
 
+    def __post_init__(self) -> None:
+        # The blur mirrors the view at its border, and needs that much of it; the fused operator works by 16 pixels.
+        least = max(16, blur_radius(self.blur_sigma[1]) + 1)
+        if self.size < least:
+            raise InputError(f"--size={self.size}: views blurred so far want at least {least} pixels a side")
+
 
 @dataclass(frozen=True)
 class View:
-    """The parameters of one view; sigma 0 means no blur."""
+    """The parameters of one view, in the order in which draw.draw_views gives them; sigma 0 means no blur."""
 
     top: int
     left: int
@@ -42,34 +48,6 @@ class View:
     sigma: float
     brightness: float
     contrast: float
-
-
-def draw_view(recipe: Recipe, height: int, width: int, rng: np.random.Generator) -> View:
-    """Draw the parameters of one view of an image of height × width pixels."""
-    top, left, crop_height, crop_width = _draw_crop(recipe, height, width, rng)
-    return View(
-        top, left, crop_height, crop_width,
-        flip=bool(rng.random() < recipe.flip_probability),
-        sigma=float(rng.uniform(*recipe.blur_sigma)) if rng.random() < recipe.blur_probability else 0.0,
-        brightness=float(rng.uniform(1 - recipe.brightness, 1 + recipe.brightness)),
-        contrast=float(rng.uniform(1 - recipe.contrast, 1 + recipe.contrast)),
-    )  # fmt: skip
-
-
-def _draw_crop(recipe: Recipe, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """torchvision's RandomResizedCrop: ten tries, then the largest central crop whose ratio is allowed."""
-    low, high = recipe.crop_ratio
-    for _ in range(10):
-        area = height * width * rng.uniform(*recipe.crop_area)
-        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(rng.integers(0, height - crop_height + 1))
-            left = int(rng.integers(0, width - crop_width + 1))
-            return top, left, crop_height, crop_width
-    crop_width = min(width, round(height * high))
-    crop_height = min(height, round(width / low))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
 def blur_radius(sigma: float) -> int:

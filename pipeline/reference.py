@@ -3,138 +3,119 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipeline.recipe import Recipe, View, blur_radius, draw_view
-from shard.manifest import Manifest
-from shard.read import Sample, read_index, read_members
-
-
-class ReferenceViews:
-    """Two views of every training image, epoch after epoch; see loader.two_view_loader for the promise.
-
-    A sample's two views depend on the seed, the epoch and the sample alone, not on ranks, batches or workers.
-    """
-
-    def __init__(
-        self, folder: Path, manifest: Manifest, split: str, recipe: Recipe, *, batch_size: int, device: torch.device,
-        workers: int, seed: int, rank: int, world: int,
-    ) -> None:  # fmt: skip
-        self._images = ShardImages(folder, manifest, split)
-        self._recipe, self._batch_size, self._workers = recipe, batch_size, workers
-        self._device, self._seed, self._rank, self._world = device, seed, rank, world
-        self._steps = len(self._images) // world // batch_size
-        self._epoch = 0
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order = np.random.default_rng([self._seed, self._epoch]).permutation(len(self._images))
-        mine = order[self._rank :: self._world][: self._steps * self._batch_size]
-        views = _Views(self._images, self._recipe, self._seed, self._epoch)
-        batches = DataLoader(views, self._batch_size, sampler=mine.tolist(), num_workers=self._workers)
-        for view1, view2 in batches:
-            yield view1.to(self._device), view2.to(self._device)
-        self._epoch += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, between two epochs."""
-        return {"epoch": self._epoch}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; the batches that follow are the same bit for bit."""
-        self._epoch = state["epoch"]
+from pipeline.draw import draw_views
+from pipeline.plan import Batch
+from pipeline.recipe import Recipe, View, blur_radius
+from shard.errors import InputError
+from shard.fetch import Fetcher
 
 
-class ReferenceImages:
-    """Every image of a split once, in the order of the shards; see loader.image_loader for the promise."""
-
-    def __init__(
-        self, folder: Path, manifest: Manifest, split: str, size: int, mean: float, std: float, *,
-        batch_size: int, device: torch.device, workers: int,
-    ) -> None:  # fmt: skip
-        resized = _Resized(ShardImages(folder, manifest, split), size, mean, std)
-        self._device = device
-        self._batches = DataLoader(resized, batch_size=batch_size, num_workers=workers)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        for batch in self._batches:
-            yield batch.to(self._device)
+def view_batches(
+    fetcher: Fetcher, batches: Iterable[Batch], recipe: Recipe, *, seed: int, device: torch.device, workers: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
+    """Both views of each batch's images, float32 on the device; workers: processes."""
+    for view1, view2 in _in_workers(partial(_make_views, fetcher, recipe, seed), fetcher, batches, workers):
+        yield view1.to(device), view2.to(device)
 
 
-class ShardImages(Dataset[torch.Tensor]):
-    """The decoded images of a split by number: [1, H, W] float32 in 0…1."""
-
-    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
-        raw = manifest.settings["encoding"] == "raw"
-        self._extension = "raw" if raw else "jpg"
-        self._raw_size = manifest.settings["size"]
-        self._samples: list[tuple[Path, Sample]] = []
-        for shard in manifest.of_split(split):
-            self._samples += [(folder / shard.tar, sample) for sample in read_index(folder / shard.index)]
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def key(self, number: int) -> str:
-        """The key of an image."""
-        return self._samples[number][1].key
-
-    def content(self, number: int) -> bytes:
-        """The bytes of an image as they lie in the shard."""
-        tar, sample = self._samples[number]
-        (content,) = read_members(tar, [sample], self._extension)
-        return content
-
-    def __getitem__(self, number: int) -> torch.Tensor:
-        content = self.content(number)
-        if self._extension == "raw":
-            grey = np.frombuffer(content, np.uint8).reshape(self._raw_size, self._raw_size)
-        else:
-            grey = np.asarray(Image.open(io.BytesIO(content)))
-        return torch.from_numpy(grey.astype(np.float32) / 255)[None]
+def image_batches(
+    fetcher: Fetcher, batches: Iterable[Batch], size: int, mean: float, std: float, *, device: torch.device,
+    workers: int,
+) -> Iterator[torch.Tensor]:  # fmt: skip
+    """Each batch's images whole, resized and normalised, float32 on the device."""
+    for images in _in_workers(partial(_make_images, fetcher, size, mean, std), fetcher, batches, workers):
+        yield images.to(device)
 
 
-class _Views(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    def __init__(self, images: ShardImages, recipe: Recipe, seed: int, epoch: int) -> None:
-        self._images, self._recipe, self._key = images, recipe, (seed, epoch)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image = self._images[number]
-        first, second = (self._make(image, number, view) for view in (1, 2))
-        return first, second
-
-    def _make(self, image: torch.Tensor, number: int, view: int) -> torch.Tensor:
-        rng = np.random.default_rng([*self._key, number, view])
-        return make_view(image, draw_view(self._recipe, image.shape[-2], image.shape[-1], rng), self._recipe)
+def _make_views(fetcher: Fetcher, recipe: Recipe, seed: int, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    views1, views2 = [], []
+    for number in batch.samples.tolist():
+        image = decode(fetcher, number)
+        first, second = draw(recipe, seed, batch.epoch, number, image)
+        views1.append(make_view(image, first, recipe))
+        views2.append(make_view(image, second, recipe))
+    return torch.stack(views1), torch.stack(views2)
 
 
-class _Resized(Dataset[torch.Tensor]):
-    def __init__(self, images: ShardImages, size: int, mean: float, std: float) -> None:
-        self._images, self._size, self._mean, self._std = images, size, mean, std
+def _make_images(fetcher: Fetcher, size: int, mean: float, std: float, batch: Batch) -> torch.Tensor:
+    images = [F.resize(decode(fetcher, number), [size, size], antialias=True) for number in batch.samples.tolist()]
+    normalised: torch.Tensor = F.normalize(torch.stack(images), [mean], [std])
+    return normalised
 
-    def __len__(self) -> int:
-        return len(self._images)
 
-    def __getitem__(self, number: int) -> torch.Tensor:
-        resized = F.resize(self._images[number], [self._size, self._size], antialias=True)
-        normalised: torch.Tensor = F.normalize(resized, [self._mean], [self._std])
-        return normalised
+def _in_workers(make: Callable[[Batch], Any], fetcher: Fetcher, batches: Iterable[Batch], workers: int) -> Iterator[Any]:
+    """What `make` makes of each batch, in order, in processes of its own."""
+    # None of a DataLoader's randomness is used; a generator of its own keeps it from drawing on the trainer's.
+    loader = DataLoader(_Batches(make, fetcher), batch_size=None, sampler=_Once(batches), num_workers=workers,
+                        generator=torch.Generator())  # fmt: skip
+    try:
+        for made in loader:
+            if isinstance(made, InputError):
+                raise made
+            yield made
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise InputError(f"a process that makes views has ended ({str(error).splitlines()[0]}): is there too "
+                             f"little memory? Lower --workers={workers} or --batch-size") from error
+        raise
+
+
+class _Batches(Dataset[Any]):
+    """`make` as what a DataLoader wants, its batches the items. An InputError is an item: raised, it would be wrapped."""
+
+    def __init__(self, make: Callable[[Batch], Any], fetcher: Fetcher) -> None:
+        self._make, self._fetcher, self._epoch = make, fetcher, -1
+
+    def __getitem__(self, batch: Batch) -> Any:
+        if batch.epoch != self._epoch:
+            self._epoch = batch.epoch
+            self._fetcher.reopen()
+        try:
+            return self._make(batch)
+        except InputError as error:
+            return error
+
+
+class _Once(Sampler[Batch]):
+    """Batches in the order they come."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._batches)
+
+
+def decode(fetcher: Fetcher, number: int) -> torch.Tensor:
+    """An image of the split: [1, H, W] float32 in 0…1."""
+    content = fetcher.read(number)
+    if fetcher.raw_size:
+        grey = np.frombuffer(content, np.uint8).reshape(fetcher.raw_size, fetcher.raw_size)
+    else:
+        grey = np.asarray(Image.open(io.BytesIO(content)))
+    return torch.from_numpy(grey.astype(np.float32) / 255)[None]
+
+
+def draw(recipe: Recipe, seed: int, epoch: int, number: int, image: torch.Tensor) -> tuple[View, View]:
+    """The parameters of both views of an image [1, H, W], by its number in the split."""
+    first, second = draw_views(recipe, seed, epoch, [number], [image.shape[-2:]])[0].tolist()
+    return as_view(first), as_view(second)
+
+
+def as_view(drawn: list[float]) -> View:
+    """A row of draw_views by name."""
+    top, left, height, width, flip, *rest = drawn
+    return View(int(top), int(left), int(height), int(width), bool(flip), *rest)
 
 
 def make_view(image: torch.Tensor, view: View, recipe: Recipe) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from xxhash import xxh3_64_intdigest
 
@@ -42,6 +42,7 @@ class Fetcher:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
+        self._arguments = (folder, manifest, split)
         self._folder, self._shards = folder, manifest.of_split(split)
         self.raw_size: int | None = manifest.settings["size"] if manifest.settings["encoding"] == "raw" else None
         self._extension = "jpg" if self.raw_size is None else "raw"
@@ -49,6 +50,9 @@ class Fetcher:
         self._tars: dict[int, _Tar] = {}
         self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Fetcher, self._arguments  # another process opens the tars itself
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0

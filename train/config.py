@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from pipeline.loader import Where
 from shard.errors import InputError
 
 Arch = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
@@ -30,6 +31,7 @@ class Config:
     temperature: float = 0.5
     precision: Precision = "auto"
     device: Device = "auto"
+    views: Where = "auto"
     workers: int = 0
     seed: int = 0
     limit_steps: int = 0

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.loader import ViewLoader, two_view_loader
+from pipeline.loader import ViewLoader, choose_views, two_view_loader
 from pipeline.recipe import Recipe
 from shard.errors import InputError
+from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
 from train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from train.config import Config
@@ -53,8 +54,12 @@ def set_up(config: Config) -> Run:
     manifest = read_manifest(config.shards)
     recipe = Recipe(size=config.size, mean=manifest.pixel_mean, std=manifest.pixel_std)
     device = torch.device(config.device)
+    where, why = choose_views(config.views, config.backend, device, config.workers or cores())
+    print(f"views are made on the {where.upper()}: {why}")
+    half = config.precision == "fp16" and config.dali  # what autocast would make of them anyway
     loader = two_view_loader(config.backend, config.shards, manifest, recipe, batch_size=config.batch_size,
-                             device=device, workers=config.workers, seed=config.seed)  # fmt: skip
+                             device=device, views=config.views, half=half, workers=config.workers,
+                             seed=config.seed)  # fmt: skip
     torch.manual_seed(config.seed)  # for the weights; views are drawn from the loader's own generators
     model = SimCLR(config.arch).to(memory_format=torch.channels_last).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
@@ -65,14 +70,10 @@ def set_up(config: Config) -> Run:
 def train_epoch(run: Run, journal: Journal, bar: Any, epoch: int, done: int) -> None:
     """One epoch, its first `done` steps already taken; then a checkpoint and the loss curve."""
     config, steps = run.config, len(run.loader)
-    at_start = run.loader.state_dict()
     interval = [run.losses]  # of steps not yet in the journal
     begun = time.perf_counter()
     run.model.train()
-    for number, (view1, view2) in enumerate(run.loader, start=1):
-        if number <= done:  # a run stopped in mid-epoch saw these: draw them again, exactly, and pass over them
-            begun = time.perf_counter()
-            continue
+    for number, (view1, view2) in enumerate(run.loader, start=done + 1):
         interval.append(train_step(run, view1, view2))
         bar.update(config.batch_size)
         if number % config.log_every == 0 or number == steps:
@@ -87,13 +88,13 @@ def train_epoch(run: Run, journal: Journal, bar: Any, epoch: int, done: int) -> 
                                  f"; the last good checkpoint is {newest_checkpoint(config.out)}")
         if run.step == config.limit_steps and number < steps:
             run.losses = torch.cat(interval) if interval else run.no_losses
-            run.save(epoch, number, at_start)
+            run.save(epoch, number)
             return
     rate = (steps - done) * config.batch_size / (time.perf_counter() - begun)
     mean = run.loss_sum / steps
     journal.write("epoch", step=run.step, epoch=epoch + 1, loss=mean, images_per_s=round(rate, 1))
     run.loss_sum, run.losses = 0.0, run.no_losses
-    run.save(epoch + 1, 0, run.loader.state_dict())
+    run.save(epoch + 1, 0)
     draw_loss(config.out, config.batch_size)
     if bar.disable:
         left = (config.epochs - epoch - 1) * steps * config.batch_size / rate
@@ -133,12 +134,13 @@ class Run:
         """Whether the run has had its epochs, or its limit of steps."""
         return epoch >= self.config.epochs or 0 < self.config.limit_steps <= self.step
 
-    def save(self, epoch: int, done_in_epoch: int, loader: dict[str, Any]) -> None:
-        """Write a checkpoint `done_in_epoch` steps into `epoch`; `loader` is its state when that epoch began."""
+    def save(self, epoch: int, done_in_epoch: int) -> None:
+        """Write a checkpoint `done_in_epoch` steps into `epoch`."""
         save_checkpoint(self.config.out, self.step, {
             "settings": self._settings, "recipe": asdict(self.recipe),
             "config": self.config.plain(),
-            "epoch": epoch, "done_in_epoch": done_in_epoch, "step": self.step, "loader": loader,
+            "epoch": epoch, "done_in_epoch": done_in_epoch, "step": self.step,
+            "loader": self.loader.state_dict(),
             "loss_sum": self.loss_sum, "losses": self.losses,
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
