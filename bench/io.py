@@ -1,50 +1,87 @@
 """How many images/s does each loader give, and how far is it from decoding alone?
 
-python -m bench.io SHARDS. One image is two views. All rows read the same shards in the same run, a turn each a
-round, so that what else the machine does falls on all of them alike.
+python -m bench.io SHARDS. One image is two views. Each row is a process of its own; all read the same shards in the
+same run, a turn each a round while the others stand still, so that what else the machine does falls on all alike.
 """
 
 from __future__ import annotations
 
-import io
-import json
+import os
 import statistics
-import time
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 from tqdm import tqdm
 
+from bench import rivals
 from bench.machine import describe_machine
-from pipeline.loader import Backend, has_dali, two_view_loader
+from bench.turns import Runner, Turn
+from pipeline.ahead import read_ahead
+from pipeline.loader import Maker, decode_batches, has_dali, make_views
+from pipeline.plan import Batch, Plan
 from pipeline.recipe import Recipe
-from pipeline.reference import ShardImages
 from shard.cli import run
 from shard.errors import InputError
+from shard.fetch import Fetcher
 from shard.files import write_bytes
-from shard.machine import cores
+from shard.machine import cores, version_of
 from shard.manifest import Manifest, read_manifest
+from shard.write import build
 
 PUBLISHED_RATE = 152  # images/s: 224,316 images × 100 epochs in 41 hours
-Counts = Iterator[int]  # how many images each batch had
+GPU_RATE = 1400  # images/s on which an H100 trains a ResNet-50: an estimate, to be fed
+RAW_IMAGES = 2000  # as many, at most, are written anew for the raw row: a set of 224,316 would take 23 GB
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every row is given."""
+
+    shards: Path
+    manifest: Manifest
+    recipe: Recipe
+    batch_size: int
+    threads: int
+
+    def fetcher(self) -> Fetcher:
+        """The training images."""
+        return Fetcher(self.shards, self.manifest, "train")
+
+    def batches(self) -> Iterator[Batch]:
+        """Epoch after epoch of them."""
+        return Plan(tuple(shard.samples for shard in self.manifest.of_split("train")), self.batch_size).batches(0, 0)
+
+
+@dataclass
+class Row:
+    """A loader and its turns; `limit` is the row it is a share of."""
+
+    name: str
+    start: Callable[..., Iterator[int]]
+    arguments: tuple[Any, ...]
+    limit: str = "decode"
+    runner: Runner | None = None
+    cold: float | None = None
+    turns: list[Turn] | None = None
 
 
 def bench(
-    shards: Path, *, size: int = 224, batch_size: int = 64, workers: int = 0, rounds: int = 5, seconds: float = 2.0,
-    json_out: Path = Path("bench-io.json"),
+    shards: Path, *, backends: tuple[str, ...] = (), threads: int = 0, size: int = 224, batch_size: int = 64,
+    rounds: int = 5, seconds: float = 2.0, json: Path = Path("bench-io.json"), plot: Path | None = None,
 ) -> None:  # fmt: skip
-    """Print images/s of each loader that can run here and of decoding alone, and write them as JSON.
+    """Print images/s of each loader that can run here and of its limits, and write them as JSON.
 
-    Each row has a turn of SECONDS in each round, its start-up and first batches left out; median and range are over
-    rounds. "published" is what the study ran: PIL in RGB, torchvision's transforms, DataLoader workers.
+    --backends=dali-fused,opencv chooses rows (decode is always there). --threads: 0 for one a core. A row has a turn
+    of --seconds in each round, its warm-up left out; median, low and high are over rounds. cold: the first pass of a
+    loader begun anew over files that the page cache has been asked to forget. --plot: a picture of the rows.
     """
-    for name, value, low in (("rounds", rounds, 1), ("batch-size", batch_size, 1), ("size", size, 32),
-                             ("workers", workers, 0)):  # fmt: skip
+    for name, value, low in (("rounds", rounds, 1), ("batch-size", batch_size, 1), ("threads", threads, 0)):
         if value < low:
             raise InputError(f"--{name}={value}: wants a number of at least {low}")
     if not seconds > 0:
@@ -52,110 +89,212 @@ def bench(
     manifest = read_manifest(shards)
     if manifest.images("train") < batch_size:
         raise InputError(f"--batch-size={batch_size}: {shards} has {manifest.images('train')} images; lower it")
-    json_out.parent.mkdir(parents=True, exist_ok=True)
-    workers = workers or cores()
     recipe = Recipe(size=size, mean=manifest.pixel_mean, std=manifest.pixel_std)
-    rows = _rows(shards, manifest, recipe, batch_size, workers)
-    rates: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in tqdm(range(rounds), desc="rounds", unit=" rounds", disable=None):
-        for name, start in rows.items():
-            rates[name].append(_measure(start(), seconds, workers))
-    _report(rates, shards, manifest, size=size, batch_size=batch_size, workers=workers, json_out=json_out)
+    setting = Setting(shards, manifest, recipe, batch_size, threads or cores())
+    for path in (json, plot):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-io-") as scratch:
+        rows = _rows(setting, Path(scratch), backends)
+        try:
+            _measure(rows, setting, rounds, seconds)
+        finally:
+            for row in rows:
+                if row.runner:
+                    row.runner.end()
+    table = _table(rows)
+    print(f"\n{shards}: {manifest.images('train')} training images, {manifest.settings['encoding']}; batch {batch_size}, "
+          f"{size} px, {setting.threads} threads, {rounds} rounds of {seconds:g} s\n")  # fmt: skip
+    _print(table)
+    machine = {**describe_machine(), "opencv": version_of("opencv-python-headless"), "numba": version_of("numba")}
+    print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
+    settings = {"size": size, "batch_size": batch_size, "threads": setting.threads, "rounds": rounds, "seconds": seconds}
+    content = {"machine": machine, "shards": manifest.fingerprint(), "settings": settings, "rows": table}
+    write_bytes(json, (dumps(content, indent=1) + "\n").encode())
+    if plot:
+        _plot(table, plot)
+    print(f"{json} written" + (f", {plot} drawn" if plot else ""))
 
 
-def _measure(batches: Counts, seconds: float, workers: int) -> float:
-    """Images/s of one turn; the first batches, which start-up delays and prefetching hastens, are left out.
-
-    Workers deliver in bursts of as many batches as there are workers, so only whole bursts are counted, two at least.
-    """
-    for _ in range(workers + 3):
-        next(batches)
-    images, bursts, begun = 0, 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds or bursts < 2:
-        images += sum(next(batches) for _ in range(workers))
-        bursts += 1
-    return images / (time.perf_counter() - begun)
-
-
-def _rows(
-    shards: Path, manifest: Manifest, recipe: Recipe, batch_size: int, workers: int
-) -> dict[str, Callable[[], Counts]]:
-    """How to start each row."""
-
-    def views(backend: Backend, device: str) -> Counts:
-        """Our own loader, epoch after epoch."""
-        loader = two_view_loader(backend, shards, manifest, recipe, batch_size=batch_size, device=torch.device(device),
-                                 workers=workers)  # fmt: skip
-        while True:
-            for view1, _ in loader:
-                yield len(view1)
-
-    def decode(device: str) -> Counts:
-        from pipeline.dali import decode_batches
-
-        return decode_batches(shards, manifest, "train", batch_size=batch_size, device=torch.device(device),
-                              threads=workers)  # fmt: skip
-
-    def published() -> Counts:
-        """The study's loader, epoch after epoch."""
-        loader = DataLoader(_Published(ShardImages(shards, manifest, "train"), recipe), batch_size, shuffle=True,
-                            num_workers=workers, drop_last=True)  # fmt: skip
-        while True:
-            for view1, _ in loader:
-                yield len(view1)
-
-    rows: dict[str, Callable[[], Counts]] = {}
-    if has_dali():
-        rows["decode"] = lambda: decode("cpu")
-        rows["dali-stock"] = lambda: views("dali", "cpu")
-        if torch.cuda.is_available():
-            rows["decode-gpu"] = lambda: decode("cuda")
-            rows["dali-gpu"] = lambda: views("dali", "cuda")
-    rows["torchvision"] = lambda: views("torchvision", "cpu")
-    if manifest.settings["encoding"] == "jpeg":
-        rows["published"] = published
+def _rows(setting: Setting, scratch: Path, wanted: tuple[str, ...]) -> list[Row]:
+    """The rows that were asked for and can run here; what can't is said."""
+    rows = _jpeg_rows(setting) if setting.manifest.settings["encoding"] == "jpeg" else _raw_rows(setting)
+    known = [row.name for row in rows]
+    strange = [name for name in wanted if name not in known and name != "dali-fused-raw"]
+    if strange:
+        raise InputError(f"--backends={','.join(wanted)}: no row {strange[0]!r} here; there are {', '.join(known)}")
+    rows = [row for row in rows if not wanted or row.name in (*wanted, "decode", "decode-gpu")]
+    if has_dali() and "dali-fused-raw" not in known and (not wanted or "dali-fused-raw" in wanted):
+        raw = _write_raw(setting, scratch)
+        rows.insert(min(4, len(rows)), Row("dali-fused-raw", _views, (raw, "dali-fused", "cpu")))
     return rows
 
 
-class _Published(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """The study's loader: each JPEG decoded by PIL to RGB and augmented twice by torchvision's transforms."""
+def _jpeg_rows(setting: Setting) -> list[Row]:
+    rows = [
+        Row("decode-turbojpeg", _turbojpeg, (setting,)), Row("read", _read, (setting,)),
+        Row("opencv", _opencv, (setting,)), Row("torchvision", _views, (setting, "torchvision", "cpu")),
+        Row("published", _published, (setting,)),
+    ]  # fmt: skip
+    if version_of("opencv-python-headless") == "not installed":
+        print("no row opencv: it is not installed; pip install '.[bench]'", file=sys.stderr)
+        rows = [row for row in rows if row.name != "opencv"]
+    if not has_dali():
+        print("no DALI rows, and no limit: NVIDIA DALI is not installed (Linux only)", file=sys.stderr)
+        return rows
+    rows[0:0] = [Row("decode", _decode, (setting, "cpu")), Row("dali-fused", _views, (setting, "dali-fused", "cpu")),
+                 Row("dali-stock", _stock_dali, (setting,))]  # fmt: skip
+    if torch.cuda.is_available():
+        rows += [Row("decode-gpu", _decode, (setting, "cuda"), "decode-gpu"),
+                 Row("dali-gpu", _views, (setting, "dali-stock", "cuda"), "decode-gpu"),
+                 Row("dali-fused-to-gpu", _views, (setting, "dali-fused", "cuda"))]  # fmt: skip
+    return rows
 
-    def __init__(self, images: ShardImages, recipe: Recipe) -> None:
-        self._images = images
-        self._augment = v2.Compose([
-            v2.RandomResizedCrop(recipe.size, scale=recipe.crop_area, ratio=recipe.crop_ratio),
-            v2.RandomHorizontalFlip(recipe.flip_probability),
-            v2.RandomApply([v2.GaussianBlur(23, recipe.blur_sigma)], p=recipe.blur_probability),
-            v2.ColorJitter(brightness=recipe.brightness, contrast=recipe.contrast),
-            v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize([recipe.mean] * 3, [recipe.std] * 3),
-        ])  # fmt: skip
 
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image = Image.open(io.BytesIO(self._images.content(number))).convert("RGB")
-        return self._augment(image), self._augment(image)
+def _raw_rows(setting: Setting) -> list[Row]:
+    """Raw images need no decoder, and the rivals read JPEG."""
+    print(f"{setting.shards}: raw images; no limit to decode at, and no rows of rivals, which read JPEG", file=sys.stderr)
+    rows = [Row("read", _read, (setting,)), Row("torchvision", _views, (setting, "torchvision", "cpu"))]
+    if has_dali():
+        rows.insert(0, Row("dali-fused-raw", _views, (setting, "dali-fused", "cpu")))
+    return rows
 
 
-def _report(rates: dict[str, list[float]], shards: Path, manifest: Manifest, json_out: Path, **settings: int) -> None:
-    rows: list[dict[str, Any]] = []
-    print(f"\n{shards}: {manifest.images('train')} training images, {settings}")
-    print(f"{'row':14}{'images/s':>10}{'low':>9}{'high':>9}{'of decode':>11}{'× published 152/s':>19}")
-    for name, values in rates.items():
-        median = statistics.median(values)
-        decode = rates.get("decode-gpu" if name.endswith("-gpu") else "decode")
-        share = median / statistics.median(decode) if decode else None
-        rows.append({"name": name, "images_per_s": {"median": median, "low": min(values), "high": max(values)},
-                     "share_of_decode": share, "rounds": len(values)})  # fmt: skip
-        shown = "n/a" if share is None else f"{share:.0%}"
-        print(f"{name:14}{median:10.0f}{min(values):9.0f}{max(values):9.0f}{shown:>11}{median / PUBLISHED_RATE:18.1f}×")
-    machine = describe_machine()
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    content = {"machine": machine, "shards": manifest.fingerprint(), "settings": settings, "rows": rows}
-    write_bytes(json_out, (json.dumps(content, indent=1) + "\n").encode())
-    print(f"{json_out} written")
+def _write_raw(setting: Setting, scratch: Path) -> Setting:
+    """Some of the images in shards of raw ones."""
+    fetcher, source = setting.fetcher(), scratch / "jpeg"
+    source.mkdir()
+    count = min(len(fetcher), max(RAW_IMAGES, setting.batch_size))
+    lines = ["path,patient,split"]
+    for number in range(count):
+        (source / f"{number}.jpg").write_bytes(fetcher.read(number))
+        lines.append(f"{number}.jpg,{number},train")
+    (scratch / "table.csv").write_text("\n".join(lines) + "\n")
+    build(source, scratch / "raw", dataset="csv", table=scratch / "table.csv", encoding="raw",
+          size=setting.manifest.settings["size"])  # fmt: skip
+    return replace(setting, shards=scratch / "raw", manifest=read_manifest(scratch / "raw"))
+
+
+def _decode(setting: Setting, device: str) -> Iterator[int]:
+    return decode_batches(setting.fetcher(), setting.batches(), device=torch.device(device), threads=setting.threads)
+
+
+def _views(setting: Setting, maker: Maker, device: str) -> Iterator[int]:
+    made = make_views(maker, setting.fetcher(), setting.batches(), recipe=setting.recipe, seed=0,
+                      device=torch.device(device), workers=setting.threads)  # fmt: skip
+    for view1, _ in made:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        yield len(view1)
+
+
+def _read(setting: Setting) -> Iterator[int]:
+    return (len(contents) for _, contents in read_ahead(setting.fetcher(), setting.batches()))
+
+
+def _turbojpeg(setting: Setting) -> Iterator[int]:
+    return rivals.turbojpeg(setting.fetcher(), setting.batches(), setting.threads)
+
+
+def _opencv(setting: Setting) -> Iterator[int]:
+    return rivals.opencv(setting.fetcher(), setting.batches(), setting.recipe, setting.threads)
+
+
+def _published(setting: Setting) -> Iterator[int]:
+    return rivals.published(setting.fetcher(), setting.recipe, setting.batch_size, setting.threads)
+
+
+def _stock_dali(setting: Setting) -> Iterator[int]:
+    return rivals.stock_dali(setting.shards, setting.manifest, setting.recipe, setting.batch_size, setting.threads)
+
+
+def _measure(rows: list[Row], setting: Setting, rounds: int, seconds: float) -> None:
+    with tqdm(total=len(rows) * (rounds + 1), desc="turns", unit=" turns", disable=None) as bar:
+        for row in rows:
+            row.runner, row.turns = Runner(row.start, row.arguments), []
+            row.runner.turn(0.0)  # compiles, and is not counted
+            _forget(row.arguments[0])
+            row.cold = row.runner.first_pass(setting.manifest.images("train"), max(seconds, 2.0))
+            bar.update()
+        for _ in range(rounds):
+            for row in rows:
+                assert row.runner is not None and row.turns is not None
+                row.turns.append(row.runner.turn(seconds))
+                bar.update()
+
+
+def _forget(setting: Setting) -> None:
+    """Ask the system to drop the tars from its page cache; what lies below, it may keep."""
+    for shard in setting.manifest.of_split("train"):
+        with (setting.shards / shard.tar).open("rb") as file:
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _table(rows: list[Row]) -> list[dict[str, Any]]:
+    medians = {row.name: statistics.median(turn.images_per_s for turn in row.turns or []) for row in rows}
+    table = []
+    for row in rows:
+        turns = row.turns or []
+        rates = [turn.images_per_s for turn in turns]
+        waits = sorted(wait for turn in turns for wait in turn.waits_ms)
+        shares = [turn.gpu_share for turn in turns if turn.gpu_share is not None]
+        table.append({
+            "name": row.name,
+            "images_per_s": {"median": medians[row.name], "low": min(rates), "high": max(rates)},
+            "cpu_ms": (cpu_ms := statistics.median(turn.cpu_ms for turn in turns)),
+            "share_of_decode": medians[row.name] / medians[row.limit] if row.limit in medians else None,
+            "times_published": medians[row.name] / PUBLISHED_RATE,
+            "cores_to_feed_gpu": cpu_ms / 1000 * GPU_RATE,
+            "wait_ms": {"p50": waits[len(waits) // 2], "p99": waits[min(len(waits) * 99 // 100, len(waits) - 1)]},
+            "peak_mb": max(turn.memory_mb for turn in turns),
+            "cold_images_per_s": row.cold,
+            "gpu_share": statistics.median(shares) if shares else None,
+            "rounds": [asdict(turn) | {"waits_ms": len(turn.waits_ms)} for turn in turns],
+        })  # fmt: skip
+    return table
+
+
+def _print(table: list[dict[str, Any]]) -> None:
+    print(f"{'row':18}{'images/s':>9} {'[low, high]':15}{'of decode':>10}{'× 152/s':>9}{'CPU ms':>8}"
+          f"{'cores for 1,400/s':>19}{'wait p50':>10}{'p99 ms':>8}{'MB':>7}{'cold':>8}{'GPU':>6}")  # fmt: skip
+    for row in table:
+        rate, wait = row["images_per_s"], row["wait_ms"]
+        print(f"{row['name']:18}{rate['median']:9,.0f} {'[{low:,.0f}, {high:,.0f}]'.format(**rate):15}"
+              f"{_percent(row['share_of_decode']):>10}{row['times_published']:8.1f}×{row['cpu_ms']:8.2f}"
+              f"{row['cores_to_feed_gpu']:19.1f}{wait['p50']:10.1f}{wait['p99']:8.1f}{row['peak_mb']:7,.0f}"
+              f"{row['cold_images_per_s']:8,.0f}{_percent(row['gpu_share']):>6}")  # fmt: skip
+
+
+def _percent(share: float | None) -> str:
+    return "n/a" if share is None else f"{share:.0%}"
+
+
+def _plot(table: list[dict[str, Any]], path: Path) -> None:
+    """Bars of images/s, their spread, and the line of decoding alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [row for row in table if row["name"] != "read"]  # ten times the limit: it would shrink all others
+    medians = [row["images_per_s"]["median"] for row in shown]
+    spread = [[row["images_per_s"]["median"] - row["images_per_s"]["low"] for row in shown],
+              [row["images_per_s"]["high"] - row["images_per_s"]["median"] for row in shown]]  # fmt: skip
+    figure, axis = plt.subplots(figsize=(8, 0.5 * len(shown) + 1.2), layout="constrained")
+    bars = axis.barh([row["name"] for row in shown], medians, xerr=spread, capsize=3,
+                     color=["0.75" if row["name"].startswith("decode") else "tab:blue" for row in shown])  # fmt: skip
+    axis.bar_label(bars, [f" {median:,.0f}" for median in medians], padding=4)
+    limits = [row["images_per_s"]["median"] for row in shown if row["name"] == "decode"]
+    for limit in limits:
+        axis.axvline(limit, color="tab:red", linestyle="--", label="decoding alone")
+        axis.legend(loc="lower right")
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.set_xlabel("images/s, two views each")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

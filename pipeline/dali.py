@@ -43,6 +43,7 @@ def view_batches(
             side = 2 * max(feed.first_shape)  # generous: most images of a set are about as large as its first
             spaces = Workspaces(threads, recipe, side, side)
             graph = _fused_views(feed, recipe, half, spaces, **_arguments(feed.batch_size, device, threads))
+            graph.spaces = spaces  # its threads work in there, and it waits for them before it goes
         else:
             feed = _Feed(fetcher, batches, lambda batch, shapes: stock_parameters(recipe, seed, batch, shapes))
             graph = _stock_views(feed, recipe, half, **_arguments(feed.batch_size, device, threads))

@@ -30,6 +30,14 @@ INDEX, INT = ir.IntType(64), ir.IntType(32)
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 HALVES = ir.VectorType(ir.HalfType(), LANES)
 BYTES = ir.VectorType(ir.IntType(8), LANES)
+NUMBERS_LOW, NUMBERS_HIGH, PAIRS_LOW, PAIRS_HIGH = (
+    [quarter + lane for quarter in range(0, LANES, 4) for lane in lanes]
+    for lanes in ((0, 16, 1, 17), (2, 18, 3, 19), (0, 1, 16, 17), (2, 3, 18, 19))
+)
+QUARTERS_EVEN, QUARTERS_ODD = (
+    [row + quarter * 4 + lane for row in (0, LANES) for quarter in quarters for lane in range(4)]
+    for quarters in ((0, 2), (1, 3))
+)
 UNROLL = 6  # vectors summed at once: hides the adder's latency, and fits the registers of AVX2 too
 CHUNK = 256  # columns made at a time, so that what they are made from stays in the nearest cache
 
@@ -423,16 +431,19 @@ def transpose(typing: Any, into: Any, at: Any, into_stride: Any, rows: Any, firs
         into, at, into_stride, rows, first, stride = arguments
         target = _address(context, build, signature.args[0], into, at)
         source = _address(context, build, signature.args[3], rows, first)
-        vectors = [_load(build, build.gep(source, [build.mul(stride, INDEX(j))]), FLOATS) for j in range(LANES)]
-        # Interleaving row k with row k + 8 moves one bit of the row number into the column: four times, and the
-        # four bits of the two have changed places.
-        half = LANES // 2
-        low, high = ([k + lane for k in range(start, start + half) for lane in (0, LANES)] for start in (0, half))
-        for _ in range(LANES.bit_length() - 1):
-            pairs = [(vectors[k], vectors[k + half]) for k in range(half)]
-            vectors = [_shuffle(build, *pair, lanes) for pair in pairs for lanes in (low, high)]
-        for i, vector in enumerate(vectors):
-            _store(build, vector, build.gep(target, [build.mul(into_stride, INDEX(i))]))
+        a = [_load(build, build.gep(source, [build.mul(stride, INDEX(j))]), FLOATS) for j in range(LANES)]
+        # Rows change numbers, then pairs of numbers, within quarters of a vector, which is cheap; then quarters. After
+        # the second step vector 4k + j holds, in its quarter q, column 4q + j of rows 4k to 4k + 3.
+        a = [_shuffle(build, a[k & ~1], a[k | 1], (NUMBERS_LOW, NUMBERS_HIGH)[k & 1]) for k in range(LANES)]
+        a = [_shuffle(build, a[k & ~3 | k >> 1 & 1], a[k & ~3 | k >> 1 & 1 | 2], (PAIRS_LOW, PAIRS_HIGH)[k & 1])
+             for k in range(LANES)]  # fmt: skip
+        for j in range(4):
+            for odd in range(2):
+                quarters = (QUARTERS_EVEN, QUARTERS_ODD)[odd]
+                upper, lower = (_shuffle(build, a[k + j], a[k + 4 + j], quarters) for k in (0, 8))
+                for q, take in ((odd, QUARTERS_EVEN), (odd + 2, QUARTERS_ODD)):
+                    place = build.gep(target, [build.mul(into_stride, INDEX(4 * q + j))])
+                    _store(build, _shuffle(build, upper, lower, take), place)
         return context.get_dummy_value()
 
     return signature, emit

@@ -146,6 +146,14 @@ def choose_views(views: Where, backend: Backend, device: torch.device, workers: 
     return "gpu", f"{workers} cores might keep the GPU waiting; it takes {CORES_THAT_FEED_A_GPU}"
 
 
+def decode_batches(
+    fetcher: Fetcher, batches: Iterable[Batch], *, device: torch.device, threads: int
+) -> Iterator[int]:
+    """Batches read and decoded by DALI and nothing else, as how many images each has: the limit of every loader."""
+    counts: Iterator[int] = _dali().decode_batches(fetcher, batches, device=device, threads=threads)
+    return counts
+
+
 def image_loader(
     backend: Backend, folder: Path, manifest: Manifest, *, split: str, size: int, mean: float, std: float,
     batch_size: int, device: torch.device, workers: int = 0,

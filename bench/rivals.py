@@ -1,0 +1,127 @@
+"""What one would write without us, each as good as it gets in a few lines: batches without end, as image counts."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from pipeline.ahead import read_ahead
+from pipeline.draw import draw_views
+from pipeline.plan import Batch
+from pipeline.recipe import Recipe
+from shard.fetch import Fetcher
+from shard.manifest import Manifest
+
+WINDOW = 23  # of the Gaussian, as the study had it: a tenth of the view
+
+
+def published(fetcher: Fetcher, recipe: Recipe, batch_size: int, threads: int) -> Iterator[int]:
+    """The study's loader: PIL in RGB, torchvision's transforms, DataLoader workers."""
+    loader = DataLoader(_Published(fetcher, recipe), batch_size, shuffle=True, num_workers=threads, drop_last=True,
+                        persistent_workers=True)  # fmt: skip
+    while True:
+        for view1, _ in loader:
+            yield len(view1)
+
+
+class _Published(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    def __init__(self, fetcher: Fetcher, recipe: Recipe) -> None:
+        self._fetcher = fetcher
+        self._augment = v2.Compose([
+            v2.RandomResizedCrop(recipe.size, scale=recipe.crop_area, ratio=recipe.crop_ratio),
+            v2.RandomHorizontalFlip(recipe.flip_probability),
+            v2.RandomApply([v2.GaussianBlur(WINDOW, recipe.blur_sigma)], p=recipe.blur_probability),
+            v2.ColorJitter(brightness=recipe.brightness, contrast=recipe.contrast),
+            v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([recipe.mean] * 3, [recipe.std] * 3),
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._fetcher)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image = Image.open(io.BytesIO(self._fetcher.read(number))).convert("RGB")
+        return self._augment(image), self._augment(image)
+
+
+def opencv(fetcher: Fetcher, batches: Iterator[Batch], recipe: Recipe, threads: int) -> Iterator[int]:
+    """OpenCV and libjpeg-turbo on 8-bit grey in threads; normalising is left to whoever takes the 8-bit views."""
+    import cv2  # an extra, for this rival alone
+
+    cv2.setNumThreads(1)
+    levels = np.arange(256, dtype=np.float32)
+
+    def make(content: bytes, parameters: Any, into: Any) -> None:
+        image = simplejpeg.decode_jpeg(content, colorspace="GRAY")[..., 0]
+        for view, (top, left, height, width, flip, sigma, brightness, contrast) in zip(into, parameters, strict=True):
+            crop = image[int(top) : int(top + height), int(left) : int(left + width)]
+            x = cv2.resize(crop, (recipe.size, recipe.size), interpolation=cv2.INTER_AREA)
+            if sigma:
+                x = cv2.GaussianBlur(x, (0, 0), sigma)
+            pivot = cv2.mean(x)[0] * brightness
+            table = np.clip((np.clip(levels * brightness, 0, 255) - pivot) * contrast + pivot, 0, 255).astype(np.uint8)
+            x = cv2.LUT(x, table)
+            view[:] = cv2.flip(x, 1) if flip else x
+
+    with ThreadPoolExecutor(threads) as pool:
+        for batch, contents in read_ahead(fetcher, batches):
+            shapes = [simplejpeg.decode_jpeg_header(content)[:2] for content in contents]
+            drawn = draw_views(recipe, 0, batch.epoch, batch.samples, shapes).tolist()
+            views = torch.empty(len(contents), 2, recipe.size, recipe.size, dtype=torch.uint8)
+            list(pool.map(make, contents, drawn, views.numpy()))
+            yield len(views)
+
+
+def turbojpeg(fetcher: Fetcher, batches: Iterator[Batch], threads: int) -> Iterator[int]:
+    """libjpeg-turbo in threads, without DALI: reading and decoding, and nothing else."""
+
+    def decode(content: bytes) -> None:
+        simplejpeg.decode_jpeg(content, colorspace="GRAY")
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _, contents in read_ahead(fetcher, batches):
+            yield len(list(pool.map(decode, contents)))
+
+
+def stock_dali(folder: Path, manifest: Manifest, recipe: Recipe, batch_size: int, threads: int) -> Iterator[int]:
+    """DALI's own reader and operators on the CPU, in grey, as one would write them first."""
+    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali.plugin.pytorch import DALIGenericIterator
+
+    shards = manifest.of_split("train")
+
+    @pipeline_def(batch_size=batch_size, num_threads=threads, device_id=None)
+    def graph() -> Any:
+        encoded = fn.readers.webdataset(
+            paths=[str(folder / shard.tar) for shard in shards], ext=["jpg"],
+            index_paths=[str(folder / shard.index) for shard in shards], random_shuffle=True, initial_fill=512,
+        )  # fmt: skip
+        image = fn.decoders.image(encoded, output_type=types.GRAY)
+        return tuple(view(image) for _ in range(2))
+
+    def view(image: Any) -> Any:
+        x = fn.random_resized_crop(image, size=[recipe.size, recipe.size], random_area=list(recipe.crop_area),
+                                   random_aspect_ratio=list(recipe.crop_ratio))  # fmt: skip
+        sigma = fn.random.coin_flip(probability=recipe.blur_probability) * fn.random.uniform(range=recipe.blur_sigma)
+        x = fn.gaussian_blur(x, window_size=WINDOW, sigma=sigma + 0.01)
+        x = fn.brightness_contrast(x, brightness=_around_one(fn, recipe.brightness),
+                                   contrast=_around_one(fn, recipe.contrast))  # fmt: skip
+        return fn.crop_mirror_normalize(x, mean=[recipe.mean * 255], std=[recipe.std * 255],
+                                        mirror=fn.random.coin_flip(probability=recipe.flip_probability))  # fmt: skip
+
+    for (made,) in DALIGenericIterator([graph()], ["view1", "view2"]):
+        yield len(made["view1"])
+
+
+def _around_one(fn: Any, by: float) -> Any:
+    return fn.random.uniform(range=[1 - by, 1 + by])
