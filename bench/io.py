@@ -81,7 +81,8 @@ def bench(
     of --seconds in each round, its warm-up left out; median, low and high are over rounds. cold: the first pass of a
     loader begun anew over files that the page cache has been asked to forget. --plot: a picture of the rows.
     """
-    for name, value, low in (("rounds", rounds, 1), ("batch-size", batch_size, 1), ("threads", threads, 0)):
+    for name, value, low in (("rounds", rounds, 1), ("batch-size", batch_size, 1), ("threads", threads, 0),
+                             ("size", size, 16)):  # fmt: skip
         if value < low:
             raise InputError(f"--{name}={value}: wants a number of at least {low}")
     if not seconds > 0:
@@ -103,12 +104,13 @@ def bench(
                 if row.runner:
                     row.runner.end()
     table = _table(rows)
-    print(f"\n{shards}: {manifest.images('train')} training images, {manifest.settings['encoding']}; batch {batch_size}, "
-          f"{size} px, {setting.threads} threads, {rounds} rounds of {seconds:g} s\n")  # fmt: skip
+    print(f"\n{shards}: {manifest.images('train')} training images, {manifest.settings['encoding']}; batch {batch_size}"
+          f", {size} px, {setting.threads} threads, {rounds} rounds of {seconds:g} s\n")  # fmt: skip
     _print(table)
     machine = {**describe_machine(), "opencv": version_of("opencv-python-headless"), "numba": version_of("numba")}
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
-    settings = {"size": size, "batch_size": batch_size, "threads": setting.threads, "rounds": rounds, "seconds": seconds}
+    settings = {"size": size, "batch_size": batch_size, "threads": setting.threads, "rounds": rounds,
+                "seconds": seconds}  # fmt: skip
     content = {"machine": machine, "shards": manifest.fingerprint(), "settings": settings, "rows": table}
     write_bytes(json, (dumps(content, indent=1) + "\n").encode())
     if plot:
@@ -153,7 +155,7 @@ def _jpeg_rows(setting: Setting) -> list[Row]:
 
 def _raw_rows(setting: Setting) -> list[Row]:
     """Raw images need no decoder, and the rivals read JPEG."""
-    print(f"{setting.shards}: raw images; no limit to decode at, and no rows of rivals, which read JPEG", file=sys.stderr)
+    print(f"{setting.shards}: raw images; no limit of decoding, and no rivals, which read JPEG", file=sys.stderr)
     rows = [Row("read", _read, (setting,)), Row("torchvision", _views, (setting, "torchvision", "cpu"))]
     if has_dali():
         rows.insert(0, Row("dali-fused-raw", _views, (setting, "dali-fused", "cpu")))

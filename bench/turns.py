@@ -18,7 +18,7 @@ WARM_UP = 8  # batches, and at least a second, after a pause: what was made ahea
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn gave: images/s, milliseconds of CPU an image, waits for a batch in ms, memory, share of GPU time."""
+    """What one turn gave: images/s, CPU milliseconds an image, waits for a batch in ms, memory, share of GPU time."""
 
     images_per_s: float
     cpu_ms: float
@@ -101,7 +101,7 @@ def _turn(batches: Iterator[int], seconds: float) -> Turn:
     while warm < WARM_UP or time.perf_counter() - begun < min(1.0, seconds):
         next(batches)
         warm += 1
-    images, waits = 0, []
+    images, waits = 0, list[float]()
     cpu, begun = _cpu_seconds(), time.perf_counter()
     while (now := time.perf_counter()) - begun < seconds or len(waits) < WARM_UP:
         images += next(batches)

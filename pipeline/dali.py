@@ -198,7 +198,7 @@ def _stock_views(feed: _Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
     encoded, *drawn = feed.inputs(kinds * 2, [1, 1, 0, 0, 0, 0] * 2)
     image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
     first, second = drawn[: len(kinds)], drawn[len(kinds) :]
-    return make_view(image, *first, recipe, half=half), make_view(image, *second, recipe, half=half)
+    return make_view(image, first, recipe, half=half), make_view(image, second, recipe, half=half)
 
 
 @pipeline_def
@@ -268,11 +268,12 @@ def fused_views(image: Any, parameters: Any, constants: Any, *, half: bool) -> t
         view1, view2)  # fmt: skip
 
 
-def make_view(
-    image: Any, start: Any, extent: Any, flip: Any, sigma: Any, brightness: Any, contrast: Any, recipe: Recipe, *,
-    half: bool = False,
-) -> Any:  # fmt: skip
-    """One view by stock operators: image HWC uint8 → CHW [1, size, size], normalised."""
+def make_view(image: Any, parameters: list[Any], recipe: Recipe, *, half: bool = False) -> Any:
+    """One view by stock operators: image HWC uint8 → CHW [1, size, size], normalised.
+
+    parameters: start, extent, flip, sigma, brightness, contrast.
+    """
+    start, extent, flip, sigma, brightness, contrast = parameters
     x = resize(fn.slice(image, start=start, shape=extent, axes=[0, 1]), extent, recipe.size)
     x = fn.gaussian_blur(x, sigma=math.max(sigma, NO_BLUR_SIGMA))
     x = math.clamp(x * brightness, 0.0, 255.0)
@@ -283,7 +284,7 @@ def make_view(
 
 
 def resize(image: Any, extent: Any, size: int) -> Any:
-    """HWC uint8 of the given height and width → [size, size, 1] float32 in 0…255, as torchvision's antialiased bilinear.
+    """HWC uint8 of given height and width → [size, size, 1] float32 in 0…255, as torchvision's antialiased bilinear.
 
     Beyond an image's edge DALI repeats it, where torchvision sums only what is inside, and divides by its weight. So a
     channel of ones goes along, with zeros around both, and tells how much weight fell inside.

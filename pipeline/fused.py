@@ -125,7 +125,8 @@ def _make_view(
             elif row_taps == 5:
                 _sum_rows(numbers, tall, CHUNK, source, begin, places, CHUNK, row_weights + row, padded, 5, chunk)
             else:
-                _sum_rows(numbers, tall, CHUNK, source, begin, places, CHUNK, row_weights + row, padded, row_taps, chunk)
+                _sum_rows(numbers, tall, CHUNK, source, begin, places, CHUNK, row_weights + row, padded, row_taps,
+                          chunk)  # fmt: skip
             for i in range(0, chunk, LANES):
                 transpose(numbers, columns + (x + i) * LANES, LANES, numbers, tall + i, CHUNK)
         # Those columns → the view's columns, blurred, and back to rows.
@@ -137,7 +138,8 @@ def _make_view(
         elif column_taps == 5:
             _sum_rows(numbers, inner, LANES, columns, 0, column_starts, LANES, column_weights, padded, 5, LANES)
         else:
-            _sum_rows(numbers, inner, LANES, columns, 0, column_starts, LANES, column_weights, padded, column_taps, LANES)
+            _sum_rows(numbers, inner, LANES, columns, 0, column_starts, LANES, column_weights, padded, column_taps,
+                      LANES)  # fmt: skip
         if radius:
             _reflect(numbers, inner, size, LANES, radius)
             correlate(numbers, blurred, numbers, narrow, LANES, numbers, gaussian, 1, 2 * radius + 1, size * LANES)
@@ -194,13 +196,13 @@ def _whole_vectors(count: int) -> int:
 
 @_compiled
 def _radius(sigma: float) -> int:
-    return int(math.ceil(3 * sigma))  # recipe.blur_radius, which a compiled function can't call
+    return math.ceil(3 * sigma)  # recipe.blur_radius, which a compiled function can't call
 
 
 @_compiled
 def _taps(source: int, target: int) -> int:
     """How many source rows an antialiased bilinear resize sums for one of the target's."""
-    return min(int(math.ceil(2 * max(source / target, 1.0))) + 1, source)
+    return min(math.ceil(2 * max(source / target, 1.0)) + 1, source)
 
 
 @_compiled

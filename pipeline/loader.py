@@ -13,7 +13,7 @@ import torch
 
 from pipeline import reference
 from pipeline.plan import Batch, Plan, whole_split
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, least_size
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.machine import cores
@@ -37,7 +37,9 @@ class ViewLoader:
     others each epoch. A sample's views depend on seed, epoch and sample alone.
     """
 
-    def __init__(self, plan: Plan, start: Callable[[Iterator[Batch]], Iterator[Views]], promise: dict[str, Any]) -> None:
+    def __init__(
+        self, plan: Plan, start: Callable[[Iterator[Batch]], Iterator[Views]], promise: dict[str, Any]
+    ) -> None:  # fmt: skip
         """start: batches → their views. promise: what must be equal for a state to be gone on from."""
         self._plan, self._start, self._promise = plan, start, promise
         self._epoch, self._step = 0, 0
@@ -121,6 +123,8 @@ def make_views(
     workers: int, half: bool = False,
 ) -> Iterator[Views]:  # fmt: skip
     """Both views of each batch's images: dali-fused and torchvision on the CPU, dali-stock on the device."""
+    if recipe.size < (least := least_size(recipe)):
+        raise InputError(f"--size={recipe.size}: views want at least {least} pixels a side")
     if maker == "torchvision":
         if half:
             raise InputError("half: torchvision makes float32 alone; use backend 'dali'")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from shard.errors import InputError
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -29,12 +27,6 @@ class Recipe:
     mean: float = 0.5
     std: float = 0.25
 
-    def __post_init__(self) -> None:
-        # The blur mirrors the view at its border, and needs that much of it; the fused operator works by 16 pixels.
-        least = max(16, blur_radius(self.blur_sigma[1]) + 1)
-        if self.size < least:
-            raise InputError(f"--size={self.size}: views blurred so far want at least {least} pixels a side")
-
 
 @dataclass(frozen=True)
 class View:
@@ -48,6 +40,11 @@ class View:
     sigma: float
     brightness: float
     contrast: float
+
+
+def least_size(recipe: Recipe) -> int:
+    """The smallest views the loaders make: the fused operator works by 16 pixels, and a blur mirrors the border."""
+    return max(16, blur_radius(recipe.blur_sigma[1]) + 1)
 
 
 def blur_radius(sigma: float) -> int:

@@ -53,7 +53,9 @@ def _make_images(fetcher: Fetcher, size: int, mean: float, std: float, batch: Ba
     return normalised
 
 
-def _in_workers(make: Callable[[Batch], Any], fetcher: Fetcher, batches: Iterable[Batch], workers: int) -> Iterator[Any]:
+def _in_workers(
+    make: Callable[[Batch], Any], fetcher: Fetcher, batches: Iterable[Batch], workers: int
+) -> Iterator[Any]:  # fmt: skip
     """What `make` makes of each batch, in order, in processes of its own."""
     # None of a DataLoader's randomness is used; a generator of its own keeps it from drawing on the trainer's.
     loader = DataLoader(_Batches(make, fetcher), batch_size=None, sampler=_Once(batches), num_workers=workers,
@@ -71,7 +73,7 @@ def _in_workers(make: Callable[[Batch], Any], fetcher: Fetcher, batches: Iterabl
 
 
 class _Batches(Dataset[Any]):
-    """`make` as what a DataLoader wants, its batches the items. An InputError is an item: raised, it would be wrapped."""
+    """`make` as a DataLoader wants it: an item is a batch, or the InputError that would come out wrapped if raised."""
 
     def __init__(self, make: Callable[[Batch], Any], fetcher: Fetcher) -> None:
         self._make, self._fetcher, self._epoch = make, fetcher, -1

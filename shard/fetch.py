@@ -44,7 +44,8 @@ class Fetcher:
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
         self._arguments = (folder, manifest, split)
         self._folder, self._shards = folder, manifest.of_split(split)
-        self.raw_size: int | None = manifest.settings["size"] if manifest.settings["encoding"] == "raw" else None
+        raw = manifest.settings["encoding"] == "raw"
+        self.raw_size: int | None = manifest.settings["size"] if raw else None
         self._extension = "jpg" if self.raw_size is None else "raw"
         self._ends = list(accumulate(shard.samples for shard in self._shards))
         self._tars: dict[int, _Tar] = {}
@@ -67,8 +68,8 @@ class Fetcher:
         except OSError as error:
             raise InputError(f"{self.where(number)}: {error.strerror or error}; {CURE}") from error
         if len(content) < tar.sizes[inside]:
-            raise InputError(f"{self.where(number)}: ends at {os.fstat(file.fileno()).st_size} bytes, the manifest says "
-                             f"{self._shards[shard].tar_bytes}; {CURE}")
+            size, wanted = os.fstat(file.fileno()).st_size, self._shards[shard].tar_bytes
+            raise InputError(f"{self.where(number)}: ends at {size} bytes, the manifest says {wanted}; {CURE}")
         if xxh3_64_intdigest(content) != tar.hashes[inside]:
             raise InputError(f"{self.where(number)}: its bytes have changed since the run began; {CURE}")
         return content

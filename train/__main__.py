@@ -19,8 +19,9 @@ def train(
     """Pre-train an encoder with SimCLR on the shards' training split; run again, it goes on where it stopped.
 
     The defaults are the published recipe. --dali makes the views with NVIDIA DALI, without it torchvision makes them;
-    --views says where, auto choosing the CPU where it has cores enough to feed the GPU. --precision=auto is fp16 with a gradient scaler on a GPU, bf16 on a CPU that
-    has it. --workers: loader threads, 0 for one a core. --limit-steps ends the run early, for a trial.
+    --views says where, auto choosing the CPU where it has cores enough to feed the GPU. --precision=auto is fp16 with
+    a gradient scaler on a GPU, bf16 on a CPU that has it. --workers: loader threads, 0 for one a core. --limit-steps
+    ends the run early, for a trial.
     """
     pretrain(Config(shards, out, dali, arch, size, epochs, batch_size, lr, temperature, precision, device, views,
                     workers, seed, limit_steps, log_every))  # fmt: skip
