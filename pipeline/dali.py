@@ -113,7 +113,7 @@ class _Feed:
         self._recent: deque[tuple[Batch, list[bytes], Any]] = deque(maxlen=BATCHES_QUEUED + 3)
         self._first = self._next()
         self.batch_size = len(self._first[0])
-        self.first_shape = self._shapes(self._recent[0][1])[0]
+        self.first_shape = self._shapes(*self._recent[0][:2])[0]
         self.raw_size = fetcher.raw_size
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
@@ -141,32 +141,40 @@ class _Feed:
 
     def _next(self) -> tuple[Any, ...]:
         batch, contents = next(self._read)
-        drawn = self._draw(batch, self._shapes(contents))
+        drawn = self._draw(batch, self._shapes(batch, contents))
         encoded = [np.frombuffer(content, np.uint8) for content in contents]
         self._recent.append((batch, contents, drawn))
         return (encoded, *drawn)
 
-    def _shapes(self, contents: list[bytes]) -> Any:
+    def _shapes(self, batch: Batch, contents: list[bytes]) -> Any:
         """Heights and widths of a batch's images."""
         if self._fetcher.raw_size:
             return np.full((len(contents), 2), self._fetcher.raw_size)
-        return np.array([simplejpeg.decode_jpeg_header(content)[:2] for content in contents])
+        try:
+            return np.array([simplejpeg.decode_jpeg_header(content)[:2] for content in contents])
+        except ValueError as error:
+            raise self._undecodable(batch, contents) or error from error
 
     def _explain(self, error: Exception) -> InputError | None:
         for batch, contents, _ in self._recent:
-            for number, content in zip(batch.samples.tolist(), contents, strict=True):
-                try:
-                    if not self._fetcher.raw_size:
-                        simplejpeg.decode_jpeg(content, colorspace="GRAY")
-                except ValueError as fault:
-                    return InputError(f"{self._fetcher.where(number)}: can't be decoded ({fault}); {CURE}")
+            if not self._fetcher.raw_size and (found := self._undecodable(batch, contents)):
+                return found
         return out_of_memory(error)
+
+    def _undecodable(self, batch: Batch, contents: list[bytes]) -> InputError | None:
+        """The first image of a batch that libjpeg-turbo, on the CPU, can't decode."""
+        for number, content in zip(batch.samples.tolist(), contents, strict=True):
+            try:
+                simplejpeg.decode_jpeg(content, colorspace="GRAY")
+            except ValueError as fault:
+                return InputError(f"{self._fetcher.where(number)}: can't be decoded ({fault}); {CURE}")
+        return None
 
 
 def out_of_memory(error: Exception) -> InputError | None:
     """What to lower, where DALI says that memory ran out; None where it says something else."""
     text = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in text or "allocation" in text or "can't allocate" in text:
+    if isinstance(error, MemoryError) or any(said in text for said in ("out of memory", "alloc")):
         return InputError("memory ran out while views were made: lower --batch-size or --size, make them on the CPU "
                           f"with --views=cpu, or lower --workers ({str(error).strip().splitlines()[-1]})")
     return None
@@ -192,13 +200,15 @@ def fused_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tu
     return start.astype(np.int32), (end - start).astype(np.int32), drawn
 
 
+STOCK_KINDS = [types.INT32, types.INT32, types.INT32, types.FLOAT, types.FLOAT, types.FLOAT] * 2
+STOCK_DIMENSIONS = [1, 1, 0, 0, 0, 0] * 2
+
+
 @pipeline_def
 def _stock_views(feed: _Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
-    kinds = [types.INT32, types.INT32, types.INT32, types.FLOAT, types.FLOAT, types.FLOAT]
-    encoded, *drawn = feed.inputs(kinds * 2, [1, 1, 0, 0, 0, 0] * 2)
+    encoded, *drawn = feed.inputs(STOCK_KINDS, STOCK_DIMENSIONS)
     image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
-    first, second = drawn[: len(kinds)], drawn[len(kinds) :]
-    return make_view(image, first, recipe, half=half), make_view(image, second, recipe, half=half)
+    return make_view(image, drawn[:6], recipe, half=half), make_view(image, drawn[6:], recipe, half=half)
 
 
 @pipeline_def

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import torch
@@ -23,7 +20,7 @@ from pipeline.recipe import Recipe
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.manifest import read_manifest
-from tests.conftest import ROOT, Shards
+from tests.conftest import DALI, SMALL, Shards, run_module
 from tests.test_fetch import first_tar, flip_byte, middle_of
 
 CPU = torch.device("cpu")
@@ -134,7 +131,8 @@ def test_leaving_an_epoch_and_coming_back_goes_on_in_it(shards: Shards) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [({"seed": 1}, "seed 0 there, 1 here"), ({"batch_size": 8}, "batch_size 16 there, 8 here"),
-     ({"recipe": Recipe(size=17)}, "recipe .*'size': 16.* there, .*'size': 17"), ({"world": 2}, "ranks 1 there, 2 here")],
+     ({"recipe": Recipe(size=17)}, "recipe .*'size': 16.* there, .*'size': 17"),
+     ({"world": 2}, "ranks 1 there, 2 here")],
 )  # fmt: skip
 def test_a_state_of_other_batches_is_refused(shards: Shards, maker: str, changed: Any, told: str) -> None:
     loader = loader_of(shards, maker)
@@ -200,9 +198,7 @@ def test_a_train_command_whose_shards_rot_says_so_in_a_line(shards: Shards, tmp_
     folder = tmp_path / "shards"
     shutil.copytree(shards.folder, folder)
     flip_byte(folder / shards.manifest.of_split("train")[0].tar, 5000)
-    done = subprocess.run([sys.executable, "-m", "train", f"--shards={folder}", f"--out={tmp_path / 'run'}", "--epochs=1",
-                           "--dali" if has_dali() else "--nodali", "--size=32", "--arch=resnet18", "--batch-size=8",
-                           "--device=cpu"], cwd=ROOT, capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = run_module("train", f"--shards={folder}", f"--out={tmp_path / 'run'}", "--epochs=1", DALI, *SMALL)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "sha256" in done.stderr.splitlines()[-1] and "put back the shards" in done.stderr.splitlines()[-1]
 
@@ -225,7 +221,8 @@ def test_memory_stays_flat_over_epochs(shards: Shards) -> None:
 def test_a_batch_larger_than_the_split_is_refused(shards: Shards, backend: Any) -> None:
     images = shards.manifest.images("train")
     with pytest.raises(InputError, match=rf"--batch-size={images}: .* on 2 ranks; lower it to {images // 2} or less"):
-        two_view_loader(backend, shards.folder, shards.manifest, Recipe(size=16), batch_size=images, device=CPU, world=2)
+        two_view_loader(backend, shards.folder, shards.manifest, Recipe(size=16), batch_size=images, device=CPU,
+                        world=2)  # fmt: skip
 
 
 def test_where_views_are_made_and_why() -> None:
@@ -258,7 +255,7 @@ def test_whole_images_come_once_in_the_order_of_the_index(shards: Shards, raw_sh
     for backend in BACKENDS:
         images = load(backend, 2)
         assert images.shape == (len(fetcher), 1, 48, 48)
-        assert np.abs(images.mean((1, 2, 3)) * 0.2 + 0.4 - np.array(means)).max() < 0.01
+        assert (images.mean((1, 2, 3)) * 0.2 + 0.4 - torch.stack(means)).abs().max() < 0.01
         assert (images - load("torchvision", 1)).abs().max() * 0.2 * 255 < 0.05
 
 

@@ -11,12 +11,14 @@ import torch
 import torchvision
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.reference import decode
 from probe.encoders import Encoder, GreyAsColour, imagenet_encoder, read_run, scratch_encoder, simclr_encoder
 from probe.features import extract_features
 from probe.fewshot import NotMeasurable, make_draws
 from probe.linear import Scores, interval, probe_draws, standardise
 from probe.table import MEAN, layout, score_table, to_markdown
 from shard.errors import InputError
+from shard.fetch import Fetcher
 from shard.read import read_labels
 from tests.conftest import Shards
 
@@ -177,11 +179,9 @@ def test_features_repeat_to_the_bit_and_follow_the_labels_order(shards: Shards) 
     assert np.array_equal(once[0], again[0]) and once[0].shape == (121, 512)
     labels = read_labels(shards.folder, shards.manifest, splits)
     assert len(labels) == 121
-    from pipeline.reference import ShardImages
-
     means = {}
     for split in splits:
-        images = ShardImages(shards.folder, shards.manifest, split)
-        means |= {images.key(number): float(images[number].mean()) for number in range(len(images))}
+        images = Fetcher(shards.folder, shards.manifest, split)
+        means |= {images.key(number): float(decode(images, number).mean()) for number in range(len(images))}
     wanted = np.array([means[key] for key in labels["key"]])
     assert np.abs(once[1][:, 0] - wanted).max() < 0.02 < wanted.std()

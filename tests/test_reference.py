@@ -1,4 +1,4 @@
-"""The readable twin against arithmetic done by hand, and its promise that a sample's views are its own."""
+"""The readable twin against arithmetic done by hand."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.loader import two_view_loader
 from pipeline.recipe import Recipe, View
-from pipeline.reference import ShardImages, make_view
+from pipeline.reference import decode, make_view
+from shard.fetch import Fetcher
 from tests.conftest import Shards
 
 PLAIN = Recipe(size=8, mean=0.0, std=1.0)
@@ -50,25 +50,12 @@ def test_the_blur_is_a_gaussian_cut_at_three_sigma() -> None:
     assert np.abs(blurred[0].numpy() - wanted).max() < 1e-6
 
 
-def test_a_sample_gets_the_same_views_whatever_the_batch_and_the_ranks(shards: Shards) -> None:
-    recipe = Recipe(size=16)
-    def views(batch_size: int, rank: int, world: int, workers: int) -> set[bytes]:
-        loader = two_view_loader("torchvision", shards.folder, shards.manifest, recipe, batch_size=batch_size, seed=3,
-                                 device=torch.device("cpu"), workers=workers, rank=rank, world=world)  # fmt: skip
-        return {pair.numpy().tobytes() for batch in loader for pair in torch.stack(batch, 1)}
-
-    one = views(1, 0, 1, 1)
-    assert len(one) == shards.manifest.images("train")
-    for rank in range(2):
-        part = views(7, rank, 2, 2)
-        assert part < one
-
-
 def test_raw_and_jpeg_shards_hold_the_same_images(shards: Shards, raw_shards: Shards) -> None:
-    jpeg, raw = (ShardImages(made.folder, made.manifest, "valid") for made in (shards, raw_shards))
+    jpeg, raw = (Fetcher(made.folder, made.manifest, "valid") for made in (shards, raw_shards))
     assert len(jpeg) == len(raw) == shards.manifest.images("valid")
     for number in range(len(raw)):
         assert jpeg.key(number) == raw.key(number)
-        height, width = jpeg[number].shape[1:]
+        image, square = decode(jpeg, number), decode(raw, number)
+        height, width = image.shape[1:]
         top, left = (height - 96) // 2, (width - 96) // 2
-        assert (jpeg[number][:, top : top + 96, left : left + 96] - raw[number]).abs().mean() < 0.01
+        assert (image[:, top : top + 96, left : left + 96] - square).abs().mean() < 0.01
