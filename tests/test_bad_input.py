@@ -65,7 +65,7 @@ def place(tmp_path: Path, shards: Shards, radiographs: Path) -> Path:
         ("probe report {trained} --shards={shards} --out=OUT --shots=90", 1, ["--shots=90", "lower it"]),
         ("pipeline preview {shards} --out=OUT --seed=-1", 1, ["--seed=-1"]),
         ("pipeline preview {place}/empty --out=OUT", 1, ["manifest.json: no such file"]),
-        ("bench.io {place}/empty --json-out=OUT", 1, ["manifest.json: no such file"]),
+        ("bench.io {place}/empty --json=OUT", 1, ["manifest.json: no such file"]),
     ],
 )
 def test_one_line_non_zero_and_nothing_begun(

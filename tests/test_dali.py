@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 def constant(array: Any) -> Any:
-    return lambda: array
+    return lambda: np.ascontiguousarray(array)
 
 
 def stock_views(images: list[Any], parameters: Any, recipe: Recipe, device_id: int | None = None) -> Any:
