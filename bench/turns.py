@@ -50,6 +50,10 @@ class Runner:
     def end(self) -> None:
         """End the process and its workers."""
         for process in _processes(self._process.pid):
+            process.resume()
+        self._here.close()  # tells it to go
+        self._process.join(10)
+        for process in _processes(self._process.pid) if self._process.is_alive() else []:
             process.kill()
         self._process.join()
 
