@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import cycle, islice, tee
+from itertools import chain, cycle, islice, tee
 from typing import Any, TypeVar
 
 import numpy as np
@@ -91,9 +91,11 @@ def _side_by_side(
 
     After each of its operators a pipeline waits for its last thread; another's work fills that gap.
     """
-    count = min(threads, most)
-    copies = (islice(copy, k, None, count) for k, copy in enumerate(tee(batches, count)))
-    made = [start(copy, threads // count + (k < threads % count)) for k, copy in enumerate(copies)]
+    count, made = min(threads, most), []
+    for k, copy in enumerate(tee(batches, count)):
+        own = islice(copy, k, None, count)
+        if (first := next(own, None)) is not None:  # else there are fewer batches than pipelines
+            made.append(start(chain([first], own), threads // count + (k < threads % count)))
     for turn in cycle(made):
         try:
             yield next(turn)

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline import reference
 from pipeline.plan import Batch, Plan, whole_split
 from pipeline.recipe import Recipe, least_size
 from shard.errors import InputError
@@ -128,6 +127,8 @@ def make_views(
     if maker == "torchvision":
         if half:
             raise InputError("half: torchvision makes float32 alone; use backend 'dali'")
+        from pipeline import reference  # torchvision takes a second: DALI's users need not wait for it
+
         return reference.view_batches(fetcher, batches, recipe, seed=seed, device=device, workers=workers)
     made: Iterator[Views] = _dali().view_batches(fetcher, batches, recipe, seed=seed, device=device,
                                                  fused=maker == "dali-fused", threads=workers, half=half)  # fmt: skip
@@ -163,6 +164,8 @@ def image_loader(
     batch_size: int, device: torch.device, workers: int = 0,
 ) -> ImageLoader:  # fmt: skip
     """A loader of whole images resized to size × size and normalised, in the order of shard.read.read_labels."""
+    from pipeline import reference
+
     make = _dali().image_batches if backend == "dali" else reference.image_batches
     start = partial(make, Fetcher(folder, manifest, split), size=size, mean=mean, std=std, device=device,
                     workers=workers or cores())  # fmt: skip

@@ -259,6 +259,16 @@ def test_whole_images_come_once_in_the_order_of_the_index(shards: Shards, raw_sh
         assert (images - load("torchvision", 1)).abs().max() * 0.2 * 255 < 0.05
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("batch_size", [5, 40, 50, 1000])
+def test_splits_of_few_batches_come_whole_from_many_workers(shards: Shards, backend: Any, batch_size: int) -> None:
+    def load(batch_size: int, workers: int) -> torch.Tensor:
+        return torch.cat(list(image_loader(backend, shards.folder, shards.manifest, split="train", size=32, mean=0.0,
+                                           std=1.0, batch_size=batch_size, device=CPU, workers=workers)))  # fmt: skip
+
+    assert torch.equal(load(batch_size, 4 if backend == "dali" else 2), load(8, 1))
+
+
 def test_length_comes_from_the_manifest(shards: Shards) -> None:
     thousand = dataclasses.replace(
         shards.manifest, shards=tuple(dataclasses.replace(part, samples=1000) for part in shards.manifest.shards)
