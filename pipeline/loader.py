@@ -68,7 +68,7 @@ class ViewLoader:
 
         Raises InputError where the state is of other shards or settings; between epochs the ranks may be others.
         """
-        then = state["promise"]
+        then = state.get("promise", {})  # earlier versions made none
         differing = [f"{name} {then.get(name)} there, {now} here" for name, now in self._promise.items()
                      if then.get(name) != now and not (name == "ranks" and state["step"] == 0)]  # fmt: skip
         if differing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -57,9 +58,12 @@ def _in_workers(
     make: Callable[[Batch], Any], fetcher: Fetcher, batches: Iterable[Batch], workers: int
 ) -> Iterator[Any]:  # fmt: skip
     """What `make` makes of each batch, in order, in processes of its own."""
+    # A worker begins as a copy of this process. A pipeline of DALI's that has been dropped and not yet collected would
+    # be collected there too, and wait for threads that are not there.
+    gc.collect()
     # None of a DataLoader's randomness is used; a generator of its own keeps it from drawing on the trainer's.
     loader = DataLoader(_Batches(make, fetcher), batch_size=None, sampler=_Once(batches), num_workers=workers,
-                        generator=torch.Generator())  # fmt: skip
+                        worker_init_fn=_keep_what_was_copied, generator=torch.Generator())  # fmt: skip
     try:
         for made in loader:
             if isinstance(made, InputError):
@@ -70,6 +74,10 @@ def _in_workers(
             raise InputError(f"a process that makes views has ended ({str(error).splitlines()[0]}): is there too "
                              f"little memory? Lower --workers={workers} or --batch-size") from error
         raise
+
+
+def _keep_what_was_copied(worker: int) -> None:
+    gc.freeze()
 
 
 class _Batches(Dataset[Any]):

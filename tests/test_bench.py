@@ -6,30 +6,44 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from bench.io import Setting, _jpeg_rows
 from bench.io import bench as bench_io
 from bench.shard import bench as bench_shard
 from bench.turns import Runner
 from pipeline.loader import has_dali
 from pipeline.preview import preview
+from pipeline.recipe import Recipe
 from shard.errors import InputError
 from tests.conftest import Shards, run_module
 
 ROWS = {"torchvision", "published", "opencv", "read", "decode-turbojpeg",
-        *(["decode", "dali-fused", "dali-fused-raw", "dali-stock"] if has_dali() else [])}  # fmt: skip
+        *(["decode", "dali-fused", "dali-stock"] if has_dali() else [])}  # fmt: skip
 
 
-def test_bench_io_prints_writes_and_draws_every_row(shards: Shards, tmp_path: Path) -> None:
+def test_every_row_of_bench_io_makes_batches(shards: Shards) -> None:
+    """In this process; the command below starts one for each of its rows."""
+    setting = Setting(shards.folder, shards.manifest, Recipe(size=32), batch_size=8, threads=1)
+    rows = _jpeg_rows(setting)
+    assert {row.name for row in rows} >= ROWS
+    for row in rows:
+        assert list(islice(row.start(*row.arguments), 12)) == [8] * 12, row.name  # more than an epoch
+
+
+def test_bench_io_prints_writes_and_draws(shards: Shards, tmp_path: Path) -> None:
     out, plot = tmp_path / "new" / "io.json", tmp_path / "io.png"
+    wanted = {"torchvision", *(["decode", "dali-fused", "dali-fused-raw"] if has_dali() else [])}
     done = run_module("bench.io", str(shards.folder), f"--json={out}", f"--plot={plot}", "--rounds=2", "--threads=1",
-                      "--seconds=0.05", "--batch-size=8", "--size=32")  # fmt: skip
+                      "--seconds=0.05", "--batch-size=8", "--size=32",
+                      f"--backends={','.join(wanted - {'decode'})},")  # fmt: skip
     assert done.returncode == 0, done.stderr
     content = json.loads(out.read_text())
     rows = {row["name"]: row for row in content["rows"]}
-    assert set(rows) >= ROWS
+    assert set(rows) == wanted
     for name, row in rows.items():
         rates, waits = row["images_per_s"], row["wait_ms"]
         assert 0 < rates["low"] <= rates["median"] <= rates["high"] and name in done.stdout

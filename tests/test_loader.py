@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import shutil
 from itertools import islice
@@ -148,6 +149,38 @@ def test_a_state_of_other_shards_or_another_backend_is_refused(shards: Shards, r
     if has_dali():
         with pytest.raises(InputError, match="backend torchvision there, dali-fused here"):
             loader_of(shards, "dali-fused").load_state_dict(state)
+
+
+def test_a_worker_that_is_killed_ends_in_a_line(shards: Shards) -> None:
+    """As the kernel does where memory runs out."""
+    before = set(psutil.Process().children())
+    batches = iter(loader_of(shards, "torchvision", batch_size=4))
+    next(batches)
+    (worker,) = set(psutil.Process().children()) - before
+    worker.kill()
+    with pytest.raises(InputError, match=r"a process that makes views has ended .* Lower --workers=1"):
+        for _ in range(100):
+            next(batches)
+
+
+@pytest.mark.skipif(not has_dali(), reason="NVIDIA DALI is not installed")
+def test_workers_collect_nothing_of_their_parents(shards: Shards) -> None:
+    """DALI's pipelines that wait to be collected, of which a worker is given a copy, would kill it."""
+    gc.disable()
+    try:
+        for seed in range(3):
+            next(iter(loader_of(shards, "dali-fused", seed=seed)))
+        fetcher = Fetcher(shards.folder, shards.manifest, "train")
+        made = reference._in_workers(_collect, fetcher, iter(Plan((40,), 4).batches(0, 0)), 1)
+        assert [next(made) for _ in range(5)] == [0] * 5
+    finally:
+        gc.enable()
+
+
+def _collect(batch: Any) -> int:
+    """How many pipelines a worker finds to collect; it would not live to tell."""
+    gc.collect()
+    return 0
 
 
 @pytest.mark.parametrize("maker", MAKERS)
