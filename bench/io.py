@@ -128,24 +128,25 @@ def _rows(setting: Setting, scratch: Path, wanted: tuple[str, ...]) -> list[Row]
     rows = [row for row in rows if not wanted or row.name in (*wanted, "decode", "decode-gpu")]
     if has_dali() and "dali-fused-raw" not in known and (not wanted or "dali-fused-raw" in wanted):
         raw = _write_raw(setting, scratch)
-        rows.insert(min(4, len(rows)), Row("dali-fused-raw", _views, (raw, "dali-fused", "cpu")))
+        names = [row.name for row in rows]
+        beside = names.index("dali-fused") + 1 if "dali-fused" in names else len(rows)
+        rows.insert(beside, Row("dali-fused-raw", _views, (raw, "dali-fused", "cpu")))
     return rows
 
 
 def _jpeg_rows(setting: Setting) -> list[Row]:
     rows = [
-        Row("decode-turbojpeg", _turbojpeg, (setting,)), Row("read", _read, (setting,)),
-        Row("opencv", _opencv, (setting,)), Row("torchvision", _views, (setting, "torchvision", "cpu")),
-        Row("published", _published, (setting,)),
+        Row("decode", _decode, (setting, "cpu")), Row("decode-turbojpeg", _turbojpeg, (setting,)),
+        Row("read", _read, (setting,)), Row("dali-fused", _views, (setting, "dali-fused", "cpu")),
+        Row("dali-stock", _stock_dali, (setting,)), Row("opencv", _opencv, (setting,)),
+        Row("torchvision", _views, (setting, "torchvision", "cpu")), Row("published", _published, (setting,)),
     ]  # fmt: skip
     if version_of("opencv-python-headless") == "not installed":
         print("no row opencv: it is not installed; pip install '.[bench]'", file=sys.stderr)
         rows = [row for row in rows if row.name != "opencv"]
     if not has_dali():
         print("no DALI rows, and no limit: NVIDIA DALI is not installed (Linux only)", file=sys.stderr)
-        return rows
-    rows[0:0] = [Row("decode", _decode, (setting, "cpu")), Row("dali-fused", _views, (setting, "dali-fused", "cpu")),
-                 Row("dali-stock", _stock_dali, (setting,))]  # fmt: skip
+        return [row for row in rows if row.name != "decode" and not row.name.startswith("dali")]
     if torch.cuda.is_available():
         rows += [Row("decode-gpu", _decode, (setting, "cuda"), "decode-gpu"),
                  Row("dali-gpu", _views, (setting, "dali-stock", "cuda"), "decode-gpu"),

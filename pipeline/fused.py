@@ -113,7 +113,8 @@ def _make_view(
         rows, begin = min(LANES, size - row), row_starts[row]
         source_rows = row_starts[row + rows - 1] + row_taps - begin
         source, tall, columns, narrow, blurred, _ = _strip_layout(strip, source_rows, width, size, radius)
-        # The source rows of this strip → 16 rows of the view's height → their columns, 64 at a time.
+        # The source rows of this strip → 16 rows of the view's height → their columns, a chunk at a time.
+        # The numbers of taps are written out for the compiler, which then keeps the weights in registers.
         for x in range(0, width, CHUNK):
             chunk = min(CHUNK, _whole_vectors(width - x))
             _widen_rows(numbers, source, pixels, (top + begin) * across + left + x, source_rows, across, chunk)
@@ -179,7 +180,7 @@ def _layout(height: int, width: int, size: int, radius: int) -> tuple[int, int, 
 
 @_compiled
 def _strip_layout(strip: int, rows: int, width: int, size: int, radius: int) -> tuple[int, int, int, int, int, int]:
-    """Where lie 64 columns of the source rows, and of 16 rows of the view's height; all columns of those; the view's
+    """Where lie a chunk of the source rows, and of 16 rows of the view's height; all columns of those; the view's
     columns; those blurred; and the end."""
     padded = _whole_vectors(size)
     tall = strip + rows * CHUNK

@@ -117,6 +117,17 @@ def test_workspaces_too_few_or_too_small_change_nothing() -> None:
     assert not spaces.taken.any()
 
 
+@pytest.mark.parametrize(("height", "width", "size"), [(320, 390, 224), (1100, 300, 100), (40, 33, 31), (3, 900, 64)])
+def test_a_view_stays_within_its_workspace(height: int, width: int, size: int) -> None:
+    """What lies after it is another thread's: none of it may change, at the largest crop and the widest blur."""
+    recipe, image = Recipe(size=size), noise(height, width)
+    spaces = Workspaces(2, recipe, height, width)
+    half = spaces.numbers.size // 2
+    spaces.numbers[half:] = 7
+    fused(image, [[0, 0, height, width, flip, 2.0, 1.4, 1.4] for flip in (0, 1)], recipe, spaces=spaces)
+    assert (spaces.numbers[half:] == 7).all() and spaces.numbers[:half].any() and not spaces.taken.any()
+
+
 def test_compiled_once_and_kept(tmp_path: Path) -> None:
     """A second process finds what the first compiled: numba's cache counts a hit, and nothing new is written."""
     code = ("import numpy as np; from pipeline import fused; from pipeline.recipe import Recipe\n"
