@@ -339,37 +339,31 @@ def _dali_views(
     into: int, into_shapes: int, into_ndims: int, outputs: int, inputs: int, shapes: int, ndims: int, count: int
 ) -> None:
     """Both views of a sample, float32."""
-    views = carray(_pointer(into), 2, np.int64)
-    size = _size(into_shapes)
-    _run(carray(_pointer(views[0]), size, np.float32), carray(_pointer(views[1]), size, np.float32), inputs, shapes)
+    _run(into, into_shapes, inputs, shapes, np.float32)
 
 
 def _dali_half_views(
     into: int, into_shapes: int, into_ndims: int, outputs: int, inputs: int, shapes: int, ndims: int, count: int
 ) -> None:
     """Both views of a sample, float16 as uint16."""
-    views = carray(_pointer(into), 2, np.int64)
-    size = _size(into_shapes)
-    _run(carray(_pointer(views[0]), size, np.uint16), carray(_pointer(views[1]), size, np.uint16), inputs, shapes)
+    _run(into, into_shapes, inputs, shapes, np.uint16)
 
 
 @_compiled
-def _size(shapes: int) -> tuple[int, int, int]:
-    side = carray(_pointer(carray(_pointer(shapes), 1, np.int64)[0]), 3, np.int64)[1]
-    return 1, side, side
-
-
-@_compiled
-def _run(view1: Any, view2: Any, inputs: int, shapes: int) -> None:
+def _run(into: int, into_shapes: int, inputs: int, shapes: int, kind: Any) -> None:
+    size = carray(_pointer(carray(_pointer(into_shapes), 1, np.int64)[0]), 3, np.int64)[1]
+    places = carray(_pointer(into), 2, np.int64)
+    view1 = carray(_pointer(places[0]), (1, size, size), kind)
+    view2 = carray(_pointer(places[1]), (1, size, size), kind)
     given = carray(_pointer(inputs), 5, np.int64)
     image_shape = carray(_pointer(carray(_pointer(shapes), 5, np.int64)[0]), 3, np.int64)
     image = carray(_pointer(given[0]), (image_shape[0], image_shape[1], 1), np.uint8)
     parameters = carray(_pointer(given[1]), (2, 8), np.float64)
     statistics = carray(_pointer(given[3]), 2, np.float64)
-    places = carray(_pointer(given[4]), 6, np.int64)
+    spaces = carray(_pointer(given[4]), 6, np.int64)
     make_views(view1, view2, image, parameters, statistics[0], statistics[1],
-               carray(_pointer(places[0]), places[1], np.float32), carray(_pointer(places[2]), places[3], np.int64),
-               carray(_pointer(places[4]), places[5], np.int64))  # fmt: skip
+               carray(_pointer(spaces[0]), spaces[1], np.float32), carray(_pointer(spaces[2]), spaces[3], np.int64),
+               carray(_pointer(spaces[4]), spaces[5], np.int64))  # fmt: skip
 
 
 

@@ -74,7 +74,7 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Read a folder's manifest and make sure, in milliseconds a shard, that its files are those it was written with.
 
-    Done before any reader maps a file: a tar cut short under mmap kills the process, and a stale index gives garbage.
+    Done before anything is read: a stale index gives garbage, and a tar cut short kills a process that maps it.
     Raises InputError naming the file, what is wrong with it and what to run.
     """
     manifest = parse_manifest(folder)
