@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from pathlib import Path
 
 import torch
 import torchvision
 
-from shard.machine import cores, version_of
+from shard.machine import commit, cores, version_of
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -22,7 +21,7 @@ def describe_machine() -> dict[str, str | int]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "dali": version_of("nvidia-dali-cuda120"),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -32,10 +31,3 @@ def _cpu_name() -> str:
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
-
-def _commit() -> str:
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "not in a git checkout"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from pipeline.plan import Batch, Plan, whole_split
+from pipeline.plan import Batch, Plan, cut_into_batches
 from pipeline.recipe import Recipe, least_size
 from shard.errors import InputError
 from shard.fetch import Fetcher
@@ -37,10 +37,11 @@ class ViewLoader:
     """
 
     def __init__(
-        self, plan: Plan, start: Callable[[Iterator[Batch]], Iterator[Views]], promise: dict[str, Any]
+        self, plan: Plan, start: Callable[[Iterator[Batch]], Iterator[Views]], promise: dict[str, Any],
+        key: Callable[[int], str],
     ) -> None:  # fmt: skip
-        """start: batches → their views. promise: what must be equal for a state to be gone on from."""
-        self._plan, self._start, self._promise = plan, start, promise
+        """start: batches → their views. promise: what must be equal for a state to be gone on from. key: an image's."""
+        self._plan, self._start, self._promise, self._key = plan, start, promise, key
         self._epoch, self._step = 0, 0
         self._views: Iterator[Views] | None = None
 
@@ -58,6 +59,11 @@ class ViewLoader:
             if self._step == len(self):
                 self._epoch, self._step = epoch + 1, 0
             yield made
+
+    def keys(self, epoch: int, step: int) -> list[str]:
+        """The keys of the images of a step, on all ranks."""
+        joint = replace(self._plan, batch_size=self._plan.batch_size * self._plan.world, rank=0, world=1)
+        return [self._key(number) for number in next(joint.batches(epoch, step)).samples.tolist()]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: after the last batch it gave."""
@@ -110,11 +116,11 @@ def two_view_loader(
     where = choose_views(views, backend, device, workers)[0]
     maker: Maker = "torchvision" if backend == "torchvision" else "dali-fused" if where == "cpu" else "dali-stock"
     plan = Plan(tuple(shard.samples for shard in manifest.of_split(split)), batch_size, seed, rank, world)
-    promise = {"shards": manifest.fingerprint(), "split": split, "recipe": asdict(recipe), "batch_size": batch_size,
-               "ranks": world, "backend": maker, "views": where, "half": half, "seed": seed}  # fmt: skip
-    start = partial(make_views, maker, Fetcher(folder, manifest, split), recipe=recipe, seed=seed, device=device,
-                    workers=workers, half=half)  # fmt: skip
-    return ViewLoader(plan, start, promise)
+    promise = {"shards": manifest.fingerprint(), "split": split, "recipe": asdict(recipe), "backend": maker, "views": where,
+               "batch_size": batch_size * world, "ranks": world, "half": half, "seed": seed}  # fmt: skip
+    fetcher = Fetcher(folder, manifest, split)
+    start = partial(make_views, maker, fetcher, recipe=recipe, seed=seed, device=device, workers=workers, half=half)
+    return ViewLoader(plan, start, promise, fetcher.key)
 
 
 def make_views(
@@ -161,15 +167,19 @@ def decode_batches(
 
 def image_loader(
     backend: Backend, folder: Path, manifest: Manifest, *, split: str, size: int, mean: float, std: float,
-    batch_size: int, device: torch.device, workers: int = 0,
+    batch_size: int, device: torch.device, workers: int = 0, samples: Sequence[int] | None = None,
 ) -> ImageLoader:  # fmt: skip
-    """A loader of whole images resized to size × size and normalised, in the order of shard.read.read_labels."""
+    """A loader of whole images resized to size × size and normalised, in the order of shard.read.read_labels.
+
+    samples: the numbers of those wanted, in the order wanted; None for all.
+    """
     from pipeline import reference
 
     make = _dali().image_batches if backend == "dali" else reference.image_batches
     start = partial(make, Fetcher(folder, manifest, split), size=size, mean=mean, std=std, device=device,
                     workers=workers or cores())  # fmt: skip
-    return ImageLoader(whole_split(manifest.images(split), batch_size), start)
+    wanted = range(manifest.images(split)) if samples is None else samples
+    return ImageLoader(cut_into_batches(wanted, batch_size), start)
 
 
 def has_dali() -> bool:

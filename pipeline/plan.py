@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -69,8 +69,8 @@ def epoch_order(shard_samples: tuple[int, ...], seed: int, epoch: int) -> Any:
     return np.concatenate(order)
 
 
-def whole_split(images: int, batch_size: int) -> list[Batch]:
-    """Every image of a split once, in the order of the shards; the last batch may be short."""
-    numbers = np.arange(images)
+def cut_into_batches(samples: Sequence[int], batch_size: int) -> list[Batch]:
+    """Images of a split by their numbers, each once, in that order; the last batch may be short."""
+    numbers = np.asarray(samples)
     return [Batch(0, step, numbers[first : first + batch_size])
-            for step, first in enumerate(range(0, images, batch_size))]  # fmt: skip
+            for step, first in enumerate(range(0, len(numbers), batch_size))]  # fmt: skip

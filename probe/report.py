@@ -6,7 +6,7 @@ import base64
 import io
 import platform
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from shard.machine import version_of
 from shard.manifest import Manifest, read_manifest
 from shard.read import read_labels
 from shard.table import TASKS
-from train.config import Config, Device, resolve_device
+from train.device import Device, resolve_device
+from train.status import train_command
 
 PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit-learn", "numpy", "pandas", "pillow")
 
@@ -87,7 +88,7 @@ def report(
     scores = _score(dict(zip(at_hand, features, strict=True)), labels, drawn)
     synthetic = bool(manifest.settings.get("synthetic"))
     notes = _notes(encoders, unmeasured, labels, chosen, shots=shots, draws=draws, synthetic=synthetic,
-                   same_shards=state["settings"]["shards"] == manifest.fingerprint())  # fmt: skip
+                   same_shards=state["shards"] == manifest.fingerprint())  # fmt: skip
     result = Result(score_table(encoders, scores, chosen), encoders, notes, synthetic)
     command = _command(
         "probe report", str(run), shards=shards, out=out, shots=shots, draws=draws, tasks=",".join(chosen),
@@ -184,7 +185,7 @@ def _write(
         recipe=state["recipe"],
         data={**manifest.settings, "fingerprint": manifest.fingerprint(), "rejected": manifest.rejected, **counts},
         versions=_versions(),
-        commands=[_train_command(state["config"]), command],
+        commands=[train_command(state["config"]), command],
     )  # fmt: skip
     write_bytes(out / "report.html", page.encode())
 
@@ -232,13 +233,6 @@ def _embed(png: bytes) -> str:
 def _versions() -> dict[str, str]:
     installed = {package: version_of(package) for package in PACKAGES}
     return {"python": platform.python_version(), **installed, "machine": f"{platform.system()} {platform.machine()}"}
-
-
-def _train_command(config: dict[str, Any]) -> str:
-    """The command that made a run: every setting that is not the default."""
-    defaults = {field.name: field.default for field in fields(Config)}
-    given = {name: value for name, value in config.items() if value != defaults[name]}
-    return _command("train", **given)
 
 
 def _command(program: str, *words: str, **flags: Any) -> str:

@@ -33,7 +33,8 @@ def run(name: str, commands: Command | Mapping[str, Command], argv: Sequence[str
     """Run the command that `argv` asks for, or end with one line on stderr and a non-zero status.
 
     name: how the user started us, such as "python -m shard"; used in messages.
-    commands: one function, or sub-commands by name. Their type hints say what a flag may hold.
+    commands: one function, or sub-commands by name, "" for what runs where none is named. Their type hints say what a
+    flag may hold.
     Exit status: 0 done, 1 the input can't be used, 2 the command line can't be read, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -61,13 +62,18 @@ def run(name: str, commands: Command | Mapping[str, Command], argv: Sequence[str
 
 def bind(name: str, commands: Command | Mapping[str, Command], argv: list[str]) -> Callable[[], None]:
     """Return the call that `argv` asks for, its arguments checked and typed, without making it."""
-    if isinstance(commands, Mapping):
+    if isinstance(commands, Mapping) and "" in commands and (not argv or argv[0].startswith("-")):
+        others = [word for word in commands if word]
+        if {"-h", "--help"} & set(argv):
+            return functools.partial(_print_help, name, commands[""], others)
+        command = commands[""]
+    elif isinstance(commands, Mapping):
         if not argv or argv[0] in ("-h", "--help", "help"):
             return functools.partial(_print_commands, name, commands)
         chosen = argv.pop(0)
         if chosen not in commands:
             raise InputError(f"unknown command {chosen!r}{_closest(chosen, commands)}; "
-                             f"one of: {', '.join(commands)}")
+                             f"one of: {', '.join(filter(None, commands))}")
         name, command = f"{name} {chosen}", commands[chosen]
     else:
         command = commands
@@ -163,7 +169,7 @@ def _print_commands(name: str, commands: Mapping[str, Command]) -> None:
         print(f"  {word:10} {(inspect.getdoc(command) or '').splitlines()[0]}")
 
 
-def _print_help(name: str, command: Command) -> None:
+def _print_help(name: str, command: Command, others: Sequence[str] = ()) -> None:
     """Our own page: fire's takes the terminal over with a pager and leaves the choices out."""
     hints = typing.get_type_hints(command)
     words, flags = [], []
@@ -173,6 +179,8 @@ def _print_help(name: str, command: Command) -> None:
         else:
             shown = "" if parameter.default is inspect.Parameter.empty else f" (default {_show(parameter.default)})"
             flags.append(f"  --{flag.replace('_', '-')}={_show_hint(hints[flag])}{shown}")
+    for other in others:
+        print(f"usage: {name} {other} …; see {name} {other} --help")
     print(f"usage: {name} {' '.join(words)} [FLAGS]\n\n{inspect.getdoc(command)}\n\nflags:")
     print("\n".join(flags))
 

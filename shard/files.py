@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -43,7 +44,7 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_bytes(path: Path, content: bytes, *, shared: bool = False) -> None:
+def write_bytes(path: Path, content: bytes | memoryview, *, shared: bool = False) -> None:
     """Write `content` to `path`, whole or not at all. shared: as in replacing."""
     with replacing(path, shared=shared) as file:
         file.write(content)
@@ -59,20 +60,31 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, name: str, *, shared: bool = False) -> Iterator[None]:
+def locked(folder: Path, name: str, *, shared: bool = False, patience_s: float = 0) -> Iterator[None]:
     """Hold the lock `name` of a folder; it ends with its owner, however that ends.
 
-    shared: any number may hold it at once, but nobody beside one who doesn't share it.
+    shared: any number may hold it at once, but nobody beside one who doesn't share it. patience_s: how long to wait for
+    it, as where an owner that was killed has workers that take a moment to notice.
     Raises InputError where another process holds it. A file system without locks gives none.
     """
     path = folder / f".{name}.lock"
     with path.open("ab") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is writing there; let it end, or end it") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
+        until = time.monotonic() + patience_s
+        while not _lock(file, shared):
+            if time.monotonic() >= until:
+                raise InputError(f"{folder}: another process is writing there; let it end, or end it")
+            time.sleep(0.1)
         yield
+
+
+def _lock(file: IO[bytes], shared: bool) -> bool:
+    """Whether the file could be locked, or there are no locks here."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True

@@ -1,9 +1,11 @@
-"""The machine this runs on: cores this process may use, its place in a Slurm array, versions of what is installed."""
+"""The machine this runs on: cores this process may use, its place in a Slurm array, versions and commit of the code."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
+import subprocess
+from pathlib import Path
 
 from shard.errors import InputError
 
@@ -19,6 +21,15 @@ def version_of(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def commit() -> str:
+    """The commit of this code, "-dirty" after it where files differ; "not in a git checkout" where that is so."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "not in a git checkout"
 
 
 def array_task() -> tuple[int, int] | None:

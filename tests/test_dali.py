@@ -22,7 +22,7 @@ from nvidia.dali import Pipeline, fn, ops, pipeline_def
 from pipeline import dali, reference
 from pipeline.draw import draw_views
 from pipeline.loader import two_view_loader
-from pipeline.plan import Plan, whole_split
+from pipeline.plan import Plan, cut_into_batches
 from pipeline.recipe import Recipe
 from shard.errors import InputError
 from shard.fetch import Fetcher
@@ -87,7 +87,8 @@ def test_every_operator_of_the_gpu_graph_exists_for_the_gpu(shards: Shards, raw_
     """A GPU pipeline can't be built here, so its operators are looked up in DALI's registries instead."""
     made = shards if encoding == "jpeg" else raw_shards
     fetcher, recipe = Fetcher(made.folder, made.manifest, "train"), Recipe()
-    feed = dali._Feed(fetcher, whole_split(8, 4), lambda batch, shapes: dali.stock_parameters(recipe, 0, batch, shapes))
+    batches = cut_into_batches(range(8), 4)
+    feed = dali._Feed(fetcher, batches, lambda batch, shapes: dali.stock_parameters(recipe, 0, batch, shapes))
     pipeline = Pipeline(batch_size=4, num_threads=1, device_id=0)
     with pipeline:
         encoded, *drawn = feed.inputs(dali.STOCK_KINDS, dali.STOCK_DIMENSIONS)

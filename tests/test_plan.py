@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.plan import TARS_MIXED, Plan, epoch_order, whole_split
+from pipeline.plan import TARS_MIXED, Plan, cut_into_batches, epoch_order
 
 
 def epoch_of(plan: Plan, epoch: int) -> list[int]:
@@ -70,6 +70,6 @@ def test_an_epoch_reads_few_tars_at_a_time_and_mixes_those_well() -> None:
     assert set(later[: TARS_MIXED * each] // each) != set(tar_of[: TARS_MIXED * each])
 
 
-def test_a_whole_split_keeps_its_order_and_its_short_last_batch() -> None:
-    batches = whole_split(10, 4)
+def test_images_cut_into_batches_keep_their_order_and_a_short_last_batch() -> None:
+    batches = cut_into_batches(range(10), 4)
     assert [batch.samples.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]

@@ -18,7 +18,8 @@ from tests.conftest import DALI, ROOT, SMALL, Shards, run_module
 from train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from train.config import Config
 from train.journal import Journal, read_journal
-from train.loop import set_up, train_step
+from train.setup import set_up
+from train.step import train_step
 
 
 def train(shards: Shards, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -114,8 +115,8 @@ def test_a_finished_run_is_left_alone(shards: Shards, trained: Path) -> None:
 
 
 def test_steps_on_one_batch_learn_to_tell_its_images_apart(shards: Shards, tmp_path: Path) -> None:
-    run = set_up(Config(shards.folder, tmp_path, arch="resnet18", size=32, batch_size=16, lr=1e-3, temperature=0.1,
-                        precision="fp32", device="cpu"))  # fmt: skip
+    run = set_up(Config(shards=shards.folder, out=tmp_path, arch="resnet18", size=32, batch_size=16, lr=1e-3,
+                        temperature=0.1, precision="fp32", device="cpu"))  # fmt: skip
     view1, view2 = next(iter(run.loader))
     run.model.train()
     losses = [train_step(run, view1, view2).item() for _ in range(25)]
@@ -164,14 +165,14 @@ def test_the_journal_drops_what_a_resumed_run_does_again(tmp_path: Path) -> None
 
 
 def test_auto_precision_is_settled_and_fp16_needs_a_gpu(tmp_path: Path) -> None:
-    config = Config(tmp_path, tmp_path, device="cpu")
+    config = Config(shards=tmp_path, out=tmp_path, device="cpu")
     assert config.precision in ("bf16", "fp32")
     with pytest.raises(InputError, match="fp16: wants a GPU"):
-        Config(tmp_path, tmp_path, device="cpu", precision="fp16")
+        Config(shards=tmp_path, out=tmp_path, device="cpu", precision="fp16")
 
 
 def test_the_published_recipe_is_the_default(tmp_path: Path) -> None:
-    config = Config(tmp_path, tmp_path)
+    config = Config(shards=tmp_path, out=tmp_path)
     assert (config.arch, config.size, config.epochs, config.batch_size) == ("resnet50", 224, 100, 64)
     assert (config.lr, config.temperature) == (3e-4, 0.5)
 

@@ -1,4 +1,4 @@
-"""python -m train --dali --shards=DIR --out=DIR"""
+"""python -m train --dali --shards=DIR --out=DIR; python -m train status RUN; python -m train export RUN"""
 
 from __future__ import annotations
 
@@ -6,26 +6,40 @@ from pathlib import Path
 
 from pipeline.loader import Where
 from shard.cli import run
-from train.config import Arch, Config, Device, Precision
+from train.config import Arch, Config, Optimizer, Schedule
+from train.device import Device, Precision
+from train.export import export
 from train.loop import pretrain
+from train.status import status
 
 
 def train(
     *, shards: Path, out: Path, dali: bool = False, arch: Arch = "resnet50", size: int = 224, epochs: int = 100,
-    batch_size: int = 64, lr: float = 3e-4, temperature: float = 0.5, precision: Precision = "auto",
-    device: Device = "auto", views: Where = "auto", workers: int = 0, seed: int = 0, limit_steps: int = 0,
-    log_every: int = 50,
+    batch_size: int = 64, lr: float = 3e-4, temperature: float = 0.5, optimizer: Optimizer = "adam",
+    schedule: Schedule = "constant", warmup_epochs: float = 0.0, weight_decay: float = 0.0, clip: float = 0.0,
+    recompute: bool = False, micro_batch: int = 0, sync_batchnorm: bool = True, precision: Precision = "auto",
+    device: Device = "auto", compile: bool = False, views: Where = "auto", workers: int = 0, seed: int = 0,
+    limit_steps: int = 0, log_every: int = 50, checkpoint_minutes: float = 10.0, online_every: int = 10,
+    resume: str = "auto", accept: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     """Pre-train an encoder with SimCLR on the shards' training split; run again, it goes on where it stopped.
 
     The defaults are the published recipe. --dali makes the views with NVIDIA DALI, without it torchvision makes them;
     --views says where, auto choosing the CPU where it has cores enough to feed the GPU. --precision=auto is fp16 with
-    a gradient scaler on a GPU, bf16 on a CPU that has it. --workers: loader threads, 0 for one a core. --limit-steps
-    ends the run early, for a trial.
+    a gradient scaler on a GPU, bf16 on a CPU that has it. --workers: loader threads, 0 for one a core.
+
+    --batch-size counts the images of a step over all ranks, which torchrun or srun starts. A batch too large for
+    memory: --recompute, exact; or --micro-batch=M, M images at a time in constant memory, exact but for BatchNorm,
+    which then sees M images (2M views); --sync-batchnorm=false has it see a rank's views alone.
+
+    A checkpoint is written every epoch, every --checkpoint-minutes (0: never between), and on SIGUSR1 or SIGTERM,
+    which end the run with status 75 for the scheduler to requeue. Kept are the last two, every tenth epoch, and the
+    best by the online probe (every --online-every epochs, on training patients; 0: none). --resume=auto goes on from
+    --out's newest, never refuses where there is one, PATH begins from another run's. A run goes on under the settings,
+    shards and code it began with; --accept=NAME,… lets differences through. --limit-steps ends early, for a trial.
     """
-    pretrain(Config(shards, out, dali, arch, size, epochs, batch_size, lr, temperature, precision, device, views,
-                    workers, seed, limit_steps, log_every))  # fmt: skip
+    pretrain(Config(**locals()))
 
 
 if __name__ == "__main__":
-    run("python -m train", train)
+    run("python -m train", {"": train, "status": status, "export": export})

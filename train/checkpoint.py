@@ -1,53 +1,83 @@
-"""Checkpoints: RUN/checkpoints/step-000000123.pt, each whole or not there; data, never code."""
+"""Checkpoints: RUN/checkpoints/step-000000123-0123456789abcdef.pt, each whole or not there; data, never code."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from shard.errors import InputError
-from shard.files import replacing
+from shard.files import write_bytes
 
-FORMAT = "cxr-simclr-checkpoint/1"
-KEEP = 2
+FORMAT = "cxr-simclr-checkpoint/2"
+KEEP = 2  # the newest; a run names others to be kept
+HASH_DIGITS = 16  # of the file's sha256, in its name, as PyTorch's hub has it
 
 
-def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write the state after `step` steps, synced and renamed; then drop all but the newest two."""
+def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: Iterable[int] = ()) -> Path:
+    """Write the state after `step` steps, synced and renamed; then drop all but the newest two and the steps `keep`."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:09d}.pt"
-    with replacing(path) as file:
-        torch.save({"format": FORMAT, **state}, file)
-    for old in sorted(folder.glob("step-*.pt"))[:-KEEP]:
-        old.unlink()
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, content)
+    path = folder / f"step-{step:09d}-{_hash(content.getbuffer())}.pt"
+    write_bytes(path, content.getbuffer())
+    kept = set(keep)
+    for old in list_checkpoints(run)[KEEP:]:
+        if step_of(old) not in kept:
+            old.unlink()
     return path
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoints, the newest first."""
+    return sorted((run / "checkpoints").glob("step-*.pt"), reverse=True)
 
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The checkpoint with the most steps, None where there is none."""
-    return max((run / "checkpoints").glob("step-*.pt"), default=None)
+    return next(iter(list_checkpoints(run)), None)
+
+
+def step_of(path: Path) -> int:
+    """How many steps a checkpoint is after, by its name."""
+    return int(path.name.split("-")[1].split(".")[0])
+
+
+class Rotten(InputError):
+    """A checkpoint whose bytes are not those that were written."""
 
 
 class UnreadableTensors(Exception):
     """A file that PyTorch can't read as data; its text is the reason, in one line."""
 
 
-def read_tensors(path: Path) -> Any:
+def read_tensors(source: Path | io.BytesIO) -> Any:
     """What torch.save wrote, onto the CPU, as data alone: code in the file is refused. Raises UnreadableTensors."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # a rotten pickle may raise anything at all
         reason = str(error).strip().split("\n")[0][:120]
         raise UnreadableTensors(f"{type(error).__name__}: {reason}") from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's state onto the CPU. Raises InputError where it can't be read or is of another format."""
+    """Read a checkpoint's state onto the CPU.
+
+    Raises Rotten where its bytes are not those its name has the hash of, InputError where they are of another format.
+    """
+    content = path.read_bytes()
+    said = re.search(r"-([0-9a-f]+)\.pt$", path.name)
+    if said and (digest := _hash(content)) != said[1]:
+        raise Rotten(f"{path}: cut short or rotten ({len(content)} bytes with sha256 {digest}…, its name says "
+                         f"{said[1]}…); remove it to go on from the one before")
     try:
-        state = read_tensors(path)
+        state = read_tensors(io.BytesIO(content))
     except UnreadableTensors as error:
         raise InputError(f"{path}: not a readable checkpoint ({error}); "
                          "remove it to go on from the one before") from None
@@ -55,3 +85,29 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise InputError(f"{path}: format {found!r}, this version reads {FORMAT!r}; train anew in another folder")
     return dict(state)
+
+
+def load_newest_good(run: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
+    """The newest checkpoint that is whole, its state, and the newer ones that are not; None where there is none at all.
+
+    Raises InputError where there are some and none is whole.
+    """
+    rotten: list[Path] = []
+    for path in list_checkpoints(run):
+        try:
+            return path, load_checkpoint(path), rotten
+        except Rotten:
+            rotten.append(path)
+    if rotten:
+        raise InputError(f"{rotten[0].parent}: {', '.join(path.name for path in rotten)}: cut short or rotten, and "
+                         "there is no other; remove them to train anew")
+    return None
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a rotten checkpoint, so that it neither counts as one nor is lost to who wants to look at it."""
+    return path.rename(path.with_name(f"rotten-{path.name}"))
+
+
+def _hash(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()[:HASH_DIGITS]

@@ -6,19 +6,34 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from pipeline.loader import Where
 from shard.errors import InputError
+from train.device import Device, Precision, resolve_device, resolve_precision
 
 Arch = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Device = Literal["auto", "cpu", "cuda"]
+Optimizer = Literal["adam", "adamw", "lars"]
+Schedule = Literal["constant", "cosine"]
+
+# Name → lowest, highest value.
+LIMITS = {
+    "size": (32, 1024), "epochs": (1, 10**5), "batch_size": (2, 10**6), "lr": (1e-9, 100.0),
+    "temperature": (1e-3, 100.0), "warmup_epochs": (0, 10**5), "weight_decay": (0, 10.0), "clip": (0, 1e6),
+    "micro_batch": (0, 10**6), "workers": (0, 4096), "seed": (0, 2**31 - 2**16), "limit_steps": (0, 10**12),
+    "log_every": (1, 10**6), "checkpoint_minutes": (0, 10**5), "online_every": (0, 10**5),
+}  # fmt: skip
+# What may be another when a run goes on: it changes where and how fast the same numbers are computed, or which of
+# them are written down. Epochs are here for a constant learning rate alone: see Config.decisive.
+HARMLESS = {"shards", "out", "epochs", "workers", "views", "recompute", "limit_steps", "log_every",
+            "checkpoint_minutes", "online_every", "resume", "accept"}  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of a pre-training run; precision and device are resolved, never "auto"."""
+    """Settings of a pre-training run; precision and device are resolved, never "auto".
+
+    batch_size: images a step, over all ranks. clip: the longest a gradient may be, 0 for any. micro_batch: images at
+    a time on each rank, 0 for all. warmup_epochs may be a part of one. accept: differences a resumed run may have.
+    """
 
     shards: Path
     out: Path
@@ -29,26 +44,42 @@ class Config:
     batch_size: int = 64
     lr: float = 3e-4
     temperature: float = 0.5
+    optimizer: Optimizer = "adam"
+    schedule: Schedule = "constant"
+    warmup_epochs: float = 0.0
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    recompute: bool = False
+    micro_batch: int = 0
+    sync_batchnorm: bool = True
     precision: Precision = "auto"
     device: Device = "auto"
+    compile: bool = False
     views: Where = "auto"
     workers: int = 0
     seed: int = 0
     limit_steps: int = 0
     log_every: int = 50
+    checkpoint_minutes: float = 10.0
+    online_every: int = 10
+    resume: str = "auto"
+    accept: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("size", 32, 1024), ("epochs", 1, 10**5), ("batch_size", 2, 10**5), ("workers", 0, 4096),
-            ("seed", 0, 2**31 - 2**16), ("limit_steps", 0, 10**12), ("log_every", 1, 10**6), ("lr", 1e-9, 100.0),
-            ("temperature", 1e-3, 100.0),
-        ):  # fmt: skip
+        for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise InputError(f"--{name.replace('_', '-')}={value}: wants a number from {low} to {high}")
+            if not low <= value <= high:  # NaN is not either
+                raise InputError(f"{flag_of(name)}={value}: wants a number from {low} to {high}")
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise InputError(f"--micro-batch={self.micro_batch}: does not divide --batch-size={self.batch_size}; "
+                             f"{_divisors(self.batch_size)} do")
+        if self.warmup_epochs > self.epochs:
+            raise InputError(f"--warmup-epochs={self.warmup_epochs:g}: more than --epochs={self.epochs}; lower it")
+        if self.compile and self.recompute:
+            raise InputError("--compile --recompute: the compiler decides itself what to compute again; drop one")
         # Frozen for everyone else: "auto" is settled here, so that a checkpoint says what really ran.
         object.__setattr__(self, "device", resolve_device(self.device))
-        object.__setattr__(self, "precision", _resolve_precision(self.precision, self.device))
+        object.__setattr__(self, "precision", resolve_precision(self.precision, self.device))
 
     @property
     def backend(self) -> Literal["dali", "torchvision"]:
@@ -57,29 +88,21 @@ class Config:
 
     def plain(self) -> dict[str, str | int | float | bool]:
         """All settings as plain values, as a checkpoint keeps them."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        return {name: str(value) if isinstance(value, Path) else ",".join(value) if isinstance(value, tuple) else value
+                for name, value in asdict(self).items()}  # fmt: skip
 
-    def decisive(self) -> dict[str, object]:
+    def decisive(self) -> dict[str, str | int | float | bool]:
         """The settings that change the weights a step gives; a resumed run must agree in all of them."""
-        names = ("dali", "arch", "size", "batch_size", "lr", "temperature", "precision", "device", "seed")
-        return {name: getattr(self, name) for name in names}
+        harmless = HARMLESS - {"epochs"} if self.schedule == "cosine" else HARMLESS
+        return {name: value for name, value in self.plain().items() if name not in harmless}
 
 
-def resolve_device(device: Device) -> Device:
-    """Settle "auto": cuda where there is a GPU, else cpu. Raises InputError where a wanted GPU is not there."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device=cuda: PyTorch sees no GPU here; use --device=cpu or see nvidia-smi")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+def flag_of(name: str) -> str:
+    """A setting's flag on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
-def _resolve_precision(precision: Precision, device: Device) -> Precision:
-    if precision == "fp16" and device == "cpu":
-        raise InputError("--precision=fp16: wants a GPU; on a CPU use bf16 or fp32")
-    if precision != "auto":
-        return precision
-    if device == "cuda":
-        return "fp16"
-    has_mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return "bf16" if has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+def _divisors(number: int) -> str:
+    """The largest few numbers that divide `number`, for a message."""
+    fitting = [part for part in range(1, number // 2 + 1) if number % part == 0][-4:]
+    return ", ".join(map(str, fitting))

@@ -1,9 +1,11 @@
-"""The run's journal: metrics.jsonl, TensorBoard beside it, and loss.png drawn from it."""
+"""What a run writes of itself: metrics.jsonl, speed.jsonl, TensorBoard, and loss.png drawn from them."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,53 +17,80 @@ from torch.utils.tensorboard import SummaryWriter
 
 from shard.files import replacing, write_bytes
 
-NAME = "metrics.jsonl"
+METRICS, SPEED = "metrics.jsonl", "speed.jsonl"
 
 
 class Journal:
-    """Appends one JSON line a step-interval and an epoch; what a resumed run will do again is dropped first."""
+    """Appends lines to metrics.jsonl, which a resumed run goes on with, and to speed.jsonl, which tells what happened.
 
-    def __init__(self, run: Path, step: int) -> None:
-        self._path = run / NAME
-        kept = [line for line in read_journal(run) if line["step"] <= step]
-        write_bytes(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file: IO[str] = self._path.open("a")
+    metrics.jsonl holds what the recipe decides, and no clock: a line that a resumed run will write again is dropped
+    first, so that it ends equal to that of a run never stopped. speed.jsonl holds rates, waits and starts.
+    """
+
+    def __init__(self, run: Path, step: int, lines: int) -> None:
+        """Go on after so many steps, and so many lines of metrics.jsonl; 0 and 0 for a new run."""
+        kept = read_journal(run)[:lines]
+        write_bytes(run / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.lines = len(kept)
+        self._metrics: IO[str] = (run / METRICS).open("a")
+        self._speed: IO[str] = (run / SPEED).open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, **values: float) -> None:
-        """Append a line of the given kind, "step" or "epoch"; values holds step, epoch and what was measured."""
-        self._file.write(json.dumps({"kind": kind, **values}) + "\n")
-        self._file.flush()
+        """Append a line of kind "step", "epoch" or "online"; values holds step, epoch and what was measured."""
+        self._metrics.write(json.dumps({"kind": kind, **values}) + "\n")
+        self._metrics.flush()
+        self.lines += 1
+        self._show(kind, values)
+
+    def write_speed(self, kind: str, **values: float) -> None:
+        """Append a line to speed.jsonl with the time of day: kind "start", "step" or "stop"."""
+        self._speed.write(json.dumps({"kind": kind, "time": round(time.time(), 1), **values}) + "\n")
+        self._speed.flush()
+        if kind == "step":
+            self._show("speed", values)
+
+    def _show(self, kind: str, values: dict[str, float]) -> None:
         for name, value in values.items():
             if name != "step":
-                self._board.add_scalar(f"{kind}/{name}", value, values["step"])
+                self._board.add_scalar(f"{kind}/{name}", value, int(values["step"]))
+
+    def sync(self) -> None:
+        """Have all lines on the disk: a checkpoint must not be there without the lines before it."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
-        """Flush and close both files."""
-        self._file.close()
+        """Flush and close all files."""
+        self._metrics.close()
+        self._speed.close()
         self._board.close()
 
 
-def read_journal(run: Path) -> list[dict[str, Any]]:
+def read_journal(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
     """The journal's lines; a last line that a killed run left unfinished is not one."""
-    path = run / NAME
+    path = run / name
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def draw_loss(run: Path, batch_size: int) -> None:
-    """Draw loss.png: NT-Xent against epochs, with the loss of a model that can't tell 2B views apart."""
+    """Draw loss.png: NT-Xent against epochs and images seen, and the loss of a model that can't tell 2B views apart."""
     lines = read_journal(run)
     steps = [line for line in lines if line["kind"] == "step"]
     epochs = [line for line in lines if line["kind"] == "epoch"]
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
     axes.plot([line["epoch"] for line in steps], [line["loss"] for line in steps], color="0.7", lw=1, label="interval")
     axes.plot([line["epoch"] for line in epochs], [line["loss"] for line in epochs], "o-", ms=3, label="epoch mean")
     axes.axhline(math.log(2 * batch_size - 1), color="0.4", ls="--", lw=1, label=f"chance, ln {2 * batch_size - 1}")
     axes.set(xlabel="epoch", ylabel="NT-Xent loss", title="Pre-training loss")
+    if epochs:
+        images = epochs[-1]["step"] * batch_size / epochs[-1]["epoch"]  # an epoch
+        seen = axes.secondary_xaxis("top", (lambda epoch: epoch * images, lambda count: count / images))
+        seen.set_xlabel("images seen")
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines["right"].set_visible(False)
     with replacing(run / "loss.png") as file:
         figure.savefig(file, dpi=120, format="png")
     plt.close(figure)

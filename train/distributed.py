@@ -1,0 +1,217 @@
+"""Ranks: who they are, what they tell one another, and what becomes of the others when one fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.nn.functional import all_gather, all_reduce
+from torch.distributed.rendezvous import rendezvous
+
+from shard.errors import InputError
+
+JOINING = timedelta(minutes=5)  # Python and PyTorch come off a shared disk, on some nodes later than on others
+# A rank that ends closes its connections, which the others see at once. These are for one that is there and silent.
+SILENT_GPU, SILENT_CPU = timedelta(minutes=5), timedelta(minutes=60)
+LAST_WORDS_S = 5.0  # how long a rank waits to hear why another has ended
+FIRST_PORT, PORTS = 16384, 16384
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of its run. local: its number on its node, which is its GPU's."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    control: Any = None  # a group of gloo's, for words between the CPUs: a GPU's queue need not be waited for
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes and speaks."""
+        return self.rank == 0
+
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """Each flag, true where it is so on any rank."""
+        if self.world == 1:
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.control)
+        return [bool(vote) for vote in votes]
+
+    def from_first(self, value: Any) -> Any:
+        """The first rank's value, on all."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def of_all(self, value: Any) -> list[Any]:
+        """Every rank's value, on all."""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value, group=self.control)
+        return values
+
+
+def find_ranks() -> Ranks:
+    """What torchrun's or srun's variables say of this process; a run of one rank where there are none.
+
+    From srun's the variables that PyTorch joins by are set. Raises InputError where they can't be read.
+    """
+    said = os.environ
+    if "RANK" in said and "WORLD_SIZE" in said:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif "SLURM_STEP_NUM_TASKS" in said:  # absent in a batch script, which is one process whatever --ntasks
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    else:
+        return Ranks()
+    try:
+        rank, world, local = (int(said.get(name, "0")) for name in names)
+    except ValueError:
+        shown = ", ".join(f"{name}={said.get(name)}" for name in names)
+        raise InputError(f"{shown}: not whole numbers; start with torchrun or srun") from None
+    if names[0] == "SLURM_PROCID" and world > 1:
+        said.setdefault("MASTER_ADDR", first_host(said["SLURM_STEP_NODELIST"]))
+        said.setdefault("MASTER_PORT", str(FIRST_PORT + int(said["SLURM_JOB_ID"]) * 8 % PORTS))
+        said.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local))
+    return Ranks(rank, world, local)
+
+
+def first_host(nodes: str) -> str:
+    """The first node of a list as Slurm writes it: "gpu[003-010,12],cpu1" → "gpu003"."""
+    first = re.split(r",(?![^\[]*\])", nodes)[0]
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """This process among its ranks, connected within the block: by NCCL on a GPU, by gloo on a CPU.
+
+    A rank that fails within tells the others why, and they end, each with an InputError that names it.
+    """
+    ranks = find_ranks()
+    if ranks.world == 1:
+        yield ranks
+        return
+    if device == "cuda":
+        if ranks.local >= torch.cuda.device_count():
+            raise InputError(f"rank {ranks.rank}: the {ranks.local + 1}th on {socket.gethostname()}, which has "
+                             f"{torch.cuda.device_count()} GPUs; start one rank a GPU")  # fmt: skip
+        torch.cuda.set_device(ranks.local)
+    try:
+        store, _, _ = next(iter(rendezvous("env://", timeout=JOINING)))
+        backend, silent = ("nccl", SILENT_GPU) if device == "cuda" else ("gloo", SILENT_CPU)
+        dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=silent)
+    except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise InputError(f"rank {ranks.rank}: could not join the {ranks.world} ranks at {place} "
+                         f"({_one_line(error)}); did they all start, and is that port free?") from None
+    ranks = Ranks(ranks.rank, ranks.world, ranks.local, dist.new_group(backend="gloo", timeout=SILENT_CPU))
+    try:
+        yield ranks
+    except Exception as error:
+        explained = _explain(error, ranks, PrefixStore("last-words", store))
+        if explained is None:
+            raise
+        raise explained from error
+    dist.destroy_process_group()
+
+
+def _explain(error: Exception, ranks: Ranks, store: PrefixStore) -> InputError | None:
+    """This rank's failure as it is told to the others, or what another's was; None where a traceback tells more."""
+    me = f"rank {ranks.rank} on {socket.gethostname()}"
+    if not (isinstance(error, dist.DistError) or re.search(r"gloo|NCCL", str(error))):
+        store.set("why", f"{me} failed: {_one_line(error)}")
+        return InputError(f"{me}: {error}") if isinstance(error, InputError) else None
+    try:
+        store.set(f"alive-{ranks.rank}", "")
+        time.sleep(LAST_WORDS_S)  # also lets its error come out above ours
+        if store.check(["why"]):
+            return InputError(f"{me}: ends because {store.get('why').decode()}")
+        missing = [str(rank) for rank in range(ranks.world) if not store.check([f"alive-{rank}"])]
+    except RuntimeError:  # the store is the first rank's
+        missing = ["0"]
+    said = f"rank {', '.join(missing)} ended" if missing else f"the connection broke ({_one_line(error)})"
+    return InputError(f"{me}: {said} without a word: killed, or its node lost? Run the same command to go on")
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300] if not isinstance(error, InputError) else str(error)
+
+
+def gather(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, int]:
+    """Every rank's x, one after the other along `dim`, with its gradient; and where ours begins."""
+    if not dist.is_initialized():
+        return x, 0
+    return torch.cat(all_gather(x), dim), dist.get_rank() * x.shape[dim]
+
+
+def average(model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
+    """Replace each gradient by its mean over ranks, and return the loss's: those of the joint batch.
+
+    All in one sum, laid out alike at every start. DistributedDataParallel lays its buckets out anew after the first
+    step, and three ranks' sums in another order would differ in the last bit after a resume.
+    """
+    if not dist.is_initialized():
+        return loss
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients] + [loss.to(gradients[0].dtype).reshape(1)])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    *parts, mean = flat.split([*(gradient.numel() for gradient in gradients), 1])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view(gradient.shape))
+    joint: torch.Tensor = mean[0].to(loss.dtype)
+    return joint
+
+
+def synchronise_batchnorm(model: nn.Module, device: torch.device) -> None:
+    """Have BatchNorm go over the views of all ranks: by PyTorch's own on a GPU, by ours on a CPU, where it has none."""
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, below the top
+        return
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = JointBatchNorm2d
+
+
+class JointBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over the images of all ranks, as many on each; in training, in float32 at least."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, C, H, W] → normalised by the moments of [B·world, C, H, W]."""
+        if not self.training:
+            return super().forward(x)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = _mean_over_ranks(wide.mean((0, 2, 3)))
+        centred = wide - mean[:, None, None]
+        variance = _mean_over_ranks(centred.square().mean((0, 2, 3)))
+        self._move(mean.detach(), variance.detach(), x.numel() // x.shape[1] * dist.get_world_size())
+        gain = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * gain[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    def _move(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
+        """The running statistics, the unbiased variance among them, as nn.BatchNorm2d does."""
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+
+
+def _mean_over_ranks(x: torch.Tensor) -> torch.Tensor:
+    total: torch.Tensor = all_reduce(x)
+    return total / dist.get_world_size()

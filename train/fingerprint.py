@@ -1,0 +1,72 @@
+"""The fingerprint of a run: all that decides its numbers. A run goes on only where nothing of it has changed."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shard.errors import InputError
+from shard.machine import version_of
+from train.config import Config
+
+ROOT = Path(__file__).parent.parent
+# Files whose change may change a weight's last bit: who makes the views, and who makes a step of them.
+CODE = (
+    *(f"pipeline/{name}.py" for name in ("recipe", "plan", "draw", "fused", "dali", "reference", "loader")),
+    *(f"train/{name}.py" for name in ("model", "loss", "large_batch", "distributed", "optim", "step")),
+)
+PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "numba", "numpy")
+RANKS = "ranks"
+
+Fingerprint = dict[str, str | int | float | bool]
+
+
+def take_fingerprint(config: Config, promise: dict[str, Any], world: int) -> Fingerprint:
+    """What decides a run's numbers, by name: settings, what its loader promises, ranks, code and versions."""
+    loader = {name: str(value) for name, value in promise.items() if name in ("shards", "recipe", "backend", "views")}
+    versions = {name: version_of(name) for name in PACKAGES}
+    return {**config.decisive(), **loader, RANKS: world, "code": hash_code(), **versions}
+
+
+def differences(then: Fingerprint, now: Fingerprint) -> dict[str, tuple[Any, Any]]:
+    """What differs between two fingerprints: name → (then, now)."""
+    return {name: (then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)}
+
+
+def check_fingerprint(
+    path: Path, then: Fingerprint, now: Fingerprint, *, between_epochs: bool, accept: Sequence[str]
+) -> None:
+    """Raise InputError with a table of what differs, but for what is accepted; between epochs ranks may differ."""
+    allowed = {*accept, *((RANKS,) if between_epochs else ())}
+    differing = differences(then, now)
+    if unknown := [name for name in accept if name not in {**then, **now}]:
+        raise InputError(f"--accept={','.join(accept)}: {unknown[0]} is no part of a run's fingerprint; "
+                         f"{', '.join(differing) or 'nothing'} differs")  # fmt: skip
+    refused = {name: pair for name, pair in differing.items() if name not in allowed}
+    if not refused:
+        return
+    rows = [("", "there", "now"), *((name, _short(one), _short(other)) for name, (one, other) in refused.items())]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    table = "\n".join(f"  {name:{widths[0]}}  {one:{widths[1]}}  {other}" for name, one, other in rows)
+    ranks = " Another number of ranks goes on from an epoch's end alone." if RANKS in refused else ""
+    raise InputError(f"{path}: made under what gives other numbers:\n{table}\nGo back to that, or train anew with "
+                     f"another --out, or go on all the same with --accept={','.join(refused)}.{ranks}")
+
+
+def hash_code() -> str:
+    """A hash of the code that decides a run's numbers, of what it does: comments and docstrings are not looked at."""
+    digest = hashlib.sha256()
+    for name in CODE:
+        tree = ast.parse((ROOT / name).read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:16]
+
+
+def _short(value: Any) -> str:
+    return str(value) if len(str(value)) <= 40 else f"{str(value)[:37]}…"

@@ -1,0 +1,72 @@
+"""A run at its beginning: loader, model and optimiser as its settings ask, or why that can't be."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from pipeline.loader import choose_views, two_view_loader
+from pipeline.recipe import Recipe
+from shard.errors import InputError
+from shard.machine import cores
+from shard.manifest import Manifest, read_manifest
+from train.config import Config
+from train.device import make_fast
+from train.distributed import Ranks, synchronise_batchnorm
+from train.large_batch import recompute_blocks
+from train.model import SimCLR
+from train.online import OnlineProbe
+from train.optim import make_optimizer
+from train.state import Run
+from train.stop import Stop
+
+
+def set_up(config: Config, ranks: Ranks | None = None, stop: Stop | None = None) -> Run:
+    """The loader, model and optimiser that `config` asks for, at step 0. Raises InputError where that can't be."""
+    ranks, stop = ranks or Ranks(), stop or Stop()
+    manifest = read_manifest(config.shards)
+    share = _share_of_batch(config, ranks.world)
+    recipe = Recipe(size=config.size, mean=manifest.pixel_mean, std=manifest.pixel_std)
+    device = torch.device("cuda", ranks.local) if config.device == "cuda" else torch.device("cpu")
+    make_fast(device)
+    where, why = choose_views(config.views, config.backend, device, config.workers or cores())
+    if ranks.first:
+        print(f"views are made on the {where.upper()}: {why}")
+        _warn_of_small_images(config, manifest)
+    half = config.precision == "fp16" and config.dali  # what autocast would make of them anyway
+    loader = two_view_loader(config.backend, config.shards, manifest, recipe, batch_size=share, device=device,
+                             views=config.views, half=half, workers=config.workers, seed=config.seed,
+                             rank=ranks.rank, world=ranks.world)  # fmt: skip
+    torch.manual_seed(config.seed)  # for the weights; views are drawn from the loader's own generators
+    model = SimCLR(config.arch).to(memory_format=torch.channels_last).to(device)
+    torch.manual_seed(config.seed + ranks.rank)
+    if ranks.world > 1 and config.sync_batchnorm:
+        synchronise_batchnorm(model, device)
+    if config.recompute:
+        recompute_blocks(model)
+    optimizer = make_optimizer(config.optimizer, model, lr=config.lr, weight_decay=config.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    forward = torch.compile(model) if config.compile else model
+    online = OnlineProbe(config, manifest, recipe, device)
+    return Run(config, manifest, recipe, loader, model, forward, optimizer, scaler, online, ranks, stop)
+
+
+def _share_of_batch(config: Config, world: int) -> int:
+    """Images a step on each rank."""
+    if config.batch_size % world:
+        raise InputError(f"--batch-size={config.batch_size}: the batch of all ranks, and {world} can't share it; use "
+                         f"{config.batch_size // world * world or world}")
+    share = config.batch_size // world
+    if config.micro_batch and share % config.micro_batch:
+        raise InputError(f"--micro-batch={config.micro_batch}: does not divide the {share} images that each of {world} "
+                         f"ranks has of --batch-size={config.batch_size}")  # fmt: skip
+    return share
+
+
+def _warn_of_small_images(config: Config, manifest: Manifest) -> None:
+    sharded = manifest.settings["size"]
+    if config.size > sharded:
+        print(f"warning: --size={config.size}: views are larger than the images in {config.shards}, of which the short "
+              f"side is {sharded} px; they will be enlarged. Shard anew with --size={config.size} or more, or lower it",
+              file=sys.stderr)  # fmt: skip

@@ -1,0 +1,210 @@
+"""Run: what changes while training, and how it goes into a checkpoint and comes out of one, exactly."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.loader import ViewLoader
+from pipeline.recipe import Recipe
+from shard.errors import InputError
+from shard.files import write_bytes
+from shard.machine import commit
+from shard.manifest import Manifest
+from train.checkpoint import list_checkpoints, load_checkpoint, load_newest_good, save_checkpoint, set_aside, step_of
+from train.config import Config
+from train.distributed import Ranks
+from train.fingerprint import PACKAGES, check_fingerprint, take_fingerprint
+from train.journal import METRICS, Journal
+from train.model import SimCLR
+from train.online import OnlineProbe
+from train.stop import Stop
+
+MILESTONE = 10  # every so many epochs a checkpoint is kept for good
+
+
+class Run:
+    """A run between two steps. What a checkpoint holds is in state()."""
+
+    def __init__(
+        self, config: Config, manifest: Manifest, recipe: Recipe, loader: ViewLoader, model: SimCLR,
+        forward: Callable[[torch.Tensor], torch.Tensor], optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler, online: OnlineProbe, ranks: Ranks, stop: Stop,
+    ) -> None:  # fmt: skip
+        """forward: the model, compiled or not."""
+        self.config, self.manifest, self.recipe, self.loader = config, manifest, recipe, loader
+        self.model, self.forward, self.optimizer, self.scaler = model, forward, optimizer, scaler
+        self.online, self.ranks, self.stop = online, ranks, stop
+        self.journal: Journal | None = None  # the first rank's, once it is known where it goes on
+        self.step = 0
+        # Of the epoch under way: the sum of the losses in the journal, and those that are not in it yet.
+        self.loss_sum, self.losses = 0.0, list[torch.Tensor]()
+        self.milestones = list[int]()  # steps whose checkpoints are kept
+        self.best: dict[str, float] | None = None  # step, epoch and score of the best checkpoint by the online probe
+        self.origin = ""  # the checkpoint of another run that this one began from
+        self._fingerprint = take_fingerprint(config, loader.state_dict()["promise"], ranks.world)
+        self._journalled = (config.out, 0)  # whose journal is gone on with, and how many of its lines
+        self._saved_at = time.monotonic()
+
+    def finished(self, epoch: int) -> bool:
+        """Whether the run has had its epochs, or its limit of steps."""
+        return epoch >= self.config.epochs or 0 < self.config.limit_steps <= self.step
+
+    def save_is_due(self) -> bool:
+        """Whether the last checkpoint is older than --checkpoint-minutes."""
+        return time.monotonic() - self._saved_at >= 60 * self.config.checkpoint_minutes > 0
+
+    def save(self, epoch: int, done_in_epoch: int) -> None:
+        """Write a checkpoint `done_in_epoch` steps into `epoch`; all ranks take part, the first writes.
+
+        Raises InputError where a loss is not a number: what is on the disk stays good.
+        """
+        self.check_losses(epoch, done_in_epoch)
+        chance = self.ranks.of_all(_random_state(self.config.device))
+        self._saved_at = time.monotonic()
+        if self.journal is None:
+            return
+        if done_in_epoch == 0 and epoch % MILESTONE == 0:
+            self.milestones.append(self.step)
+        self.journal.sync()
+        keep = [*self.milestones, *([int(self.best["step"])] if self.best else [])]
+        save_checkpoint(self.config.out, self.step, self._state(epoch, done_in_epoch, chance), keep)
+
+    def _state(self, epoch: int, done_in_epoch: int, chance: list[Any]) -> dict[str, Any]:
+        manifest = self.manifest
+        return {
+            "epoch": epoch, "done_in_epoch": done_in_epoch, "step": self.step, "loss_sum": self.loss_sum,
+            "losses": torch.cat(self.losses) if self.losses else torch.empty(0),
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(), "loader": self.loader.state_dict(), "chance": chance,
+            "journal_lines": self.journal.lines if self.journal else 0,
+            "milestones": self.milestones, "best": self.best, "origin": self.origin,
+            "fingerprint": self._fingerprint, "config": self.config.plain(), "recipe": asdict(self.recipe),
+            "shards": manifest.fingerprint(), "data": manifest.counts, "commit": commit(),
+            "versions": {name: self._fingerprint[name] for name in PACKAGES},
+        }  # fmt: skip
+
+    def resume(self) -> tuple[int, int]:
+        """Take up the checkpoint that --resume asks for; returns (epoch, steps done in it), (0, 0) where there is none.
+
+        Raises InputError where it was made under what gives other numbers.
+        """
+        found = self.ranks.from_first(self._find() if self.ranks.first else None)
+        if found is None:
+            return 0, 0
+        path, state = found
+        done = state["done_in_epoch"] % len(self.loader)
+        check_fingerprint(path, state["fingerprint"], self._fingerprint, between_epochs=done == 0,
+                          accept=self.config.accept)  # fmt: skip
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        # The fingerprint holds what the loader promises, and has been compared.
+        self.loader.load_state_dict({**state["loader"], "promise": self.loader.state_dict()["promise"]})
+        if len(state["chance"]) == self.ranks.world:
+            _set_random_state(state["chance"][self.ranks.rank], self.config.device)
+        self.step, self.loss_sum = state["step"], state["loss_sum"]
+        self.losses = list(state["losses"].to(self.config.device).split(1))
+        self.milestones, self.best = state["milestones"], state["best"]
+        self.origin = state["origin"] or (str(path) if path.parent.parent != self.config.out else "")
+        self._journalled = (path.parent.parent, state["journal_lines"])
+        self.say(f"resuming from {path} (epoch {state['epoch'] + 1}, step {self.step})")
+        return state["epoch"], state["done_in_epoch"]
+
+    def _find(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint to go on from, with its journal lines in --out; None for a new run."""
+        wanted, out = self.config.resume, self.config.out
+        if wanted == "never" and list_checkpoints(out):
+            raise InputError(f"--resume=never: {out} has checkpoints, up to step {step_of(list_checkpoints(out)[0])}; "
+                             "choose another --out, or remove that folder")  # fmt: skip
+        own = load_newest_good(out)
+        if wanted in ("auto", "never"):
+            return self._after_rot(*own) if own else None
+        path = _checkpoint_at(Path(wanted).expanduser())
+        if own is None:
+            return path, load_checkpoint(path)
+        if own[1]["origin"] == str(path) or own[0] == path:
+            return self._after_rot(*own)
+        raise InputError(f"--resume={wanted}: {out} holds a run that did not begin there, up to step {own[1]['step']}; "
+                         "choose another --out")
+
+    def _after_rot(self, path: Path, state: dict[str, Any], rotten: list[Path]) -> tuple[Path, dict[str, Any]]:
+        for other in rotten:
+            self.say(f"warning: {other} is cut short or rotten; it is set aside as {set_aside(other).name}, and the "
+                     f"run goes on from {path}")  # fmt: skip
+        return path, state
+
+    def open_journal(self) -> None:
+        """Open the journal where the run stands; the first rank alone has one."""
+        if not self.ranks.first:
+            return
+        out, (there, lines) = self.config.out, self._journalled
+        if there != out and (there / METRICS).exists():  # another run's lines go along
+            write_bytes(out / METRICS, (there / METRICS).read_bytes())
+        self.journal = Journal(out, self.step, lines)
+        if self.journal.lines < lines:
+            self.say(f"warning: {out / METRICS} has {self.journal.lines} lines, the checkpoint was written after "
+                     f"{lines}; the curve will have a gap")  # fmt: skip
+
+    def check_losses(self, epoch: int, done_in_epoch: int) -> None:
+        """Raise InputError with a step, its batch's keys and the last good checkpoint, where a loss is not a number.
+
+        The losses looked at are those not in the journal yet, up to `done_in_epoch`.
+        """
+        if not self.losses or bool((finite := torch.cat(self.losses).isfinite()).all()):
+            return
+        first = int((~finite).nonzero()[0])
+        back = len(finite) - 1 - first  # steps taken since
+        keys = self.loader.keys(epoch, done_in_epoch - 1 - back)
+        where = ""
+        if self.ranks.first:
+            self.config.out.mkdir(parents=True, exist_ok=True)
+            write_bytes(self.config.out / "bad-batch.txt", "".join(f"{key}\n" for key in keys).encode())
+            where = f" and {len(keys) - 3} more, all in {self.config.out / 'bad-batch.txt'}"
+        good = list_checkpoints(self.config.out)
+        raise InputError(
+            f"step {self.step - back}: the loss is {float(self.losses[first])}, on images {', '.join(keys[:3])}{where};"
+            f" lower --lr={self.config.lr:g}, or use --clip=1 or --precision=fp32; the last good checkpoint is "
+            f"{good[0] if good else 'none'}")  # fmt: skip
+
+    def say(self, text: str) -> None:
+        """Print a line, once for all ranks."""
+        if self.ranks.first:
+            print(text, flush=True)
+
+
+def _checkpoint_at(path: Path) -> Path:
+    """A checkpoint named by itself or by its run."""
+    if path.is_file():
+        return path.resolve()
+    found = load_newest_good(path) if path.is_dir() else None
+    if found is None:
+        raise InputError(f"--resume={path}: no checkpoint there; give a run's folder, one of its checkpoints, auto or "
+                         "never")
+    return found[0].resolve()
+
+
+def _random_state(device: str) -> dict[str, Any]:
+    """Every generator's state, as data that a checkpoint may hold."""
+    numpy: Any = np.random.get_state(legacy=False)
+    state = {"python": random.getstate(), "torch": torch.get_rng_state(),
+             "numpy": {**numpy, "state": {**numpy["state"], "key": numpy["state"]["key"].tolist()}}}  # fmt: skip
+    if device == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any], device: str) -> None:
+    numpy = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state({**numpy, "state": {**numpy["state"], "key": np.array(numpy["state"]["key"], np.uint32)}})
+    torch.set_rng_state(state["torch"])
+    if device == "cuda":
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,99 @@
+"""status: where a run stands and what to run next, from its files alone."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from shard.errors import InputError
+from shard.files import write_bytes
+from train.checkpoint import list_checkpoints
+from train.config import Config, flag_of
+from train.journal import SPEED, read_journal
+from train.state import Run
+
+CARD = "run.json"
+FRESH_S = 300.0  # a run that wrote nothing for as long may have been killed
+
+
+def write_card(run: Run) -> None:
+    """Write run.json: the command, the settings and how many steps they make."""
+    if not run.ranks.first:
+        return
+    card = {"command": train_command(run.config.plain()), "settings": run.config.plain(), "ranks": run.ranks.world,
+            "steps_per_epoch": len(run.loader), "images_per_epoch": run.manifest.images("train")}  # fmt: skip
+    write_bytes(run.config.out / CARD, (json.dumps(card, indent=1) + "\n").encode())
+
+
+def train_command(settings: dict[str, Any]) -> str:
+    """The command that makes a run of these settings: each that is not the default."""
+    defaults = {field.name: field.default for field in fields(Config)}
+    given = {name: value for name, value in settings.items() if value not in (defaults[name], "")}
+    return " ".join(["python -m train", *(flag_of(name) + ("" if value is True else f"={shlex.quote(str(value))}")
+                                          for name, value in given.items())])  # fmt: skip
+
+
+def status(run: Path) -> None:
+    """Say where RUN stands and what to run next. Reads its files alone, and may be asked at any time."""
+    try:
+        card = json.loads((run / CARD).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{run}: no {CARD}; give the folder of a run, what python -m train had as --out") from None
+    settings = card["settings"]
+    lines, speed = read_journal(run), read_journal(run, SPEED)
+    total = settings["epochs"] * card["steps_per_epoch"]
+    step = max([line["step"] for line in (*lines, *speed)], default=0)
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    done = bool(epochs) and epochs[-1]["epoch"] >= settings["epochs"]
+    print(f"{run}: {settings['arch']} at {settings['size']} px, batch {settings['batch_size']}, step {step} of {total},"
+          f" epoch {step / card['steps_per_epoch']:.2f} of {settings['epochs']}")  # fmt: skip
+    _say_measures(lines)
+    running = _say_speed(speed, settings, total - step) and not done
+    checkpoints = list_checkpoints(run)
+    if checkpoints:
+        age = time.time() - checkpoints[0].stat().st_mtime
+        print(f"last checkpoint: {checkpoints[0]}, {tqdm.format_interval(age)} old")
+    if done:
+        report = f"python -m probe report {shlex.quote(str(run))} --shards={shlex.quote(settings['shards'])}"
+        print(f"done; next: {report}")
+    elif running:
+        print(f"it seems to be running; watch it with: tensorboard --logdir={shlex.quote(str(run))}")
+    else:
+        print(f"not running; next: {card['command']}")
+
+
+def _say_measures(lines: list[dict[str, Any]]) -> None:
+    steps = [line for line in lines if line["kind"] == "step"]
+    if steps:
+        last = steps[-1]
+        print(f"loss {last['loss']:.4f} at step {last['step']}; top-1 {last['top1']:.1%}, positive similarity "
+              f"{last['positive_similarity']:.3f}, negative {last['negative_similarity']:.3f}, embedding rank "
+              f"{last['embedding_rank']:.1f}")  # fmt: skip
+    online = [line for line in lines if line["kind"] == "online"]
+    if online:
+        best = max(online, key=lambda line: float(line["linear_auroc"]))
+        print(f"online probe: AUROC {online[-1]['linear_auroc']:.3f} at epoch {online[-1]['epoch']}, best "
+              f"{best['linear_auroc']:.3f} at epoch {best['epoch']} (training patients)")  # fmt: skip
+
+
+def _say_speed(speed: list[dict[str, Any]], settings: dict[str, Any], steps_left: int) -> bool:
+    """Print the rate and the time left; whether the run seems to be running."""
+    if not speed:
+        return False
+    rates = [line for line in speed if line["kind"] == "step"]
+    if rates and rates[-1]["images_per_s"]:
+        rate = rates[-1]["images_per_s"]
+        left = tqdm.format_interval(steps_left * settings["batch_size"] / rate)
+        print(f"{rate:.0f} images/s, {rates[-1]['data_wait']:.1%} of the time waiting for data, {left} left")
+    ago = time.time() - speed[-1]["time"]
+    starts = sum(line["kind"] == "start" for line in speed)
+    print(f"started {starts} time{'s' * (starts > 1)}; last line {tqdm.format_interval(ago)} ago")
+    sys.stdout.flush()
+    return bool(speed[-1]["kind"] != "stop" and ago < FRESH_S)
