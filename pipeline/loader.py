@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from pipeline.plan import Batch, Plan, cut_into_batches
-from pipeline.recipe import Recipe, least_size
+from pipeline.recipe import Recipe, Where, least_size
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.machine import cores
@@ -20,7 +20,6 @@ from shard.manifest import Manifest
 
 Backend = Literal["dali", "torchvision"]
 Maker = Literal["dali-fused", "dali-stock", "torchvision"]
-Where = Literal["auto", "cpu", "gpu"]
 Views = tuple[torch.Tensor, torch.Tensor]
 
 # A core makes 1,000 to 2,500 images/s (two 224 px views of a 390×320 JPEG each), and an H100 trains a ResNet-50 on
@@ -116,8 +115,9 @@ def two_view_loader(
     where = choose_views(views, backend, device, workers)[0]
     maker: Maker = "torchvision" if backend == "torchvision" else "dali-fused" if where == "cpu" else "dali-stock"
     plan = Plan(tuple(shard.samples for shard in manifest.of_split(split)), batch_size, seed, rank, world)
-    promise = {"shards": manifest.fingerprint(), "split": split, "recipe": asdict(recipe), "backend": maker, "views": where,
-               "batch_size": batch_size * world, "ranks": world, "half": half, "seed": seed}  # fmt: skip
+    promise = {"shards": manifest.fingerprint(), "split": split, "recipe": asdict(recipe), "backend": maker,
+               "views": where, "batch_size": batch_size * world, "ranks": world, "half": half,
+               "seed": seed}  # fmt: skip
     fetcher = Fetcher(folder, manifest, split)
     start = partial(make_views, maker, fetcher, recipe=recipe, seed=seed, device=device, workers=workers, half=half)
     return ViewLoader(plan, start, promise, fetcher.key)

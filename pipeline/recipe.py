@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+Where = Literal["auto", "cpu", "gpu"]  # views are made
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pipeline.loader import Where
+from pipeline.recipe import Where
 from shard.cli import run
-from train.config import Arch, Config, Optimizer, Schedule
-from train.device import Device, Precision
-from train.export import export
-from train.loop import pretrain
-from train.status import status
+from train.config import Arch, Config, Device, Optimizer, Precision, Schedule, check_batch
+
+# What the commands do is imported by who does it: PyTorch takes seconds, and a flag that is wrong is told of before.
+
+Format = Literal["torchvision", "timm", "safetensors", "onnx"]
 
 
 def train(
@@ -38,7 +39,33 @@ def train(
     --out's newest, never refuses where there is one, PATH begins from another run's. A run goes on under the settings,
     shards and code it began with; --accept=NAME,… lets differences through. --limit-steps ends early, for a trial.
     """
-    pretrain(Config(**locals()))
+    settings = locals()
+    check_batch(shards, batch_size)
+    config = Config(**settings)
+    from train.loop import pretrain
+
+    pretrain(config)
+
+
+def status(run: Path) -> None:
+    """Say where RUN stands and what to run next. Reads its files alone, and may be asked at any time."""
+    from train.status import status
+
+    status(run)
+
+
+def export(
+    run: Path, *, format: Format = "torchvision", out: Path | None = None, checkpoint: Path | None = None
+) -> None:
+    """Write RUN's encoder as others load it, with its model card inside and beside it, into --out (RUN/export).
+
+    torchvision: a state dict for torchvision.models.resnet50(); timm: a folder for timm.create_model("local-dir:…");
+    safetensors: one file of the same weights; onnx: a graph from a grey image in 0…1 to features. The newest
+    checkpoint is taken, or --checkpoint=FILE.
+    """
+    from train.export import export
+
+    export(run, format=format, out=out, checkpoint=checkpoint)
 
 
 if __name__ == "__main__":

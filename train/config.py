@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.loader import Where
+from pipeline.recipe import Where
 from shard.errors import InputError
-from train.device import Device, Precision, resolve_device, resolve_precision
+from shard.manifest import parse_manifest
 
 Arch = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 Optimizer = Literal["adam", "adamw", "lars"]
 Schedule = Literal["constant", "cosine"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
 
 # Name → lowest, highest value.
 LIMITS = {
@@ -75,8 +77,13 @@ class Config:
                              f"{_divisors(self.batch_size)} do")
         if self.warmup_epochs > self.epochs:
             raise InputError(f"--warmup-epochs={self.warmup_epochs:g}: more than --epochs={self.epochs}; lower it")
+        if self.precision == "fp16" and self.device == "cpu":
+            raise InputError("--precision=fp16: wants a GPU; on a CPU use bf16 or fp32")
         if self.compile and self.recompute:
             raise InputError("--compile --recompute: the compiler decides itself what to compute again; drop one")
+        # All that can be told without PyTorch, which takes a second to import, has been told.
+        from train.device import resolve_device, resolve_precision
+
         # Frozen for everyone else: "auto" is settled here, so that a checkpoint says what really ran.
         object.__setattr__(self, "device", resolve_device(self.device))
         object.__setattr__(self, "precision", resolve_precision(self.precision, self.device))
@@ -95,6 +102,14 @@ class Config:
         """The settings that change the weights a step gives; a resumed run must agree in all of them."""
         harmless = HARMLESS - {"epochs"} if self.schedule == "cosine" else HARMLESS
         return {name: value for name, value in self.plain().items() if name not in harmless}
+
+
+def check_batch(shards: Path, batch_size: int) -> None:
+    """Raise InputError where the shards are none, or hold fewer training images than a batch."""
+    images = parse_manifest(shards).images("train")
+    if images < batch_size:
+        raise InputError(f"--batch-size={batch_size}: {shards} has {images} images in split 'train', fewer than a "
+                         f"batch; lower it to {images} or less")  # fmt: skip
 
 
 def flag_of(name: str) -> str:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from typing import Literal
 
 import torch
 
 from shard.errors import InputError
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Device = Literal["auto", "cpu", "cuda"]
+from train.config import Device, Precision
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # mallopt(3)
 MORE_AT_ONCE = 1 << 28  # bytes

@@ -8,15 +8,14 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.nn.functional import all_gather, all_reduce
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from shard.errors import InputError
@@ -30,11 +29,14 @@ FIRST_PORT, PORTS = 16384, 16384
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its run. local: its number on its node, which is its GPU's."""
+    """This process among those of its run. local: its number on its node, which is its GPU's; host, port: where they
+    meet, the first rank's."""
 
     rank: int = 0
     world: int = 1
     local: int = 0
+    host: str = ""
+    port: int = 0
     control: Any = None  # a group of gloo's, for words between the CPUs: a GPU's queue need not be waited for
 
     @property
@@ -69,25 +71,27 @@ class Ranks:
 def find_ranks() -> Ranks:
     """What torchrun's or srun's variables say of this process; a run of one rank where there are none.
 
-    From srun's the variables that PyTorch joins by are set. Raises InputError where they can't be read.
+    MASTER_ADDR and MASTER_PORT, where given, go before srun's first node and a port that follows from the job's number.
+    Raises InputError where the variables can't be read.
     """
     said = os.environ
     if "RANK" in said and "WORLD_SIZE" in said:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+        host, port = "127.0.0.1", 29500
     elif "SLURM_STEP_NUM_TASKS" in said:  # absent in a batch script, which is one process whatever --ntasks
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "MASTER_PORT")
+        host, port = first_host(said["SLURM_STEP_NODELIST"]), FIRST_PORT + int(said["SLURM_JOB_ID"]) * 8 % PORTS
     else:
         return Ranks()
     try:
-        rank, world, local = (int(said.get(name, "0")) for name in names)
+        defaults = zip(names, (0, 1, 0, port), strict=True)
+        rank, world, local, port = (int(said.get(name, default)) for name, default in defaults)
     except ValueError:
         shown = ", ".join(f"{name}={said.get(name)}" for name in names)
         raise InputError(f"{shown}: not whole numbers; start with torchrun or srun") from None
-    if names[0] == "SLURM_PROCID" and world > 1:
-        said.setdefault("MASTER_ADDR", first_host(said["SLURM_STEP_NODELIST"]))
-        said.setdefault("MASTER_PORT", str(FIRST_PORT + int(said["SLURM_JOB_ID"]) * 8 % PORTS))
-        said.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local))
-    return Ranks(rank, world, local)
+    if world == 1:
+        return Ranks()
+    return Ranks(rank, world, local, said.get("MASTER_ADDR", host), port)
 
 
 def first_host(nodes: str) -> str:
@@ -112,14 +116,15 @@ def joined(device: str) -> Iterator[Ranks]:
                              f"{torch.cuda.device_count()} GPUs; start one rank a GPU")  # fmt: skip
         torch.cuda.set_device(ranks.local)
     try:
-        store, _, _ = next(iter(rendezvous("env://", timeout=JOINING)))
+        socket.getaddrinfo(ranks.host, ranks.port)  # PyTorch would look for it for minutes
+        store = _meet(ranks)
         backend, silent = ("nccl", SILENT_GPU) if device == "cuda" else ("gloo", SILENT_CPU)
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=silent)
-    except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise InputError(f"rank {ranks.rank}: could not join the {ranks.world} ranks at {place} "
-                         f"({_one_line(error)}); did they all start, and is that port free?") from None
-    ranks = Ranks(ranks.rank, ranks.world, ranks.local, dist.new_group(backend="gloo", timeout=SILENT_CPU))
+    except (RuntimeError, OSError) as error:  # DistError is a RuntimeError
+        raise InputError(f"rank {ranks.rank}: could not join the {ranks.world} ranks at {ranks.host}:{ranks.port} "
+                         f"({_one_line(error)}); did all start, is that host known here, that port free? Set "
+                         "MASTER_ADDR and MASTER_PORT where they are others") from None
+    ranks = replace(ranks, control=dist.new_group(backend="gloo", timeout=SILENT_CPU))
     try:
         yield ranks
     except Exception as error:
@@ -128,6 +133,13 @@ def joined(device: str) -> Iterator[Ranks]:
             raise
         raise explained from error
     dist.destroy_process_group()
+
+
+def _meet(ranks: Ranks) -> Store:
+    """The store of the ranks: torchrun's own, or one that the first rank holds."""
+    place = "env://" if "TORCHELASTIC_RUN_ID" in os.environ else f"tcp://{ranks.host}:{ranks.port}"
+    store: Store = next(iter(rendezvous(place, ranks.rank, ranks.world, timeout=JOINING)))[0]
+    return store
 
 
 def _explain(error: Exception, ranks: Ranks, store: PrefixStore) -> InputError | None:
@@ -156,7 +168,40 @@ def gather(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, int]:
     """Every rank's x, one after the other along `dim`, with its gradient; and where ours begins."""
     if not dist.is_initialized():
         return x, 0
-    return torch.cat(all_gather(x), dim), dist.get_rank() * x.shape[dim]
+    everyone: torch.Tensor = _Gather.apply(x)  # [world, *x.shape]
+    return torch.cat(everyone.unbind(), dim), dist.get_rank() * x.shape[dim]
+
+
+class _Gather(torch.autograd.Function):
+    """x on each rank → all of them, [world, *x.shape]. Each rank's gradient is what all ranks' losses ask of its x."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        everyone = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, x.contiguous())
+        return torch.stack(everyone)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
+
+
+class _Sum(torch.autograd.Function):
+    """x on each rank → their sum, on all."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
 def average(model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
@@ -213,5 +258,5 @@ class JointBatchNorm2d(nn.BatchNorm2d):
 
 
 def _mean_over_ranks(x: torch.Tensor) -> torch.Tensor:
-    total: torch.Tensor = all_reduce(x)
+    total: torch.Tensor = _Sum.apply(x)
     return total / dist.get_world_size()

@@ -73,7 +73,7 @@ def train_epoch(run: Run, pace: Pace, epoch: int, done: int) -> bool:
     batches = iter(run.loader if done < steps else ())  # none where only the epoch's end is left to do
     for number, (view1, view2) in enumerate(pace.waiting_for(batches), start=done + 1):
         loss, z1, z2 = train_step(run, view1, view2)
-        run.losses.append(loss[None])
+        run.losses.append(loss)
         if number % config.log_every == 0 or number == steps:
             write_interval(run, pace, epoch, number, watch(z1, z2))
         stop, save = run.ranks.any_of([run.stop.wanted, run.save_is_due()])
@@ -88,7 +88,7 @@ def train_epoch(run: Run, pace: Pace, epoch: int, done: int) -> bool:
 def write_interval(run: Run, pace: Pace, epoch: int, number: int, measures: dict[str, float]) -> None:
     """Write the losses since the last time, and what the last batch's embeddings tell, into the journal."""
     run.check_losses(epoch, number)
-    loss = torch.stack([*map(torch.Tensor.squeeze, run.losses)]).mean().item()
+    loss = torch.stack(run.losses).mean().item()
     run.loss_sum += loss * len(run.losses)
     run.losses = []
     if run.journal:

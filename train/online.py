@@ -12,8 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from pipeline.loader import image_loader
@@ -54,6 +52,9 @@ class OnlineProbe:
 
         Raises Interrupted as soon as `stopped` says so.
         """
+        from sklearn.linear_model import LogisticRegression  # takes a second: only a probe waits for it
+        from sklearn.metrics import roc_auc_score
+
         chosen, scores = self._chosen, dict[str, list[float]](knn_auroc=[], linear_auroc=[])
         if not chosen.findings:
             return {}

@@ -81,7 +81,7 @@ class Run:
         manifest = self.manifest
         return {
             "epoch": epoch, "done_in_epoch": done_in_epoch, "step": self.step, "loss_sum": self.loss_sum,
-            "losses": torch.cat(self.losses) if self.losses else torch.empty(0),
+            "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(), "loader": self.loader.state_dict(), "chance": chance,
             "journal_lines": self.journal.lines if self.journal else 0,
@@ -111,7 +111,7 @@ class Run:
         if len(state["chance"]) == self.ranks.world:
             _set_random_state(state["chance"][self.ranks.rank], self.config.device)
         self.step, self.loss_sum = state["step"], state["loss_sum"]
-        self.losses = list(state["losses"].to(self.config.device).split(1))
+        self.losses = list(state["losses"].to(self.config.device).unbind())
         self.milestones, self.best = state["milestones"], state["best"]
         self.origin = state["origin"] or (str(path) if path.parent.parent != self.config.out else "")
         self._journalled = (path.parent.parent, state["journal_lines"])
@@ -158,7 +158,7 @@ class Run:
 
         The losses looked at are those not in the journal yet, up to `done_in_epoch`.
         """
-        if not self.losses or bool((finite := torch.cat(self.losses).isfinite()).all()):
+        if not self.losses or bool((finite := torch.stack(self.losses).isfinite()).all()):
             return
         first = int((~finite).nonzero()[0])
         back = len(finite) - 1 - first  # steps taken since

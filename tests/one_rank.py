@@ -1,0 +1,68 @@
+"""One rank of test_ranks.py, in a process of its own: python -m tests.one_rank SHARDS OUT."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.small import Small
+from train.config import Config
+from train.distributed import Ranks, joined, synchronise_batchnorm
+from train.large_batch import recompute_blocks
+from train.optim import make_optimizer
+from train.setup import set_up
+from train.step import forward_backward, update
+
+IMAGES = 12  # of the joint batch
+# Case → settings, and whether BatchNorm is in training.
+CASES: dict[str, tuple[dict[str, Any], bool]] = {
+    "synchronised": ({}, True),
+    "eval": ({"sync_batchnorm": False}, False),
+    "recompute": ({"recompute": True}, True),
+    "micro-batches": ({"micro_batch": 2}, True),
+    "clipped": ({"clip": 0.01}, True),
+}
+
+
+def joint_batch() -> torch.Tensor:
+    """Both views of all images, [2, 12, 1, 32, 32]."""
+    torch.manual_seed(1)
+    return torch.randn(2, IMAGES, 1, 32, 32, dtype=torch.float64)
+
+
+def take_step(shards: Path, case: str, ranks: Ranks, views: torch.Tensor, micro_batch: int = 0) -> dict[str, Any]:
+    """One step on this rank's views: loss, gradients, and the weights after it."""
+    settings, training = CASES[case]
+    micro_batch = micro_batch or settings.get("micro_batch", 0)
+    config = Config(shards=shards, out=shards / "none", arch="resnet18", size=32, batch_size=IMAGES, lr=1e-3,
+                    device="cpu", precision="fp32", **{**settings, "micro_batch": micro_batch})  # fmt: skip
+    run = set_up(config, ranks)
+    model: Any = Small(dropout=0.0)
+    model.train(training)
+    if ranks.world > 1 and config.sync_batchnorm:
+        synchronise_batchnorm(model, torch.device("cpu"))
+    if config.recompute:
+        recompute_blocks(model)
+    run.model = run.forward = model
+    run.optimizer = make_optimizer("adam", model, lr=config.lr, weight_decay=0.1)
+    loss, z1, z2 = forward_backward(run, *views)
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    update(run)
+    return {"loss": loss, "z": torch.stack([z1, z2]), "gradients": gradients, "model": model.state_dict()}
+
+
+def main(shards: Path, out: Path) -> None:
+    """Take a step of each case and write what came of it."""
+    with joined("cpu") as ranks:
+        share = IMAGES // ranks.world
+        mine = joint_batch()[:, ranks.rank * share : (ranks.rank + 1) * share]
+        result = {case: take_step(shards, case, ranks, mine) for case in CASES}
+    torch.save(result, out / f"rank-{ranks.rank}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,183 @@
+"""Several ranks are one process on the joint batch: loss, gradients, steps, resume; and they end together."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shard.errors import InputError
+from tests.conftest import DALI, ROOT, SMALL, Shards
+from tests.one_rank import CASES, IMAGES, joint_batch, take_step
+from train.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
+from train.distributed import Ranks, find_ranks, first_host
+from train.journal import METRICS, SPEED, read_journal
+
+END_S = 60  # within which a job must end when a rank has died
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(commands: list[list[str]], *, slurm: bool = False, host: str = "127.0.0.1") -> list[subprocess.Popen[str]]:
+    """A process for each rank's command, with the variables that torchrun, or srun, sets."""
+    shared = {"MASTER_ADDR": host, "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank, command in enumerate(commands):
+        own = {"RANK": rank, "WORLD_SIZE": len(commands), "LOCAL_RANK": rank}
+        if slurm:
+            own = {"SLURM_PROCID": rank, "SLURM_STEP_NUM_TASKS": len(commands), "SLURM_LOCALID": rank,
+                   "SLURM_STEP_NODELIST": "node[1-3]", "SLURM_JOB_ID": 7}  # fmt: skip
+        environment = {**os.environ, **shared, **{name: str(value) for name, value in own.items()}}
+        processes.append(subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, text=True,
+                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+    return processes
+
+
+def ends(processes: list[subprocess.Popen[str]], seconds: float = 200) -> list[tuple[int, str, str]]:
+    """How each ended: status, what it said, what it complained of."""
+    until = time.monotonic() + seconds
+    try:
+        said = [process.communicate(timeout=max(1, until - time.monotonic())) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *words) for process, words in zip(processes, said, strict=True)]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def steps(request: pytest.FixtureRequest, shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What each of 2 or 3 ranks made of its share of the joint batch."""
+    out, world = tmp_path_factory.mktemp("ranks"), request.param
+    ended = ends(start([["tests.one_rank", str(shards.folder), str(out)]] * world))
+    assert [status for status, _, _ in ended] == [0] * world, ended
+    return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_take_the_step_of_one_process_on_the_joint_batch(steps: list[Any], shards: Shards, case: str) -> None:
+    world, views, micro_batch = len(steps), joint_batch(), CASES[case][0].get("micro_batch", 0)
+    if micro_batch:  # BatchNorm sees a micro-batch of each rank
+        share = IMAGES // world
+        order = [rank * share + first + k for first in range(0, share, micro_batch) for rank in range(world)
+                 for k in range(micro_batch)]  # fmt: skip
+        views = views[:, order]
+    wanted = take_step(shards.folder, case, Ranks(), views, micro_batch * world)
+    for rank in steps:
+        found = rank[case]
+        assert float(found["loss"]) == pytest.approx(float(wanted["loss"]), rel=1e-6)
+        for name, gradient in wanted["gradients"].items():
+            assert (found["gradients"][name] - gradient).norm() <= 1e-6 * gradient.norm(), name
+        for name, value in wanted["model"].items():
+            assert torch.allclose(found["model"][name], value, rtol=1e-6, atol=1e-9), name
+            assert torch.equal(found["model"][name], steps[0][case]["model"][name]), name
+    if not micro_batch:
+        together = torch.cat([rank[case]["z"] for rank in steps], dim=1)
+        assert torch.allclose(together, wanted["z"], rtol=1e-6, atol=1e-9)
+
+
+def wait_for_step(processes: list[subprocess.Popen[str]], run: Path, step: int) -> None:
+    while not any(line["step"] >= step for line in read_journal(run, SPEED) if line["kind"] == "step"):
+        assert all(process.poll() is None for process in processes), ends(processes)
+        time.sleep(0.02)
+
+
+def test_three_ranks_told_to_stop_and_killed_go_on_exactly(shards: Shards, tmp_path: Path, trained: Path) -> None:
+    """The whole run by torchrun; the one in parts by srun's variables: a rank told to stop, then one killed."""
+    flags = [f"--shards={shards.folder}", DALI, "--epochs=3", "--batch-size=15", "--workers=1", "--log-every=1",
+             "--checkpoint-minutes=0.0001", "--device=cpu", "--arch=resnet18", "--size=32",
+             "--precision=fp32"]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", f"--master-port={free_port()}"]
+    whole = subprocess.run([*torchrun, "-m", "train", *flags, f"--out={tmp_path / 'whole'}"], cwd=ROOT, text=True,
+                           capture_output=True, timeout=200)  # fmt: skip
+    assert whole.returncode == 0, whole.stderr
+    parts = ["train", *flags, f"--out={tmp_path / 'parts'}"]
+
+    told = start([parts] * 3, slurm=True)
+    wait_for_step(told, tmp_path / "parts", 2)
+    told[1].send_signal(signal.SIGUSR1)
+    ended = ends(told)
+    assert [status for status, _, _ in ended] == [75] * 3, ended
+    assert "as another rank asked; the same command goes on" in ended[0][1]
+    stopped_at = load_checkpoint(list_checkpoints(tmp_path / "parts")[0])["step"]
+
+    killed = start([parts] * 3, slurm=True)
+    wait_for_step(killed, tmp_path / "parts", stopped_at + 2)
+    killed[2].kill()
+    begun = time.monotonic()
+    ended = ends(killed)
+    assert time.monotonic() - begun < END_S
+    assert [status for status, _, _ in ended] == [1, 1, -signal.SIGKILL], ended
+    for _, _, complaint in ended[:2]:
+        assert "rank 2 ended without a word" in complaint and "Traceback" not in complaint, complaint
+
+    ended = ends(start([parts] * 3, slurm=True))
+    assert [status for status, _, _ in ended] == [0] * 3 and "resuming from" in ended[0][1], ended
+    one, other = (load_checkpoint(newest_checkpoint(tmp_path / name) or Path()) for name in ("whole", "parts"))
+    assert one["step"] == other["step"] == 18
+    assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
+    assert (tmp_path / "whole" / METRICS).read_bytes() == (tmp_path / "parts" / METRICS).read_bytes()
+
+
+def test_a_rank_that_fails_tells_the_others_why(shards: Shards, tmp_path: Path) -> None:
+    """The second reads other shards, as from a disk that is damaged."""
+    shutil.copytree(shards.folder, tmp_path / "damaged")
+    tar = tmp_path / "damaged" / shards.manifest.of_split("train")[0].tar
+    tar.write_bytes(tar.read_bytes()[:-512])
+    flags = [f"--out={tmp_path / 'run'}", *SMALL, "--workers=1"]
+    ended = ends(start([["train", f"--shards={folder}", *flags] for folder in (shards.folder, tmp_path / "damaged")]))
+    assert [status for status, _, _ in ended] == [1, 1], ended
+    me = f"rank 1 on {socket.gethostname()}"
+    assert f"error: {me}: {tar}" in ended[1][2].splitlines()[-1]
+    assert f"ends because {me} failed: {tar}" in ended[0][2].splitlines()[-1]
+
+
+def test_a_host_that_is_not_known_is_told_of_at_once(shards: Shards, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    command = ["train", f"--shards={shards.folder}", f"--out={tmp_path}", *SMALL]
+    ended = ends(start([command] * 2, host="no-such-host.invalid"))
+    assert time.monotonic() - begun < END_S
+    for status, _, complaint in ended:
+        assert status == 1 and "could not join the 2 ranks at no-such-host.invalid" in complaint
+
+
+def test_ranks_are_found_from_torchruns_and_sruns_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # a batch script with --ntasks=4 is one process
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert find_ranks() == Ranks()
+    for name, value in (("STEP_NUM_TASKS", "4"), ("PROCID", "3"), ("LOCALID", "1"), ("JOB_ID", "12"),
+                        ("STEP_NODELIST", "gpu[003-004]")):  # fmt: skip
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert find_ranks() == Ranks(3, 4, 1, "gpu003", 16384 + 12 * 8)
+    monkeypatch.setenv("MASTER_ADDR", "elsewhere")
+    monkeypatch.setenv("MASTER_PORT", "99")
+    assert find_ranks() == Ranks(3, 4, 1, "elsewhere", 99)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):  # torchrun within a job of Slurm's
+        monkeypatch.setenv(name, value)
+    assert find_ranks() == Ranks(1, 2, 1, "elsewhere", 99)
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(InputError, match=r"WORLD_SIZE=two.*start with torchrun or srun"):
+        find_ranks()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("node1", "node1"), ("a,b", "a"), ("gpu[003-010,12],cpu1", "gpu003"), ("n[7]", "n7"), ("a-[1-2],b", "a-1"),
+     ("r[1-2]n[3-4]", "r1n3"), ("host.example.org", "host.example.org")],
+)  # fmt: skip
+def test_the_first_host_of_slurms_lists(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
