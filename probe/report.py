@@ -31,9 +31,8 @@ from shard.machine import version_of
 from shard.manifest import Manifest, read_manifest
 from shard.read import read_labels
 from shard.table import TASKS
-from train.config import Device
+from train.config import Device, train_command
 from train.device import resolve_device
-from train.status import train_command
 
 PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit-learn", "numpy", "pandas", "pillow")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,28 +16,13 @@ import pytest
 import torch
 
 from shard.errors import InputError
-from tests.conftest import DALI, ROOT, SMALL, Shards, run_module
-from train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from tests.conftest import DALI, ROOT, SMALL, Shards, newest, run_module, same_run, train_here
+from train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, step_of
 from train.config import Config
-from train.journal import Journal, read_journal
+from train.journal import METRICS, SPEED, Journal, read_journal
 from train.setup import set_up
 from train.step import train_step
-
-
-def train(shards: Shards, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_module("train", f"--shards={shards.folder}", f"--out={out}", *SMALL, *arguments)
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    states = [load_checkpoint(path) for run in (one, other) if (path := newest_checkpoint(run))]
-    assert len(states) == 2 and states[0]["step"] == states[1]["step"]
-    return all(torch.equal(states[0]["model"][name], states[1]["model"][name]) for name in states[0]["model"]) and all(
-        torch.equal(states[0]["optimizer"]["state"][key][name], states[1]["optimizer"]["state"][key][name])
-        for key in states[0]["optimizer"]["state"] for name in ("exp_avg", "exp_avg_sq", "step"))  # fmt: skip
-
-
-def losses(run: Path) -> list[tuple[str, int, float]]:
-    return [(line["kind"], line["step"], line["loss"]) for line in read_journal(run)]
+from train.stop import Stop, listening
 
 
 def test_a_run_leaves_what_it_promises(shards: Shards, trained: Path) -> None:
@@ -43,11 +30,17 @@ def test_a_run_leaves_what_it_promises(shards: Shards, trained: Path) -> None:
     lines = read_journal(trained)
     assert [line["step"] for line in lines if line["kind"] == "epoch"] == [steps, 2 * steps]
     assert [line["step"] for line in lines if line["kind"] == "step"] == sorted(_intervals(steps))
+    measured = {"positive_similarity", "negative_similarity", "alignment", "uniformity", "embedding_rank", "top1"}
+    assert all(measured < line.keys() for line in lines if line["kind"] == "step")
+    speed = read_journal(trained, SPEED)
+    assert [line["kind"] for line in speed] == ["start", *["step"] * len(_intervals(steps)), "stop"]
+    assert all(line["images_per_s"] > 0 and 0 <= line["data_wait"] <= 1 for line in speed if line["kind"] == "step")
     assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((trained / "tensorboard").glob("events*"))
-    names = sorted(path.name for path in (trained / "checkpoints").iterdir())
-    assert names == [f"step-{steps:09d}.pt", f"step-{2 * steps:09d}.pt"]
-    assert load_checkpoint(trained / "checkpoints" / names[-1])["epoch"] == 2
+    kept = list_checkpoints(trained)
+    assert [step_of(path) for path in kept] == [2 * steps, steps]
+    state = load_checkpoint(kept[0])
+    assert state["epoch"] == 2 and state["data"] == shards.manifest.counts and state["commit"]
 
 
 def _intervals(steps: int) -> set[int]:
@@ -56,62 +49,125 @@ def _intervals(steps: int) -> set[int]:
     return one | {steps + step for step in one}
 
 
+def test_the_journal_adds_up(trained: Path) -> None:
+    """An epoch's loss is the mean of its steps'."""
+    lines = read_journal(trained)
+    steps = [line for line in lines if line["kind"] == "step"]
+    sums = {1: 0.0, 2: 0.0}
+    for before, line in zip([{"step": 0}, *steps], steps, strict=False):
+        sums[math.ceil(line["epoch"])] += line["loss"] * (line["step"] - before["step"])
+    total = lines[-1]["step"] // 2
+    assert {line["epoch"]: pytest.approx(line["loss"]) for line in lines if line["kind"] == "epoch"} == {
+        epoch: pytest.approx(value / total) for epoch, value in sums.items()}  # fmt: skip
+
+
 @pytest.mark.parametrize("backend", sorted({DALI, "--nodali"}))
-def test_stopped_at_an_epoch_and_resumed_equals_never_stopped(
-    shards: Shards, tmp_path: Path, trained: Path, backend: str
+def test_stopped_at_an_epoch_and_within_one_and_resumed_equals_never_stopped(
+    shards: Shards, tmp_path: Path, trained: Path, backend: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    whole = trained
+    steps, dali, whole = shards.manifest.images("train") // 16, backend == "--dali", trained
     if backend != DALI:
         whole = tmp_path / "whole"
-        assert train(shards, whole, backend, "--epochs=2").returncode == 0
-    parts = tmp_path / "parts"
-    assert train(shards, parts, backend, "--epochs=1").returncode == 0
-    done = train(shards, parts, backend, "--epochs=2")
-    assert done.returncode == 0 and "resuming from" in done.stdout
-    assert same_weights(whole, parts)
-    assert losses(whole) == losses(parts)
-
-
-def test_stopped_within_an_epoch_and_resumed_equals_never_stopped(
-    shards: Shards, tmp_path: Path, trained: Path
-) -> None:
-    steps = shards.manifest.images("train") // 16
-    done = train(shards, tmp_path / "parts", DALI, "--epochs=2", f"--limit-steps={steps + 3}")
-    assert done.returncode == 0 and f"stopped after {steps + 3} steps" in done.stdout
-    assert train(shards, tmp_path / "parts", DALI, "--epochs=2").returncode == 0
-    assert same_weights(trained, tmp_path / "parts")
-    assert losses(trained) == losses(tmp_path / "parts")
+        train_here(shards, whole, dali=dali)
+    train_here(shards, tmp_path / "parts", dali=dali, epochs=1)
+    train_here(shards, tmp_path / "parts", dali=dali, limit_steps=steps + 3)
+    said = capfd.readouterr().out
+    assert "resuming from" in said and f"stopped after {steps + 3} steps" in said
+    assert newest(tmp_path / "parts")["done_in_epoch"] == 3
+    train_here(shards, tmp_path / "parts", dali=dali)
+    assert same_run(whole, tmp_path / "parts")
 
 
 def test_a_limit_at_an_epochs_last_step_ends_that_epoch(shards: Shards, tmp_path: Path, trained: Path) -> None:
     steps = shards.manifest.images("train") // 16
     for limit in (steps, 2 * steps):
-        done = train(shards, tmp_path, DALI, "--epochs=2", f"--limit-steps={limit}")
-        assert done.returncode == 0, done.stderr
-    assert same_weights(trained, tmp_path) and losses(trained) == losses(tmp_path)
+        train_here(shards, tmp_path, limit_steps=limit)
+        assert newest(tmp_path)["done_in_epoch"] == 0
+    assert same_run(trained, tmp_path)
 
 
-def test_killed_and_started_again_equals_never_stopped(shards: Shards, tmp_path: Path, trained: Path) -> None:
-    out = tmp_path / "killed"
-    flags = [f"--shards={shards.folder}", f"--out={out}", DALI, "--epochs=2", *SMALL]
-    command = [sys.executable, "-m", "train", *flags]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while newest_checkpoint(out) is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert newest_checkpoint(out) is not None
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120).returncode == 0
-    assert same_weights(trained, out)
-    assert losses(trained) == losses(out)
+@pytest.mark.parametrize(("number", "backend"), [(signal.SIGUSR1, "--nodali"), (signal.SIGTERM, DALI),
+                                                 (signal.SIGINT, DALI)])  # fmt: skip
+def test_told_to_stop_it_saves_and_asks_to_be_requeued(
+    shards: Shards, tmp_path: Path, trained: Path, number: signal.Signals, backend: str
+) -> None:
+    """The signal goes to the loader's processes too, as Slurm sends it."""
+    whole = trained
+    if backend != DALI:
+        whole = tmp_path / "whole"
+        train_here(shards, whole, dali=False)
+    out = tmp_path / "parts"
+    flags = [f"--shards={shards.folder}", f"--out={out}", backend, "--epochs=2", *SMALL]
+    process = subprocess.Popen([sys.executable, "-m", "train", *flags], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+    while process.poll() is None and not any(line["kind"] == "step" for line in read_journal(out, SPEED)):
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    said, complaint = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else 75), complaint
+    assert f"saved after step {newest(out)['step']}, as {number.name} asked" in said and "Traceback" not in complaint
+    assert 0 < newest(out)["step"] < newest(whole)["step"]
+    assert read_journal(out, SPEED)[-1]["kind"] == "stop"
+    train_here(shards, out, dali=backend == "--dali")
+    assert same_run(whole, out)
 
 
-def test_a_finished_run_is_left_alone(shards: Shards, trained: Path) -> None:
+def test_signals_are_remembered_within_and_as_before_after() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
+    with listening() as stop:
+        assert not stop.wanted
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.wanted and stop.signal == signal.SIGUSR1
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert {number: signal.getsignal(number) for number in before} == before
+    assert Stop().wanted is False
+
+
+def test_a_finished_run_is_left_alone(shards: Shards, trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
-    done = train(shards, trained, DALI, "--epochs=2")
-    assert done.returncode == 0 and "nothing to do" in done.stdout
+    train_here(shards, trained)
+    assert "nothing to do" in capfd.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_more_epochs_go_on_and_the_journal_with_them(shards: Shards, trained: Path, tmp_path: Path) -> None:
+    """From a finished run's checkpoint, in a folder of one's own: the lines before go along."""
+    train_here(shards, tmp_path / "more", epochs=3, resume=str(trained))
+    lines = read_journal(tmp_path / "more")
+    assert lines[: len(read_journal(trained))] == read_journal(trained) and lines[-1]["epoch"] == 3
+    train_here(shards, tmp_path / "whole", epochs=3)
+    assert same_run(tmp_path / "more", tmp_path / "whole")
+    train_here(shards, tmp_path / "more", epochs=4, resume=str(trained))  # requeued: from its own newest
+    assert newest(tmp_path / "more")["epoch"] == 4
+    with pytest.raises(InputError, match="holds a run that did not begin there, up to step 18; choose another --out"):
+        train_here(shards, tmp_path / "whole", epochs=4, resume=str(list_checkpoints(trained)[1]))
+
+
+def test_what_resume_cannot_do_is_said(shards: Shards, trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--resume=never: .* has checkpoints, up to step 12; choose another --out"):
+        train_here(shards, trained, resume="never")
+    with pytest.raises(InputError, match=r"--resume=/nowhere/at-all: no checkpoint there; give a run's folder"):
+        train_here(shards, tmp_path / "new", resume="/nowhere/at-all")
+    with pytest.raises(InputError, match="no checkpoint there"):
+        train_here(shards, tmp_path / "new", resume=str(tmp_path))
+    assert not list_checkpoints(tmp_path / "new")
+    train_here(shards, tmp_path / "new", resume="never", limit_steps=1)
+    assert newest(tmp_path / "new")["step"] == 1
+
+
+def test_two_processes_on_one_folder_are_refused(shards: Shards, trained: Path) -> None:
+    code = ("import sys, time; from pathlib import Path; from shard.files import locked\n"
+            "with locked(Path(sys.argv[1]), 'train'): print('held', flush=True); time.sleep(60)")  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", code, str(trained)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="another process is writing there"):
+        patch.setattr("train.loop.PATIENCE_S", 0.3)
+        train_here(shards, trained)
+    process.kill()
+    process.wait()
+    train_here(shards, trained)  # its lock ended with it
 
 
 def test_steps_on_one_batch_learn_to_tell_its_images_apart(shards: Shards, tmp_path: Path) -> None:
@@ -119,49 +175,68 @@ def test_steps_on_one_batch_learn_to_tell_its_images_apart(shards: Shards, tmp_p
                         temperature=0.1, precision="fp32", device="cpu"))  # fmt: skip
     view1, view2 = next(iter(run.loader))
     run.model.train()
-    losses = [train_step(run, view1, view2).item() for _ in range(25)]
+    losses = [train_step(run, view1, view2)[0].item() for _ in range(25)]
     assert run.step == 25
     assert losses[-1] < 0.5 * math.log(31) and losses[-1] < 0.5 * losses[0]
 
 
-def test_a_run_under_other_settings_is_refused_with_what_differs(shards: Shards, trained: Path) -> None:
-    flags = [DALI, "--arch=resnet34", *(flag for flag in SMALL if "arch" not in flag)]
-    done = run_module("train", f"--shards={shards.folder}", f"--out={trained}", *flags)
-    assert done.returncode == 1 and "arch resnet18 there, resnet34 now" in done.stderr
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "lars", "lr": 0.5, "schedule": "cosine", "warmup_epochs": 0.5, "weight_decay": 1e-6, "clip": 1.0},
+     {"recompute": True, "micro_batch": 4, "optimizer": "adamw", "weight_decay": 0.01, "precision": "bf16"}],
+)  # fmt: skip
+def test_runs_of_other_recipes_resume_exactly_too(shards: Shards, tmp_path: Path, settings: dict[str, object]) -> None:
+    train_here(shards, tmp_path / "whole", **settings)
+    for limit in (4, 9, 0):
+        train_here(shards, tmp_path / "parts", limit_steps=limit, **settings)
+    assert same_run(tmp_path / "whole", tmp_path / "parts")
+    rates = [line["lr"] for line in read_journal(tmp_path / "whole") if line["kind"] == "step"]
+    assert len(set(rates)) == (len(rates) if "schedule" in settings else 1)
 
 
-def test_a_checkpoint_is_whole_or_not_there_and_only_two_are_kept(tmp_path: Path) -> None:
-    for step in (1, 5, 9):
-        save_checkpoint(tmp_path, step, {"step": step})
-    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["step-000000005.pt", "step-000000009.pt"]
-    with pytest.raises(TypeError):
-        save_checkpoint(tmp_path, 10, {"step": (line for line in ())})  # a generator can't be saved
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == kept
-    newest = newest_checkpoint(tmp_path)
-    assert newest is not None and load_checkpoint(newest)["step"] == 9
+def test_a_loss_that_is_no_number_names_step_keys_and_the_last_good_checkpoint(shards: Shards, tmp_path: Path) -> None:
+    train_here(shards, tmp_path, epochs=1, limit_steps=3)
+    state = newest(tmp_path)
+    state["model"]["projector.2.weight"][0, 0] = math.inf  # as after a step far too long
+    good = save_checkpoint(tmp_path, 4, {**state, "step": 4})
+    with pytest.raises(InputError) as told:
+        train_here(shards, tmp_path, log_every=2, checkpoint_minutes=1e-9)
+    assert re.match(r"step 5: the loss is nan, on images (\w+, ){2}\w+ and 13 more, all in ", str(told.value))
+    assert f"the last good checkpoint is {good}" in str(told.value) and "lower --lr=0.001" in str(told.value)
+    assert list_checkpoints(tmp_path)[0] == good
+    run = set_up(Config(shards=shards.folder, out=tmp_path, batch_size=16, size=32, arch="resnet18", device="cpu"))
+    assert (tmp_path / "bad-batch.txt").read_text().split() == run.loader.keys(0, 3)
 
 
-def test_a_damaged_checkpoint_and_one_with_code_are_refused(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 1, {"step": 1, "weights": torch.zeros(1000)})
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        load_checkpoint(path)
-    torch.save({"format": "cxr-simclr-checkpoint/1", "code": Path("x")}, path)
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        load_checkpoint(path)
+def test_views_larger_than_the_sharded_images_are_warned_about(
+    shards: Shards, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_here(shards, tmp_path, size=128, limit_steps=1)
+    assert "warning: --size=128: views are larger than the images in" in capfd.readouterr().err
+    train_here(shards, tmp_path / "small", limit_steps=1)
+    assert "warning" not in capfd.readouterr().err
 
 
 def test_the_journal_drops_what_a_resumed_run_does_again(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, 0)
+    journal = Journal(tmp_path, 0, 0)
     for step in (1, 2, 3):
         journal.write("step", step=step, epoch=step / 4, loss=float(step))
     journal.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
+    with (tmp_path / METRICS).open("a") as file:
         file.write('{"kind": "step", "st')  # what a kill leaves
-    Journal(tmp_path, 2).close()
-    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    journal = Journal(tmp_path, 2, 2)
+    journal.close()
+    assert journal.lines == 2
+    assert [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1, 2]
+
+
+def test_a_journal_that_lost_lines_is_told_of(
+    shards: Shards, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_here(shards, tmp_path, epochs=1)
+    (tmp_path / METRICS).write_text("")
+    train_here(shards, tmp_path, epochs=2)
+    assert "has 0 lines, the checkpoint was written after 4; the curve will have a gap" in capfd.readouterr().out
 
 
 def test_auto_precision_is_settled_and_fp16_needs_a_gpu(tmp_path: Path) -> None:
@@ -174,7 +249,34 @@ def test_auto_precision_is_settled_and_fp16_needs_a_gpu(tmp_path: Path) -> None:
 def test_the_published_recipe_is_the_default(tmp_path: Path) -> None:
     config = Config(shards=tmp_path, out=tmp_path)
     assert (config.arch, config.size, config.epochs, config.batch_size) == ("resnet50", 224, 100, 64)
-    assert (config.lr, config.temperature) == (3e-4, 0.5)
+    assert (config.lr, config.temperature, config.optimizer, config.schedule) == (3e-4, 0.5, "adam", "constant")
+    assert (config.weight_decay, config.clip, config.warmup_epochs, config.micro_batch) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [(("--micro-batch=5",), "--micro-batch=5: does not divide --batch-size=16; 1, 2, 4, 8 do"),
+     (("--precision=fp16", "--device=cpu"), "--precision=fp16: wants a GPU"),
+     (("--batch-size=1000",), "--batch-size=1000: .* has 97 images in split 'train'.*lower it to 97 or less"),
+     (("--warmup-epochs=200",), "--warmup-epochs=200: more than --epochs=100"),
+     (("--lr=nan",), "--lr=nan: wants a number from"),
+     (("--compile", "--recompute"), "--compile --recompute: the compiler decides"),
+     (("--optimizer=sgd",), "--optimizer=sgd: not one of adam, adamw, lars"),
+     (("--clip=-1",), "--clip=-1.0: wants a number from 0"),
+     (("--epoch=3",), "unknown flag --epoch=3 .did you mean --epochs")],
+)  # fmt: skip
+def test_bad_flags_fail_before_pytorch_is_imported(
+    shards: Shards, tmp_path: Path, flags: tuple[str, ...], told: str
+) -> None:
+    code = ("import sys; sys.argv[0] = 'train'; from train.__main__ import COMMANDS; from shard.cli import run\n"
+            "try: run('python -m train', COMMANDS)\nfinally: print('torch' in sys.modules)")  # fmt: skip
+    given = [f"--shards={shards.folder}", f"--out={tmp_path / 'run'}", "--batch-size=16"]
+    if any(flag.startswith("--batch") for flag in flags):
+        given.pop()
+    done = subprocess.run([sys.executable, "-c", code, *given, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (1, 2) and done.stdout == "False\n"
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert re.search(told, done.stderr), done.stderr
 
 
 @pytest.mark.gpu
@@ -184,7 +286,6 @@ def test_fp16_on_a_gpu_learns_and_resumes(shards: Shards, tmp_path: Path) -> Non
     for epochs in (1, 3):
         done = run_module("train", f"--shards={shards.folder}", f"--out={tmp_path}", *flags, f"--epochs={epochs}")
         assert done.returncode == 0, done.stderr
-    newest = newest_checkpoint(tmp_path)
-    assert newest is not None and load_checkpoint(newest)["config"]["precision"] == "fp16"
+    assert newest(tmp_path)["config"]["precision"] == "fp16"
     epochs_done = [line["loss"] for line in read_journal(tmp_path) if line["kind"] == "epoch"]
     assert len(epochs_done) == 3 and epochs_done[-1] < epochs_done[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -68,5 +69,7 @@ def export(
     export(run, format=format, out=out, checkpoint=checkpoint)
 
 
+COMMANDS: dict[str, Callable[..., None]] = {"": train, "status": status, "export": export}
+
 if __name__ == "__main__":
-    run("python -m train", {"": train, "status": status, "export": export})
+    run("python -m train", COMMANDS)

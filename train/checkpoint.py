@@ -28,8 +28,10 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: Iterable[
     path = folder / f"step-{step:09d}-{_hash(content.getbuffer())}.pt"
     write_bytes(path, content.getbuffer())
     kept = set(keep)
-    for old in list_checkpoints(run)[KEEP:]:
-        if step_of(old) not in kept:
+    older = [old for old in list_checkpoints(run) if old != path]
+    for number, old in enumerate(older, start=1):
+        # Of this very step there may be another, from before the end of the epoch that it completes.
+        if step_of(old) == step or (number >= KEEP and step_of(old) not in kept):
             old.unlink()
     return path
 

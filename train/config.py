@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import shlex
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.recipe import Where
 from shard.errors import InputError
@@ -24,8 +25,8 @@ LIMITS = {
     "log_every": (1, 10**6), "checkpoint_minutes": (0, 10**5), "online_every": (0, 10**5),
 }  # fmt: skip
 # What may be another when a run goes on: it changes where and how fast the same numbers are computed, or which of
-# them are written down. Epochs are here for a constant learning rate alone: see Config.decisive.
-HARMLESS = {"shards", "out", "epochs", "workers", "views", "recompute", "limit_steps", "log_every",
+# them are written down. (Views made elsewhere differ, which the loader knows: its part of the fingerprint.)
+HARMLESS = {"shards", "out", "workers", "views", "recompute", "limit_steps", "log_every",
             "checkpoint_minutes", "online_every", "resume", "accept"}  # fmt: skip
 
 
@@ -100,8 +101,10 @@ class Config:
 
     def decisive(self) -> dict[str, str | int | float | bool]:
         """The settings that change the weights a step gives; a resumed run must agree in all of them."""
-        harmless = HARMLESS - {"epochs"} if self.schedule == "cosine" else HARMLESS
-        return {name: value for name, value in self.plain().items() if name not in harmless}
+        decisive = {name: value for name, value in self.plain().items() if name not in HARMLESS}
+        if self.schedule == "constant":  # which has no end
+            decisive["epochs"] = "any"
+        return decisive
 
 
 def check_batch(shards: Path, batch_size: int) -> None:
@@ -110,6 +113,14 @@ def check_batch(shards: Path, batch_size: int) -> None:
     if images < batch_size:
         raise InputError(f"--batch-size={batch_size}: {shards} has {images} images in split 'train', fewer than a "
                          f"batch; lower it to {images} or less")  # fmt: skip
+
+
+def train_command(settings: dict[str, Any]) -> str:
+    """The command that makes a run of these plain settings: each that is not the default."""
+    defaults = {field.name: field.default for field in fields(Config)}
+    given = {name: value for name, value in settings.items() if value not in (defaults[name], "")}
+    return " ".join(["python -m train", *(flag_of(name) + ("" if value is True else f"={shlex.quote(str(value))}")
+                                          for name, value in given.items())])  # fmt: skip
 
 
 def flag_of(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ CODE = (
 )
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "numba", "numpy")
 RANKS = "ranks"
+NEVER = {"arch", "optimizer", "shards", "batch_size"}  # can be accepted: a state of another would not fit
 
 Fingerprint = dict[str, str | int | float | bool]
 
@@ -39,21 +41,23 @@ def differences(then: Fingerprint, now: Fingerprint) -> dict[str, tuple[Any, Any
 def check_fingerprint(
     path: Path, then: Fingerprint, now: Fingerprint, *, between_epochs: bool, accept: Sequence[str]
 ) -> None:
-    """Raise InputError with a table of what differs, but for what is accepted; between epochs ranks may differ."""
+    """Raise InputError where what is not accepted differs, a table of it printed; between epochs ranks may differ."""
     allowed = {*accept, *((RANKS,) if between_epochs else ())}
     differing = differences(then, now)
-    if unknown := [name for name in accept if name not in {**then, **now}]:
-        raise InputError(f"--accept={','.join(accept)}: {unknown[0]} is no part of a run's fingerprint; "
+    if wrong := [name for name in accept if name not in {**then, **now} or name in NEVER]:
+        raise InputError(f"--accept={','.join(accept)}: {wrong[0]} is nothing that could be accepted; "
                          f"{', '.join(differing) or 'nothing'} differs")  # fmt: skip
     refused = {name: pair for name, pair in differing.items() if name not in allowed}
     if not refused:
         return
     rows = [("", "there", "now"), *((name, _short(one), _short(other)) for name, (one, other) in refused.items())]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    table = "\n".join(f"  {name:{widths[0]}}  {one:{widths[1]}}  {other}" for name, one, other in rows)
-    ranks = " Another number of ranks goes on from an epoch's end alone." if RANKS in refused else ""
-    raise InputError(f"{path}: made under what gives other numbers:\n{table}\nGo back to that, or train anew with "
-                     f"another --out, or go on all the same with --accept={','.join(refused)}.{ranks}")
+    for name, one, other in rows:
+        print(f"  {name:{widths[0]}}  {one:{widths[1]}}  {other}", file=sys.stderr)
+    ranks = "; another number of ranks goes on from an epoch's end alone" if RANKS in refused else ""
+    accepting = "" if NEVER & refused.keys() else f", or go on all the same with --accept={','.join(refused)}"
+    raise InputError(f"{path}: made under what gives other numbers, {', '.join(refused)}; go back to that, or train "
+                     f"anew with another --out{accepting}{ranks}")
 
 
 def hash_code() -> str:

@@ -1,4 +1,4 @@
-"""What a run writes of itself: metrics.jsonl, speed.jsonl, TensorBoard, and loss.png drawn from them."""
+"""What a run writes of itself: run.json, metrics.jsonl, speed.jsonl, TensorBoard, and loss.png drawn from them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from torch.utils.tensorboard import SummaryWriter
-
 from shard.files import replacing, write_bytes
+from train.config import Config, train_command
 
-METRICS, SPEED = "metrics.jsonl", "speed.jsonl"
+CARD, METRICS, SPEED = "run.json", "metrics.jsonl", "speed.jsonl"
+
+
+def write_card(run: Path, config: Config, *, ranks: int, steps_per_epoch: int) -> None:
+    """Write run.json: the command, the settings and how many steps they make."""
+    card = {"command": train_command(config.plain()), "settings": config.plain(), "ranks": ranks,
+            "steps_per_epoch": steps_per_epoch}  # fmt: skip
+    write_bytes(run / CARD, (json.dumps(card, indent=1) + "\n").encode())
 
 
 class Journal:
@@ -29,6 +31,8 @@ class Journal:
 
     def __init__(self, run: Path, step: int, lines: int) -> None:
         """Go on after so many steps, and so many lines of metrics.jsonl; 0 and 0 for a new run."""
+        from torch.utils.tensorboard import SummaryWriter  # takes a second: only the rank that writes waits for it
+
         kept = read_journal(run)[:lines]
         write_bytes(run / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.lines = len(kept)
@@ -77,6 +81,11 @@ def read_journal(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
 
 def draw_loss(run: Path, batch_size: int) -> None:
     """Draw loss.png: NT-Xent against epochs and images seen, and the loss of a model that can't tell 2B views apart."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     lines = read_journal(run)
     steps = [line for line in lines if line["kind"] == "step"]
     epochs = [line for line in lines if line["kind"] == "epoch"]

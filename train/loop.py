@@ -13,12 +13,11 @@ import torch
 from shard.files import locked
 from train.config import Config
 from train.distributed import Ranks, joined
-from train.journal import draw_loss
+from train.journal import draw_loss, write_card
 from train.online import Interrupted
 from train.pace import Pace
 from train.setup import set_up
 from train.state import Run
-from train.status import write_card
 from train.step import train_step
 from train.stop import REQUEUE, listening
 from train.watch import watch
@@ -42,7 +41,8 @@ def pretrain(config: Config) -> None:
                 run.say(f"{config.out}: {run.step} steps are done, as many as asked for; nothing to do")
                 return
             run.open_journal()
-            write_card(run)
+            if ranks.first:
+                write_card(config.out, config, ranks=ranks.world, steps_per_epoch=len(run.loader))
             with Pace(run) as pace:
                 while not run.finished(epoch) and train_epoch(run, pace, epoch, done_in_epoch):
                     epoch, done_in_epoch = epoch + 1, 0
@@ -75,7 +75,7 @@ def train_epoch(run: Run, pace: Pace, epoch: int, done: int) -> bool:
         loss, z1, z2 = train_step(run, view1, view2)
         run.losses.append(loss)
         if number % config.log_every == 0 or number == steps:
-            write_interval(run, pace, epoch, number, watch(z1, z2))
+            write_interval(run, pace, epoch, number, z1, z2)
         stop, save = run.ranks.any_of([run.stop.wanted, run.save_is_due()])
         stop = stop or run.step == config.limit_steps
         if (stop or save) and number < steps:
@@ -85,9 +85,10 @@ def train_epoch(run: Run, pace: Pace, epoch: int, done: int) -> bool:
     return end_epoch(run, pace, epoch)
 
 
-def write_interval(run: Run, pace: Pace, epoch: int, number: int, measures: dict[str, float]) -> None:
+def write_interval(run: Run, pace: Pace, epoch: int, number: int, z1: torch.Tensor, z2: torch.Tensor) -> None:
     """Write the losses since the last time, and what the last batch's embeddings tell, into the journal."""
     run.check_losses(epoch, number)
+    measures = watch(z1, z2)
     loss = torch.stack(run.losses).mean().item()
     run.loss_sum += loss * len(run.losses)
     run.losses = []

@@ -41,6 +41,7 @@ class OnlineProbe:
 
     def __init__(self, config: Config, manifest: Manifest, recipe: Recipe, device: torch.device) -> None:
         self._config, self._manifest, self._recipe, self._device = config, manifest, recipe, device
+        self._said = False
 
     @cached_property
     def _chosen(self) -> _Chosen:
@@ -57,6 +58,10 @@ class OnlineProbe:
 
         chosen, scores = self._chosen, dict[str, list[float]](knn_auroc=[], linear_auroc=[])
         if not chosen.findings:
+            if not self._said:
+                print(f"no online probe: no finding has {LEAST} positive and {LEAST} negative training images to learn "
+                      "from and as many held out", flush=True)  # fmt: skip
+            self._said = True
             return {}
         features = _standardise(self._embed(encoder, stopped), ~chosen.held_out)
         for finding in chosen.findings:

@@ -77,6 +77,8 @@ class Pace:
 
     def _left(self) -> str:
         images = (self._steps - self._run.step) * self._run.config.batch_size
+        if not self._rate:  # no step since the start
+            return "?" if images else "00:00"
         return str(tqdm.format_interval(images / self._rate))
 
     def _write(self, kind: str, **values: float) -> None:

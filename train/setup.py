@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import sys
 
+import numpy as np
 import torch
 
 from pipeline.loader import choose_views, two_view_loader
@@ -40,7 +42,7 @@ def set_up(config: Config, ranks: Ranks | None = None, stop: Stop | None = None)
                              rank=ranks.rank, world=ranks.world)  # fmt: skip
     torch.manual_seed(config.seed)  # for the weights; views are drawn from the loader's own generators
     model = SimCLR(config.arch).to(memory_format=torch.channels_last).to(device)
-    torch.manual_seed(config.seed + ranks.rank)
+    _seed_all(config.seed + ranks.rank)
     if ranks.world > 1 and config.sync_batchnorm:
         synchronise_batchnorm(model, device)
     if config.recompute:
@@ -50,6 +52,13 @@ def set_up(config: Config, ranks: Ranks | None = None, stop: Stop | None = None)
     forward = torch.compile(model) if config.compile else model
     online = OnlineProbe(config, manifest, recipe, device)
     return Run(config, manifest, recipe, loader, model, forward, optimizer, scaler, online, ranks, stop)
+
+
+def _seed_all(seed: int) -> None:
+    """Begin every generator anew, also those that nothing of ours draws from."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _share_of_batch(config: Config, world: int) -> int:

@@ -96,13 +96,15 @@ class Run:
 
         Raises InputError where it was made under what gives other numbers.
         """
-        found = self.ranks.from_first(self._find() if self.ranks.first else None)
+        found = self._find() if self.ranks.first else None
+        if found is not None:
+            done = found[1]["done_in_epoch"] % len(self.loader)
+            check_fingerprint(found[0], found[1]["fingerprint"], self._fingerprint, between_epochs=done == 0,
+                              accept=self.config.accept)  # fmt: skip
+        found = self.ranks.from_first(found)
         if found is None:
             return 0, 0
         path, state = found
-        done = state["done_in_epoch"] % len(self.loader)
-        check_fingerprint(path, state["fingerprint"], self._fingerprint, between_epochs=done == 0,
-                          accept=self.config.accept)  # fmt: skip
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

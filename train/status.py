@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from shard.errors import InputError
-from shard.files import write_bytes
 from train.checkpoint import list_checkpoints
-from train.config import Config, flag_of
-from train.journal import SPEED, read_journal
-from train.state import Run
+from train.journal import CARD, SPEED, read_journal
 
-CARD = "run.json"
 FRESH_S = 300.0  # a run that wrote nothing for as long may have been killed
-
-
-def write_card(run: Run) -> None:
-    """Write run.json: the command, the settings and how many steps they make."""
-    if not run.ranks.first:
-        return
-    card = {"command": train_command(run.config.plain()), "settings": run.config.plain(), "ranks": run.ranks.world,
-            "steps_per_epoch": len(run.loader), "images_per_epoch": run.manifest.images("train")}  # fmt: skip
-    write_bytes(run.config.out / CARD, (json.dumps(card, indent=1) + "\n").encode())
-
-
-def train_command(settings: dict[str, Any]) -> str:
-    """The command that makes a run of these settings: each that is not the default."""
-    defaults = {field.name: field.default for field in fields(Config)}
-    given = {name: value for name, value in settings.items() if value not in (defaults[name], "")}
-    return " ".join(["python -m train", *(flag_of(name) + ("" if value is True else f"={shlex.quote(str(value))}")
-                                          for name, value in given.items())])  # fmt: skip
 
 
 def status(run: Path) -> None:
@@ -95,5 +72,4 @@ def _say_speed(speed: list[dict[str, Any]], settings: dict[str, Any], steps_left
     ago = time.time() - speed[-1]["time"]
     starts = sum(line["kind"] == "start" for line in speed)
     print(f"started {starts} time{'s' * (starts > 1)}; last line {tqdm.format_interval(ago)} ago")
-    sys.stdout.flush()
     return bool(speed[-1]["kind"] != "stop" and ago < FRESH_S)

@@ -1,0 +1,378 @@
+"""An exported encoder gives the features of our own, wherever it is loaded, and tells what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import resource
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+import torchvision
+import torchvision.transforms.v2.functional as F
+from PIL import Image
+from torch import nn
+
+from shard.errors import InputError
+from tests.conftest import ROOT
+from train.checkpoint import save_checkpoint
+from train.export import CARD_INSIDE, NOTES, Format, export
+from train.model import SimCLR, grey_resnet
+
+MEAN, STD, SIZE, STEP = 0.5031, 0.2907, 64, 40
+SUFFIX = {"torchvision": ".pth", "timm": "", "safetensors": ".safetensors", "onnx": ".onnx"}
+NEEDED = {"torchvision": (), "timm": ("timm", "safetensors"), "safetensors": ("safetensors",),
+          "onnx": ("onnx", "onnxscript", "onnxruntime")}  # fmt: skip
+KNOWN = {
+    "shards": "0123456789abcdef", "commit": "5c859aa", "data": {"images": 191027, "patients": 64000},
+    "versions": {"python": "3.11.7", "torch": "2.14.1"},
+}  # fmt: skip
+JOURNAL = [
+    {"kind": "step", "step": 20, "epoch": 1.0, "loss": 9.0}, {"kind": "epoch", "step": 20, "epoch": 1, "loss": 4.5},
+    {"kind": "online", "step": 20, "epoch": 1, "knn_auroc": 0.61, "linear_auroc": 0.64},
+    {"kind": "epoch", "step": STEP, "epoch": 2, "loss": 4.25},
+    {"kind": "step", "step": STEP, "epoch": 2.0, "loss": 9.0},
+    {"kind": "epoch", "step": 60, "epoch": 3, "loss": 4.0},
+    {"kind": "online", "step": 60, "epoch": 3, "knn_auroc": 0.71, "linear_auroc": 0.74},
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's folder, and the encoder in its newest checkpoint, as we load it ourselves."""
+
+    folder: Path
+    encoder: nn.Module
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """image [N, 1, S, S], grey 0..1 → [N, F]."""
+        return run_on(self.encoder, (image - MEAN) / STD)
+
+
+def make_run(folder: Path, arch: str, seed: int = 0, step: int = STEP, **known: Any) -> Run:
+    """A run as training leaves it, its BatchNorm far from its beginnings: whoever loses a tensor shows."""
+    torch.manual_seed(seed)
+    model = SimCLR(arch).to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    save_checkpoint(folder, step, {
+        "config": {"shards": "/home/ada/shards", "out": str(folder), "arch": arch, "size": SIZE, "lr": 3e-4},
+        "recipe": {"size": SIZE, "crop_area": (0.2, 1.0), "mean": MEAN, "std": STD},
+        "model": model.state_dict(), "epoch": 2, "done_in_epoch": 0, "step": step, **known,
+    })  # fmt: skip
+    encoder, _ = grey_resnet(arch)
+    encoder.load_state_dict(model.encoder.state_dict())
+    return Run(folder, encoder.eval())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of which everything is known."""
+    run = make_run(tmp_path_factory.mktemp("run"), "resnet18", **KNOWN)
+    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in JOURNAL))
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(run: Run) -> Callable[[Format], Path]:
+    """Format → where its export is, made once."""
+    made: dict[str, Path] = {}
+
+    def path_of(format: Format) -> Path:
+        for package in NEEDED[format]:
+            pytest.importorskip(package, reason=f"--format={format} wants {package}: pip install '.[export]'")
+        if format not in made:
+            export(run.folder, format=format)
+            made[format] = run.folder / "export" / f"resnet18-{format}{SUFFIX[format]}"
+        return made[format]
+
+    return path_of
+
+
+@pytest.fixture(scope="module")
+def image() -> torch.Tensor:
+    """Three grey images, blurred noise from black to white, [3, 1, S, S]."""
+    noise = F.gaussian_blur(torch.rand(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), [9, 9])
+    return (noise - noise.min()) / (noise.max() - noise.min())
+
+
+formats = pytest.mark.parametrize("format", get_args(Format))
+
+
+def run_on(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a module makes of x, in evaluation."""
+    with torch.inference_mode():
+        features: torch.Tensor = module.eval()(x)
+    return features
+
+
+def equal(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Within 1e-5 of the largest feature: float32's sums round to some 5e-7 of it. Images must differ by far more."""
+    scale = ours.abs().max()
+    assert ours.shape == theirs.shape and (ours[0] - ours[1]).abs().max() > 1e-2 * scale
+    return bool((ours - theirs).abs().max() < 1e-5 * scale)
+
+
+def colour(image: torch.Tensor) -> torch.Tensor:
+    """The image normalised, three times, [N, 3, S, S]."""
+    return ((image - MEAN) / STD).expand(-1, 3, -1, -1)
+
+
+def check_torchvision(path: Path, arch: str, ours: torch.Tensor, image: torch.Tensor) -> None:
+    resnet = torchvision.models.get_model(arch, weights=None)
+    resnet.load_state_dict(torch.load(path, weights_only=True))
+    assert run_on(resnet, colour(image)).eq(0).all()  # the classifier is to be replaced, and looks it
+    resnet.fc = nn.Identity()
+    assert equal(ours, run_on(resnet, colour(image)))
+
+
+def test_torchvision_loads_it_strictly_and_gives_our_features(
+    run: Run, exported: Callable[[Format], Path], image: torch.Tensor
+) -> None:  # fmt: skip
+    check_torchvision(exported("torchvision"), "resnet18", run.features(image), image)
+
+
+def test_a_resnet50_goes_through_as_well(tmp_path: Path, image: torch.Tensor) -> None:
+    run = make_run(tmp_path, "resnet50")
+    export(run.folder)
+    path = tmp_path / "export" / "resnet50-torchvision.pth"
+    check_torchvision(path, "resnet50", run.features(image[:2]), image[:2])
+
+
+def test_timm_loads_it_with_three_channels_one_or_a_classifier(
+    run: Run, exported: Callable[[Format], Path], image: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    name = f"local-dir:{exported('timm')}"
+    import timm
+
+    for model in (timm.create_model(name, pretrained=True, num_classes=0), timm.create_model(name, pretrained=True)):
+        assert equal(run.features(image), run_on(model, colour(image)))
+    grey = timm.create_model(name, pretrained=True, num_classes=0, in_chans=1)
+    assert equal(run.features(image), run_on(grey, (image - MEAN) / STD))
+    classifier = timm.create_model(name, pretrained=True, num_classes=2)
+    assert run_on(classifier, colour(image)).shape == (3, 2)
+    assert equal(run.features(image), run_on(classifier.global_pool, classifier.forward_features(colour(image))))
+    assert model.num_features == json.loads((exported("timm") / "config.json").read_text())["num_features"] == 512
+    assert not caplog.records
+
+
+def test_timms_own_transform_makes_of_an_image_what_our_probe_does(exported: Callable[[Format], Path]) -> None:
+    folder = exported("timm")
+    import timm.data
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    levels = torch.randint(0, 256, (130, 100), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    theirs = transform(Image.fromarray(levels.numpy()).convert("RGB"))
+    ours = (F.resize(levels[None] / 255, [SIZE, SIZE], antialias=True) - MEAN) / STD
+    assert theirs.shape == (3, SIZE, SIZE)
+    assert (theirs - ours).abs().max() < 1.1 / 255 / STD  # Pillow rounds to whole levels
+
+
+def test_safetensors_holds_torchvisions_keys_but_for_fc(
+    run: Run, exported: Callable[[Format], Path], image: torch.Tensor
+) -> None:  # fmt: skip
+    path = exported("safetensors")
+    from safetensors.torch import load_file
+
+    resnet = torchvision.models.resnet18(weights=None)
+    resnet.fc = nn.Identity()
+    resnet.load_state_dict(load_file(path))
+    assert equal(run.features(image), run_on(resnet, colour(image)))
+
+
+def test_onnx_takes_grey_images_in_batches_of_any_size(
+    run: Run, exported: Callable[[Format], Path], image: torch.Tensor
+) -> None:  # fmt: skip
+    path = exported("onnx")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+    assert (taken.name, taken.type, taken.shape) == ("image", "tensor(float)", ["batch", 1, SIZE, SIZE])
+    assert (given.name, given.type, given.shape) == ("features", "tensor(float)", ["batch", 512])
+    theirs = torch.from_numpy(session.run(["features"], {"image": image.numpy()})[0])
+    assert equal(run.features(image), theirs)
+    one = torch.from_numpy(session.run(["features"], {"image": image[:1].numpy()})[0])
+    assert torch.allclose(one, theirs[:1], rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_is_one_file_that_names_no_folder_of_ours(run: Run, exported: Callable[[Format], Path]) -> None:
+    path = exported("onnx")
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
+    assert not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
+    content = path.read_bytes()
+    assert not any(str(place).encode() in content for place in (ROOT, sys.prefix, run.folder))
+
+
+def test_exporting_to_onnx_says_its_one_line_and_no_more(
+    run: Run, exported: Callable[[Format], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    exported("onnx")
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export(run.folder, format="onnx", out=tmp_path / "a.onnx")
+    assert capfd.readouterr() == (f"{tmp_path / 'a.onnx'}: resnet18, 512 features, after {STEP} steps\n", "")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]  # torch traces itself below
+    assert {file.name for file in tmp_path.iterdir()} == {"a.onnx", "a.md"}
+
+
+def card_of(format: Format, path: Path) -> Any:
+    """The card in an export, read as its page says."""
+    if format == "torchvision":
+        return torch.load(path, weights_only=True).card
+    if format == "onnx":
+        import onnxruntime
+
+        return json.loads(onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["card"])
+    import safetensors
+
+    file = path / "model.safetensors" if format == "timm" else path
+    with safetensors.safe_open(file, "pt") as opened:
+        return json.loads(opened.metadata()["card"])
+
+
+@formats
+def test_the_card_is_inside_and_tells_all_that_is_known(exported: Callable[[Format], Path], format: Format) -> None:
+    card = card_of(format, exported(format))
+    assert card == {
+        "name": "SimCLR resnet18 for chest X-rays", "use": "for research; not for diagnosis", "arch": "resnet18",
+        "features": 512, "input": {"size": SIZE, "grey": "0..1", "mean": MEAN, "std": STD},
+        "data": {"fingerprint": "0123456789abcdef", "images": 191027, "patients": 64000},
+        "training": {"epoch": 2, "done_in_epoch": 0, "step": STEP},
+        # Not the lines of step 60, which the checkpoint hasn't seen.
+        "metrics": {"epoch": {"epoch": 2, "loss": 4.25},
+                    "online": {"epoch": 1, "knn_auroc": 0.61, "linear_auroc": 0.64}},
+        "recipe": {"size": SIZE, "crop_area": [0.2, 1.0], "mean": MEAN, "std": STD},
+        "settings": {"arch": "resnet18", "size": SIZE, "lr": 3e-4},
+        "commit": "5c859aa", "versions": KNOWN["versions"], "format": format, "note": NOTES[format],
+    }  # fmt: skip
+    if format == "timm":
+        assert json.loads((exported(format) / "config.json").read_text())["card"] == card
+
+
+@formats
+def test_the_page_beside_it_shows_the_card_and_its_code_works(
+    run: Run, exported: Callable[[Format], Path], image: torch.Tensor, format: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    path = exported(format)
+    page = (path / "MODEL_CARD.md" if format == "timm" else path.with_suffix(".md")).read_text()
+    shown = ("not for diagnosis", "0123456789abcdef", "images: 191027", "patients: 64000", "5c859aa", "loss 4.25",
+             "knn_auroc 0.61", "linear_auroc 0.64", "crop_area: 0.2 to 1.0", "lr: 0.0003", "torch: 2.14.1",
+             f"mean: {MEAN}, std: {STD}", f"({MEAN}, {MEAN}, {MEAN})", "64 × 64", NOTES[format], CARD_INSIDE[format])
+    assert [text for text in shown if text not in page] == []
+    assert "/home/ada" not in page and str(run.folder) not in page
+    code = page.split("```python\n")[1].split("\n```")[0]
+    assert len(code.splitlines()) <= 5
+    monkeypatch.chdir(path.parent)
+    names: dict[str, Any] = {"image": image.numpy() if format == "onnx" else image}
+    with torch.inference_mode():
+        exec(code, names)
+    assert equal(run.features(image), torch.as_tensor(names["features"]))
+
+
+def test_what_an_older_checkpoint_does_not_know_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "resnet18", settings={"shards": "fedcba9876543210", "arch": "resnet18"})
+    line = {"kind": "online", "step": 1, "epoch": 1, "knn_auroc": float("nan"), "linear_auroc": None}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    export(run.folder)
+    card = card_of("torchvision", tmp_path / "export" / "resnet18-torchvision.pth")
+    assert card["data"] == {"fingerprint": "fedcba9876543210"}
+    assert not card.keys() & {"metrics", "commit", "versions"}
+    page = (tmp_path / "export" / "resnet18-torchvision.md").read_text()
+    assert not [word for word in ("None", "nan", "auroc", "commit", "Versions", "Metrics") if word in page]
+
+
+def test_another_checkpoint_is_taken_when_asked_for_and_out_is_where_it_goes(
+    tmp_path: Path, image: torch.Tensor
+) -> None:  # fmt: skip
+    folder, out = tmp_path / "run", tmp_path / "new" / "it.pth"
+    older = make_run(folder, "resnet18", seed=1, step=20)
+    (path,) = (folder / "checkpoints").iterdir()
+    newer = make_run(folder, "resnet18", seed=2)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in JOURNAL))
+    export(folder, out=out)
+    check_torchvision(out, "resnet18", newer.features(image), image)
+    export(folder, out=out, checkpoint=path)
+    check_torchvision(out, "resnet18", older.features(image), image)
+    assert card_of("torchvision", out)["metrics"]["epoch"] == {"epoch": 1, "loss": 4.5}
+    export(folder, out=out, checkpoint=path.rename(tmp_path / path.name))
+    assert "metrics" not in card_of("torchvision", out)  # a file from elsewhere: the journal may be of another run
+
+
+@contextmanager
+def files_up_to(limit: int) -> Iterator[None]:
+    """Any file that grows beyond `limit` bytes fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@formats
+def test_a_full_disk_leaves_the_export_that_was_there(
+    run: Run, exported: Callable[[Format], Path], format: Format
+) -> None:  # fmt: skip
+    exported(format)
+    folder = run.folder / "export"
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with files_up_to(1 << 20), pytest.raises(OSError, match="too large"):
+        export(run.folder, format=format)
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path, run: Run) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    no_checkpoint = f"{tmp_path}: no checkpoint in {tmp_path / 'checkpoints'}; train first: python -m train"
+    for folder, flags, line in (
+        (tmp_path / "none", {}, "none: no such folder; give the --out of a training"),
+        (tmp_path, {}, no_checkpoint),
+        (run.folder, {"checkpoint": tmp_path / "x.pt"}, "--checkpoint=.*x.pt: no such file; leave it out for the new"),
+        (run.folder, {"checkpoint": file}, f"{file}: not a readable checkpoint"),
+        (run.folder, {"out": tmp_path / "x.onnx"}, r"--out=.*x.onnx: wants a file named \*.pth for --format=torchv"),
+        (run.folder, {"out": tmp_path}, r"wants a file named \*.pth"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=line):
+            export(folder, **flags)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_timms_folder_cannot_be_a_file(tmp_path: Path, run: Run) -> None:
+    pytest.importorskip("safetensors", reason="--format=timm wants safetensors: pip install '.[export]'")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--out=.*file: a file, and timm's export is a folder; give another name"):
+        export(run.folder, format="timm", out=tmp_path / "file")
+
+
+@pytest.mark.parametrize(("format", "package"), [("timm", "safetensors"), ("safetensors", "safetensors"),
+                                                 ("onnx", "onnx"), ("onnx", "onnxscript")])  # fmt: skip
+def test_a_package_that_is_not_there_is_named_with_its_cure(
+    tmp_path: Path, format: Format, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    for needed in NEEDED[format]:
+        if needed not in (package, "timm", "onnxruntime"):
+            pytest.importorskip(needed, reason=f"not there, it would be named before {package}")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"--format={format}: wants {package} .*pip install '\.\[export\]'"):
+        export(tmp_path, format=format)

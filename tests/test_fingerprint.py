@@ -1,0 +1,135 @@
+"""A run goes on under what it began with: what differs is told in a table, what is harmless is let through."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.loader import has_dali
+from shard.errors import InputError
+from shard.write import build
+from tests.conftest import SETTINGS, Shards, newest, run_module, train_here
+from train import fingerprint
+from train.config import HARMLESS, Config
+
+
+@pytest.fixture(scope="module")
+def begun(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stands three steps into its first epoch."""
+    run = tmp_path_factory.mktemp("begun")
+    train_here(shards, run, limit_steps=3)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("settings", "row"),
+    [({"lr": 2e-3}, "lr 0.001 0.002"), ({"temperature": 0.1}, "temperature 0.5 0.1"), ({"seed": 1}, "seed 0 1"),
+     ({"batch_size": 8}, "batch_size 16 8"), ({"micro_batch": 4}, "micro_batch 0 4"), ({"clip": 1.0}, "clip 0.0 1.0"),
+     ({"arch": "resnet34"}, "arch resnet18 resnet34"),
+     ({"optimizer": "adamw"}, "optimizer adam adamw"), ({"weight_decay": 0.1}, "weight_decay 0.0 0.1")],
+)  # fmt: skip
+def test_other_settings_are_refused_with_what_differs(
+    shards: Shards, begun: Path, settings: dict[str, Any], row: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (name,) = settings
+    with pytest.raises(InputError, match=rf"made under what gives other numbers, {name}") as told:
+        train_here(shards, begun, **settings)
+    assert [line.split() for line in capfd.readouterr().err.splitlines()][:2] == [["there", "now"], row.split()]
+    assert (f"--accept={name}" in str(told.value)) == (name not in fingerprint.NEVER)
+    assert newest(begun)["step"] == 3
+
+
+def test_another_schedule_says_what_becomes_of_the_epochs(
+    shards: Shards, begun: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="other numbers, epochs, schedule; "):
+        train_here(shards, begun, schedule="cosine")
+    assert [line.split() for line in capfd.readouterr().err.splitlines()] == [
+        ["there", "now"], ["epochs", "any", "2"], ["schedule", "constant", "cosine"]]  # fmt: skip
+
+
+def test_other_shards_are_refused(shards: Shards, begun: Path, radiographs: Path, tmp_path: Path) -> None:
+    build(radiographs, tmp_path / "others", size=64, shard_size=40, workers=1)
+    with pytest.raises(InputError, match="other numbers, shards"):
+        train_here(dataclasses.replace(shards, folder=tmp_path / "others"), begun)
+
+
+@pytest.mark.skipif(not has_dali(), reason="NVIDIA DALI is not installed")
+def test_another_backend_is_refused(shards: Shards, begun: Path) -> None:
+    with pytest.raises(InputError, match="made under what gives other numbers, dali, backend;"):
+        train_here(shards, begun, dali=False)
+
+
+@pytest.mark.parametrize("name", ["code", "torch"])
+def test_other_code_and_versions_are_refused_and_can_be_accepted(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with monkeypatch.context() as patch:
+        if name == "code":
+            patch.setattr(fingerprint, "hash_code", lambda: "0123")
+        else:
+            real = fingerprint.version_of
+            patch.setattr(fingerprint, "version_of", lambda package: "1.0" if package == name else real(package))
+        train_here(shards, tmp_path, limit_steps=2)
+    with pytest.raises(InputError, match=rf"other numbers, {name}; .*--accept={name}$"):
+        train_here(shards, tmp_path, limit_steps=3)
+    train_here(shards, tmp_path, limit_steps=3, accept=(name,))
+    assert newest(tmp_path)["step"] == 3
+    with pytest.raises(InputError, match="--accept=cod: cod is nothing that could be accepted; nothing differs"):
+        train_here(shards, tmp_path, accept=("cod",))
+
+
+def test_what_is_harmless_is_let_through(shards: Shards, begun: Path) -> None:
+    train_here(shards, begun, limit_steps=4, workers=1, log_every=7, checkpoint_minutes=3.0, online_every=0, epochs=9,
+               recompute=True)  # fmt: skip
+    assert newest(begun)["step"] == 4
+
+
+def test_a_cosines_end_is_not_harmless(tmp_path: Path) -> None:
+    config = Config(shards=tmp_path, out=tmp_path, **SETTINGS)
+    assert config.decisive()["epochs"] == "any"
+    assert dataclasses.replace(config, schedule="cosine").decisive()["epochs"] == 2
+
+
+def test_every_setting_is_decisive_or_harmless(tmp_path: Path) -> None:
+    names = {field.name for field in dataclasses.fields(Config)}
+    assert names >= HARMLESS
+    assert set(Config(shards=tmp_path, out=tmp_path).decisive()) == names - HARMLESS | {"epochs"}
+
+
+def test_comments_and_docstrings_are_not_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "ROOT", tmp_path)
+    monkeypatch.setattr(fingerprint, "CODE", ("one.py",))
+
+    def hash_of(text: str) -> str:
+        (tmp_path / "one.py").write_text(text)
+        return fingerprint.hash_code()
+
+    plain = hash_of('"""A module."""\n\ndef f(x):\n    """Promise."""\n    return x + 1\n')
+    assert plain == hash_of('"""Other words."""\n# why\ndef f(x):\n    return x + 1  # because\n')
+    assert plain != hash_of("def f(x):\n    return x + 2\n")
+
+
+def test_the_code_that_is_hashed_is_there() -> None:
+    assert all((fingerprint.ROOT / name).is_file() for name in fingerprint.CODE)
+
+
+def test_ranks_may_differ_between_epochs_alone(tmp_path: Path) -> None:
+    def check(between_epochs: bool) -> None:
+        fingerprint.check_fingerprint(tmp_path, {"ranks": 1}, {"ranks": 2}, between_epochs=between_epochs, accept=())
+
+    check(between_epochs=True)
+    with pytest.raises(InputError, match="another number of ranks goes on from an epoch's end alone"):
+        check(between_epochs=False)
+
+
+def test_the_command_refuses_without_a_traceback(shards: Shards, begun: Path) -> None:
+    done = run_module("train", f"--shards={shards.folder}", f"--out={begun}", "--batch-size=16", "--size=32",
+                      "--device=cpu")  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    table, complaint = [line.split() for line in done.stderr.splitlines()[:-1]], done.stderr.splitlines()[-1]
+    assert ["arch", "resnet18", "resnet50"] in table
+    assert "go back to that, or train anew with another --out" in complaint and "--accept" not in complaint

@@ -1,0 +1,129 @@
+"""The online probe: which images it looks at, what it makes of them, and that it changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from pipeline.loader import has_dali
+from shard.manifest import read_manifest
+from shard.phantom import phantom
+from shard.read import read_labels
+from shard.write import build
+from tests.conftest import Shards, newest, train_here
+from train import online
+from train.config import Config
+from train.journal import read_journal
+from train.online import OnlineProbe
+from train.setup import set_up
+from train.status import status
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """Phantoms enough for a finding to have ten of each in both parts."""
+    folder = tmp_path_factory.mktemp("many")
+    phantom(folder / "radiographs", images=330, seed=3, workers=1)
+    build(folder / "radiographs", folder / "shards", size=64, shard_size=100, workers=1)
+    return Shards(folder / "shards", read_manifest(folder / "shards"))
+
+
+def probe_of(shards: Shards) -> tuple[OnlineProbe, nn.Module]:
+    run = set_up(Config(shards=shards.folder, out=shards.folder / "none", dali=has_dali(), arch="resnet18", size=32,
+                        device="cpu", precision="fp32"))  # fmt: skip
+    return run.online, run.model.encoder
+
+
+def test_it_looks_at_training_patients_alone_and_holds_a_quarter_out(many: Shards) -> None:
+    chosen = probe_of(many)[0]._chosen
+    train = read_labels(many.folder, many.manifest, ("train",))
+    pd.testing.assert_frame_equal(chosen.labels, train.iloc[chosen.samples])
+    held_out, fit = (set(chosen.labels["patient"][mask]) for mask in (chosen.held_out, ~chosen.held_out))
+    assert not held_out & fit and len(held_out) == round(len(held_out | fit) / 4)
+    for finding in chosen.findings:
+        for part in (chosen.held_out, ~chosen.held_out):
+            assert all((chosen.labels[finding][part] == value).sum() >= 10 for value in (0, 1))
+    assert chosen.findings and len(chosen.findings) < len(many.manifest.findings)
+
+
+def test_its_images_and_labels_belong_together(many: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that are the label find it, kNN and linear; of another row they would not."""
+    probe, encoder = probe_of(many)
+    chosen = probe._chosen
+    finding = chosen.findings[0]
+    object.__setattr__(chosen, "findings", [finding])
+    truth = chosen.labels[finding].fillna(0.5).to_numpy()
+    features = np.stack([truth, 1 - truth, np.ones_like(truth)], axis=1).astype(np.float32)
+    monkeypatch.setattr(OnlineProbe, "_embed", lambda *_: features)
+    assert probe.score(encoder, lambda: False) == {"knn_auroc": 1.0, "linear_auroc": 1.0}
+    monkeypatch.setattr(OnlineProbe, "_embed", lambda *_: np.random.default_rng(0).normal(size=features.shape))
+    assert all(0.2 < value < 0.8 for value in probe.score(encoder, lambda: False).values())
+
+
+def test_features_are_of_the_chosen_images_in_their_order(many: Shards) -> None:
+    class Mean(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3))
+
+    probe, _ = probe_of(many)
+    means = probe._embed(Mean(), lambda: False)[:, 0]
+    everything = probe._chosen.samples
+    object.__setattr__(probe._chosen, "samples", everything[::-1])
+    assert np.allclose(probe._embed(Mean(), lambda: False)[::-1, 0], means) and len(means) == len(everything)
+    assert len(np.unique(means)) > len(means) // 2
+
+
+def test_votes_are_those_of_a_slow_twin() -> None:
+    rng = np.random.default_rng(0)
+    known, asked = rng.normal(size=(50, 8)).astype(np.float32), rng.normal(size=(7, 8)).astype(np.float32)
+    truth = rng.integers(0, 2, 50)
+    for one, vote in zip(asked, online._vote(known, truth, asked), strict=True):
+        cosines = sorted(((float(one @ other / np.linalg.norm(one) / np.linalg.norm(other)), label)
+                          for other, label in zip(known, truth, strict=True)), reverse=True)[:20]  # fmt: skip
+        weights = [np.exp(cosine / 0.07) for cosine, _ in cosines]
+        wanted = sum(weight * label for weight, (_, label) in zip(weights, cosines, strict=True)) / sum(weights)
+        assert vote == pytest.approx(wanted, rel=1e-4)
+
+
+def test_told_to_stop_it_is_interrupted_and_the_run_does_it_again(
+    many: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"online_every": 1, "epochs": 2, "batch_size": 64}
+    train_here(many, tmp_path / "whole", **settings)
+    real = OnlineProbe._embed
+    with monkeypatch.context() as patch:
+        patch.setattr(OnlineProbe, "_embed", lambda self, encoder, stopped: real(self, encoder, lambda: True))
+        with pytest.raises(SystemExit) as ended:
+            train_here(many, tmp_path / "parts", **settings)
+    assert ended.value.code == 75
+    state = newest(tmp_path / "parts")
+    assert state["done_in_epoch"] > 0 and state["epoch"] == 0
+    assert not [line for line in read_journal(tmp_path / "parts") if line["kind"] != "step"]
+    train_here(many, tmp_path / "parts", **settings)
+    one, other = (read_journal(tmp_path / name) for name in ("whole", "parts"))
+    assert one == other and [line["epoch"] for line in one if line["kind"] == "online"] == [1, 2]
+    assert all(0 < line["knn_auroc"] < 1 for line in one if line["kind"] == "online")
+    capfd.readouterr()
+    status(tmp_path / "whole")
+    assert "online probe: AUROC" in capfd.readouterr().out
+
+
+def test_it_changes_nothing_of_the_run(many: Shards, tmp_path: Path) -> None:
+    for every in (0, 1):
+        train_here(many, tmp_path / str(every), online_every=every, epochs=1, batch_size=64)
+    with_it, without = newest(tmp_path / "1"), newest(tmp_path / "0")
+    assert all(torch.equal(value, without["model"][name]) for name, value in with_it["model"].items())
+    assert torch.equal(with_it["chance"][0]["torch"], without["chance"][0]["torch"])
+
+
+def test_without_labels_enough_it_says_so_once(
+    shards: Shards, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_here(shards, tmp_path, online_every=1, epochs=2)
+    assert capfd.readouterr().out.count("no online probe: no finding has 10 positive and 10 negative") == 1
+    assert not [line for line in read_journal(tmp_path) if line["kind"] == "online"]

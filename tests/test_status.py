@@ -1,0 +1,62 @@
+"""status: where a run stands and what to run next, from its files alone."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from pathlib import Path
+
+import pytest
+
+from shard.errors import InputError
+from tests.conftest import DALI, Shards, run_module, train_here
+from train.journal import SPEED
+from train.status import status
+
+
+def said_of(run: Path, capfd: pytest.CaptureFixture[str]) -> str:
+    capfd.readouterr()
+    status(run)
+    return capfd.readouterr().out
+
+
+def test_of_a_run_that_is_done(trained: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    done = run_module("train", "status", str(trained))
+    assert done.returncode == 0, done.stderr
+    assert "step 12 of 12, epoch 2.00 of 2" in done.stdout and "images/s" in done.stdout
+    assert "embedding rank" in done.stdout and f"last checkpoint: {trained}/checkpoints/step-000000012-" in done.stdout
+    assert f"done; next: python -m probe report {trained} --shards=" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_the_command_it_gives_goes_on_with_the_run(
+    shards: Shards, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_here(shards, tmp_path, limit_steps=9, seed=3, views="cpu", accept=("lr",))
+    said = said_of(tmp_path, capfd)
+    assert "step 9 of 12, epoch 1.50 of 2" in said and "started 1 time;" in said
+    command = shlex.split(next(line for line in said.splitlines() if "not running; next: " in line).split("next: ")[1])
+    assert command[:3] == ["python", "-m", "train"] and DALI.replace("--nodali", "") in " ".join(command)
+    done = run_module("train", *[flag for flag in command[3:] if "limit" not in flag])
+    assert done.returncode == 0 and "resuming from" in done.stdout, done.stderr
+    assert "done; next:" in said_of(tmp_path, capfd)
+
+
+def test_of_a_run_that_goes_on_and_one_that_was_killed(
+    shards: Shards, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_here(shards, tmp_path, limit_steps=9)
+    lines = (tmp_path / SPEED).read_text().splitlines()
+    (tmp_path / SPEED).write_text("\n".join(lines[:-1]) + "\n")  # no word that it stopped
+    assert "it seems to be running; watch it with: tensorboard --logdir=" in said_of(tmp_path, capfd)
+    old = [json.dumps({**json.loads(line), "time": time.time() - 3600}) for line in lines[:-1]]
+    (tmp_path / SPEED).write_text("\n".join(old) + "\n")
+    assert "last line 1:00:00 ago" in (said := said_of(tmp_path, capfd)) and "not running; next:" in said
+
+
+def test_of_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no run\.json; give the folder of a run"):
+        status(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,268 @@
+"""Export: a run's encoder as others load it (torchvision, timm, safetensors, ONNX), with its model card."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import math
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from shard.errors import InputError
+from shard.files import write_bytes
+from train.checkpoint import load_checkpoint, newest_checkpoint
+from train.journal import read_journal
+from train.model import grey_resnet
+
+Format = Literal["torchvision", "timm", "safetensors", "onnx"]
+Card = dict[str, Any]
+
+SUFFIX = {"torchvision": ".pth", "timm": "", "safetensors": ".safetensors", "onnx": ".onnx"}
+PACKAGES = {"torchvision": [], "timm": ["safetensors"], "safetensors": ["safetensors"], "onnx": ["onnx", "onnxscript"]}
+CLASSES = 1000  # of torchvision's ResNets as they are made without arguments
+OPSET = 18  # named, so that another PyTorch writes the same operators
+PLACES = ("shards", "out", "resume")  # settings that name folders of whoever trained, which a passed-on file need not
+# Kind of journal line → what of its last one is told.
+METRICS = {"epoch": ("epoch", "loss"), "online": ("epoch", "knn_auroc", "linear_auroc")}
+STEM = "three input channels, each a third of the grey one: feed the same normalised grey to all three"
+NOTES = {
+    "torchvision": f"{STEM}; fc is {CLASSES} classes of zeros, to be replaced",
+    "timm": f"{STEM}, or ask for in_chans=1; no classifier",
+    "safetensors": f"{STEM}; torchvision's names, without fc",
+    "onnx": "input image [batch, 1, size, size], float32, grey 0..1, normalised inside; output features",
+}
+CARD_INSIDE = {
+    "torchvision": "`torch.load(path, weights_only=True).card`",
+    "timm": "`card` in `config.json`, and the metadata of `model.safetensors`",
+    "safetensors": '`json.loads(safetensors.safe_open(path, "pt").metadata()["card"])`',
+    "onnx": "JSON under `card` in the model's `metadata_props`",
+}
+
+
+def export(
+    run: Path, *, format: Format = "torchvision", out: Path | None = None, checkpoint: Path | None = None
+) -> None:  # fmt: skip
+    """Write the encoder of RUN's newest checkpoint, without the projector, as others load it; a model card beside it.
+
+    --format: torchvision, a state dict resnet50() takes strictly; timm, a folder for create_model("local-dir:…");
+    safetensors, torchvision's names without fc; onnx, grey 0..1 in, features out. The card is inside each as well.
+    --out: the file, or timm's folder; by default in RUN/export. --checkpoint: this one, not the newest.
+    """
+    _check(run, format, out, checkpoint)
+    path = checkpoint or newest_checkpoint(run)
+    if path is None:
+        raise InputError(f"{run}: no checkpoint in {run / 'checkpoints'}; train first: python -m train --out={run}")
+    state = load_checkpoint(path)
+    arch = state["config"]["arch"]
+    encoder, features = grey_resnet(arch)
+    prefix = "encoder."
+    encoder.load_state_dict({name[len(prefix) :]: value for name, value in state["model"].items()
+                             if name.startswith(prefix)})  # fmt: skip
+    # What this run measured says nothing of a checkpoint from elsewhere.
+    journal = read_journal(run) if path.resolve().is_relative_to(run.resolve()) else []
+    card = make_card(state, features, journal) | {"format": format, "note": NOTES[format]}
+    target = out or run / "export" / f"{arch}-{format}{SUFFIX[format]}"
+    files = _files(format, target, encoder, card)  # all made before the first is written
+    for file, content in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, content)
+    print(f"{target}: {arch}, {features} features, after {state['step']} steps")
+
+
+def _check(run: Path, format: Format, out: Path | None, checkpoint: Path | None) -> None:
+    """Raises InputError where the export can't be made, before any work."""
+    for package in PACKAGES[format]:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise InputError(f"--format={format}: wants {package} ({error}); pip install '.[export]'") from None
+    if not run.is_dir():
+        raise InputError(f"{run}: no such folder; give the --out of a training")
+    if checkpoint is not None and not checkpoint.is_file():
+        raise InputError(f"--checkpoint={checkpoint}: no such file; leave it out for the newest of {run}")
+    if out is None:
+        return
+    if format == "timm" and out.exists() and not out.is_dir():
+        raise InputError(f"--out={out}: a file, and timm's export is a folder; give another name")
+    if format != "timm" and (out.suffix != SUFFIX[format] or out.is_dir()):
+        raise InputError(f"--out={out}: wants a file named *{SUFFIX[format]} for --format={format}")
+
+
+def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]]) -> Card:
+    """What there is to say of a checkpoint's encoder, as JSON has it; what isn't known is left out.
+
+    features: the encoder's width. journal: the run's lines, of which those up to the checkpoint's step count.
+    """
+    recipe, config = state["recipe"], state["config"]
+    lines = [line for line in journal if line.get("step", 0) <= state["step"]]
+    data = {"fingerprint": state.get("shards") or state.get("settings", {}).get("shards"), **state.get("data", {})}
+    card = {
+        "name": f"SimCLR {config['arch']} for chest X-rays",
+        "use": "for research; not for diagnosis",
+        "arch": config["arch"],
+        "features": features,
+        "input": {"size": recipe["size"], "grey": "0..1", "mean": recipe["mean"], "std": recipe["std"]},
+        "data": {name: value for name, value in data.items() if value is not None},
+        "training": {name: state[name] for name in ("epoch", "done_in_epoch", "step") if name in state},
+        "metrics": _metrics(lines),
+        "recipe": recipe,
+        "settings": {name: value for name, value in config.items() if name not in PLACES},
+        "commit": state.get("commit"),
+        "versions": state.get("versions"),
+    }
+    plain: Card = json.loads(json.dumps({name: value for name, value in card.items() if value}))
+    return plain
+
+
+def _metrics(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Kind → what the last line of that kind measured."""
+    metrics = {}
+    for kind, names in METRICS.items():
+        last: dict[str, Any] = next((line for line in reversed(lines) if line["kind"] == kind), {})
+        found = {name: last[name] for name in names if last.get(name) is not None and math.isfinite(last[name])}
+        if found.keys() - {"epoch"}:
+            metrics[kind] = found
+    return metrics
+
+
+def _files(format: Format, target: Path, encoder: nn.Module, card: Card) -> dict[Path, bytes]:
+    """The export's files, in the order in which to write them: a folder without config.json is none to timm."""
+    page = _page(format, target.resolve().name, card).encode()
+    if format == "timm":
+        return {target / "model.safetensors": _safetensors(encoder, card), target / "MODEL_CARD.md": page,
+                target / "config.json": _timm_config(card)}  # fmt: skip
+    make = {"torchvision": _torchvision, "safetensors": _safetensors, "onnx": _onnx}[format]
+    return {target: make(encoder, card), target.with_suffix(".md"): page}
+
+
+def _colour_weights(encoder: nn.Module) -> OrderedDict[str, torch.Tensor]:
+    """The encoder's state for a three-channel stem, whose sum over equal channels is the grey stem's."""
+    weights = OrderedDict(encoder.state_dict())
+    weights["conv1.weight"] = (weights["conv1.weight"] / 3).repeat(1, 3, 1, 1)  # [64, 1, 7, 7] → [64, 3, 7, 7]
+    return weights
+
+
+def _torchvision(encoder: nn.Module, card: Card) -> bytes:
+    """A state dict with the card as its attribute: torch.load(path, weights_only=True).card."""
+    weights = _colour_weights(encoder)
+    weights["fc.weight"] = torch.zeros(CLASSES, card["features"])
+    weights["fc.bias"] = torch.zeros(CLASSES)
+    vars(weights)["card"] = card  # beside the items, where load_state_dict doesn't look
+    file = io.BytesIO()
+    torch.save(weights, file)
+    return file.getvalue()
+
+
+def _safetensors(encoder: nn.Module, card: Card) -> bytes:
+    """The weights with the card as JSON in the metadata: safetensors.safe_open(path, "pt").metadata()["card"]."""
+    from safetensors.torch import save
+
+    content: bytes = save(dict(_colour_weights(encoder)), metadata={"format": "pt", "card": json.dumps(card)})
+    return content
+
+
+def _timm_config(card: Card) -> bytes:
+    """timm's config.json, with the card under "card", which timm leaves alone."""
+    size = card["input"]["size"]
+    pretrained = {
+        "input_size": (3, size, size), "fixed_input_size": False, "pool_size": (math.ceil(size / 32),) * 2,
+        # As our probe reads images: resized whole, since a centre crop would cut the costophrenic angles off.
+        "crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bilinear",
+        "mean": (card["input"]["mean"],) * 3, "std": (card["input"]["std"],) * 3,
+        "first_conv": "conv1", "classifier": "fc",
+    }  # fmt: skip
+    config = {"architecture": card["arch"], "num_classes": 0, "num_features": card["features"], "global_pool": "avg",
+              "pretrained_cfg": pretrained, "card": card}  # fmt: skip
+    return (json.dumps(config, indent=1) + "\n").encode()
+
+
+class _Normalised(nn.Module):
+    """image [N, 1, S, S], grey 0..1 → features [N, F]."""
+
+    def __init__(self, encoder: nn.Module, mean: float, std: float) -> None:
+        super().__init__()
+        self.encoder, self.mean, self.std = encoder, mean, std
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.encoder((image - self.mean) / self.std)
+        return features
+
+
+def _onnx(encoder: nn.Module, card: Card) -> bytes:
+    """One self-contained model with the card as JSON in metadata_props under "card"."""
+    import onnx
+
+    size = card["input"]["size"]
+    module = _Normalised(encoder, card["input"]["mean"], card["input"]["std"]).eval()
+    program = torch.onnx.export(
+        module, (torch.zeros(2, 1, size, size),), dynamo=True, verbose=False, opset_version=OPSET,
+        input_names=["image"], output_names=["features"], dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+    )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info,
+                 *model.graph.initializer, model.graph):  # fmt: skip
+        del part.metadata_props[:]  # stack traces, which name the folders of who made it
+    onnx.helper.set_model_props(model, {"card": json.dumps(card)})
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _page(format: Format, name: str, card: Card) -> str:
+    """The card for people, in Markdown; name: of the file or folder it tells of."""
+    size, mean, std = (card["input"][key] for key in ("size", "mean", "std"))
+    sections = [
+        f"# {card['name']}",
+        f"A {card['arch']} pre-trained by SimCLR, without labels, on grey chest X-rays: an image in, "
+        f"{card['features']} features out. **{card['use'].capitalize()}.**",
+        f"## Load it\n\nWith `image` [N, 1, {size}, {size}], float32, grey 0 to 1 (levels of 0 to 255 divided by 255), "
+        f"and in the folder that holds `{name}`:\n\n```python\n{_usage(format, name, card)}\n```\n\n"
+        f"What it is: {card['note']}. This card is inside it too: {CARD_INSIDE[format]}.",
+        f"## Input\n\n- size: {size} × {size}, the whole image resized, not cropped\n- grey: 0 to 1\n"
+        f"- mean: {mean}, std: {std}; for three channels mean ({mean}, {mean}, {mean}), std ({std}, {std}, {std})",
+    ]
+    for key in ("data", "training", "metrics", "recipe", "settings", "versions"):
+        if key in card:
+            rows = [f"- {name}: {_shown(value)}" for name, value in card[key].items()]
+            sections.append(f"## {key.capitalize()}\n\n" + "\n".join(rows))
+        if key == "training" and "commit" in card:
+            sections[-1] += f"\n- commit: {card['commit']}"
+    return "\n\n".join(sections) + "\n"
+
+
+def _usage(format: Format, name: str, card: Card) -> str:
+    """Lines of Python that make `features` of `image`."""
+    arch, normalised = card["arch"], f"(image - {card['input']['mean']}) / {card['input']['std']}"
+    colour = f"features = model.eval()(({normalised}).expand(-1, 3, -1, -1))"
+    lines = {
+        "torchvision": (
+            "import torch, torchvision", f"model = torchvision.models.{arch}()",
+            f"model.load_state_dict(torch.load({name!r}, weights_only=True))",
+            "model.fc = torch.nn.Identity()  # or your classifier", colour,
+        ),
+        "timm": (
+            "import timm",
+            f"model = timm.create_model({'local-dir:' + name!r}, pretrained=True, num_classes=0, in_chans=1)",
+            f"features = model.eval()({normalised})",
+        ),
+        "safetensors": (
+            "import safetensors.torch, torch, torchvision", f"model = torchvision.models.{arch}()",
+            "model.fc = torch.nn.Identity()", f"model.load_state_dict(safetensors.torch.load_file({name!r}))", colour,
+        ),
+        "onnx": (
+            "import onnxruntime", f"session = onnxruntime.InferenceSession({name!r})",
+            '(features,) = session.run(["features"], {"image": image})  # NumPy arrays',
+        ),
+    }  # fmt: skip
+    return "\n".join(lines[format])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
+    return " to ".join(map(str, value)) if isinstance(value, list) else str(value)
