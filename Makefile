@@ -1,6 +1,8 @@
 # make demo    synthetic radiographs → shards → SimCLR → 10-shot report, in out/demo
 # make test    the tests          make lint   ruff and mypy
-# Both make the virtual environment .venv and install into it first, where that is not done yet.
+# make kills   a build and a training killed with -9 at twenty random moments each, 5 minutes
+# make gpu-check    on a machine with a GPU: its tests, benches and a killed run, in 8 minutes, into docs/gpu.md
+# All make the virtual environment .venv and install into it first, where that is not done yet.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -8,7 +10,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/installed
 DEMO   := out/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test kills gpu-check lint clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -17,6 +19,12 @@ demo: $(DEMO)/report.html
 test: $(READY)
 	$(RUN) -m pytest
 
+kills: $(READY)
+	KILLS=20 $(RUN) -m pytest -s -k killed_at_random_moments tests/test_kills.py tests/test_resume.py
+
+gpu-check: $(READY)
+	$(RUN) -m bench.gpu_check $(if $(SHARDS),--shards=$(SHARDS))
+
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
@@ -24,7 +32,7 @@ lint: $(READY)
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is wanted, this is " + sys.version.split()[0] + "; use: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV) || { echo "python3 has no venv here; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[bench,dev,dicom]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[bench,dev,dicom,export]'
 	touch $@
 
 DEMO_IMAGES := 1500

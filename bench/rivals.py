@@ -26,12 +26,19 @@ WINDOW = 23  # of the Gaussian, as the study had it: a tenth of the view
 
 
 def published(fetcher: Fetcher, recipe: Recipe, batch_size: int, threads: int) -> Iterator[int]:
-    """The study's loader: PIL in RGB, torchvision's transforms, DataLoader workers."""
+    """The study's loader, counted."""
+    for view1, _ in published_views(fetcher, recipe, batch_size, threads):
+        yield len(view1)
+
+
+def published_views(
+    fetcher: Fetcher, recipe: Recipe, batch_size: int, threads: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The study's loader: PIL in RGB, torchvision's transforms, DataLoader workers; two views, each [B, 3, S, S]."""
     loader = DataLoader(_Published(fetcher, recipe), batch_size, shuffle=True, num_workers=threads, drop_last=True,
                         persistent_workers=True)  # fmt: skip
     while True:
-        for view1, _ in loader:
-            yield len(view1)
+        yield from loader
 
 
 class _Published(Dataset[tuple[torch.Tensor, torch.Tensor]]):

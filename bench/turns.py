@@ -28,19 +28,24 @@ class Turn:
 
 
 class Runner:
-    """A loader's process. `start` is called there, with `arguments`, and gives image counts without end."""
+    """A loader's process. `start` is called there, with `arguments`, and gives image counts without end.
 
-    def __init__(self, start: Callable[..., Iterator[int]], arguments: tuple[Any, ...]) -> None:
+    measure: what a turn is, of what `start` gives and some seconds; of loaders' by default.
+    """
+
+    def __init__(
+        self, start: Callable[..., Iterator[Any]], arguments: tuple[Any, ...],
+        measure: Callable[[Iterator[Any], float], Any] | None = None,
+    ) -> None:  # fmt: skip
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, start, arguments))
+        self._process = context.Process(target=_serve, args=(there, start, arguments, measure or _turn))
         self._process.start()
         there.close()
 
-    def turn(self, seconds: float) -> Turn:
-        """Let it work for some seconds, after a warm-up. Raises RuntimeError where it has failed."""
-        turn: Turn = self._ask(("turn", seconds))
-        return turn
+    def turn(self, seconds: float) -> Any:
+        """Let it work for some seconds, after a warm-up: a Turn, or what `measure` gives. Raises RuntimeError."""
+        return self._ask(("turn", seconds))
 
     def first_pass(self, images: int, seconds: float) -> float:
         """Images/s of a loader begun anew, its start included, over so many images or seconds."""
@@ -74,8 +79,11 @@ class Runner:
         return answer
 
 
-def _serve(connection: Connection, start: Callable[..., Iterator[int]], arguments: tuple[Any, ...]) -> None:
-    batches: Iterator[int] | None = None
+def _serve(
+    connection: Connection, start: Callable[..., Iterator[Any]], arguments: tuple[Any, ...],
+    measure: Callable[[Iterator[Any], float], Any],
+) -> None:  # fmt: skip
+    batches: Iterator[Any] | None = None
     while True:
         try:
             request = connection.recv()
@@ -88,7 +96,7 @@ def _serve(connection: Connection, start: Callable[..., Iterator[int]], argument
                 connection.send(_first(batches, *request[1:]))
             else:
                 batches = batches or start(*arguments)
-                connection.send(_turn(batches, request[1]))
+                connection.send(measure(batches, request[1]))
         except Exception as error:  # told to the parent, which reports it
             connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
@@ -111,7 +119,7 @@ def _turn(batches: Iterator[int], seconds: float) -> Turn:
         images += next(batches)
         waits.append((time.perf_counter() - now) * 1000)
     elapsed = time.perf_counter() - begun
-    return Turn(images / elapsed, (_cpu_seconds() - cpu) / images * 1000, waits, _memory(), _gpu_share())
+    return Turn(images / elapsed, (_cpu_seconds() - cpu) / images * 1000, waits, _memory(), gpu_share())
 
 
 def _processes(pid: int | None = None) -> list[psutil.Process]:
@@ -133,7 +141,7 @@ def _memory() -> float:
     return sum(getattr(info, "pss", info.rss) for info in infos) / 2**20
 
 
-def _gpu_share() -> float | None:
+def gpu_share() -> float | None:
     """The share of the last moments in which the GPU worked; None where there is none."""
     if not torch.cuda.is_available():
         return None

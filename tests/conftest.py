@@ -71,6 +71,7 @@ def trained(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+KILLS = int(os.environ.get("KILLS", "0"))  # of each campaign; make kills has 20, the tests a few
 DALI = "--dali" if has_dali() else "--nodali"
 # On the CPU, where equal means equal: cuDNN's backward is not the same twice.
 SMALL = ("--device=cpu", "--arch=resnet18", "--size=32", "--batch-size=16", "--lr=1e-3", "--precision=fp32",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Shards, run_module
+from tests.conftest import Shards
 
 
 @pytest.fixture
@@ -85,9 +85,3 @@ def test_one_line_non_zero_and_nothing_begun(
     assert all(word in error for word in wanted), error
     assert error.count("\n") == 1
     assert not out.exists() or not any(out.iterdir())
-
-
-def test_a_checkpoint_of_another_architecture_is_named(shards: Shards, trained: Path) -> None:
-    done = run_module("train", f"--shards={shards.folder}", f"--out={trained}", "--arch=resnet50")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "arch resnet18 there, resnet50 now" in done.stderr and "another --out" in done.stderr

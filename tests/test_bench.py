@@ -10,7 +10,11 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 
+from bench import memory, step
+from bench.gpu_check import Check, page
+from bench.gpu_check import check as gpu_check
 from bench.io import Setting, _jpeg_rows
 from bench.io import bench as bench_io
 from bench.shard import bench as bench_shard
@@ -125,3 +129,64 @@ def test_bench_shard_names_a_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no \*\.jpg"):
         bench_shard(src=tmp_path, json_out=tmp_path / "shard.json")
     assert not (tmp_path / "shard.json").exists()
+
+
+@pytest.mark.parametrize("start", [step._published, step._plain_amp, step._ours])
+def test_every_row_of_bench_step_trains(shards: Shards, start: Any) -> None:
+    steps = list(islice(start(step.Setting(shards.folder, "resnet18", 32, 8, 1)), 2))
+    assert all(one.images == 8 and min(one.data, one.forward_backward, one.optimizer) > 0 for one in steps)
+
+
+def test_bench_step_prints_and_writes(shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    step.bench(shards.folder, rows=("ours",), arch="resnet18", size=32, batch_size=8, workers=1, rounds=2, seconds=0.01,
+               json=tmp_path / "new" / "step.json")  # fmt: skip
+    (row,) = json.loads((tmp_path / "new" / "step.json").read_text())["rows"]
+    rate = row["images_per_s"]
+    assert 0 < rate["low"] <= rate["median"] <= rate["high"] and row["times_published"] is None
+    assert sum(row["shares"].values()) == pytest.approx(1)
+    assert row["hours"] == pytest.approx(224_316 * 100 / rate["median"] / 3600)
+    assert "hours = 224,316 images × 100 epochs ÷ images/s ÷ 3,600" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no row 'our'; there are published, plain-amp, ours, ours-compiled"):
+        step.bench(shards.folder, rows=("our",), batch_size=8)
+
+
+def test_bench_step_takes_ratios_round_by_round() -> None:
+    """A round in which the machine was half as fast for both counts as any other."""
+    def turn(seconds: float) -> Any:
+        return [step.Step(64, 0.0, seconds, 0.0)], None
+
+    row = step._summarise("ours", [turn(1.0), turn(2.0)], [turn(4.0), turn(8.0)])
+    assert row["times_published"] == {"median": 4.0, "low": 4.0, "high": 4.0}
+
+
+def test_bench_memory_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memory.bench(batches=(16, 4), modes=("micro-batch",), micro_batch=4, arch="resnet18", size=32,
+                 json=tmp_path / "memory.json")  # fmt: skip
+    rows = json.loads((tmp_path / "memory.json").read_text())["rows"]
+    assert [row["batch"] for row in rows] == [4, 16]
+    assert all(row["peak_mb"] > 100 and row["images_per_s"] > 0 for row in rows)
+    assert "micro-batch" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"--batches=4,6: 6 is no multiple of --micro-batch=4"):
+        memory.bench(batches=(4, 6), micro_batch=4)
+
+
+def test_bench_memory_does_not_try_what_cannot_fit() -> None:
+    before = [{"batch": 64, "peak_mb": 100.0}, {"batch": 128, "peak_mb": 180.0}, {"batch": 256, "peak_mb": None}]
+    assert memory._estimate(512, before) == 180 + 1.25 * 384
+    assert memory._estimate(128, before[:1]) == 0
+    known = [{"batch": 1, "peak_mb": 1e9}, {"batch": 2, "peak_mb": 2e9}]
+    row = memory._row("plain", 3, known, 1, "resnet18", 32)
+    assert row["peak_mb"] is None and row["estimate_mb"] == 3e9 > row["there_mb"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here: make gpu-check is run by hand")
+def test_gpu_check_wants_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no GPU: PyTorch sees none here"):
+        gpu_check(out=tmp_path / "docs")
+    assert not (tmp_path / "docs").exists()
+
+
+def test_the_page_of_gpu_check_says_what_failed() -> None:
+    text = page([Check("tests", "python -m pytest", True, 3.2, "5 passed"), Check("views", "x", False, 1, "late")],
+                {"gpu": "H100"})  # fmt: skip
+    assert "- gpu: H100" in text and "## tests: ok" in text and "## views: FAILED" in text and "5 passed" in text

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tests.conftest import DALI, ROOT, SMALL, Shards, newest, same_run
+from tests.conftest import DALI, KILLS, ROOT, SMALL, Shards, newest, same_run
 from train.journal import METRICS, read_journal
 
-KILLS = int(os.environ.get("KILLS", "3"))
+WANTED = KILLS or 3
 SEED = 0
 
 
 def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(shards: Shards, tmp_path: Path) -> None:
-    epochs = max(2, KILLS // 2)
+    epochs = max(2, WANTED // 2)
     flags = [f"--shards={shards.folder}", DALI, f"--epochs={epochs}", "--checkpoint-minutes=0.005", "--online-every=1",
              *SMALL]  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -29,7 +28,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(shards: Shar
         process = subprocess.Popen([sys.executable, "-m", "train", *flags, f"--out={parts}"], cwd=ROOT,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
         try:
-            _, complaint = process.communicate(timeout=chance.uniform(0.3, 0.9) * lasted if killed < KILLS else None)
+            _, complaint = process.communicate(timeout=chance.uniform(0.3, 0.9) * lasted if killed < WANTED else None)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -39,7 +38,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(shards: Shar
         assert process.returncode == 0, complaint
         break
     print(f"killed {killed} times, at steps {stood} of {newest(whole)['step']}, {lasted:.1f} s the whole")
-    assert killed == KILLS or newest(parts)["step"] == newest(whole)["step"]
+    assert killed == WANTED or newest(parts)["step"] == newest(whole)["step"]
     assert same_run(whole, parts)
     assert len({line["step"] for line in read_journal(parts) if line["kind"] == "step"}) == sum(
         line["kind"] == "step" for line in read_journal(parts))  # fmt: skip

@@ -26,7 +26,7 @@ from shard.merge import merge
 from shard.record import begin
 from shard.verify import verify
 from shard.write import build
-from tests.conftest import ROOT
+from tests.conftest import KILLS, ROOT
 from tests.test_write import hashes_of
 
 SETTINGS = ("--size=96", "--shard-size=30", "--workers=2", "--max-rejects=0.1")
@@ -69,16 +69,17 @@ def finished(out: Path) -> dict[str, int]:
             for record in out.glob("build/*-*.json")}  # fmt: skip
 
 
-def test_killed_at_twenty_random_moments_it_ends_byte_identical(
+def test_killed_at_random_moments_it_ends_byte_identical(
     radiographs: Path, archive: Path, never_stopped: dict[str, str], tmp_path: Path
 ) -> None:
+    wanted = KILLS or 6
     rng, kills, folder, amid = np.random.default_rng(0), 0, 0, 0
-    while kills < 20 or (tmp_path / str(folder)).exists():
+    while kills < wanted or (tmp_path / str(folder)).exists():
         out = tmp_path / str(folder)
         before = finished(out)
         process = start(radiographs, archive, out)
         try:
-            process.communicate(timeout=60 if kills >= 20 else float(rng.uniform(0.3, 2.5)))
+            process.communicate(timeout=60 if kills >= wanted else float(rng.uniform(0.3, 2.5)))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
@@ -89,7 +90,7 @@ def test_killed_at_twenty_random_moments_it_ends_byte_identical(
             assert hashes_of(out) == never_stopped
             folder += 1
         amid += 0 < len(after) < len([name for name in never_stopped if name.endswith(".tar")])
-    assert amid >= 5  # the kills did fall amid the work
+    assert amid >= wanted // 4  # the kills did fall amid the work
 
 
 @LINUX
