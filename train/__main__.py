@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from pipeline.recipe import Where
 from shard.cli import run
+from train.card import Format
 from train.config import Arch, Config, Device, Optimizer, Precision, Schedule, check_batch
 
 # What the commands do is imported by who does it: PyTorch takes seconds, and a flag that is wrong is told of before.
-
-Format = Literal["torchvision", "timm", "safetensors", "onnx"]
 
 
 def train(
