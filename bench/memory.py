@@ -1,6 +1,6 @@
 """How much memory does a batch take, plain, recomputed and in micro-batches, and what does it cost in time?
 
-python -m bench.memory. Each figure is that of a process of its own, on views of noise; the step is the trainer's.
+python -m bench.memory. Each figure is that of a process of its own, on views of noise; the gradients are the trainer's.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import resource
+import signal
+import sys
 import time
 from functools import partial
 from json import dumps
@@ -32,6 +34,7 @@ from train.optim import make_optimizer
 
 Mode = Literal["plain", "recompute", "micro-batch"]
 MODES: tuple[Mode, ...] = ("plain", "recompute", "micro-batch")
+OUT_OF_MEMORY = 3  # exit status of a process on a GPU; on a CPU the kernel ends it
 WARMED = 256  # up to which batch a step is taken before the one that is timed
 
 
@@ -47,6 +50,8 @@ def bench(
     for mode in modes:
         if mode not in MODES:
             raise InputError(f"--modes={','.join(modes)}: no mode {mode!r}; there are {', '.join(MODES)}")
+    if micro_batch < 1:
+        raise InputError(f"--micro-batch={micro_batch}: wants a number of at least 1")
     for batch in batches:
         if batch < 2 or ("micro-batch" in modes and batch % micro_batch):
             raise InputError(f"--batches={','.join(map(str, batches))}: {batch} is no multiple of "
@@ -81,9 +86,11 @@ def _row(
     process = context.Process(target=_measure, args=(other, mode, batch, micro_batch, arch, size))
     process.start()
     other.close()
-    with contextlib.suppress(EOFError):  # it was killed, for memory
+    with contextlib.suppress(EOFError):  # it has ended
         row["peak_mb"], row["images_per_s"] = here.recv()
     process.join()
+    if process.exitcode not in (0, -signal.SIGKILL, OUT_OF_MEMORY):
+        raise InputError(f"{mode}, batch {batch}: the process ended with {process.exitcode}; its reason is above")
     return row
 
 
@@ -135,10 +142,13 @@ def _measure(connection: Connection, mode: Mode, batch: int, micro_batch: int, a
         if name == "cuda":
             torch.cuda.synchronize()
 
-    if batch <= WARMED or name == "cuda":
+    try:
+        if batch <= WARMED or name == "cuda":
+            step()
+        begun = time.perf_counter()
         step()
-    begun = time.perf_counter()
-    step()
+    except torch.cuda.OutOfMemoryError:
+        sys.exit(OUT_OF_MEMORY)
     rate = batch / (time.perf_counter() - begun)
     peak = (torch.cuda.max_memory_allocated() / 2**20 if name == "cuda"
             else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)  # fmt: skip

@@ -1,7 +1,7 @@
 """How many images/s does a whole training step give, and what is it waiting for?
 
-python -m bench.step SHARDS. Each row is a process of its own; all train on the same shards in the same run, a turn each
-a round while the others stand still. Ours is the trainer's own code; the published loop is the study's, written out.
+python -m bench.step SHARDS. All rows train on the same shards in the same run, a turn each a round, in a process begun
+for it: together they would not fit into memory. Ours is the trainer's own code; the published loop is the study's.
 """
 
 from __future__ import annotations
@@ -99,17 +99,17 @@ def bench(
 def _measure(
     rows: dict[str, Callable[[Setting], Iterator[Step]]], setting: Setting, rounds: int, seconds: float
 ) -> list[dict[str, Any]]:
-    runners, turns = dict[str, Runner](), {name: list[Any]() for name in rows}
-    try:
-        for _ in tqdm(range(rounds), desc="rounds", unit=" rounds", disable=None):
-            for name, start in rows.items():
-                # Begun when it is first its turn: what compiles or fills its caches takes no other's time.
-                runner = runners.get(name) or Runner(start, (setting,), _turn)
-                runners[name] = runner
+    turns = {name: list[Any]() for name in rows}
+    for _ in tqdm(range(rounds), desc="rounds", unit=" rounds", disable=None):
+        for name, start in rows.items():
+            runner = Runner(start, (setting,), _turn)
+            try:
                 turns[name].append(runner.turn(seconds))
-    finally:
-        for runner in runners.values():
-            runner.end()
+            except RuntimeError as error:
+                raise InputError(f"row {name}: {error}; is there too little memory? Lower --batch-size, or leave it "
+                                 "out with --rows")  from error  # fmt: skip
+            finally:
+                runner.end()
     return [_summarise(name, turns[name], turns.get("published")) for name in rows]
 
 

@@ -142,9 +142,12 @@ def _memory() -> float:
 
 
 def gpu_share() -> float | None:
-    """The share of the last moments in which the GPU worked; None where there is none."""
+    """The share of the last moments in which the GPU worked; None where there is none, or it does not tell."""
     if not torch.cuda.is_available():
         return None
-    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-    said = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
-    return float(said[torch.cuda.current_device()]) / 100
+    identity = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    query = ["nvidia-smi", f"--id={identity}", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    try:
+        return float(subprocess.run(query, capture_output=True, text=True, check=True).stdout) / 100
+    except (OSError, subprocess.CalledProcessError, ValueError):  # no nvidia-smi, or a GPU in parts, which has no share
+        return None

@@ -77,6 +77,15 @@ def locked(folder: Path, name: str, *, shared: bool = False, patience_s: float =
         yield
 
 
+def is_locked(folder: Path, name: str) -> bool:
+    """Whether somebody holds the lock `name` of a folder alone. Where there are no locks, nobody does."""
+    path = folder / f".{name}.lock"
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return not _lock(file, shared=True)
+
+
 def _lock(file: IO[bytes], shared: bool) -> bool:
     """Whether the file could be locked, or there are no locks here."""
     try:

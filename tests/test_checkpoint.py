@@ -33,6 +33,18 @@ def test_one_that_cannot_be_written_leaves_those_before(tmp_path: Path) -> None:
     assert names(tmp_path) == before
 
 
+def test_what_a_kill_tore_is_cleared_away(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, {"step": 1})
+    (tmp_path / "checkpoints" / ".step-000000002-0123456789abcdef.pt.tmp").write_bytes(b"half")
+    save_checkpoint(tmp_path, 3, {"step": 3})
+    assert all(name.startswith("step-") for name in names(tmp_path))
+
+
+def test_one_under_another_name_is_read(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, {"step": 1})
+    assert load_checkpoint(path.rename(tmp_path / "resnet-50.pt"))["step"] == 1
+
+
 def test_of_the_same_step_one_is_left(tmp_path: Path) -> None:
     """An epoch that was interrupted at its end has been saved before and after that end."""
     save_checkpoint(tmp_path, 7, {"done": 7})

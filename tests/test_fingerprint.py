@@ -82,10 +82,16 @@ def test_other_code_and_versions_are_refused_and_can_be_accepted(
         train_here(shards, tmp_path, accept=("cod",))
 
 
+def test_a_decay_that_is_accepted_is_taken(shards: Shards, begun: Path) -> None:
+    train_here(shards, begun, limit_steps=4, weight_decay=0.5, accept=("weight_decay",))
+    assert [group["weight_decay"] for group in newest(begun)["optimizer"]["param_groups"]] == [0.5, 0.0]
+    train_here(shards, begun, limit_steps=5, accept=("weight_decay",))  # for the tests that follow
+
+
 def test_what_is_harmless_is_let_through(shards: Shards, begun: Path) -> None:
-    train_here(shards, begun, limit_steps=4, workers=1, log_every=7, checkpoint_minutes=3.0, online_every=0, epochs=9,
+    train_here(shards, begun, limit_steps=6, workers=1, log_every=7, checkpoint_minutes=3.0, online_every=0, epochs=9,
                recompute=True)  # fmt: skip
-    assert newest(begun)["step"] == 4
+    assert newest(begun)["step"] == 6
 
 
 def test_a_cosines_end_is_not_harmless(tmp_path: Path) -> None:

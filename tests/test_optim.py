@@ -48,19 +48,20 @@ def test_adams_step_is_the_papers() -> None:
         assert torch.allclose(old - new, 3e-4 * new.grad / (new.grad.abs() + 1e-8), rtol=1e-3, atol=1e-7)
 
 
-def test_lars_step_is_the_papers() -> None:
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_lars_step_is_the_papers(decay: float) -> None:
     """Weights: lr · η ‖w‖ / (‖g‖ + β‖w‖) · (g + βw); biases and norms: lr · g (You et al., 2017, algorithm 1)."""
     some = model()
     before = [parameter.detach().clone() for parameter in some.parameters()]
-    optimizer = make_optimizer("lars", some, lr=0.5, weight_decay=0.01)
+    optimizer = make_optimizer("lars", some, lr=0.5, weight_decay=decay)
     some(torch.randn(5, 1, 8, 8)).square().sum().backward()
     optimizer.step()
     for old, new in zip(before, some.parameters(), strict=True):
         gradient = new.grad
         assert gradient is not None
         if new.ndim > 1:
-            ratio = 0.001 * old.norm() / (gradient.norm() + 0.01 * old.norm())
-            wanted = 0.5 * ratio * (gradient + 0.01 * old)
+            ratio = 0.001 * old.norm() / (gradient.norm() + decay * old.norm())
+            wanted = 0.5 * ratio * (gradient + decay * old)
         else:
             wanted = 0.5 * gradient
         assert torch.allclose(old - new, wanted, rtol=1e-3, atol=1e-6)

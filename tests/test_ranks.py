@@ -109,7 +109,7 @@ def test_three_ranks_told_to_stop_and_killed_go_on_exactly(shards: Shards, tmp_p
     wait_for_step(told, tmp_path / "parts", 2)
     told[1].send_signal(signal.SIGUSR1)
     ended = ends(told)
-    assert [status for status, _, _ in ended] == [75] * 3, ended
+    assert [status for status, _, _ in ended] == [75, 0, 0], ended
     assert "as another rank asked; the same command goes on" in ended[0][1]
     stopped_at = load_checkpoint(list_checkpoints(tmp_path / "parts")[0])["step"]
 
@@ -131,17 +131,27 @@ def test_three_ranks_told_to_stop_and_killed_go_on_exactly(shards: Shards, tmp_p
     assert (tmp_path / "whole" / METRICS).read_bytes() == (tmp_path / "parts" / METRICS).read_bytes()
 
 
-def test_a_rank_that_fails_tells_the_others_why(shards: Shards, tmp_path: Path) -> None:
-    """The second reads other shards, as from a disk that is damaged."""
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_rank_that_fails_tells_the_others_why(shards: Shards, tmp_path: Path, bad: int) -> None:
+    """It reads other shards, as from a disk that is damaged."""
     shutil.copytree(shards.folder, tmp_path / "damaged")
     tar = tmp_path / "damaged" / shards.manifest.of_split("train")[0].tar
     tar.write_bytes(tar.read_bytes()[:-512])
     flags = [f"--out={tmp_path / 'run'}", *SMALL, "--workers=1"]
-    ended = ends(start([["train", f"--shards={folder}", *flags] for folder in (shards.folder, tmp_path / "damaged")]))
+    folders = [shards.folder, shards.folder]
+    folders[bad] = tmp_path / "damaged"
+    ended = ends(start([["train", f"--shards={folder}", *flags] for folder in folders]))
     assert [status for status, _, _ in ended] == [1, 1], ended
-    me = f"rank 1 on {socket.gethostname()}"
-    assert f"error: {me}: {tar}" in ended[1][2].splitlines()[-1]
-    assert f"ends because {me} failed: {tar}" in ended[0][2].splitlines()[-1]
+    me = f"rank {bad} on {socket.gethostname()}"
+    assert f"error: {me}: {tar}" in ended[bad][2].splitlines()[-1]
+    assert f"ends because {me} failed: {tar}" in ended[1 - bad][2].splitlines()[-1]
+
+
+def test_a_rank_under_other_settings_than_the_first_is_named(shards: Shards, tmp_path: Path) -> None:
+    flags = ["train", f"--shards={shards.folder}", f"--out={tmp_path / 'run'}", *SMALL, "--workers=1"]
+    ended = ends(start([flags, [*flags, "--temperature=0.1"]]))
+    assert all(status == 1 and "rank 1: temperature is 0.1, the first rank's is 0.5" in complaint
+               for status, _, complaint in ended), ended  # fmt: skip
 
 
 def test_a_host_that_is_not_known_is_told_of_at_once(shards: Shards, tmp_path: Path) -> None:
@@ -153,6 +163,11 @@ def test_a_host_that_is_not_known_is_told_of_at_once(shards: Shards, tmp_path: P
         assert status == 1 and "could not join the 2 ranks at no-such-host.invalid" in complaint
 
 
+def test_the_loss_of_ranks_keeps_no_gradients(steps: list[Any]) -> None:
+    """It is kept until it is written down: a view of all gradients would be kept with it."""
+    assert all(rank["synchronised"]["loss_bytes"] <= 8 for rank in steps)
+
+
 def test_ranks_are_found_from_torchruns_and_sruns_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
@@ -162,13 +177,14 @@ def test_ranks_are_found_from_torchruns_and_sruns_variables(monkeypatch: pytest.
     for name, value in (("STEP_NUM_TASKS", "4"), ("PROCID", "3"), ("LOCALID", "1"), ("JOB_ID", "12"),
                         ("STEP_NODELIST", "gpu[003-004]")):  # fmt: skip
         monkeypatch.setenv(f"SLURM_{name}", value)
-    assert find_ranks() == Ranks(3, 4, 1, "gpu003", 16384 + 12 * 8)
+    assert find_ranks() == Ranks(3, 4, 1, 1, "gpu003", 16384 + 12 * 8)
     monkeypatch.setenv("MASTER_ADDR", "elsewhere")
     monkeypatch.setenv("MASTER_PORT", "99")
-    assert find_ranks() == Ranks(3, 4, 1, "elsewhere", 99)
-    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):  # torchrun within a job of Slurm's
+    assert find_ranks() == Ranks(3, 4, 1, 1, "elsewhere", 99)
+    # torchrun within a job of Slurm's
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
-    assert find_ranks() == Ranks(1, 2, 1, "elsewhere", 99)
+    assert find_ranks() == Ranks(1, 2, 1, 2, "elsewhere", 99)
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(InputError, match=r"WORLD_SIZE=two.*start with torchrun or srun"):
         find_ranks()

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from shard.errors import InputError
+from shard.files import locked
 from tests.conftest import DALI, Shards, run_module, train_here
-from train.journal import SPEED
+from train.journal import LOCK, SPEED
 from train.status import status
 
 
@@ -39,7 +40,7 @@ def test_the_command_it_gives_goes_on_with_the_run(
     assert "step 9 of 12, epoch 1.50 of 2" in said and "started 1 time;" in said
     command = shlex.split(next(line for line in said.splitlines() if "not running; next: " in line).split("next: ")[1])
     assert command[:3] == ["python", "-m", "train"] and DALI.replace("--nodali", "") in " ".join(command)
-    done = run_module("train", *[flag for flag in command[3:] if "limit" not in flag])
+    done = run_module("train", *command[3:])
     assert done.returncode == 0 and "resuming from" in done.stdout, done.stderr
     assert "done; next:" in said_of(tmp_path, capfd)
 
@@ -50,7 +51,9 @@ def test_of_a_run_that_goes_on_and_one_that_was_killed(
     train_here(shards, tmp_path, limit_steps=9)
     lines = (tmp_path / SPEED).read_text().splitlines()
     (tmp_path / SPEED).write_text("\n".join(lines[:-1]) + "\n")  # no word that it stopped
-    assert "it seems to be running; watch it with: tensorboard --logdir=" in said_of(tmp_path, capfd)
+    assert "it was writing a moment ago, and its lock is free" in said_of(tmp_path, capfd)
+    with locked(tmp_path, LOCK):
+        assert "it is running; watch it with: tensorboard --logdir=" in said_of(tmp_path, capfd)
     old = [json.dumps({**json.loads(line), "time": time.time() - 3600}) for line in lines[:-1]]
     (tmp_path / SPEED).write_text("\n".join(old) + "\n")
     assert "last line 1:00:00 ago" in (said := said_of(tmp_path, capfd)) and "not running; next:" in said

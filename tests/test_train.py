@@ -141,6 +141,10 @@ def test_more_epochs_go_on_and_the_journal_with_them(shards: Shards, trained: Pa
     assert same_run(tmp_path / "more", tmp_path / "whole")
     train_here(shards, tmp_path / "more", epochs=4, resume=str(trained))  # requeued: from its own newest
     assert newest(tmp_path / "more")["epoch"] == 4
+    train_here(shards, tmp_path / "third", epochs=5, resume=str(tmp_path / "more"))
+    list_checkpoints(tmp_path / "more")[0].unlink()  # it goes on all the same: it has begun
+    train_here(shards, tmp_path / "third", epochs=6, resume=str(tmp_path / "more"))
+    assert newest(tmp_path / "third")["epoch"] == 6
     with pytest.raises(InputError, match="holds a run that did not begin there, up to step 18; choose another --out"):
         train_here(shards, tmp_path / "whole", epochs=4, resume=str(list_checkpoints(trained)[1]))
 
@@ -202,7 +206,7 @@ def test_a_loss_that_is_no_number_names_step_keys_and_the_last_good_checkpoint(s
     with pytest.raises(InputError) as told:
         train_here(shards, tmp_path, log_every=2, checkpoint_minutes=1e-9)
     assert re.match(r"step 5: the loss is nan, on images (\w+, ){2}\w+ and 13 more, all in ", str(told.value))
-    assert f"the last good checkpoint is {good}" in str(told.value) and "lower --lr=0.001" in str(told.value)
+    assert f"the last good checkpoint, {good}, with a --lr below 0.001 and --accept=lr" in str(told.value)
     assert list_checkpoints(tmp_path)[0] == good
     run = set_up(Config(shards=shards.folder, out=tmp_path, batch_size=16, size=32, arch="resnet18", device="cpu"))
     assert (tmp_path / "bad-batch.txt").read_text().split() == run.loader.keys(0, 3)

@@ -25,6 +25,8 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: Iterable[
     folder.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     torch.save({"format": FORMAT, **state}, content)
+    for torn in folder.glob(".step-*"):  # what a kill left; who writes here is alone
+        torn.unlink()
     path = folder / f"step-{step:09d}-{_hash(content.getbuffer())}.pt"
     write_bytes(path, content.getbuffer())
     kept = set(keep)
@@ -74,7 +76,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises Rotten where its bytes are not those its name has the hash of, InputError where they are of another format.
     """
     content = path.read_bytes()
-    said = re.search(r"-([0-9a-f]+)\.pt$", path.name)
+    said = re.search(rf"-([0-9a-f]{{{HASH_DIGITS}}})\.pt$", path.name)
     if said and (digest := _hash(content)) != said[1]:
         raise Rotten(f"{path}: cut short or rotten ({len(content)} bytes with sha256 {digest}…, its name says "
                          f"{said[1]}…); remove it to go on from the one before")

@@ -116,9 +116,10 @@ def check_batch(shards: Path, batch_size: int) -> None:
 
 
 def train_command(settings: dict[str, Any]) -> str:
-    """The command that makes a run of these plain settings: each that is not the default."""
+    """The command that makes a run of these plain settings, to its end: each that is not the default."""
     defaults = {field.name: field.default for field in fields(Config)}
     given = {name: value for name, value in settings.items() if value not in (defaults[name], "")}
+    given.pop("limit_steps", None)
     return " ".join(["python -m train", *(flag_of(name) + ("" if value is True else f"={shlex.quote(str(value))}")
                                           for name, value in given.items())])  # fmt: skip
 

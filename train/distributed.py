@@ -22,8 +22,8 @@ from shard.errors import InputError
 
 JOINING = timedelta(minutes=5)  # Python and PyTorch come off a shared disk, on some nodes later than on others
 # A rank that ends closes its connections, which the others see at once. These are for one that is there and silent.
-SILENT_GPU, SILENT_CPU = timedelta(minutes=5), timedelta(minutes=60)
-LAST_WORDS_S = 5.0  # how long a rank waits to hear why another has ended
+SILENT_GPU, SILENT_CPU = timedelta(minutes=10), timedelta(minutes=60)
+LAST_WORDS_S = 5.0  # how long a rank waits to hear who else is there when another has ended
 FIRST_PORT, PORTS = 16384, 16384
 
 
@@ -35,6 +35,7 @@ class Ranks:
     rank: int = 0
     world: int = 1
     local: int = 0
+    beside: int = 1  # as many share this process's cores
     host: str = ""
     port: int = 0
     control: Any = None  # a group of gloo's, for words between the CPUs: a GPU's queue need not be waited for
@@ -91,7 +92,9 @@ def find_ranks() -> Ranks:
         raise InputError(f"{shown}: not whole numbers; start with torchrun or srun") from None
     if world == 1:
         return Ranks()
-    return Ranks(rank, world, local, said.get("MASTER_ADDR", host), port)
+    # torchrun leaves a node's cores to all of its ranks; srun gives each its own.
+    beside = int(said.get("LOCAL_WORLD_SIZE", "1"))
+    return Ranks(rank, world, local, beside, said.get("MASTER_ADDR", host), port)
 
 
 def first_host(nodes: str) -> str:
@@ -111,20 +114,21 @@ def joined(device: str) -> Iterator[Ranks]:
         yield ranks
         return
     if device == "cuda":
-        if ranks.local >= torch.cuda.device_count():
-            raise InputError(f"rank {ranks.rank}: the {ranks.local + 1}th on {socket.gethostname()}, which has "
-                             f"{torch.cuda.device_count()} GPUs; start one rank a GPU")  # fmt: skip
-        torch.cuda.set_device(ranks.local)
+        seen = torch.cuda.device_count()
+        if 1 < seen <= ranks.local:
+            raise InputError(f"rank {ranks.rank}: local rank {ranks.local} on {socket.gethostname()}, which has {seen} "
+                             "GPUs; start one rank a GPU")  # fmt: skip
+        torch.cuda.set_device(ranks.local if seen > 1 else 0)  # a task that sees one has been given it
     try:
         socket.getaddrinfo(ranks.host, ranks.port)  # PyTorch would look for it for minutes
         store = _meet(ranks)
         backend, silent = ("nccl", SILENT_GPU) if device == "cuda" else ("gloo", SILENT_CPU)
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=silent)
+        ranks = replace(ranks, control=dist.new_group(backend="gloo", timeout=SILENT_CPU))
     except (RuntimeError, OSError) as error:  # DistError is a RuntimeError
         raise InputError(f"rank {ranks.rank}: could not join the {ranks.world} ranks at {ranks.host}:{ranks.port} "
-                         f"({_one_line(error)}); did all start, is that host known here, that port free? Set "
-                         "MASTER_ADDR and MASTER_PORT where they are others") from None
-    ranks = replace(ranks, control=dist.new_group(backend="gloo", timeout=SILENT_CPU))
+                         f"({_one_line(error)}); did all start, is that host known here, that port free? MASTER_ADDR "
+                         "and MASTER_PORT set others, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME the network") from None
     try:
         yield ranks
     except Exception as error:
@@ -147,12 +151,17 @@ def _explain(error: Exception, ranks: Ranks, store: PrefixStore) -> InputError |
     me = f"rank {ranks.rank} on {socket.gethostname()}"
     if not (isinstance(error, dist.DistError) or re.search(r"gloo|NCCL", str(error))):
         store.set("why", f"{me} failed: {_one_line(error)}")
+        if ranks.first:  # who holds the store lets go of the others first, and waits until they have read it
+            dist.destroy_process_group(ranks.control)
+            time.sleep(LAST_WORDS_S)
         return InputError(f"{me}: {error}") if isinstance(error, InputError) else None
     try:
-        store.set(f"alive-{ranks.rank}", "")
-        time.sleep(LAST_WORDS_S)  # also lets its error come out above ours
         if store.check(["why"]):
-            return InputError(f"{me}: ends because {store.get('why').decode()}")
+            why = store.get("why").decode()
+            time.sleep(LAST_WORDS_S)  # its error comes out above ours
+            return InputError(f"{me}: ends because {why}")
+        store.set(f"alive-{ranks.rank}", "")
+        time.sleep(LAST_WORDS_S)
         missing = [str(rank) for rank in range(ranks.world) if not store.check([f"alive-{rank}"])]
     except RuntimeError:  # the store is the first rank's
         missing = ["0"]
@@ -219,7 +228,7 @@ def average(model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
     *parts, mean = flat.split([*(gradient.numel() for gradient in gradients), 1])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view(gradient.shape))
-    joint: torch.Tensor = mean[0].to(loss.dtype)
+    joint: torch.Tensor = mean[0].to(loss.dtype, copy=True)  # a view would keep all of flat
     return joint
 
 

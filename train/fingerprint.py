@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from shard.errors import InputError
 from shard.machine import version_of
 from train.config import Config
@@ -17,10 +19,11 @@ ROOT = Path(__file__).parent.parent
 # Files whose change may change a weight's last bit: who makes the views, and who makes a step of them.
 CODE = (
     *(f"pipeline/{name}.py" for name in ("recipe", "plan", "draw", "fused", "dali", "reference", "loader")),
-    *(f"train/{name}.py" for name in ("model", "loss", "large_batch", "distributed", "optim", "step")),
+    *(f"train/{name}.py" for name in ("setup", "device", "model", "loss", "large_batch", "distributed", "optim")),
+    "train/step.py",
 )
-PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "numba", "numpy")
-RANKS = "ranks"
+PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "numba", "numpy", "pillow", "timm")
+RANKS, THREADS = "ranks", "threads"
 NEVER = {"arch", "optimizer", "shards", "batch_size"}  # can be accepted: a state of another would not fit
 
 Fingerprint = dict[str, str | int | float | bool]
@@ -30,7 +33,9 @@ def take_fingerprint(config: Config, promise: dict[str, Any], world: int) -> Fin
     """What decides a run's numbers, by name: settings, what its loader promises, ranks, code and versions."""
     loader = {name: str(value) for name, value in promise.items() if name in ("shards", "recipe", "backend", "views")}
     versions = {name: version_of(name) for name in PACKAGES}
-    return {**config.decisive(), **loader, RANKS: world, "code": hash_code(), **versions}
+    # On a CPU sums are split over its threads, and add up to another last bit.
+    threads = {THREADS: torch.get_num_threads()} if config.device == "cpu" else {}
+    return {**config.decisive(), **loader, RANKS: world, **threads, "code": hash_code(), **versions}
 
 
 def differences(then: Fingerprint, now: Fingerprint) -> dict[str, tuple[Any, Any]]:
@@ -38,12 +43,22 @@ def differences(then: Fingerprint, now: Fingerprint) -> dict[str, tuple[Any, Any
     return {name: (then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)}
 
 
+def check_ranks(fingerprints: Sequence[Fingerprint]) -> None:
+    """Raise InputError where a rank's fingerprint is not the first's; on other machines they may have other threads."""
+    for rank, other in enumerate(fingerprints):
+        apart = {name: pair for name, pair in differences(fingerprints[0], other).items() if name != THREADS}
+        for name, (first, here) in apart.items():
+            raise InputError(f"rank {rank}: {name} is {_short(here)}, the first rank's is {_short(first)}; give all "
+                             "ranks the same shards, flags and environment")  # fmt: skip
+
+
 def check_fingerprint(
     path: Path, then: Fingerprint, now: Fingerprint, *, between_epochs: bool, accept: Sequence[str]
 ) -> None:
     """Raise InputError where what is not accepted differs, a table of it printed; between epochs ranks may differ."""
-    allowed = {*accept, *((RANKS,) if between_epochs else ())}
     differing = differences(then, now)
+    # Other ranks have other threads each.
+    allowed = {*accept, *((RANKS, THREADS) if between_epochs and RANKS in differing else ())}
     if wrong := [name for name in accept if name not in {**then, **now} or name in NEVER]:
         raise InputError(f"--accept={','.join(accept)}: {wrong[0]} is nothing that could be accepted; "
                          f"{', '.join(differing) or 'nothing'} differs")  # fmt: skip

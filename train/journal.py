@@ -13,12 +13,15 @@ from shard.files import replacing, write_bytes
 from train.config import Config, train_command
 
 CARD, METRICS, SPEED = "run.json", "metrics.jsonl", "speed.jsonl"
+LOCK = "train"  # of the folder, held by whoever writes there
 
 
 def write_card(run: Path, config: Config, *, ranks: int, steps_per_epoch: int) -> None:
     """Write run.json: the command, the settings and how many steps they make."""
-    card = {"command": train_command(config.plain()), "settings": config.plain(), "ranks": ranks,
-            "steps_per_epoch": steps_per_epoch}  # fmt: skip
+    command = train_command(config.plain())
+    if ranks > 1:
+        command = f"{command}  (on {ranks} ranks, started by srun or torchrun as before)"
+    card = {"command": command, "settings": config.plain(), "ranks": ranks, "steps_per_epoch": steps_per_epoch}
     write_bytes(run / CARD, (json.dumps(card, indent=1) + "\n").encode())
 
 
@@ -34,7 +37,8 @@ class Journal:
         from torch.utils.tensorboard import SummaryWriter  # takes a second: only the rank that writes waits for it
 
         kept = read_journal(run)[:lines]
-        write_bytes(run / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        for name, lines_of in ((METRICS, kept), (SPEED, read_journal(run, SPEED))):  # without what a kill tore
+            write_bytes(run / name, "".join(json.dumps(line) + "\n" for line in lines_of).encode())
         self.lines = len(kept)
         self._metrics: IO[str] = (run / METRICS).open("a")
         self._speed: IO[str] = (run / SPEED).open("a")
@@ -93,6 +97,7 @@ def draw_loss(run: Path, batch_size: int) -> None:
     axes.plot([line["epoch"] for line in steps], [line["loss"] for line in steps], color="0.7", lw=1, label="interval")
     axes.plot([line["epoch"] for line in epochs], [line["loss"] for line in epochs], "o-", ms=3, label="epoch mean")
     axes.axhline(math.log(2 * batch_size - 1), color="0.4", ls="--", lw=1, label=f"chance, ln {2 * batch_size - 1}")
+    axes.margins(y=0.05)
     axes.set(xlabel="epoch", ylabel="NT-Xent loss", title="Pre-training loss")
     if epochs:
         images = epochs[-1]["step"] * batch_size / epochs[-1]["epoch"]  # an epoch

@@ -13,7 +13,7 @@ import torch
 from shard.files import locked
 from train.config import Config
 from train.distributed import Ranks, joined
-from train.journal import draw_loss, write_card
+from train.journal import LOCK, draw_loss, write_card
 from train.online import Interrupted
 from train.pace import Pace
 from train.setup import set_up
@@ -22,7 +22,6 @@ from train.step import train_step
 from train.stop import REQUEUE, listening
 from train.watch import watch
 
-LOCK = "train"
 PATIENCE_S = 15.0  # DataLoader workers look every 5 seconds whether their parent is still there
 
 
@@ -31,26 +30,28 @@ def pretrain(config: Config) -> None:
 
     Leaves checkpoints/, metrics.jsonl, speed.jsonl, run.json, tensorboard/ and loss.png there. A run stopped anywhere
     and started again goes through the same batches and, on a CPU, ends with the same weights as one never stopped.
-    Told to stop by SIGUSR1 or SIGTERM it saves after the step and ends the process with status 75.
+    Told to stop by SIGUSR1 or SIGTERM it saves after the step and ends the process: the first rank with status 75.
     """
-    with joined(config.device) as ranks, listening() as stop:
+    with listening() as stop, joined(config.device) as ranks:
         run = set_up(config, ranks, stop)
         with _alone(config.out, ranks):
             epoch, done_in_epoch = run.resume()
-            if run.finished(epoch):
+            if run.finished(epoch, done_in_epoch):
                 run.say(f"{config.out}: {run.step} steps are done, as many as asked for; nothing to do")
                 return
             run.open_journal()
             if ranks.first:
                 write_card(config.out, config, ranks=ranks.world, steps_per_epoch=len(run.loader))
             with Pace(run) as pace:
-                while not run.finished(epoch) and train_epoch(run, pace, epoch, done_in_epoch):
-                    epoch, done_in_epoch = epoch + 1, 0
-        ended = run.step == config.limit_steps or epoch == config.epochs
-    if not ended:
+                going_on = True
+                while going_on and not run.told_to_stop and not run.finished(epoch, done_in_epoch):
+                    going_on = train_epoch(run, pace, epoch, done_in_epoch)
+                    epoch, done_in_epoch = epoch + going_on, 0
+    if run.told_to_stop:
         name = signal.Signals(stop.signal).name if stop.signal else "another rank"
         run.say(f"{config.out}: saved after step {run.step}, as {name} asked; the same command goes on")
-        sys.exit(130 if stop.signal == signal.SIGINT else REQUEUE)
+        # One status for the job: of several, Slurm takes the highest, and may end what is left at the first of them.
+        sys.exit((130 if stop.signal == signal.SIGINT else REQUEUE) if run.ranks.first else 0)
     if epoch < config.epochs:
         run.say(f"{config.out}: stopped after {run.step} steps, as --limit-steps asks; without it the run goes on")
 
@@ -77,10 +78,11 @@ def train_epoch(run: Run, pace: Pace, epoch: int, done: int) -> bool:
         if number % config.log_every == 0 or number == steps:
             write_interval(run, pace, epoch, number, z1, z2)
         stop, save = run.ranks.any_of([run.stop.wanted, run.save_is_due()])
-        stop = stop or run.step == config.limit_steps
-        if (stop or save) and number < steps:
+        limited = run.step == config.limit_steps
+        if (stop or save or limited) and number < steps:
             run.save(epoch, number)
-        if stop and number < steps:
+        if (stop or limited) and number < steps:
+            run.told_to_stop = stop
             return False
     return end_epoch(run, pace, epoch)
 
@@ -105,6 +107,7 @@ def end_epoch(run: Run, pace: Pace, epoch: int) -> bool:
     scores = probe_online(run, epoch + 1)
     if scores is None:
         run.save(epoch, steps)
+        run.told_to_stop = True
         return False
     mean = run.loss_sum / steps
     run.loss_sum = 0.0
@@ -120,7 +123,8 @@ def end_epoch(run: Run, pace: Pace, epoch: int) -> bool:
     if run.journal:
         draw_loss(run.config.out, run.config.batch_size)
     pace.end_epoch(epoch, mean)
-    return not run.ranks.any_of([run.stop.wanted])[0] or epoch + 1 == run.config.epochs
+    run.told_to_stop = run.ranks.any_of([run.stop.wanted])[0] and not run.finished(epoch + 1)
+    return True
 
 
 def probe_online(run: Run, epoch: int) -> dict[str, float] | None:

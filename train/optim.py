@@ -24,6 +24,7 @@ def make_optimizer(name: Optimizer, model: nn.Module, *, lr: float, weight_decay
     if name == "lars":
         from timm.optim.lars import Lars  # timm takes a second: only its users wait for it
 
+        groups[0]["always_adapt"] = True  # else the ratio would be left out where there is no decay
         lars: torch.optim.Optimizer = Lars(groups, lr=lr, momentum=LARS_MOMENTUM)
         return lars
     # Fused: one pass over all parameters, and on a GPU the scaler's verdict is read there, with no wait for it.

@@ -30,15 +30,16 @@ def set_up(config: Config, ranks: Ranks | None = None, stop: Stop | None = None)
     manifest = read_manifest(config.shards)
     share = _share_of_batch(config, ranks.world)
     recipe = Recipe(size=config.size, mean=manifest.pixel_mean, std=manifest.pixel_std)
-    device = torch.device("cuda", ranks.local) if config.device == "cuda" else torch.device("cpu")
+    device = torch.device("cuda", torch.cuda.current_device()) if config.device == "cuda" else torch.device("cpu")
+    workers = config.workers or max(1, cores() // ranks.beside)
     make_fast(device)
-    where, why = choose_views(config.views, config.backend, device, config.workers or cores())
+    where, why = choose_views(config.views, config.backend, device, workers)
     if ranks.first:
         print(f"views are made on the {where.upper()}: {why}")
         _warn_of_small_images(config, manifest)
     half = config.precision == "fp16" and config.dali  # what autocast would make of them anyway
     loader = two_view_loader(config.backend, config.shards, manifest, recipe, batch_size=share, device=device,
-                             views=config.views, half=half, workers=config.workers, seed=config.seed,
+                             views=where, half=half, workers=workers, seed=config.seed,
                              rank=ranks.rank, world=ranks.world)  # fmt: skip
     torch.manual_seed(config.seed)  # for the weights; views are drawn from the loader's own generators
     model = SimCLR(config.arch).to(memory_format=torch.channels_last).to(device)

@@ -21,7 +21,7 @@ from shard.manifest import Manifest
 from train.checkpoint import list_checkpoints, load_checkpoint, load_newest_good, save_checkpoint, set_aside, step_of
 from train.config import Config
 from train.distributed import Ranks
-from train.fingerprint import PACKAGES, check_fingerprint, take_fingerprint
+from train.fingerprint import PACKAGES, check_fingerprint, check_ranks, take_fingerprint
 from train.journal import METRICS, Journal
 from train.model import SimCLR
 from train.online import OnlineProbe
@@ -50,12 +50,15 @@ class Run:
         self.best: dict[str, float] | None = None  # step, epoch and score of the best checkpoint by the online probe
         self.origin = ""  # the checkpoint of another run that this one began from
         self._fingerprint = take_fingerprint(config, loader.state_dict()["promise"], ranks.world)
+        self.told_to_stop = False  # by a signal, on any rank
+        self._commit = commit()  # now: later another may be checked out
         self._journalled = (config.out, 0)  # whose journal is gone on with, and how many of its lines
         self._saved_at = time.monotonic()
 
-    def finished(self, epoch: int) -> bool:
-        """Whether the run has had its epochs, or its limit of steps."""
-        return epoch >= self.config.epochs or 0 < self.config.limit_steps <= self.step
+    def finished(self, epoch: int, done_in_epoch: int = 0) -> bool:
+        """Whether the run has had its epochs, or its limit of steps, and no epoch's end is left to do."""
+        limited = 0 < self.config.limit_steps <= self.step and done_in_epoch != len(self.loader)
+        return epoch >= self.config.epochs or limited
 
     def save_is_due(self) -> bool:
         """Whether the last checkpoint is older than --checkpoint-minutes."""
@@ -68,14 +71,14 @@ class Run:
         """
         self.check_losses(epoch, done_in_epoch)
         chance = self.ranks.of_all(_random_state(self.config.device))
+        if self.journal:
+            if done_in_epoch == 0 and epoch % MILESTONE == 0:
+                self.milestones.append(self.step)
+            self.journal.sync()
+            keep = [*self.milestones, *([int(self.best["step"])] if self.best else [])]
+            save_checkpoint(self.config.out, self.step, self._state(epoch, done_in_epoch, chance), keep)
+        self.ranks.from_first(None)  # none goes on, or ends, before it is written
         self._saved_at = time.monotonic()
-        if self.journal is None:
-            return
-        if done_in_epoch == 0 and epoch % MILESTONE == 0:
-            self.milestones.append(self.step)
-        self.journal.sync()
-        keep = [*self.milestones, *([int(self.best["step"])] if self.best else [])]
-        save_checkpoint(self.config.out, self.step, self._state(epoch, done_in_epoch, chance), keep)
 
     def _state(self, epoch: int, done_in_epoch: int, chance: list[Any]) -> dict[str, Any]:
         manifest = self.manifest
@@ -87,15 +90,16 @@ class Run:
             "journal_lines": self.journal.lines if self.journal else 0,
             "milestones": self.milestones, "best": self.best, "origin": self.origin,
             "fingerprint": self._fingerprint, "config": self.config.plain(), "recipe": asdict(self.recipe),
-            "shards": manifest.fingerprint(), "data": manifest.counts, "commit": commit(),
+            "shards": manifest.fingerprint(), "data": manifest.counts, "commit": self._commit,
             "versions": {name: self._fingerprint[name] for name in PACKAGES},
         }  # fmt: skip
 
     def resume(self) -> tuple[int, int]:
         """Take up the checkpoint that --resume asks for; returns (epoch, steps done in it), (0, 0) where there is none.
 
-        Raises InputError where it was made under what gives other numbers.
+        Raises InputError where it was made under what gives other numbers, or a rank is under other than the first.
         """
+        check_ranks(self.ranks.of_all(self._fingerprint))
         found = self._find() if self.ranks.first else None
         if found is not None:
             done = found[1]["done_in_epoch"] % len(self.loader)
@@ -106,8 +110,7 @@ class Run:
             return 0, 0
         path, state = found
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self._load_optimizer(state)
         # The fingerprint holds what the loader promises, and has been compared.
         self.loader.load_state_dict({**state["loader"], "promise": self.loader.state_dict()["promise"]})
         if len(state["chance"]) == self.ranks.world:
@@ -115,10 +118,19 @@ class Run:
         self.step, self.loss_sum = state["step"], state["loss_sum"]
         self.losses = list(state["losses"].to(self.config.device).unbind())
         self.milestones, self.best = state["milestones"], state["best"]
-        self.origin = state["origin"] or (str(path) if path.parent.parent != self.config.out else "")
+        self.origin = state["origin"] if path.parent.parent == self.config.out else str(path)
         self._journalled = (path.parent.parent, state["journal_lines"])
         self.say(f"resuming from {path} (epoch {state['epoch'] + 1}, step {self.step})")
         return state["epoch"], state["done_in_epoch"]
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Its state, and the scaler's; the settings stay our own, where --accept lets them differ."""
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        if state["scaler"]:  # empty where there was none
+            self.scaler.load_state_dict(state["scaler"])
 
     def _find(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to go on from, with its journal lines in --out; None for a new run."""
@@ -129,10 +141,13 @@ class Run:
         own = load_newest_good(out)
         if wanted in ("auto", "never"):
             return self._after_rot(*own) if own else None
-        path = _checkpoint_at(Path(wanted).expanduser())
+        there = Path(wanted).expanduser().resolve()
         if own is None:
+            path = _checkpoint_at(there)
             return path, load_checkpoint(path)
-        if own[1]["origin"] == str(path) or own[0] == path:
+        # It has begun, so this is not looked for again: that run may have gone on since, or dropped that checkpoint.
+        origin = Path(own[1]["origin"] or own[0].resolve())
+        if there in (origin, origin.parent.parent):
             return self._after_rot(*own)
         raise InputError(f"--resume={wanted}: {out} holds a run that did not begin there, up to step {own[1]['step']}; "
                          "choose another --out")
@@ -169,12 +184,12 @@ class Run:
         if self.ranks.first:
             self.config.out.mkdir(parents=True, exist_ok=True)
             write_bytes(self.config.out / "bad-batch.txt", "".join(f"{key}\n" for key in keys).encode())
-            where = f" and {len(keys) - 3} more, all in {self.config.out / 'bad-batch.txt'}"
+            where = f" and {max(0, len(keys) - 3)} more, all in {self.config.out / 'bad-batch.txt'}"
         good = list_checkpoints(self.config.out)
         raise InputError(
             f"step {self.step - back}: the loss is {float(self.losses[first])}, on images {', '.join(keys[:3])}{where};"
-            f" lower --lr={self.config.lr:g}, or use --clip=1 or --precision=fp32; the last good checkpoint is "
-            f"{good[0] if good else 'none'}")  # fmt: skip
+            f" go on from the last good checkpoint, {good[0] if good else 'none'}, with a --lr below "
+            f"{self.config.lr:g} and --accept=lr, or --clip=1 --accept=clip")  # fmt: skip
 
     def say(self, text: str) -> None:
         """Print a line, once for all ranks."""
@@ -185,12 +200,12 @@ class Run:
 def _checkpoint_at(path: Path) -> Path:
     """A checkpoint named by itself or by its run."""
     if path.is_file():
-        return path.resolve()
+        return path
     found = load_newest_good(path) if path.is_dir() else None
     if found is None:
         raise InputError(f"--resume={path}: no checkpoint there; give a run's folder, one of its checkpoints, auto or "
                          "never")
-    return found[0].resolve()
+    return found[0]
 
 
 def _random_state(device: str) -> dict[str, Any]:
@@ -208,5 +223,5 @@ def _set_random_state(state: dict[str, Any], device: str) -> None:
     random.setstate(state["python"])
     np.random.set_state({**numpy, "state": {**numpy["state"], "key": np.array(numpy["state"]["key"], np.uint32)}})
     torch.set_rng_state(state["torch"])
-    if device == "cuda":
+    if device == "cuda" and "cuda" in state:  # it may have been on a CPU
         torch.cuda.set_rng_state(state["cuda"])

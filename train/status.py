@@ -11,10 +11,11 @@ from typing import Any
 from tqdm import tqdm
 
 from shard.errors import InputError
-from train.checkpoint import list_checkpoints
-from train.journal import CARD, SPEED, read_journal
+from shard.files import is_locked
+from train.checkpoint import list_checkpoints, step_of
+from train.journal import CARD, LOCK, SPEED, read_journal
 
-FRESH_S = 300.0  # a run that wrote nothing for as long may have been killed
+FRESH_S = 60.0  # a run that wrote nothing for as long has been killed, where locks tell nothing
 
 
 def status(run: Path) -> None:
@@ -32,16 +33,18 @@ def status(run: Path) -> None:
     print(f"{run}: {settings['arch']} at {settings['size']} px, batch {settings['batch_size']}, step {step} of {total},"
           f" epoch {step / card['steps_per_epoch']:.2f} of {settings['epochs']}")  # fmt: skip
     _say_measures(lines)
-    running = _say_speed(speed, settings, total - step) and not done
-    checkpoints = list_checkpoints(run)
-    if checkpoints:
-        age = time.time() - checkpoints[0].stat().st_mtime
-        print(f"last checkpoint: {checkpoints[0]}, {tqdm.format_interval(age)} old")
+    ago = _say_speed(speed, settings, total - step)
+    for newest in list_checkpoints(run)[:1]:
+        age = time.time() - newest.stat().st_mtime
+        print(f"last checkpoint: {newest}, after step {step_of(newest)}, {tqdm.format_interval(age)} old")
     if done:
         report = f"python -m probe report {shlex.quote(str(run))} --shards={shlex.quote(settings['shards'])}"
         print(f"done; next: {report}")
-    elif running:
-        print(f"it seems to be running; watch it with: tensorboard --logdir={shlex.quote(str(run))}")
+    elif is_locked(run, LOCK):
+        print(f"it is running; watch it with: tensorboard --logdir={shlex.quote(str(run))}")
+    elif ago is not None and ago < FRESH_S:
+        print("it was writing a moment ago, and its lock is free: killed, or on a disk without locks; look at its job. "
+              f"To go on: {card['command']}")  # fmt: skip
     else:
         print(f"not running; next: {card['command']}")
 
@@ -60,10 +63,10 @@ def _say_measures(lines: list[dict[str, Any]]) -> None:
               f"{best['linear_auroc']:.3f} at epoch {best['epoch']} (training patients)")  # fmt: skip
 
 
-def _say_speed(speed: list[dict[str, Any]], settings: dict[str, Any], steps_left: int) -> bool:
-    """Print the rate and the time left; whether the run seems to be running."""
+def _say_speed(speed: list[dict[str, Any]], settings: dict[str, Any], steps_left: int) -> float | None:
+    """Print the rate and the time left; how many seconds ago a run that did not say that it stopped wrote last."""
     if not speed:
-        return False
+        return None
     rates = [line for line in speed if line["kind"] == "step"]
     if rates and rates[-1]["images_per_s"]:
         rate = rates[-1]["images_per_s"]
@@ -72,4 +75,4 @@ def _say_speed(speed: list[dict[str, Any]], settings: dict[str, Any], steps_left
     ago = time.time() - speed[-1]["time"]
     starts = sum(line["kind"] == "start" for line in speed)
     print(f"started {starts} time{'s' * (starts > 1)}; last line {tqdm.format_interval(ago)} ago")
-    return bool(speed[-1]["kind"] != "stop" and ago < FRESH_S)
+    return None if speed[-1]["kind"] == "stop" else ago
