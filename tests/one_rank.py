@@ -52,7 +52,8 @@ def take_step(shards: Path, case: str, ranks: Ranks, views: torch.Tensor, micro_
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     update(run)
     kept = loss.untyped_storage().nbytes()
-    return {"loss": loss, "loss_bytes": kept, "z": torch.stack([z1, z2]), "gradients": gradients, "model": model.state_dict()}
+    return {"loss": loss, "loss_bytes": kept,
+            "z": torch.stack([z1, z2]), "gradients": gradients, "model": model.state_dict()}
 
 
 def main(shards: Path, out: Path) -> None:

@@ -43,7 +43,8 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(shards: Shar
             continue
         assert process.returncode == 0, complaint
         break
-    print(f"killed {killed} times, at steps {stood} of {newest(whole)['step']}; the whole {starting:.1f} + {lasted:.1f} s")
+    steps = newest(whole)["step"]
+    print(f"killed {killed} times, at steps {stood} of {steps}; the whole took {starting:.1f} + {lasted:.1f} s")
     assert killed == WANTED and max(stood) > 0
     assert same_run(whole, parts)
     assert len({line["step"] for line in read_journal(parts) if line["kind"] == "step"}) == sum(

@@ -8,7 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -38,7 +38,9 @@ class Ranks:
     beside: int = 1  # as many share this process's cores
     host: str = ""
     port: int = 0
-    control: Any = None  # a group of gloo's, for words between the CPUs: a GPU's queue need not be waited for
+    # A group of gloo's, for words between the CPUs: a GPU's queue need not be waited for. In a list, out of which it is
+    # taken where its connections are to be closed.
+    control: list[Any] = field(default_factory=list)
 
     @property
     def first(self) -> bool:
@@ -50,7 +52,7 @@ class Ranks:
         if self.world == 1:
             return list(flags)
         votes = torch.tensor(flags, dtype=torch.uint8)
-        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.control)
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.control[0])
         return [bool(vote) for vote in votes]
 
     def from_first(self, value: Any) -> Any:
@@ -58,14 +60,14 @@ class Ranks:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
+        dist.broadcast_object_list(box, src=0, group=self.control[0])
         return box[0]
 
     def of_all(self, value: Any) -> list[Any]:
         """Every rank's value, on all."""
         values = [value] * self.world
         if self.world > 1:
-            dist.all_gather_object(values, value, group=self.control)
+            dist.all_gather_object(values, value, group=self.control[0])
         return values
 
 
@@ -124,7 +126,7 @@ def joined(device: str) -> Iterator[Ranks]:
         store = _meet(ranks)
         backend, silent = ("nccl", SILENT_GPU) if device == "cuda" else ("gloo", SILENT_CPU)
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=silent)
-        ranks = replace(ranks, control=dist.new_group(backend="gloo", timeout=SILENT_CPU))
+        ranks.control.append(dist.new_group(backend="gloo", timeout=SILENT_CPU))
     except (RuntimeError, OSError) as error:  # DistError is a RuntimeError
         raise InputError(f"rank {ranks.rank}: could not join the {ranks.world} ranks at {ranks.host}:{ranks.port} "
                          f"({_one_line(error)}); did all start, is that host known here, that port free? MASTER_ADDR "
@@ -152,7 +154,8 @@ def _explain(error: Exception, ranks: Ranks, store: PrefixStore) -> InputError |
     if not (isinstance(error, dist.DistError) or re.search(r"gloo|NCCL", str(error))):
         store.set("why", f"{me} failed: {_one_line(error)}")
         if ranks.first:  # who holds the store lets go of the others first, and waits until they have read it
-            dist.destroy_process_group(ranks.control)
+            ranks.control.clear()
+            dist.destroy_process_group()
             time.sleep(LAST_WORDS_S)
         return InputError(f"{me}: {error}") if isinstance(error, InputError) else None
     try:
