@@ -112,7 +112,7 @@ def test_every_tenth_epoch_and_the_best_are_kept(
         return {"knn_auroc": 0.5, "linear_auroc": next(scores)}
 
     monkeypatch.setattr("train.online.OnlineProbe.score", score)
-    train_here(shards, tmp_path, epochs=4, online_every=1)
-    train_here(shards, tmp_path, epochs=6, online_every=1)
-    assert [step_of(path) // 6 for path in list_checkpoints(tmp_path)] == [6, 5, 3, 2]
-    assert newest(tmp_path)["best"] == {"step": 12, "epoch": 2, "score": 0.9}
+    train_here(shards, tmp_path, epochs=4, online_every=1, batch_size=48)  # two steps an epoch
+    train_here(shards, tmp_path, epochs=6, online_every=1, batch_size=48)
+    assert [step_of(path) // 2 for path in list_checkpoints(tmp_path)] == [6, 5, 3, 2]
+    assert newest(tmp_path)["best"] == {"step": 4, "epoch": 2, "score": 0.9}

@@ -72,7 +72,7 @@ def finished(out: Path) -> dict[str, int]:
 def test_killed_at_random_moments_it_ends_byte_identical(
     radiographs: Path, archive: Path, never_stopped: dict[str, str], tmp_path: Path
 ) -> None:
-    wanted = KILLS or 6
+    wanted = KILLS or 4
     rng, kills, folder, amid = np.random.default_rng(0), 0, 0, 0
     while kills < wanted or (tmp_path / str(folder)).exists():
         out = tmp_path / str(folder)

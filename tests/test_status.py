@@ -22,13 +22,12 @@ def said_of(run: Path, capfd: pytest.CaptureFixture[str]) -> str:
     return capfd.readouterr().out
 
 
-def test_of_a_run_that_is_done(trained: Path) -> None:
+def test_of_a_run_that_is_done(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    done = run_module("train", "status", str(trained))
-    assert done.returncode == 0, done.stderr
-    assert "step 12 of 12, epoch 2.00 of 2" in done.stdout and "images/s" in done.stdout
-    assert "embedding rank" in done.stdout and f"last checkpoint: {trained}/checkpoints/step-000000012-" in done.stdout
-    assert f"done; next: python -m probe report {trained} --shards=" in done.stdout
+    said = said_of(trained, capfd)
+    assert "step 12 of 12, epoch 2.00 of 2" in said and "images/s" in said
+    assert "embedding rank" in said and f"last checkpoint: {trained}/checkpoints/step-000000012-" in said
+    assert f"done; next: python -m probe report {trained} --shards=" in said
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 

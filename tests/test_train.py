@@ -86,8 +86,7 @@ def test_a_limit_at_an_epochs_last_step_ends_that_epoch(shards: Shards, tmp_path
     assert same_run(trained, tmp_path)
 
 
-@pytest.mark.parametrize(("number", "backend"), [(signal.SIGUSR1, "--nodali"), (signal.SIGTERM, DALI),
-                                                 (signal.SIGINT, DALI)])  # fmt: skip
+@pytest.mark.parametrize(("number", "backend"), [(signal.SIGUSR1, "--nodali"), (signal.SIGINT, DALI)])
 def test_told_to_stop_it_saves_and_asks_to_be_requeued(
     shards: Shards, tmp_path: Path, trained: Path, number: signal.Signals, backend: str
 ) -> None:
@@ -191,7 +190,7 @@ def test_steps_on_one_batch_learn_to_tell_its_images_apart(shards: Shards, tmp_p
 )  # fmt: skip
 def test_runs_of_other_recipes_resume_exactly_too(shards: Shards, tmp_path: Path, settings: dict[str, object]) -> None:
     train_here(shards, tmp_path / "whole", **settings)
-    for limit in (4, 9, 0):
+    for limit in (7, 0):
         train_here(shards, tmp_path / "parts", limit_steps=limit, **settings)
     assert same_run(tmp_path / "whole", tmp_path / "parts")
     rates = [line["lr"] for line in read_journal(tmp_path / "whole") if line["kind"] == "step"]
