@@ -177,7 +177,11 @@ def test_ranks_are_found_from_torchruns_and_sruns_variables(monkeypatch: pytest.
     for name, value in (("STEP_NUM_TASKS", "4"), ("PROCID", "3"), ("LOCALID", "1"), ("JOB_ID", "12"),
                         ("STEP_NODELIST", "gpu[003-004]")):  # fmt: skip
         monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr("train.distributed.is_known", lambda host: host == "gpu003")
     assert find_ranks() == Ranks(3, 4, 1, 1, "gpu003", 16384 + 12 * 8)
+    monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.7")  # for a name that is none outside Slurm
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
+    assert find_ranks().host == "10.0.0.7"
     monkeypatch.setenv("MASTER_ADDR", "elsewhere")
     monkeypatch.setenv("MASTER_PORT", "99")
     assert find_ranks() == Ranks(3, 4, 1, 1, "elsewhere", 99)

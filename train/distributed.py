@@ -84,6 +84,8 @@ def find_ranks() -> Ranks:
     elif "SLURM_STEP_NUM_TASKS" in said:  # absent in a batch script, which is one process whatever --ntasks
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "MASTER_PORT")
         host, port = first_host(said["SLURM_STEP_NODELIST"]), FIRST_PORT + int(said["SLURM_JOB_ID"]) * 8 % PORTS
+        if not is_known(host):  # its name is Slurm's alone; srun most often runs on the first node itself
+            host = said.get("SLURM_LAUNCH_NODE_IPADDR", host)
     else:
         return Ranks()
     try:
@@ -105,6 +107,14 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
 
+def is_known(host: str) -> bool:
+    """Whether a host's name leads to an address here."""
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Ranks]:
     """This process among its ranks, connected within the block: by NCCL on a GPU, by gloo on a CPU.
@@ -122,14 +132,15 @@ def joined(device: str) -> Iterator[Ranks]:
                              "GPUs; start one rank a GPU")  # fmt: skip
         torch.cuda.set_device(ranks.local if seen > 1 else 0)  # a task that sees one has been given it
     try:
-        socket.getaddrinfo(ranks.host, ranks.port)  # PyTorch would look for it for minutes
+        if not is_known(ranks.host):  # PyTorch would look for it for minutes
+            raise OSError("there is no host of that name")
         store = _meet(ranks)
         backend, silent = ("nccl", SILENT_GPU) if device == "cuda" else ("gloo", SILENT_CPU)
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=silent)
         ranks.control.append(dist.new_group(backend="gloo", timeout=SILENT_CPU))
     except (RuntimeError, OSError) as error:  # DistError is a RuntimeError
         raise InputError(f"rank {ranks.rank}: could not join the {ranks.world} ranks at {ranks.host}:{ranks.port} "
-                         f"({_one_line(error)}); did all start, is that host known here, that port free? MASTER_ADDR "
+                         f"({_one_line(error)}); did all start, is that port free? MASTER_ADDR "
                          "and MASTER_PORT set others, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME the network") from None
     try:
         yield ranks
