@@ -30,7 +30,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(shards: Shar
     speed = read_journal(whole, SPEED)
     starting, lasted = speed[0]["time"] - begun, speed[-1]["time"] - speed[0]["time"]
     chance, stood, folder = random.Random(SEED), list[int](), 0
-    while len(stood) < WANTED or (tmp_path / str(folder)).exists():
+    while folder == 0 or len(stood) < WANTED or (tmp_path / str(folder)).exists():
         parts, still = tmp_path / str(folder), len(stood) < WANTED
         process = subprocess.Popen([sys.executable, "-m", "train", *flags, f"--out={parts}"], cwd=ROOT,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
