@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,9 +16,15 @@ WANTED = KILLS or 2
 SEED = 0
 
 
-def _moment(chance: random.Random, starting: float, lasted: float) -> float:
-    """Seconds after a start: while it starts, or somewhere in the part of the work that falls to one life."""
-    return chance.uniform(0.5 * starting, starting + 2 * lasted / WANTED)
+def _live(process: subprocess.Popen[str], run: Path, chance: random.Random, starting: float, lasted: float) -> None:
+    """Return at the moment to kill: three times in ten while it starts, else some time after a step of its own."""
+    if chance.random() < 0.3:
+        time.sleep(chance.uniform(0, starting))
+        return
+    lines = len(read_journal(run, SPEED))
+    while process.poll() is None and len(read_journal(run, SPEED)) < lines + 2:
+        time.sleep(0.02)
+    time.sleep(chance.uniform(0, 2 * lasted / WANTED))
 
 
 def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(shards: Shards, tmp_path: Path) -> None:
@@ -34,11 +41,11 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(shards: Shar
         parts, still = tmp_path / str(folder), len(stood) < WANTED
         process = subprocess.Popen([sys.executable, "-m", "train", *flags, f"--out={parts}"], cwd=ROOT,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-        try:
-            _, complaint = process.communicate(timeout=_moment(chance, starting, lasted) if still else None)
-        except subprocess.TimeoutExpired:
+        if still:
+            _live(process, parts, chance, starting, lasted)
             process.kill()
-            process.communicate()
+        _, complaint = process.communicate()
+        if process.returncode == -signal.SIGKILL:
             stood.append(max([line["step"] for line in read_journal(parts)], default=0))
             continue
         assert process.returncode == 0, complaint
