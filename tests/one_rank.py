@@ -10,9 +10,10 @@ import torch
 
 from tests.small import Small
 from train.config import Config
-from train.distributed import Ranks, joined, synchronise_batchnorm
+from train.distributed import synchronise_batchnorm
 from train.large_batch import recompute_blocks
 from train.optim import make_optimizer
+from train.ranks import Ranks, joined
 from train.setup import set_up
 from train.step import forward_backward, update
 

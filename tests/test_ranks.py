@@ -19,9 +19,9 @@ from shard.errors import InputError
 from tests.conftest import DALI, ROOT, SMALL, Shards
 from tests.one_rank import CASES, IMAGES, joint_batch, take_step
 from train.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
-from train.distributed import Ranks, find_ranks, first_host
 from train.fingerprint import check_ranks
 from train.journal import METRICS, SPEED, read_journal
+from train.ranks import Ranks, find_ranks, first_host
 
 END_S = 60  # within which a job must end when a rank has died
 
@@ -177,7 +177,7 @@ def test_ranks_are_found_from_torchruns_and_sruns_variables(monkeypatch: pytest.
     for name, value in (("STEP_NUM_TASKS", "4"), ("PROCID", "3"), ("LOCALID", "1"), ("JOB_ID", "12"),
                         ("STEP_NODELIST", "gpu[003-004]")):  # fmt: skip
         monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.setattr("train.distributed.is_known", lambda host: host == "gpu003")
+    monkeypatch.setattr("train.ranks.is_known", lambda host: host == "gpu003")
     assert find_ranks() == Ranks(3, 4, 1, 1, "gpu003", 16384 + 12 * 8)
     monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.7")  # for a name that is none outside Slurm
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")

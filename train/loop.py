@@ -12,10 +12,10 @@ import torch
 
 from shard.files import locked
 from train.config import Config
-from train.distributed import Ranks, joined
 from train.journal import LOCK, draw_loss, write_card
 from train.online import Interrupted
 from train.pace import Pace
+from train.ranks import Ranks, joined
 from train.setup import set_up
 from train.state import Run
 from train.step import train_step

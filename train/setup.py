@@ -15,11 +15,12 @@ from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
 from train.config import Config
 from train.device import make_fast
-from train.distributed import Ranks, synchronise_batchnorm
+from train.distributed import synchronise_batchnorm
 from train.large_batch import recompute_blocks
 from train.model import SimCLR
 from train.online import OnlineProbe
 from train.optim import make_optimizer
+from train.ranks import Ranks
 from train.state import Run
 from train.stop import Stop
 

@@ -20,18 +20,18 @@ from shard.machine import commit
 from shard.manifest import Manifest
 from train.checkpoint import list_checkpoints, load_checkpoint, load_newest_good, save_checkpoint, set_aside, step_of
 from train.config import Config
-from train.distributed import Ranks
 from train.fingerprint import PACKAGES, check_fingerprint, check_ranks, take_fingerprint
 from train.journal import METRICS, Journal
 from train.model import SimCLR
 from train.online import OnlineProbe
+from train.ranks import Ranks
 from train.stop import Stop
 
 MILESTONE = 10  # every so many epochs a checkpoint is kept for good
 
 
 class Run:
-    """A run between two steps. What a checkpoint holds is in state()."""
+    """A run between two steps. What a checkpoint holds is in _state()."""
 
     def __init__(
         self, config: Config, manifest: Manifest, recipe: Recipe, loader: ViewLoader, model: SimCLR,
