@@ -22,7 +22,9 @@ from shard.errors import InputError
 JOINING = timedelta(minutes=5)  # Python and PyTorch come off a shared disk, on some nodes later than on others
 # A rank that ends closes its connections, which the others see at once. These are for one that is there and silent.
 SILENT_GPU, SILENT_CPU = timedelta(minutes=10), timedelta(minutes=60)
-LAST_WORDS_S = 5.0  # how long a rank waits to hear who else is there when another has ended
+# How long a rank waits to hear who else is there when another has ended: one may be at a checkpoint meanwhile, so it is
+# the longer where more than one is silent.
+LAST_WORDS_S, MORE_WORDS_S, HEARD_S = 5.0, 30.0, 1.0
 FIRST_PORT, PORTS = 16384, 16384
 
 
@@ -173,13 +175,25 @@ def _explain(error: Exception, ranks: Ranks, store: PrefixStore) -> InputError |
             why = store.get("why").decode()
             time.sleep(LAST_WORDS_S)  # its error comes out above ours
             return InputError(f"{me}: ends because {why}")
-        store.set(f"alive-{ranks.rank}", "")
-        time.sleep(LAST_WORDS_S)
-        missing = [str(rank) for rank in range(ranks.world) if not store.check([f"alive-{rank}"])]
+        missing = _silent(ranks, store)
     except RuntimeError:  # the store is the first rank's
         missing = ["0"]
     said = f"rank {', '.join(missing)} ended" if missing else f"the connection broke ({_one_line(error)})"
     return InputError(f"{me}: {said} without a word: killed, or its node lost? Run the same command to go on")
+
+
+def _silent(ranks: Ranks, store: PrefixStore) -> list[str]:
+    """The ranks that do not say that they are there, as far as one can wait for it."""
+    store.set(f"alive-{ranks.rank}", "")
+    begun = time.monotonic()
+    while True:
+        silent = [str(rank) for rank in range(ranks.world) if not store.check([f"alive-{rank}"])]
+        if time.monotonic() > begun + (LAST_WORDS_S if len(silent) <= 1 else MORE_WORDS_S):
+            break
+        time.sleep(HEARD_S / 5)
+    if ranks.first:  # who holds the store leaves last
+        time.sleep(HEARD_S)
+    return silent
 
 
 def _one_line(error: Exception) -> str:
