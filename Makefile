@@ -17,7 +17,7 @@ demo: $(DEMO)/report.html
 	@echo "Open $(DEMO)/report.html"
 
 test: $(READY)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist=worksteal
 
 kills: $(READY)
 	KILLS=20 $(RUN) -m pytest -s -k killed_at_random_moments tests/test_kills.py tests/test_resume.py

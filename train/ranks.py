@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -164,22 +165,30 @@ def _explain(error: Exception, ranks: Ranks, store: PrefixStore) -> InputError |
     """This rank's failure as it is told to the others, or what another's was; None where a traceback tells more."""
     me = f"rank {ranks.rank} on {socket.gethostname()}"
     if not (isinstance(error, dist.DistError) or re.search(r"gloo|NCCL", str(error))):
-        store.set("why", f"{me} failed: {_one_line(error)}")
-        if ranks.first:  # who holds the store lets go of the others first, and waits until they have read it
-            ranks.control.clear()
-            dist.destroy_process_group()
-            time.sleep(LAST_WORDS_S)
+        with contextlib.suppress(RuntimeError):  # the store is the first rank's, which may be gone
+            store.set("why", f"{me} failed: {_one_line(error)}")
+        _let_go(ranks, error)
+        if ranks.first:
+            time.sleep(LAST_WORDS_S)  # until the others have read it
         return InputError(f"{me}: {error}") if isinstance(error, InputError) else None
+    _let_go(ranks, error)
     try:
         if store.check(["why"]):
             why = store.get("why").decode()
             time.sleep(LAST_WORDS_S)  # its error comes out above ours
             return InputError(f"{me}: ends because {why}")
         missing = _silent(ranks, store)
-    except RuntimeError:  # the store is the first rank's
+    except RuntimeError:
         missing = ["0"]
     said = f"rank {', '.join(missing)} ended" if missing else f"the connection broke ({_one_line(error)})"
     return InputError(f"{me}: {said} without a word: killed, or its node lost? Run the same command to go on")
+
+
+def _let_go(ranks: Ranks, error: Exception) -> None:
+    """Close the connections: a rank sees no more than its own, and may wait for this one rather than for the dead."""
+    ranks.control.clear()
+    traceback.clear_frames(error.__traceback__)  # they hold the groups
+    dist.destroy_process_group()
 
 
 def _silent(ranks: Ranks, store: PrefixStore) -> list[str]:
