@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -65,7 +68,9 @@ def _in_workers(
     loader = DataLoader(_Batches(make, fetcher), batch_size=None, sampler=_Once(batches), num_workers=workers,
                         worker_init_fn=_keep_what_was_copied, generator=torch.Generator())  # fmt: skip
     try:
-        for made in loader:
+        with _no_error_out_of_the_blue():
+            results = iter(loader)
+        for made in results:
             if isinstance(made, InputError):
                 raise made
             yield made
@@ -74,6 +79,18 @@ def _in_workers(
             raise InputError(f"a process that makes views has ended ({str(error).splitlines()[0]}): is there too "
                              f"little memory? Lower --workers={workers} or --batch-size") from error
         raise
+
+
+@contextlib.contextmanager
+def _no_error_out_of_the_blue() -> Iterator[None]:
+    """Leave SIGCHLD as it was: PyTorch's handler raises wherever the trainer stands, in the middle of a step or a test.
+
+    That a worker has died is still told where its batch is waited for, some seconds later.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread():  # elsewhere PyTorch sets none
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _keep_what_was_copied(worker: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import time
 import json
 import shutil
 from itertools import islice
@@ -152,12 +153,13 @@ def test_a_state_of_other_shards_or_another_backend_is_refused(shards: Shards, r
 
 
 def test_a_worker_that_is_killed_ends_in_a_line(shards: Shards) -> None:
-    """As the kernel does where memory runs out."""
+    """As the kernel does where memory runs out; told where a batch is wanted, not wherever its reader stands."""
     before = set(psutil.Process().children())
     batches = iter(loader_of(shards, "torchvision", batch_size=4))
     next(batches)
     (worker,) = set(psutil.Process().children()) - before
     worker.kill()
+    time.sleep(0.5)
     with pytest.raises(InputError, match=r"a process that makes views has ended .* Lower --workers=1"):
         for _ in range(100):
             next(batches)
