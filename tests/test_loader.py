@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import time
 import json
 import shutil
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
