@@ -74,12 +74,14 @@ def test_killed_at_random_moments_it_ends_byte_identical(
 ) -> None:
     wanted = KILLS or 4
     rng, kills, folder, amid = np.random.default_rng(0), 0, 0, 0
-    while kills < wanted or (tmp_path / str(folder)).exists():
+    while (going_on := kills < wanted or (amid < wanted // 4 and kills < 10 * wanted)) or (
+        tmp_path / str(folder)
+    ).exists():
         out = tmp_path / str(folder)
         before = finished(out)
         process = start(radiographs, archive, out)
-        try:
-            process.communicate(timeout=60 if kills >= wanted else float(rng.uniform(0.3, 2.5)))
+        try:  # later and later on a machine so busy that nothing is begun by then
+            process.communicate(timeout=float(rng.uniform(0.3, 2.5 + 0.3 * (kills - amid))) if going_on else 60)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()

@@ -145,6 +145,7 @@ def joined(device: str) -> Iterator[Ranks]:
                          f"({_one_line(error)}); did all start, is that port free? MASTER_ADDR "
                          "and MASTER_PORT set others, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME the network") from None
     try:
+        dist.barrier(group=ranks.control[0])  # none fails before all are there to be told
         yield ranks
     except Exception as error:
         explained = _explain(error, ranks, PrefixStore("last-words", store))
