@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,9 @@ from train.loop import pretrain
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"  # real radiographs, where they are at hand; no test may need them
+
+# Where the tests run in the background, a shell has them ignore Ctrl-C, and so would every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
