@@ -1,29 +1,16 @@
-"""The linear probe: logistic regression on frozen, standardised features, and its scores over draws."""
+"""The linear probe: logistic regression on frozen, standardised features, all draws of a task at once."""
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 from probe.features import Features
-from probe.fewshot import Draw
+from probe.fewshot import Rows
 
 INVERSE_L2 = 1.0  # scikit-learn's C, on features whose expected squared length is 1; fixed: ten shots can't choose it
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Accuracy and AUROC of one encoder on one task, one value a draw."""
-
-    accuracy: npt.NDArray[np.float64]
-    auroc: npt.NDArray[np.float64]
+STEPS, CLOSE = 100, 1e-10  # Newton's, and where it stops: the largest change of a decision value
+Floats = npt.NDArray[np.float64]
 
 
 def standardise(features: Features, train: npt.NDArray[np.bool_]) -> Features:
@@ -37,24 +24,33 @@ def standardise(features: Features, train: npt.NDArray[np.bool_]) -> Features:
     return standardised
 
 
-def probe_draws(features: Features, draws: list[Draw]) -> Scores:
-    """Fit a probe on each draw's support set and score it on that draw's test set; features are standardised."""
-    accuracy, auroc = [], []
-    for draw in draws:
-        probe = LogisticRegression(C=INVERSE_L2, max_iter=1000)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", ConvergenceWarning)
-            probe.fit(features[draw.support], draw.support_labels)
-        decision = probe.decision_function(features[draw.test])
-        accuracy.append(float(((decision > 0) == draw.test_labels).mean()))
-        auroc.append(float(roc_auc_score(draw.test_labels, decision)))
-    return Scores(np.array(accuracy), np.array(auroc))
+def probe_draws(
+    features: Features, support: Rows, labels: Rows, test: Rows, *, inverse_l2: float = INVERSE_L2
+) -> Floats:
+    """Decision values [D, N] on the test rows of one logistic regression a draw, as scikit-learn's to convergence.
 
-
-def interval(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    """(mean, low, high): the mean over draws and its 95 % interval (Student's t); NaN bounds for a single draw."""
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
+    features: [images, F], standardised; support, labels: [D, n], rows and their 0 or 1; test: [N] rows. The weights lie
+    in the span of the n examples, so Newton's method (iteratively reweighted least squares) solves for n numbers and
+    the intercept, whatever F. Raises ArithmeticError where it does not converge.
+    """
+    examples = features[support].astype(np.float64)  # [D, n, F]
+    kernel = examples @ examples.transpose(0, 2, 1)
+    draws, shots = support.shape
+    system = np.zeros((draws, shots + 1, shots + 1))
+    system[:, :-1, -1] = system[:, -1, :-1] = 1  # the intercept is not penalised: the coefficients sum to 0
+    wanted, diagonal = np.zeros((draws, shots + 1)), np.arange(shots)
+    decision = np.zeros((draws, shots))
+    for _ in range(STEPS):
+        probability = 1 / (1 + np.exp(-decision))
+        curvature = np.maximum(probability * (1 - probability), 1e-12)
+        system[:, :-1, :-1] = kernel
+        system[:, diagonal, diagonal] += 1 / (inverse_l2 * curvature)
+        wanted[:, :-1] = decision + (labels - probability) / curvature
+        solved = np.linalg.solve(system, wanted[..., None])[..., 0]
+        coefficients, intercept = solved[:, :-1], solved[:, -1:]
+        before, decision = decision, (kernel @ coefficients[..., None])[..., 0] + intercept
+        if np.abs(decision - before).max() < CLOSE:
+            weights = (coefficients[:, None] @ examples)[:, 0]  # [D, F]
+            result: Floats = weights @ features[test].T.astype(np.float64) + intercept
+            return result
+    raise ArithmeticError(f"logistic regression did not converge in {STEPS} steps of Newton's at C = {inverse_l2:g}")

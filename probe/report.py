@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -22,9 +23,24 @@ from tqdm import tqdm
 from pipeline.preview import preview
 from probe.encoders import Encoder, imagenet_encoder, read_run, scratch_encoder, simclr_encoder
 from probe.features import Features, extract_features
-from probe.fewshot import Draw, NotMeasurable, make_draws
-from probe.linear import INVERSE_L2, Scores, probe_draws, standardise
-from probe.table import MEAN, METRICS, format_cell, layout, score_table, to_markdown
+from probe.fewshot import Draws, NotMeasurable, make_draws
+from probe.linear import INVERSE_L2, probe_draws, standardise
+from probe.statistics import REPLICATES, resample, score
+from probe.table import (
+    ALL,
+    BALANCED,
+    MEAN,
+    TABLES,
+    Replicates,
+    difference_table,
+    format_cell,
+    layout,
+    layout_differences,
+    majority_shares,
+    score_table,
+    to_markdown,
+    with_mean,
+)
 from shard.errors import InputError
 from shard.files import write_bytes
 from shard.machine import version_of
@@ -39,9 +55,14 @@ PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit
 
 @dataclass(frozen=True)
 class Result:
-    """What a report says: the table, and what one needs to know to read it."""
+    """What a report says: the figures, and what one needs to know to read them.
+
+    tables: title, header and rows of each, as they are shown.
+    """
 
     table: pd.DataFrame
+    differences: pd.DataFrame
+    tables: list[tuple[str, list[str], list[list[str]]]]
     encoders: list[Encoder]
     notes: list[str]
     synthetic: bool
@@ -54,9 +75,9 @@ def report(
 ) -> None:  # fmt: skip
     """Probe the newest checkpoint of RUN with few labels against random and ImageNet weights, and write the report.
 
-    Leaves table.md, table.csv and report.html in --out (RUN/report by default). A probe is one logistic regression
-    on frozen features, learned from SHOTS positives and SHOTS negatives of as many training patients and tested on
-    a balanced set of patients never trained on; --draws=N repeats that. --tasks=A,B names findings of the shards,
+    Leaves table.md, table.csv, differences.csv and report.html in --out (RUN/report by default). A probe is one
+    logistic regression on frozen features, learned from SHOTS positives and SHOTS negatives of as many training
+    patients and tested on patients never trained on; --draws=N repeats that. --tasks=A,B names findings of the shards,
     by default those of the published table. Uncertain and blank labels are left out.
     """
     for name, value, low in (("shots", shots, 1), ("draws", draws, 1), ("batch-size", batch_size, 1), ("seed", seed, 0),
@@ -85,17 +106,24 @@ def report(
         list(at_hand.values()), shards, manifest, splits, size=recipe["size"], mean=recipe["mean"],
         std=recipe["std"], batch_size=batch_size, device=torch.device(resolve_device(device)), workers=workers,
     )  # fmt: skip
-    scores = _score(dict(zip(at_hand, features, strict=True)), labels, drawn)
+    replicates = _score(dict(zip(at_hand, features, strict=True)), labels, drawn, seed)
+    replicates = with_mean(replicates, encoders, chosen)
+    table, differences = (score_table(encoders, replicates, chosen, draws),
+                          difference_table(encoders, replicates, chosen))  # fmt: skip
+    majority = majority_shares({task: one.test_labels for task, one in drawn.items()})
+    tables = [(shown.title, *layout(table, shown, majority)) for shown in TABLES]
+    if len(differences):
+        tables.insert(1, ("Paired differences of AUROC", *layout_differences(differences)))
     synthetic = bool(manifest.settings.get("synthetic"))
     notes = _notes(encoders, unmeasured, labels, chosen, shots=shots, draws=draws, synthetic=synthetic,
                    same_shards=state["shards"] == manifest.fingerprint())  # fmt: skip
-    result = Result(score_table(encoders, scores, chosen), encoders, notes, synthetic)
+    result = Result(table, differences, tables, encoders, notes, synthetic)
     command = _command(
         "probe report", str(run), shards=shards, out=out, shots=shots, draws=draws, tasks=",".join(chosen),
         imagenet_weights=imagenet_weights, seed=seed,
     )  # fmt: skip
     _write(out, result, run, shards, state, manifest, command)
-    print(to_markdown(result.table, result.notes))
+    print(to_markdown(result.tables, result.notes))
     print(f"{out / 'report.html'} written")
 
 
@@ -111,7 +139,7 @@ def _choose_tasks(tasks: tuple[str, ...], manifest: Manifest, shards: Path) -> l
 
 def _draw(
     labels: pd.DataFrame, tasks: list[str], *, shots: int, draws: int, seed: int
-) -> tuple[dict[str, list[Draw]], list[str]]:
+) -> tuple[dict[str, Draws], list[str]]:
     """The draws of each task that can be measured, and why the others can't."""
     drawn, unmeasured = {}, []
     for task in tasks:
@@ -122,15 +150,23 @@ def _draw(
     return drawn, unmeasured
 
 
-def _score(
-    features: dict[str, Features], labels: pd.DataFrame, drawn: dict[str, list[Draw]]
-) -> dict[tuple[str, str], Scores]:
-    """Scores by (encoder, task), every encoder on the same draws."""
+def _score(features: dict[str, Features], labels: pd.DataFrame, drawn: dict[str, Draws], seed: int) -> Replicates:
+    """Replicates by encoder, task and test set; every encoder on the same draws, patients and resamples of both."""
     train = (labels["split"] == "train").to_numpy()
     standard = {name: standardise(matrix, train) for name, matrix in features.items()}
+    # One number a patient whatever the task, so that the mean over tasks is of the same patients in each replicate.
+    held_out, numbers = np.unique(labels["patient"].to_numpy()[~train], return_inverse=True)
+    patients = np.full(len(labels), -1)
+    patients[~train] = numbers
+    resamples = resample(len(next(iter(drawn.values())).support), len(held_out), seed=seed)
     pairs = [(name, task) for task in drawn for name in standard]
-    return {(name, task): probe_draws(standard[name], drawn[task])
-            for name, task in tqdm(pairs, desc="probing", unit=" probes", disable=None)}  # fmt: skip
+    result = {}
+    for name, task in tqdm(pairs, desc="probing", unit=" probes", disable=None):
+        one = drawn[task]
+        decisions = probe_draws(standard[name], one.support, one.labels, one.test)
+        for test, members in ((BALANCED, one.balanced), (ALL, None)):
+            result[name, task, test] = score(decisions, one.test_labels, patients[one.test], resamples, members)
+    return result
 
 
 def _notes(
@@ -146,11 +182,14 @@ def _notes(
               else "POSSIBLY SEEN IN PRE-TRAINING, which ran on other shards")  # fmt: skip
     notes = [
         f"{shots} positive + {shots} negative images of {2 * shots} different training patients; {draws} draws, shared "
-        "by all encoders; mean over draws with its 95 % interval (Student's t over draws; it does not cover the "
-        "choice of test patients).",
+        "by all encoders; mean over draws with its 95 % interval from a two-level bootstrap: draws and test patients "
+        f"taken with replacement, {REPLICATES} times. It does not cover another choice of training patients, of "
+        "seed for the weights, or of archive.",
+        "Paired differences: both encoders on the same draws and patients in every replicate; p two-sided from the "
+        "bootstrap, corrected over the tasks (Holm).",
         f"Tested on split {splits}: {held_out['patient'].nunique()} patients, none in a support set, {unseen}; "
-        "balanced by drawing the larger class down, so guessing the majority scores 50 %. Labelled "
-        f"there: {counts}.",
+        "all labelled images, and sets balanced by drawing the larger class down, a set a draw, on which guessing the "
+        f"majority scores 50 %. Labelled there: {counts}.",
         "Uncertain (-1) and blank labels are left out. Features are frozen, standardised by the unlabelled training "
         "images and divided by the square root of the encoder's width; logistic regression with L2, "
         f"C = {INVERSE_L2:g}, to convergence; final, not peak, accuracy.",
@@ -166,7 +205,8 @@ def _write(
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_bytes(out / "table.csv", result.table.to_csv(index=False).encode())
-    write_bytes(out / "table.md", to_markdown(result.table, result.notes).encode())
+    write_bytes(out / "differences.csv", result.differences.to_csv(index=False).encode())
+    write_bytes(out / "table.md", to_markdown(result.tables, result.notes).encode())
     preview(shards, out=out / "views.png", images=4, size=state["recipe"]["size"])
     environment = jinja2.Environment(loader=jinja2.PackageLoader("probe", "."), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True)  # fmt: skip
@@ -176,7 +216,7 @@ def _write(
     page = environment.get_template("report.html.j2").render(
         headline=_headline(result),
         synthetic=result.synthetic,
-        tables=[(METRICS[metric], *layout(result.table, metric)) for metric in METRICS],
+        tables=result.tables,
         notes=result.notes,
         figure=_embed(_draw_scores(result.table)),
         loss=_embed(loss.read_bytes()) if loss.exists() else None,
@@ -191,21 +231,26 @@ def _write(
 
 
 def _headline(result: Result) -> str:
-    auroc = result.table[result.table["metric"] == "auroc"].set_index(["encoder", "task"])
+    auroc = _auroc(result.table).set_index(["encoder", "task"])
     tasks = auroc.index.get_level_values("task").unique()
     over = MEAN if MEAN in tasks else tasks[0]
     words = []
     for name in ("SimCLR", "ImageNet", "Scratch"):
         mean, low, high = auroc.loc[(name, over), ["mean", "low", "high"]].astype(float)
         if not pd.isna(mean):
-            words.append(f"{name} {format_cell(mean, low, high, 'auroc')}")
+            words.append(f"{name} {format_cell(mean, low, high)}")
     subject = "Mean AUROC over tasks" if over == MEAN else f"AUROC, {over}"
     return f"{subject}: " + ", ".join(words)
 
 
+def _auroc(table: pd.DataFrame) -> pd.DataFrame:
+    chosen: pd.DataFrame = table[(table["metric"] == "auroc") & (table["test"] == ALL)]
+    return chosen
+
+
 def _draw_scores(table: pd.DataFrame) -> bytes:
     """AUROC of each encoder by task, with intervals, as PNG bytes."""
-    auroc = table[table["metric"] == "auroc"]
+    auroc = _auroc(table)
     tasks = list(dict.fromkeys(auroc["task"]))
     encoders = [name for name, rows in auroc.groupby("encoder", sort=False) if rows["mean"].notna().any()]
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.55 * len(tasks)), layout="constrained")
@@ -217,7 +262,7 @@ def _draw_scores(table: pd.DataFrame) -> bytes:
     axes.axvline(0.5, color="0.5", ls="--", lw=1)
     axes.set_yticks(range(len(tasks)), tasks)
     axes.invert_yaxis()
-    axes.set_xlabel("AUROC, mean over draws with its 95 % interval (dashed: chance)")
+    axes.set_xlabel("AUROC, mean over draws, 95 % interval over draws and patients (dashed: chance)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside upper right", ncols=3)
     buffer = io.BytesIO()

@@ -15,8 +15,20 @@ from pipeline.reference import decode
 from probe.encoders import Encoder, GreyAsColour, imagenet_encoder, read_run, scratch_encoder, simclr_encoder
 from probe.features import extract_features
 from probe.fewshot import NotMeasurable, make_draws
-from probe.linear import Scores, interval, probe_draws, standardise
-from probe.table import MEAN, layout, score_table, to_markdown
+from probe.linear import probe_draws, standardise
+from probe.statistics import Scores, estimate, mean_of, resample, score
+from probe.table import (
+    ALL,
+    BALANCED,
+    MEAN,
+    TABLES,
+    difference_table,
+    layout,
+    layout_differences,
+    score_table,
+    to_markdown,
+    with_mean,
+)
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.read import read_labels
@@ -34,20 +46,26 @@ def labels() -> pd.DataFrame:
 
 
 def test_draws_are_balanced_disjoint_by_patient_and_without_uncertain_or_blank(labels: pd.DataFrame) -> None:
-    for draw in make_draws(labels, "Mass", shots=10, draws=30, seed=0):
-        support, test = labels.iloc[draw.support], labels.iloc[draw.test]
+    draws = make_draws(labels, "Mass", shots=10, draws=30, seed=0)
+    test = labels.iloc[draws.test]
+    held_out = labels[labels["split"] == "test"]["Mass"]
+    assert (test["Mass"].to_numpy() == draws.test_labels).all() and len(test) == held_out.isin([0, 1]).sum()
+    assert test["key"].is_unique
+    assert len(draws.support) == len(draws.labels) == len(draws.balanced) == 30
+    for rows, classes, balanced in zip(draws.support, draws.labels, draws.balanced, strict=True):
+        support = labels.iloc[rows]
         assert len(support) == 20 and support["patient"].nunique() == 20
-        assert (support["Mass"].to_numpy() == draw.support_labels).all() and draw.support_labels.sum() == 10
-        assert (test["Mass"].to_numpy() == draw.test_labels).all() and draw.test_labels.mean() == 0.5
-        assert test["key"].is_unique
+        assert (support["Mass"].to_numpy() == classes).all() and classes.sum() == 10
         assert not set(support["patient"]) & set(test["patient"])
-        assert len(test) == 2 * min((labels[labels["split"] == "test"]["Mass"] == value).sum() for value in (0, 1))
+        assert draws.test_labels[balanced].mean() == 0.5
+        assert balanced.sum() == 2 * min((held_out == value).sum() for value in (0, 1))
 
 
 def test_draws_differ_and_repeat_with_the_seed(labels: pd.DataFrame) -> None:
     once, again, other = (make_draws(labels, "Mass", shots=5, draws=10, seed=seed) for seed in (0, 0, 1))
-    assert all((a.support == b.support).all() and (a.test == b.test).all() for a, b in zip(once, again, strict=True))
-    assert len({tuple(sorted(draw.support)) for draw in [*once, *other]}) == 20
+    assert (once.support == again.support).all() and (once.balanced == again.balanced).all()
+    assert len({tuple(sorted(support)) for support in [*once.support, *other.support]}) == 20
+    assert len({balanced.tobytes() for balanced in [*once.balanced, *other.balanced]}) == 20
 
 
 def test_every_patient_is_as_likely_however_many_images_it_has() -> None:
@@ -57,7 +75,7 @@ def test_every_patient_is_as_likely_however_many_images_it_has() -> None:
         "split": ["train"] * 89 + ["test"] * 8, "Mass": [1.0] * 59 + [0.0] * 30 + [1.0, 0.0] * 4,
     })  # fmt: skip
     draws = make_draws(frame, "Mass", shots=3, draws=1000, seed=0)
-    share = np.mean(["many" in frame["patient"][draw.support].tolist() for draw in draws])
+    share = np.mean(["many" in frame["patient"][support].tolist() for support in draws.support])
     assert share == pytest.approx(0.3, abs=0.06)  # 3 of 10 patients
 
 
@@ -86,46 +104,71 @@ def test_the_probe_finds_what_is_there_and_nothing_where_nothing_is(labels: pd.D
     signal[:, 3] += 3 * np.nan_to_num(labels["Mass"].to_numpy())
     draws = make_draws(labels, "Mass", shots=10, draws=40, seed=0)
     train = (labels["split"] == "train").to_numpy()
-    found, nothing = (probe_draws(standardise(features, train), draws) for features in (signal, noise))
-    assert found.auroc.mean() > 0.8 and found.accuracy.mean() > 0.7
-    assert nothing.auroc.mean() == pytest.approx(0.5, abs=0.05)
-    assert nothing.accuracy.mean() == pytest.approx(0.5, abs=0.05)
+    found, nothing = (
+        score(probe_draws(standardise(features, train), draws.support, draws.labels, draws.test), draws.test_labels,
+              labels["patient"].to_numpy()[draws.test], resample(40, 130, replicates=2), draws.balanced)
+        for features in (signal, noise)
+    )  # fmt: skip
+    assert found.of("auroc").both[0] > 0.8 and found.of("accuracy").both[0] > 0.7
+    for metric in ("auroc", "accuracy"):
+        assert nothing.of(metric).both[0] == pytest.approx(0.5, abs=0.05)
 
 
-def test_scores_equal_those_counted_by_hand(labels: pd.DataFrame) -> None:
+@pytest.mark.parametrize(("width", "shots"), [(6, 10), (512, 10), (40, 1), (16, 50)])
+@pytest.mark.parametrize("inverse_l2", [1e-2, 1.0, 100.0])
+def test_decision_values_are_those_of_scikit_learn_draw_by_draw(width: int, shots: int, inverse_l2: float) -> None:
     rng = np.random.default_rng(1)
-    features = rng.normal(size=(400, 6)).astype(np.float32)
-    draws = make_draws(labels, "Mass", shots=10, draws=3, seed=0)
-    scores = probe_draws(features, draws)
-    for number, draw in enumerate(draws):
-        probe = LogisticRegression().fit(features[draw.support], draw.support_labels)
-        decision = probe.decision_function(features[draw.test])
-        positive, negative = decision[draw.test_labels == 1], decision[draw.test_labels == 0]
-        pairs = (positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean()
-        assert scores.auroc[number] == pytest.approx(pairs, abs=1e-12)
-        assert scores.accuracy[number] == pytest.approx(((positive > 0).mean() + (negative <= 0).mean()) / 2, abs=1e-12)
+    features = (rng.normal(size=(300, width)) / np.sqrt(width)).astype(np.float32)
+    support = np.array([rng.choice(200, 2 * shots, replace=False) for _ in range(5)])
+    classes, test = np.tile(np.repeat([1, 0], shots), (5, 1)), np.arange(200, 300)
+    found = probe_draws(features, support, classes, test, inverse_l2=inverse_l2)
+    for draw in range(5):
+        probe = LogisticRegression(C=inverse_l2, tol=1e-10, max_iter=10_000)
+        wanted = probe.fit(features[support[draw]].astype(float), classes[draw]).decision_function(features[test])
+        assert np.abs(found[draw] - wanted).max() < 1e-4
 
 
-def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    covered = [low <= 0.6 <= high for _ in range(2000) for _, low, high in [interval(rng.normal(0.6, 0.1, 20))]]
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
-    assert np.isnan(interval(np.array([0.6]))[1])
+def chance(rng: np.random.Generator) -> Scores:
+    return Scores(rng.uniform(size=(41, 5)), rng.uniform(size=(41, 5)), rng.uniform(size=(8, 5)))
 
 
 def test_the_table_has_the_published_layout_and_says_na_where_nothing_was_measured() -> None:
     encoders = [scratch_encoder("resnet18", 0), Encoder("ImageNet", "where from", None, missing="no network")]
     rng = np.random.default_rng(0)
-    scores = {("Scratch", task): Scores(rng.uniform(size=8), rng.uniform(size=8)) for task in ("A", "B")}
-    table = score_table(encoders, scores, ["A", "B"])
-    header, rows = layout(table, "auroc")
+    measured = {("Scratch", task, test): chance(rng) for task in ("A", "B") for test in (BALANCED, ALL)}
+    replicates = with_mean(measured, encoders, ["A", "B"])
+    table = score_table(encoders, replicates, ["A", "B"], 8)
+    header, rows = layout(table, TABLES[0])
     assert header == ["", "A", "B", MEAN] and [row[0] for row in rows] == ["Scratch", "ImageNet (no network)"]
     assert rows[1][1:] == ["n/a"] * 3
-    by_hand = (scores["Scratch", "A"].auroc + scores["Scratch", "B"].auroc) / 2
-    assert rows[0][3].startswith(f"{by_hand.mean():.3f} [")
-    cell = table[(table["task"] == "A") & (table["metric"] == "accuracy") & (table["encoder"] == "Scratch")].iloc[0]
-    assert cell["mean"] == pytest.approx(scores["Scratch", "A"].accuracy.mean()) and cell["draws"] == 8
-    assert f"{100 * cell['mean']:.1f} [" in to_markdown(table, ["note"]) and "- note" in to_markdown(table, ["note"])
+    of_a, of_b = (measured["Scratch", task, ALL].of("auroc") for task in ("A", "B"))
+    wanted = estimate(mean_of([of_a, of_b]))
+    assert wanted.mean == (of_a.both[0] + of_b.both[0]) / 2
+    assert rows[0][3] == f"{wanted.mean:.3f} [{wanted.low:.3f}, {wanted.high:.3f}]"
+    chosen = (table["task"] == "A") & (table["metric"] == "accuracy") & (table["encoder"] == "Scratch")
+    cell = table[chosen & (table["test"] == BALANCED)].iloc[0]
+    assert cell["mean"] == measured["Scratch", "A", BALANCED].of("accuracy").both[0] and cell["draws"] == 8
+    _, by_all = layout(table, TABLES[2], {"A": 0.75, "B": 0.5})
+    assert by_all[-1] == ["Majority class", "75.0", "50.0", "62.5"]
+    shown = to_markdown([("Accuracy", *layout(table, TABLES[1]))], ["note"])
+    assert f"| {100 * cell['mean']:.1f} [" in shown and "**Accuracy**" in shown and "- note" in shown
+
+
+def test_paired_differences_are_replicate_by_replicate_and_corrected_over_tasks() -> None:
+    encoders = [Encoder(name, "", None) for name in ("Scratch", "SimCLR")]
+    rng = np.random.default_rng(0)
+    replicates = {("Scratch", task, ALL): chance(rng) for task in ("A", "B", "C")}
+    for task in ("A", "B"):
+        one = replicates["Scratch", task, ALL]
+        replicates["SimCLR", task, ALL] = Scores(one.both + 0.1, one.patients + 0.1, one.draws + 0.1)
+    table = difference_table(encoders, with_mean(replicates, encoders, ["A", "B", "C"]), ["A", "B", "C"])
+    by_task = table.set_index("task")
+    assert list(by_task.index) == ["A", "B", MEAN] and set(table["reference"]) == {"Scratch"}
+    # The spread that both share is gone.
+    assert by_task.loc["A", ["difference", "low", "high"]].to_numpy(float) == pytest.approx([0.1] * 3)
+    assert by_task.loc["A", "p_holm"] == pytest.approx(2 * by_task.loc["A", "p"]) == pytest.approx(4 / 41)
+    header, rows = layout_differences(table)
+    assert header == ["", "A", "B", MEAN] and rows[0][:2] == ["SimCLR − Scratch", "+0.100 [+0.100, +0.100], p = 0.098"]
 
 
 def test_imagenet_features_equal_torchvisions_on_the_grey_image_three_times(tmp_path: Path) -> None:

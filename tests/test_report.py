@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 
+from probe.statistics import METRICS
 from shard.formats import CHEXPERT_FINDINGS
 from shard.table import TASKS
 from tests.conftest import Shards, run_module
@@ -33,10 +34,14 @@ def probe(run: Path, shards: Shards, out: Path, *arguments: str):  # type: ignor
 def test_the_table_holds_every_encoder_task_and_metric(report: Path) -> None:
     table = pd.read_csv(report / "table.csv")
     assert set(table["encoder"]) == {"Scratch", "ImageNet", "SimCLR"}
-    assert set(table["task"]) == {*TASKS, "Mean"} and set(table["metric"]) == {"auroc", "accuracy"}
-    assert len(table) == 3 * 5 * 2 and table["mean"].between(0, 1).all() and (table["draws"] == 4).all()
+    assert set(table["task"]) == {*TASKS, "Mean"} and set(table["metric"]) == set(METRICS)
+    assert len(table) == 3 * 5 * 5 * 2 and table["mean"].between(0, 1).all() and (table["draws"] == 4).all()
     assert ((table["low"] <= table["mean"]) & (table["mean"] <= table["high"])).all()
     assert "| SimCLR |" in (report / "table.md").read_text()
+    differences = pd.read_csv(report / "differences.csv")
+    assert len(differences) == (2 + 2) * 5 and differences["p"].between(0, 1).all()
+    low, mean, high = (differences[name] for name in ("low", "difference", "high"))
+    assert ((low <= mean) & (mean <= high)).all()
 
 
 def test_the_page_is_whole_asks_for_nothing_outside_and_calls_phantoms_synthetic(report: Path) -> None:
@@ -59,7 +64,7 @@ def test_the_same_command_gives_the_same_table(report: Path, shards: Shards, tra
 def test_a_task_without_examples_is_said_and_the_others_go_on(shards: Shards, trained: Path, tmp_path: Path) -> None:
     done = probe(trained, shards, tmp_path, "--tasks=Lung Opacity,Fracture", f"--imagenet-weights={_weights(tmp_path)}")
     assert done.returncode == 0 and "Fracture is not measurable" in done.stdout
-    table = pd.read_csv(tmp_path / "table.csv").set_index(["task", "metric"])["mean"]
+    table = pd.read_csv(tmp_path / "table.csv").set_index("task")["mean"]
     assert table.loc["Fracture"].isna().all() and table.loc["Lung Opacity"].notna().all()
 
 

@@ -1,0 +1,160 @@
+"""Metrics against scikit-learn; intervals that cover, tests that reject as often as they may, and no more."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from probe.linear import probe_draws
+from probe.statistics import BINS, REPLICATES, Scores, estimate, holm, p_value, resample, score
+
+Floats = npt.NDArray[np.float64]
+
+
+def by_scikit_learn(decision: Floats, labels: npt.NDArray[np.int64], weights: npt.NDArray[np.int64]) -> list[float]:
+    """METRICS of images each of which is there as often as its weight says."""
+    decision, labels = np.repeat(decision, weights), np.repeat(labels, weights)
+    probability = 1 / (1 + np.exp(-decision))
+    bins = np.minimum((probability * BINS).astype(int), BINS - 1)
+    apart = [(bins == bin).mean() * abs(probability[bins == bin].mean() - labels[bins == bin].mean())
+             for bin in np.unique(bins)]  # fmt: skip
+    return [
+        float(sklearn_metrics.accuracy_score(labels, decision > 0)),
+        float(sklearn_metrics.balanced_accuracy_score(labels, decision > 0)),
+        float(sklearn_metrics.roc_auc_score(labels, decision)),
+        float(sklearn_metrics.average_precision_score(labels, decision)),
+        float(np.sum(apart)),
+    ]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_metrics_of_every_replicate_are_scikit_learns(ties: bool, balanced: bool) -> None:
+    rng = np.random.default_rng(0)
+    decisions = rng.normal(size=(3, 80)) * 2
+    if ties:
+        decisions = decisions.round()
+    labels, patients = rng.integers(0, 2, 80), rng.integers(0, 30, 80)
+    members = rng.random((3, 80)) < 0.6 if balanced else None
+    resamples = resample(3, 30, replicates=20, seed=1)
+    found = score(decisions, labels, patients, resamples, members)
+    for replicate in range(21):
+        weights = resamples.patients[replicate][patients]
+        drawn = [by_scikit_learn(decisions[draw], labels, weights * (True if members is None else members[draw]))
+                 for draw in range(3)]  # fmt: skip
+        wanted = (resamples.draws[replicate][:, None] * drawn).sum(axis=0) / 3
+        assert found.both[replicate] == pytest.approx(wanted, abs=1e-9)
+        assert found.patients[replicate] == pytest.approx(np.mean(drawn, axis=0), abs=1e-9)
+        if replicate == 0:
+            assert found.draws == pytest.approx(np.array(drawn), abs=1e-9)
+
+
+def test_what_is_undefined_is_not_a_number_and_never_a_half() -> None:
+    decisions, patients = np.random.default_rng(0).normal(size=(2, 10)), np.arange(10)
+    for label in (0, 1):
+        found = score(decisions, np.full(10, label), patients, resample(2, 10, replicates=5))
+        for metric in ("balanced_accuracy", "auroc", "auprc"):
+            undefined = found.of(metric)
+            assert np.isnan(undefined.both).all(), metric
+            assert np.isnan(estimate(undefined).mean) and np.isnan(p_value(undefined))
+        assert np.isfinite(found.of("accuracy").both).all()
+
+
+def test_replicates_without_one_class_are_left_out_of_the_interval() -> None:
+    labels = np.array([1] + [0] * 9)
+    resamples = resample(1, 10, replicates=200)
+    found = score(np.random.default_rng(0).normal(size=(1, 10)), labels, np.arange(10), resamples).of("auroc")
+    missing = (resamples.patients[:, 0] == 0).sum()
+    assert np.isnan(found.both).sum() == missing > 20
+    assert np.isfinite([estimate(found).low, estimate(found).high]).all()
+
+
+def test_the_same_resamples_serve_all_and_follow_the_seed() -> None:
+    one, again, other = resample(5, 20, seed=0), resample(5, 20, seed=0), resample(5, 20, seed=1)
+    assert np.array_equal(one.draws, again.draws) and np.array_equal(one.patients, again.patients)
+    assert not np.array_equal(one.patients, other.patients)
+    assert one.draws.shape == (REPLICATES + 1, 5) and (one.draws.sum(axis=1) == 5).all()
+    assert (one.patients.sum(axis=1) == 20).all() and (one.patients[0] == 1).all() and (one.draws[0] == 1).all()
+
+
+FEATURES, SHOTS, DRAWS, PATIENTS = 8, 10, 20, 150
+
+
+def simulate(rng: np.random.Generator, apart: float) -> tuple[Scores, Floats]:
+    """(AUROC of each replicate, the weights of each draw) of probes on patients with two images that are alike."""
+    shift = np.zeros(FEATURES)
+    shift[:2] = apart
+
+    def images(number: int) -> tuple[npt.NDArray[np.int64], Floats]:
+        labels = np.repeat(rng.integers(0, 2, number), 2)
+        own = np.repeat(rng.normal(size=(number, FEATURES)), 2, axis=0)
+        return labels, (own + rng.normal(size=own.shape)) / np.sqrt(2) + labels[:, None] * shift
+
+    labels, test = images(PATIENTS)
+    support = rng.normal(size=(DRAWS, 2 * SHOTS, FEATURES))
+    support[:, :SHOTS] += shift
+    features = np.concatenate([support.reshape(-1, FEATURES), test]).astype(np.float32)
+    rows = np.arange(DRAWS * 2 * SHOTS).reshape(DRAWS, -1)
+    classes = np.tile(np.repeat([1, 0], SHOTS), (DRAWS, 1))
+    decisions = probe_draws(features, rows, classes, np.arange(rows.size, len(features)))
+    # The weights are what the decision values of the axes are above that of nothing.
+    axes = np.concatenate([features[: rows.size], np.eye(FEATURES + 1, FEATURES, dtype=np.float32)])
+    weights = probe_draws(axes, rows, classes, np.arange(rows.size, len(axes)))
+    resamples = resample(DRAWS, PATIENTS, replicates=400, seed=int(rng.integers(2**31)))
+    found = score(decisions, labels, np.repeat(np.arange(PATIENTS), 2), resamples).of("auroc")
+    return found, weights[:, :-1] - weights[:, -1:]
+
+
+def test_the_interval_covers_the_true_auroc_in_95_of_100_simulations() -> None:
+    """The truth is the mean over draws of Φ(w·shift / √2 |w|), the AUROC of a direction between two normal classes."""
+    rng, apart = np.random.default_rng(0), 0.5
+    shift = np.zeros(FEATURES)
+    shift[:2] = apart
+    intervals, aurocs = [], []
+    for _ in range(400):
+        found, weights = simulate(rng, apart)
+        intervals.append(estimate(found))
+        aurocs.append(stats.norm.cdf(weights @ shift / np.sqrt(2) / np.linalg.norm(weights, axis=1)).mean())
+    truth = float(np.mean(aurocs))
+    covered = np.mean([interval.low <= truth <= interval.high for interval in intervals])
+    print(f"\nthe 95 % interval covers {truth:.4f} in {covered:.1%} of 400")
+    assert 0.93 <= covered <= 0.97
+
+
+def test_on_noise_the_paired_difference_is_found_in_at_most_7_of_100() -> None:
+    rng = np.random.default_rng(1)
+    labels, patients = np.repeat(rng.integers(0, 2, PATIENTS), 2), np.repeat(np.arange(PATIENTS), 2)
+    rejected = 0
+    for number in range(400):
+        rows = np.arange(DRAWS * 2 * SHOTS).reshape(DRAWS, -1)
+        classes = np.tile(np.repeat([1, 0], SHOTS), (DRAWS, 1))
+        resamples = resample(DRAWS, PATIENTS, replicates=400, seed=number)
+        one, other = (
+            score(probe_draws(features, rows, classes, rows.size + np.arange(len(labels))), labels, patients, resamples)
+            for features in rng.normal(size=(2, rows.size + 2 * PATIENTS, FEATURES)).astype(np.float32)
+        )
+        rejected += p_value((one - other).of("auroc")) < 0.05
+    print(f"\nrejected {rejected / 400:.1%} of 400")
+    assert rejected / 400 <= 0.07
+
+
+def test_a_difference_that_is_there_is_found() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    good, none = (labels * apart + rng.normal(size=(20, 200)) for apart in (1.0, 0.0))
+    resamples = resample(20, 200)
+    difference = score(good, labels, np.arange(200), resamples) - score(none, labels, np.arange(200), resamples)
+    assert estimate(difference.of("auroc")).low > 0.1
+    assert p_value(difference.of("auroc")) == pytest.approx(2 / (REPLICATES + 1))
+
+
+def test_holms_correction_by_hand() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert holm([0.01, 0.04, float("nan"), 0.03]) == pytest.approx([0.03, 0.06, float("nan"), 0.06], nan_ok=True)
+        assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
