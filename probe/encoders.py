@@ -18,6 +18,8 @@ from train.model import grey_resnet
 # Per-channel statistics torchvision's ImageNet weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SIDE = 16  # of the thumbnail
+THUMBNAIL = "Thumbnail"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,14 @@ class Encoder:
     source: str
     module: nn.Module | None
     missing: str = ""
+
+
+class Pixels(nn.Module):
+    """No encoder at all: the image's own grey levels, averaged over SIDE × SIDE squares."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, 1, S, S] → [B, SIDE²]."""
+        return nn.functional.adaptive_avg_pool2d(x, SIDE).flatten(1)
 
 
 class GreyAsColour(nn.Module):
@@ -76,6 +86,11 @@ def scratch_encoder(arch: str, seed: int) -> Encoder:
         torch.manual_seed(seed)
         module, _ = grey_resnet(arch)
     return Encoder("Scratch", f"{arch}, random weights, seed {seed}", module.eval())
+
+
+def thumbnail_encoder() -> Encoder:
+    """The raw-pixel baseline: what does not beat it has learned nothing."""
+    return Encoder(THUMBNAIL, f"the image's own grey levels, {SIDE}×{SIDE}", Pixels().eval())
 
 
 def imagenet_encoder(arch: str, mean: float, std: float, weights: Path | None) -> Encoder:

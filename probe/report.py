@@ -21,9 +21,25 @@ import torch
 from tqdm import tqdm
 
 from pipeline.preview import preview
-from probe.encoders import Encoder, imagenet_encoder, read_run, scratch_encoder, simclr_encoder
+from probe.encoders import (
+    Encoder,
+    imagenet_encoder,
+    read_run,
+    scratch_encoder,
+    simclr_encoder,
+    thumbnail_encoder,
+)
 from probe.features import Features, extract_features
-from probe.fewshot import Draws, NotMeasurable, make_draws
+from probe.fewshot import (
+    Blank,
+    Draws,
+    NotMeasurable,
+    Uncertain,
+    make_draws,
+    read_draws,
+    resolve_labels,
+    write_draws,
+)
 from probe.linear import INVERSE_L2, probe_draws, standardise
 from probe.statistics import REPLICATES, resample, score
 from probe.table import (
@@ -32,6 +48,7 @@ from probe.table import (
     MEAN,
     TABLES,
     Replicates,
+    against_pixels,
     difference_table,
     format_cell,
     layout,
@@ -64,21 +81,24 @@ class Result:
     differences: pd.DataFrame
     tables: list[tuple[str, list[str], list[list[str]]]]
     encoders: list[Encoder]
+    verdicts: list[str]
     notes: list[str]
     synthetic: bool
 
 
 def report(
     run: Path, *, shards: Path, out: Path | None = None, shots: int = 10, draws: int = 20,
-    tasks: tuple[str, ...] = (), imagenet_weights: Path | None = None, seed: int = 0, batch_size: int = 128,
+    tasks: tuple[str, ...] = (), uncertain: Uncertain = "exclude", blank: Blank = "exclude",
+    draws_file: Path | None = None, imagenet_weights: Path | None = None, seed: int = 0, batch_size: int = 128,
     device: Device = "auto", workers: int = 0,
 ) -> None:  # fmt: skip
     """Probe the newest checkpoint of RUN with few labels against random and ImageNet weights, and write the report.
 
-    Leaves table.md, table.csv, differences.csv and report.html in --out (RUN/report by default). A probe is one
-    logistic regression on frozen features, learned from SHOTS positives and SHOTS negatives of as many training
+    Leaves table.md, table.csv, differences.csv, draws.csv and report.html in --out (RUN/report by default). A probe is
+    one logistic regression on frozen features, learned from SHOTS positives and SHOTS negatives of as many training
     patients and tested on patients never trained on; --draws=N repeats that. --tasks=A,B names findings of the shards,
-    by default those of the published table. Uncertain and blank labels are left out.
+    by default those of the published table. --uncertain and --blank say what becomes of such labels; left out, if
+    nothing is said. --draws-file: another report's draws.csv, instead of drawing anew.
     """
     for name, value, low in (("shots", shots, 1), ("draws", draws, 1), ("batch-size", batch_size, 1), ("seed", seed, 0),
                              ("workers", workers, 0)):  # fmt: skip
@@ -93,12 +113,18 @@ def report(
     arch, recipe = state["config"]["arch"], state["recipe"]
     encoders = [
         scratch_encoder(arch, seed),
+        thumbnail_encoder(),
         imagenet_encoder(arch, recipe["mean"], recipe["std"], imagenet_weights),
         simclr_encoder(state),
     ]
     splits = tuple(manifest.counts)
-    labels = read_labels(shards, manifest, splits)
-    drawn, unmeasured = _draw(labels, chosen, shots=shots, draws=draws, seed=seed)
+    labels = resolve_labels(read_labels(shards, manifest, splits), manifest.findings, uncertain, blank)
+    if draws_file is None:
+        drawn, unmeasured = _draw(labels, chosen, shots=shots, draws=draws, seed=seed)
+    else:
+        drawn, unmeasured = _read(draws_file, labels, chosen, shots=shots)
+        chosen = [task for task in chosen if task in drawn] if not tasks else chosen
+        draws = max((len(one.positive) for one in drawn.values()), default=0)
     if not drawn:
         raise InputError(f"--shots={shots}: no task can be measured ({'; '.join(unmeasured)}); lower it")
     at_hand = {encoder.name: encoder.module for encoder in encoders if encoder.module is not None}
@@ -106,7 +132,7 @@ def report(
         list(at_hand.values()), shards, manifest, splits, size=recipe["size"], mean=recipe["mean"],
         std=recipe["std"], batch_size=batch_size, device=torch.device(resolve_device(device)), workers=workers,
     )  # fmt: skip
-    replicates = _score(dict(zip(at_hand, features, strict=True)), labels, drawn, seed)
+    replicates = _score(dict(zip(at_hand, features, strict=True)), labels, drawn, shots, seed)
     replicates = with_mean(replicates, encoders, chosen)
     table, differences = (score_table(encoders, replicates, chosen, draws),
                           difference_table(encoders, replicates, chosen))  # fmt: skip
@@ -115,15 +141,19 @@ def report(
     if len(differences):
         tables.insert(1, ("Paired differences of AUROC", *layout_differences(differences)))
     synthetic = bool(manifest.settings.get("synthetic"))
-    notes = _notes(encoders, unmeasured, labels, chosen, shots=shots, draws=draws, synthetic=synthetic,
+    notes = _notes(encoders, unmeasured, labels, chosen, shots=shots, draws=draws, uncertain=uncertain, blank=blank,
+                   synthetic=synthetic,
                    same_shards=state["shards"] == manifest.fingerprint())  # fmt: skip
-    result = Result(table, differences, tables, encoders, notes, synthetic)
+    verdicts = against_pixels(differences)
+    result = Result(table, differences, tables, encoders, verdicts, notes, synthetic)
     command = _command(
         "probe report", str(run), shards=shards, out=out, shots=shots, draws=draws, tasks=",".join(chosen),
-        imagenet_weights=imagenet_weights, seed=seed,
+        uncertain=uncertain, blank=blank, draws_file=draws_file, imagenet_weights=imagenet_weights, seed=seed,
     )  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / "draws.csv", write_draws(drawn, labels))
     _write(out, result, run, shards, state, manifest, command)
-    print(to_markdown(result.tables, result.notes))
+    print(to_markdown(result.tables, [*result.verdicts, *result.notes]))
     print(f"{out / 'report.html'} written")
 
 
@@ -144,13 +174,34 @@ def _draw(
     drawn, unmeasured = {}, []
     for task in tasks:
         try:
-            drawn[task] = make_draws(labels, task, shots=shots, draws=draws, seed=seed)
+            one = make_draws(labels, task, shots=shots, draws=draws, seed=seed)
+            one.support(shots)
+            drawn[task] = one
         except NotMeasurable as reason:
             unmeasured.append(f"{task} is not measurable: {reason}")
     return drawn, unmeasured
 
 
-def _score(features: dict[str, Features], labels: pd.DataFrame, drawn: dict[str, Draws], seed: int) -> Replicates:
+def _read(path: Path, labels: pd.DataFrame, tasks: list[str], *, shots: int) -> tuple[dict[str, Draws], list[str]]:
+    """The same of draws that were made before."""
+    given, drawn, unmeasured = read_draws(path, labels), {}, []
+    if len({len(draws.positive) for draws in given.values()}) > 1:
+        raise InputError(f"--draws-file={path}: not as many draws for one task as for another")
+    for task in tasks:
+        if task not in given:
+            unmeasured.append(f"{task} is not in {path}")
+            continue
+        try:
+            given[task].support(shots)
+            drawn[task] = given[task]
+        except NotMeasurable as reason:
+            unmeasured.append(f"{task} is not measurable: {reason}")
+    return drawn, unmeasured
+
+
+def _score(
+    features: dict[str, Features], labels: pd.DataFrame, drawn: dict[str, Draws], shots: int, seed: int
+) -> Replicates:
     """Replicates by encoder, task and test set; every encoder on the same draws, patients and resamples of both."""
     train = (labels["split"] == "train").to_numpy()
     standard = {name: standardise(matrix, train) for name, matrix in features.items()}
@@ -158,12 +209,12 @@ def _score(features: dict[str, Features], labels: pd.DataFrame, drawn: dict[str,
     held_out, numbers = np.unique(labels["patient"].to_numpy()[~train], return_inverse=True)
     patients = np.full(len(labels), -1)
     patients[~train] = numbers
-    resamples = resample(len(next(iter(drawn.values())).support), len(held_out), seed=seed)
+    resamples = resample(len(next(iter(drawn.values())).positive), len(held_out), seed=seed)
     pairs = [(name, task) for task in drawn for name in standard]
     result = {}
     for name, task in tqdm(pairs, desc="probing", unit=" probes", disable=None):
         one = drawn[task]
-        decisions = probe_draws(standard[name], one.support, one.labels, one.test)
+        decisions = probe_draws(standard[name], *one.support(shots), one.test)
         for test, members in ((BALANCED, one.balanced), (ALL, None)):
             result[name, task, test] = score(decisions, one.test_labels, patients[one.test], resamples, members)
     return result
@@ -171,7 +222,7 @@ def _score(features: dict[str, Features], labels: pd.DataFrame, drawn: dict[str,
 
 def _notes(
     encoders: list[Encoder], unmeasured: list[str], labels: pd.DataFrame, tasks: list[str], *, shots: int, draws: int,
-    synthetic: bool, same_shards: bool,
+    uncertain: Uncertain, blank: Blank, synthetic: bool, same_shards: bool,
 ) -> list[str]:  # fmt: skip
     held_out = labels[labels["split"] != "train"]
     counts = ", ".join(f"{task} {(held_out[task] == 1).sum()} positive / {(held_out[task] == 0).sum()} negative"
@@ -190,9 +241,9 @@ def _notes(
         f"Tested on split {splits}: {held_out['patient'].nunique()} patients, none in a support set, {unseen}; "
         "all labelled images, and sets balanced by drawing the larger class down, a set a draw, on which guessing the "
         f"majority scores 50 %. Labelled there: {counts}.",
-        "Uncertain (-1) and blank labels are left out. Features are frozen, standardised by the unlabelled training "
-        "images and divided by the square root of the encoder's width; logistic regression with L2, "
-        f"C = {INVERSE_L2:g}, to convergence; final, not peak, accuracy.",
+        f"Uncertain (-1) labels {_fate(uncertain)}, blank ones {_fate(blank)}. Features are frozen, "
+        "standardised by the unlabelled training images and divided by the square root of the encoder's width; "
+        f"logistic regression with L2, C = {INVERSE_L2:g}, to convergence; final, not peak, accuracy.",
         *(f"{encoder.name}: {encoder.source}." for encoder in encoders),
         *(f"{reason}." for reason in unmeasured),
     ]
@@ -200,13 +251,16 @@ def _notes(
     return [warning, *notes] if synthetic else notes
 
 
+def _fate(label: str) -> str:
+    return "are left out" if label == "exclude" else f"count as {label}"
+
+
 def _write(
     out: Path, result: Result, run: Path, shards: Path, state: dict[str, Any], manifest: Manifest, command: str
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     write_bytes(out / "table.csv", result.table.to_csv(index=False).encode())
     write_bytes(out / "differences.csv", result.differences.to_csv(index=False).encode())
-    write_bytes(out / "table.md", to_markdown(result.tables, result.notes).encode())
+    write_bytes(out / "table.md", to_markdown(result.tables, [*result.verdicts, *result.notes]).encode())
     preview(shards, out=out / "views.png", images=4, size=state["recipe"]["size"])
     environment = jinja2.Environment(loader=jinja2.PackageLoader("probe", "."), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True)  # fmt: skip
@@ -215,6 +269,7 @@ def _write(
               for split, count in manifest.counts.items()}  # fmt: skip
     page = environment.get_template("report.html.j2").render(
         headline=_headline(result),
+        verdicts=result.verdicts,
         synthetic=result.synthetic,
         tables=result.tables,
         notes=result.notes,
@@ -235,7 +290,7 @@ def _headline(result: Result) -> str:
     tasks = auroc.index.get_level_values("task").unique()
     over = MEAN if MEAN in tasks else tasks[0]
     words = []
-    for name in ("SimCLR", "ImageNet", "Scratch"):
+    for name in ("SimCLR", "ImageNet", "Thumbnail", "Scratch"):
         mean, low, high = auroc.loc[(name, over), ["mean", "low", "high"]].astype(float)
         if not pd.isna(mean):
             words.append(f"{name} {format_cell(mean, low, high)}")
@@ -252,9 +307,9 @@ def _draw_scores(table: pd.DataFrame) -> bytes:
     """AUROC of each encoder by task, with intervals, as PNG bytes."""
     auroc = _auroc(table)
     tasks = list(dict.fromkeys(auroc["task"]))
-    encoders = [name for name, rows in auroc.groupby("encoder", sort=False) if rows["mean"].notna().any()]
+    encoders = [str(name) for name, rows in auroc.groupby("encoder", sort=False) if rows["mean"].notna().any()]
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.55 * len(tasks)), layout="constrained")
-    for place, (name, colour) in enumerate(zip(encoders, ("#888888", "#d08020", "#2060c0"), strict=False)):
+    for place, (name, colour) in enumerate(zip(encoders, _colours(encoders), strict=True)):
         rows = auroc[auroc["encoder"] == name].set_index("task").loc[tasks]
         height = [number + (place - (len(encoders) - 1) / 2) * 0.18 for number in range(len(tasks))]
         spread = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
@@ -269,6 +324,12 @@ def _draw_scores(table: pd.DataFrame) -> bytes:
     figure.savefig(buffer, dpi=130, format="png")
     plt.close(figure)
     return buffer.getvalue()
+
+
+def _colours(encoders: list[str]) -> list[str]:
+    """An encoder's colour is its own, whichever others are there."""
+    known = {"Scratch": "#888888", "Thumbnail": "#309060", "ImageNet": "#d08020", "SimCLR": "#2060c0"}
+    return [known[name] for name in encoders]
 
 
 def _embed(png: bytes) -> str:

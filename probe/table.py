@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from probe.encoders import Encoder
+from probe.encoders import THUMBNAIL, Encoder
 from probe.statistics import METRICS, Estimate, Scores, estimate, holm, mean_of, p_value
 
 MEAN = "Mean"  # the column over all tasks
 BALANCED, ALL = "balanced", "all"
-REFERENCES = ("Scratch", "ImageNet")  # what the others are compared with
+REFERENCES = ("Scratch", "ImageNet", THUMBNAIL)  # what the others are compared with
 Replicates = dict[tuple[str, str, str], Scores]  # by encoder, task and test set: probe.statistics.score
 
 
@@ -91,6 +91,19 @@ def difference_table(encoders: Sequence[Encoder], replicates: Replicates, tasks:
     names = ["encoder", "reference", "task", "difference", "low", "high", "p", "p_holm"]
     table: pd.DataFrame = pd.DataFrame(rows, columns=names)
     return table
+
+
+def against_pixels(differences: pd.DataFrame) -> list[str]:
+    """In words, for each encoder, on which tasks it beats the thumbnail with its whole interval, and on which not."""
+    said = []
+    tasks = differences[(differences["reference"] == THUMBNAIL) & (differences["task"] != MEAN)]
+    for encoder, cells in tasks.groupby("encoder", sort=False):
+        beaten = [str(task) for task in cells["task"][cells["low"] > 0]]
+        open_ = [str(task) for task in cells["task"][~(cells["low"] > 0)]]
+        won = f"{encoder} beats the 16×16 thumbnail on {', '.join(beaten)}" if beaten else ""
+        lost = f"{encoder} does not beat the 16×16 thumbnail on {', '.join(open_)}: it shows nothing learned there"
+        said.append(". ".join(part for part in (won, lost if open_ else "") if part) + ".")
+    return said
 
 
 def majority_shares(test_labels: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,26 @@ import torchvision
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.reference import decode
-from probe.encoders import Encoder, GreyAsColour, imagenet_encoder, read_run, scratch_encoder, simclr_encoder
+from probe.encoders import (
+    THUMBNAIL,
+    Encoder,
+    GreyAsColour,
+    imagenet_encoder,
+    read_run,
+    scratch_encoder,
+    simclr_encoder,
+    thumbnail_encoder,
+)
 from probe.features import extract_features
-from probe.fewshot import NotMeasurable, make_draws
+from probe.fewshot import (
+    Blank,
+    NotMeasurable,
+    Uncertain,
+    make_draws,
+    read_draws,
+    resolve_labels,
+    write_draws,
+)
 from probe.linear import probe_draws, standardise
 from probe.statistics import Scores, estimate, mean_of, resample, score
 from probe.table import (
@@ -22,6 +40,7 @@ from probe.table import (
     BALANCED,
     MEAN,
     TABLES,
+    against_pixels,
     difference_table,
     layout,
     layout_differences,
@@ -51,8 +70,8 @@ def test_draws_are_balanced_disjoint_by_patient_and_without_uncertain_or_blank(l
     held_out = labels[labels["split"] == "test"]["Mass"]
     assert (test["Mass"].to_numpy() == draws.test_labels).all() and len(test) == held_out.isin([0, 1]).sum()
     assert test["key"].is_unique
-    assert len(draws.support) == len(draws.labels) == len(draws.balanced) == 30
-    for rows, classes, balanced in zip(draws.support, draws.labels, draws.balanced, strict=True):
+    assert len(draws.positive) == len(draws.negative) == len(draws.balanced) == 30
+    for rows, classes, balanced in zip(*draws.support(10), draws.balanced, strict=True):
         support = labels.iloc[rows]
         assert len(support) == 20 and support["patient"].nunique() == 20
         assert (support["Mass"].to_numpy() == classes).all() and classes.sum() == 10
@@ -63,8 +82,8 @@ def test_draws_are_balanced_disjoint_by_patient_and_without_uncertain_or_blank(l
 
 def test_draws_differ_and_repeat_with_the_seed(labels: pd.DataFrame) -> None:
     once, again, other = (make_draws(labels, "Mass", shots=5, draws=10, seed=seed) for seed in (0, 0, 1))
-    assert (once.support == again.support).all() and (once.balanced == again.balanced).all()
-    assert len({tuple(sorted(support)) for support in [*once.support, *other.support]}) == 20
+    assert (once.support(5)[0] == again.support(5)[0]).all() and (once.balanced == again.balanced).all()
+    assert len({tuple(sorted(support)) for support in [*once.support(5)[0], *other.support(5)[0]]}) == 20
     assert len({balanced.tobytes() for balanced in [*once.balanced, *other.balanced]}) == 20
 
 
@@ -75,15 +94,63 @@ def test_every_patient_is_as_likely_however_many_images_it_has() -> None:
         "split": ["train"] * 89 + ["test"] * 8, "Mass": [1.0] * 59 + [0.0] * 30 + [1.0, 0.0] * 4,
     })  # fmt: skip
     draws = make_draws(frame, "Mass", shots=3, draws=1000, seed=0)
-    share = np.mean(["many" in frame["patient"][support].tolist() for support in draws.support])
+    share = np.mean(["many" in frame["patient"][support].tolist() for support in draws.support(3)[0]])
     assert share == pytest.approx(0.3, abs=0.06)  # 3 of 10 patients
 
 
 def test_too_few_examples_are_counted_not_guessed(labels: pd.DataFrame) -> None:
     with pytest.raises(NotMeasurable, match="patients with positive training images, 80 wanted"):
-        make_draws(labels, "Mass", shots=80, draws=1, seed=0)
+        make_draws(labels, "Mass", shots=80, draws=1, seed=0).support(80)
     with pytest.raises(NotMeasurable, match="0 positive and"):
         make_draws(labels[(labels["split"] == "train") | (labels["Mass"] != 1)], "Mass", shots=3, draws=1, seed=0)
+
+
+def test_fewer_shots_are_the_first_of_more(labels: pd.DataFrame) -> None:
+    draws = make_draws(labels, "Mass", shots=12, draws=4, seed=0)
+    many, few = draws.support(12)[0], draws.support(5)[0]
+    assert np.array_equal(few, many[:, [*range(5), *range(12, 17)]])
+
+
+def test_uncertain_and_blank_become_what_is_asked(labels: pd.DataFrame) -> None:
+    before = labels["Mass"].copy()
+    counts = {(uncertain, blank): resolve_labels(labels, ["Mass"], uncertain, blank)["Mass"].value_counts().to_dict()
+              for uncertain in get_args(Uncertain) for blank in get_args(Blank)}  # fmt: skip
+    positive, negative, unsure = ((before == value).sum() for value in (1, 0, -1))
+    missing = before.isna().sum()
+    assert counts["exclude", "exclude"] == {0: negative, 1: positive}
+    assert counts["positive", "exclude"] == {0: negative, 1: positive + unsure}
+    assert counts["negative", "negative"] == {0: negative + unsure + missing, 1: positive}
+    assert labels["Mass"].equals(before)
+
+
+def test_draws_handed_to_others_are_the_same_draws(labels: pd.DataFrame, tmp_path: Path) -> None:
+    made = make_draws(labels, "Mass", shots=10, draws=6, seed=0)
+    file = tmp_path / "draws.csv"
+    file.write_bytes(write_draws({"Mass": made}, labels))
+    (read,) = read_draws(file, labels).values()
+    for name in ("positive", "negative", "test", "test_labels", "balanced"):
+        assert np.array_equal(getattr(made, name), getattr(read, name)), name
+
+
+@pytest.mark.parametrize(
+    ("break_it", "wanted"),
+    [(lambda table: table.assign(key="nobody"), "key nobody, and .* more, are not in these shards"),
+     (lambda table: table.assign(role=table["role"].replace({"positive": "negative", "negative": "positive"})),
+      "Mass: draw 0: not all of its positive examples are positive training images"),
+     (lambda table: table[table["role"] != "test"], "draw 0: its test examples are not all labelled test images"),
+     (lambda table: table.assign(key=table["key"].where(table.index != 1, table["key"][0])), "has a patient twice"),
+     (lambda table: table.assign(task="Else"), "Else is not a finding"),
+     (lambda table: table.drop(columns="role"), "its columns are task, draw, key"),
+     (lambda table: table.assign(draw="first"), "not a table of draws")],
+)  # fmt: skip
+def test_draws_that_do_not_fit_are_refused(labels: pd.DataFrame, tmp_path: Path, break_it: Any, wanted: str) -> None:
+    file = tmp_path / "draws.csv"
+    file.write_bytes(write_draws({"Mass": make_draws(labels, "Mass", shots=5, draws=2, seed=0)}, labels))
+    break_it(pd.read_csv(file, dtype={"key": str})).to_csv(file, index=False)
+    with pytest.raises(InputError, match=rf"--draws-file=.*{wanted}"):
+        read_draws(file, labels)
+    with pytest.raises(InputError, match="no such file; a report writes one"):
+        read_draws(tmp_path / "absent.csv", labels)
 
 
 def test_standardising_looks_at_training_rows_alone_and_gives_length_one() -> None:
@@ -105,7 +172,7 @@ def test_the_probe_finds_what_is_there_and_nothing_where_nothing_is(labels: pd.D
     draws = make_draws(labels, "Mass", shots=10, draws=40, seed=0)
     train = (labels["split"] == "train").to_numpy()
     found, nothing = (
-        score(probe_draws(standardise(features, train), draws.support, draws.labels, draws.test), draws.test_labels,
+        score(probe_draws(standardise(features, train), *draws.support(10), draws.test), draws.test_labels,
               labels["patient"].to_numpy()[draws.test], resample(40, 130, replicates=2), draws.balanced)
         for features in (signal, noise)
     )  # fmt: skip
@@ -169,6 +236,22 @@ def test_paired_differences_are_replicate_by_replicate_and_corrected_over_tasks(
     assert by_task.loc["A", "p_holm"] == pytest.approx(2 * by_task.loc["A", "p"]) == pytest.approx(4 / 41)
     header, rows = layout_differences(table)
     assert header == ["", "A", "B", MEAN] and rows[0][:2] == ["SimCLR − Scratch", "+0.100 [+0.100, +0.100], p = 0.098"]
+
+
+def test_the_thumbnail_is_the_mean_of_each_square_and_what_does_not_beat_it_is_called_so() -> None:
+    image = torch.randn(2, 1, 64, 64)
+    module = thumbnail_encoder().module
+    assert module is not None
+    wanted = image.unflatten(2, (16, 4)).unflatten(4, (16, 4)).mean((3, 5))
+    assert torch.allclose(module(image), wanted.flatten(1), atol=1e-6)
+    names = ("encoder", "reference", "task", "low")
+    rows = [("SimCLR", THUMBNAIL, "A", 0.01), ("SimCLR", THUMBNAIL, "B", -0.01), ("Scratch", THUMBNAIL, "A", -0.1),
+            ("SimCLR", "Scratch", "B", 0.1), ("SimCLR", THUMBNAIL, MEAN, 0.1)]  # fmt: skip
+    assert against_pixels(pd.DataFrame(rows, columns=names)) == [
+        "SimCLR beats the 16×16 thumbnail on A. "
+        "SimCLR does not beat the 16×16 thumbnail on B: it shows nothing learned there.",
+        "Scratch does not beat the 16×16 thumbnail on A: it shows nothing learned there.",
+    ]
 
 
 def test_imagenet_features_equal_torchvisions_on_the_grey_image_three_times(tmp_path: Path) -> None:

@@ -33,13 +33,13 @@ def probe(run: Path, shards: Shards, out: Path, *arguments: str):  # type: ignor
 
 def test_the_table_holds_every_encoder_task_and_metric(report: Path) -> None:
     table = pd.read_csv(report / "table.csv")
-    assert set(table["encoder"]) == {"Scratch", "ImageNet", "SimCLR"}
+    assert set(table["encoder"]) == {"Scratch", "Thumbnail", "ImageNet", "SimCLR"}
     assert set(table["task"]) == {*TASKS, "Mean"} and set(table["metric"]) == set(METRICS)
-    assert len(table) == 3 * 5 * 5 * 2 and table["mean"].between(0, 1).all() and (table["draws"] == 4).all()
+    assert len(table) == 4 * 5 * 5 * 2 and table["mean"].between(0, 1).all() and (table["draws"] == 4).all()
     assert ((table["low"] <= table["mean"]) & (table["mean"] <= table["high"])).all()
     assert "| SimCLR |" in (report / "table.md").read_text()
     differences = pd.read_csv(report / "differences.csv")
-    assert len(differences) == (2 + 2) * 5 and differences["p"].between(0, 1).all()
+    assert len(differences) == 3 * 3 * 5 and differences["p"].between(0, 1).all()
     low, mean, high = (differences[name] for name in ("low", "difference", "high"))
     assert ((low <= mean) & (mean <= high)).all()
 
@@ -55,8 +55,13 @@ def test_the_page_is_whole_asks_for_nothing_outside_and_calls_phantoms_synthetic
     assert page.rstrip().endswith("</html>")
 
 
-def test_the_same_command_gives_the_same_table(report: Path, shards: Shards, trained: Path, tmp_path: Path) -> None:
-    done = probe(trained, shards, tmp_path, f"--imagenet-weights={report / 'weights.pt'}")
+def test_the_same_draws_give_the_same_table(report: Path, shards: Shards, trained: Path, tmp_path: Path) -> None:
+    """As drawn anew by the same seed, or as handed on in a file."""
+    weights = f"--imagenet-weights={report / 'weights.pt'}"
+    done = probe(trained, shards, tmp_path / "handed on", weights, f"--draws-file={report / 'draws.csv'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "handed on" / "table.csv").read_bytes() == (report / "table.csv").read_bytes()
+    done = probe(trained, shards, tmp_path, weights)
     assert done.returncode == 0
     assert (tmp_path / "table.csv").read_bytes() == (report / "table.csv").read_bytes()
 
