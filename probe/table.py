@@ -13,7 +13,7 @@ from probe.statistics import METRICS, Estimate, Scores, estimate, holm, mean_of,
 
 MEAN = "Mean"  # the column over all tasks
 BALANCED, ALL = "balanced", "all"
-REFERENCES = ("Scratch", "ImageNet", THUMBNAIL)  # what the others are compared with
+REFERENCES = ("Scratch", THUMBNAIL, "ImageNet")  # what the others are compared with
 Replicates = dict[tuple[str, str, str], Scores]  # by encoder, task and test set: probe.statistics.score
 
 
@@ -72,14 +72,16 @@ def difference_table(encoders: Sequence[Encoder], replicates: Replicates, tasks:
     Both encoders learn from the same images and are tested on the same in every replicate, so what they share of
     chance cancels. The mean over tasks is a sum of the others and is not counted as a test of its own.
     """
-    rows = []
+    rows: list[dict[str, object]] = []
     for reference in REFERENCES:
         for encoder in encoders:
+            if encoder.name in REFERENCES[: REFERENCES.index(reference) + 1]:  # itself, or the same pair once more
+                continue
             pairs = {task: (replicates.get((encoder.name, task, ALL)), replicates.get((reference, task, ALL)))
                      for task in _columns(tasks)}  # fmt: skip
             apart = {task: one.of("auroc") - other.of("auroc") for task, (one, other) in pairs.items()
                      if one is not None and other is not None}  # fmt: skip
-            if encoder.name == reference or not apart:
+            if not apart:
                 continue
             corrected = dict(zip(tasks, holm([p_value(apart[task]) if task in apart else np.nan for task in tasks]),
                                  strict=True))  # fmt: skip
@@ -101,7 +103,7 @@ def against_pixels(differences: pd.DataFrame) -> list[str]:
         beaten = [str(task) for task in cells["task"][cells["low"] > 0]]
         open_ = [str(task) for task in cells["task"][~(cells["low"] > 0)]]
         won = f"{encoder} beats the 16×16 thumbnail on {', '.join(beaten)}" if beaten else ""
-        lost = f"{encoder} does not beat the 16×16 thumbnail on {', '.join(open_)}: it shows nothing learned there"
+        lost = f"{encoder} does not beat the 16×16 thumbnail, with its whole interval, on {', '.join(open_)}"
         said.append(". ".join(part for part in (won, lost if open_ else "") if part) + ".")
     return said
 
