@@ -111,6 +111,21 @@ def _even(rows: tuple[Rows, ...]) -> Rows:
     return np.array([some[:least] for some in rows], np.int64)
 
 
+def draw_tasks(
+    labels: pd.DataFrame, tasks: Sequence[str], *, shots: int, draws: int, seed: int
+) -> tuple[dict[str, Draws], list[str]]:
+    """The draws of each task that can be measured, and why the others can't."""
+    drawn, unmeasured = {}, []
+    for task in tasks:
+        try:
+            one = make_draws(labels, task, shots=shots, draws=draws, seed=seed)
+            one.support(shots)
+            drawn[task] = one
+        except NotMeasurable as reason:
+            unmeasured.append(f"{task} is not measurable: {reason}")
+    return drawn, unmeasured
+
+
 def write_draws(drawn: Mapping[str, Draws], labels: pd.DataFrame) -> bytes:
     """The draws of all tasks as the content of draws.csv."""
     keys, frames = labels["key"].to_numpy(), []
@@ -154,6 +169,25 @@ def read_draws(path: Path, labels: pd.DataFrame) -> dict[str, Draws]:
         except (NotMeasurable, ValueError) as reason:
             raise InputError(f"--draws-file={path}: {task}: {reason}") from None
     return result
+
+
+def read_tasks(
+    path: Path, labels: pd.DataFrame, tasks: Sequence[str], *, shots: int
+) -> tuple[dict[str, Draws], list[str]]:
+    """The same of draws that were made before: draws.csv at `path`."""
+    given, drawn, unmeasured = read_draws(path, labels), {}, []
+    if len({len(draws.positive) for draws in given.values()}) > 1:
+        raise InputError(f"--draws-file={path}: not as many draws for one task as for another")
+    for task in tasks:
+        if task not in given:
+            unmeasured.append(f"{task} is not in {path}")
+            continue
+        try:
+            given[task].support(shots)
+            drawn[task] = given[task]
+        except NotMeasurable as reason:
+            unmeasured.append(f"{task} is not measurable: {reason}")
+    return drawn, unmeasured
 
 
 def _one_task(table: pd.DataFrame, labels: pd.DataFrame, task: str) -> Draws:

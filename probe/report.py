@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import platform
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
-from pipeline.preview import preview
 from probe.encoders import (
     Encoder,
     imagenet_encoder,
@@ -29,28 +17,16 @@ from probe.encoders import (
     simclr_encoder,
     thumbnail_encoder,
 )
-from probe.features import Features, extract_features
-from probe.fewshot import (
-    Blank,
-    Draws,
-    NotMeasurable,
-    Uncertain,
-    make_draws,
-    read_draws,
-    resolve_labels,
-    write_draws,
-)
-from probe.linear import INVERSE_L2, probe_draws, standardise
-from probe.statistics import REPLICATES, resample, score
+from probe.features import extract_features
+from probe.fewshot import Blank, Uncertain, draw_tasks, read_tasks, resolve_labels, write_draws
+from probe.linear import INVERSE_L2
+from probe.measure import measure
+from probe.page import Result, write_report
+from probe.statistics import REPLICATES
 from probe.table import (
-    ALL,
-    BALANCED,
-    MEAN,
     TABLES,
-    Replicates,
     against_pixels,
     difference_table,
-    format_cell,
     layout,
     layout_differences,
     majority_shares,
@@ -60,30 +36,11 @@ from probe.table import (
 )
 from shard.errors import InputError
 from shard.files import write_bytes
-from shard.machine import version_of
 from shard.manifest import Manifest, read_manifest
 from shard.read import read_labels
 from shard.table import TASKS
-from train.config import Device, train_command
+from train.config import Device
 from train.device import resolve_device
-
-PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit-learn", "numpy", "pandas", "pillow")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a report says: the figures, and what one needs to know to read them.
-
-    tables: title, header and rows of each, as they are shown.
-    """
-
-    table: pd.DataFrame
-    differences: pd.DataFrame
-    tables: list[tuple[str, list[str], list[list[str]]]]
-    encoders: list[Encoder]
-    verdicts: list[str]
-    notes: list[str]
-    synthetic: bool
 
 
 def report(
@@ -120,9 +77,9 @@ def report(
     splits = tuple(manifest.counts)
     labels = resolve_labels(read_labels(shards, manifest, splits), manifest.findings, uncertain, blank)
     if draws_file is None:
-        drawn, unmeasured = _draw(labels, chosen, shots=shots, draws=draws, seed=seed)
+        drawn, unmeasured = draw_tasks(labels, chosen, shots=shots, draws=draws, seed=seed)
     else:
-        drawn, unmeasured = _read(draws_file, labels, chosen, shots=shots)
+        drawn, unmeasured = read_tasks(draws_file, labels, chosen, shots=shots)
         chosen = [task for task in chosen if task in drawn] if not tasks else chosen
         draws = max((len(one.positive) for one in drawn.values()), default=0)
     if not drawn:
@@ -132,7 +89,7 @@ def report(
         list(at_hand.values()), shards, manifest, splits, size=recipe["size"], mean=recipe["mean"],
         std=recipe["std"], batch_size=batch_size, device=torch.device(resolve_device(device)), workers=workers,
     )  # fmt: skip
-    replicates = _score(dict(zip(at_hand, features, strict=True)), labels, drawn, shots, seed)
+    replicates = measure(dict(zip(at_hand, features, strict=True)), labels, drawn, shots, seed)
     replicates = with_mean(replicates, encoders, chosen)
     table, differences = (score_table(encoders, replicates, chosen, draws),
                           difference_table(encoders, replicates, chosen))  # fmt: skip
@@ -152,7 +109,7 @@ def report(
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     write_bytes(out / "draws.csv", write_draws(drawn, labels))
-    _write(out, result, run, shards, state, manifest, command)
+    write_report(out, result, run, shards, state, manifest, command)
     print(to_markdown(result.tables, [*result.verdicts, *result.notes]))
     print(f"{out / 'report.html'} written")
 
@@ -165,59 +122,6 @@ def _choose_tasks(tasks: tuple[str, ...], manifest: Manifest, shards: Path) -> l
     if not chosen:
         raise InputError(f"{shards}: none of {', '.join(TASKS)} is a finding of it; name some with --tasks=A,B")
     return chosen
-
-
-def _draw(
-    labels: pd.DataFrame, tasks: list[str], *, shots: int, draws: int, seed: int
-) -> tuple[dict[str, Draws], list[str]]:
-    """The draws of each task that can be measured, and why the others can't."""
-    drawn, unmeasured = {}, []
-    for task in tasks:
-        try:
-            one = make_draws(labels, task, shots=shots, draws=draws, seed=seed)
-            one.support(shots)
-            drawn[task] = one
-        except NotMeasurable as reason:
-            unmeasured.append(f"{task} is not measurable: {reason}")
-    return drawn, unmeasured
-
-
-def _read(path: Path, labels: pd.DataFrame, tasks: list[str], *, shots: int) -> tuple[dict[str, Draws], list[str]]:
-    """The same of draws that were made before."""
-    given, drawn, unmeasured = read_draws(path, labels), {}, []
-    if len({len(draws.positive) for draws in given.values()}) > 1:
-        raise InputError(f"--draws-file={path}: not as many draws for one task as for another")
-    for task in tasks:
-        if task not in given:
-            unmeasured.append(f"{task} is not in {path}")
-            continue
-        try:
-            given[task].support(shots)
-            drawn[task] = given[task]
-        except NotMeasurable as reason:
-            unmeasured.append(f"{task} is not measurable: {reason}")
-    return drawn, unmeasured
-
-
-def _score(
-    features: dict[str, Features], labels: pd.DataFrame, drawn: dict[str, Draws], shots: int, seed: int
-) -> Replicates:
-    """Replicates by encoder, task and test set; every encoder on the same draws, patients and resamples of both."""
-    train = (labels["split"] == "train").to_numpy()
-    standard = {name: standardise(matrix, train) for name, matrix in features.items()}
-    # One number a patient whatever the task, so that the mean over tasks is of the same patients in each replicate.
-    held_out, numbers = np.unique(labels["patient"].to_numpy()[~train], return_inverse=True)
-    patients = np.full(len(labels), -1)
-    patients[~train] = numbers
-    resamples = resample(len(next(iter(drawn.values())).positive), len(held_out), seed=seed)
-    pairs = [(name, task) for task in drawn for name in standard]
-    result = {}
-    for name, task in tqdm(pairs, desc="probing", unit=" probes", disable=None):
-        one = drawn[task]
-        decisions = probe_draws(standard[name], *one.support(shots), one.test)
-        for test, members in ((BALANCED, one.balanced), (ALL, None)):
-            result[name, task, test] = score(decisions, one.test_labels, patients[one.test], resamples, members)
-    return result
 
 
 def _notes(
@@ -253,92 +157,6 @@ def _notes(
 
 def _fate(label: str) -> str:
     return "are left out" if label == "exclude" else f"count as {label}"
-
-
-def _write(
-    out: Path, result: Result, run: Path, shards: Path, state: dict[str, Any], manifest: Manifest, command: str
-) -> None:
-    write_bytes(out / "table.csv", result.table.to_csv(index=False).encode())
-    write_bytes(out / "differences.csv", result.differences.to_csv(index=False).encode())
-    write_bytes(out / "table.md", to_markdown(result.tables, [*result.verdicts, *result.notes]).encode())
-    preview(shards, out=out / "views.png", images=4, size=state["recipe"]["size"])
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("probe", "."), autoescape=True, trim_blocks=True,
-                                     lstrip_blocks=True)  # fmt: skip
-    loss = run / "loss.png"
-    counts = {f"{split} images / patients": f"{count['images']} / {count['patients']}"
-              for split, count in manifest.counts.items()}  # fmt: skip
-    page = environment.get_template("report.html.j2").render(
-        headline=_headline(result),
-        verdicts=result.verdicts,
-        synthetic=result.synthetic,
-        tables=result.tables,
-        notes=result.notes,
-        figure=_embed(_draw_scores(result.table)),
-        loss=_embed(loss.read_bytes()) if loss.exists() else None,
-        views=_embed((out / "views.png").read_bytes()),
-        settings={**state["config"], "steps": state["step"], "epochs done": state["epoch"]},
-        recipe=state["recipe"],
-        data={**manifest.settings, "fingerprint": manifest.fingerprint(), "rejected": manifest.rejected, **counts},
-        versions=_versions(),
-        commands=[train_command(state["config"]), command],
-    )  # fmt: skip
-    write_bytes(out / "report.html", page.encode())
-
-
-def _headline(result: Result) -> str:
-    auroc = _auroc(result.table).set_index(["encoder", "task"])
-    tasks = auroc.index.get_level_values("task").unique()
-    over = MEAN if MEAN in tasks else tasks[0]
-    words = []
-    for name in ("SimCLR", "ImageNet", "Thumbnail", "Scratch"):
-        mean, low, high = auroc.loc[(name, over), ["mean", "low", "high"]].astype(float)
-        if not pd.isna(mean):
-            words.append(f"{name} {format_cell(mean, low, high)}")
-    subject = "Mean AUROC over tasks" if over == MEAN else f"AUROC, {over}"
-    return f"{subject}: " + ", ".join(words)
-
-
-def _auroc(table: pd.DataFrame) -> pd.DataFrame:
-    chosen: pd.DataFrame = table[(table["metric"] == "auroc") & (table["test"] == ALL)]
-    return chosen
-
-
-def _draw_scores(table: pd.DataFrame) -> bytes:
-    """AUROC of each encoder by task, with intervals, as PNG bytes."""
-    auroc = _auroc(table)
-    tasks = list(dict.fromkeys(auroc["task"]))
-    encoders = [str(name) for name, rows in auroc.groupby("encoder", sort=False) if rows["mean"].notna().any()]
-    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.55 * len(tasks)), layout="constrained")
-    for place, (name, colour) in enumerate(zip(encoders, _colours(encoders), strict=True)):
-        rows = auroc[auroc["encoder"] == name].set_index("task").loc[tasks]
-        height = [number + (place - (len(encoders) - 1) / 2) * 0.18 for number in range(len(tasks))]
-        spread = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
-        axes.errorbar(rows["mean"], height, xerr=spread, fmt="o", ms=5, color=colour, label=name)
-    axes.axvline(0.5, color="0.5", ls="--", lw=1)
-    axes.set_yticks(range(len(tasks)), tasks)
-    axes.invert_yaxis()
-    axes.set_xlabel("AUROC, mean over draws, 95 % interval over draws and patients (dashed: chance)")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside upper right", ncols=3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130, format="png")
-    plt.close(figure)
-    return buffer.getvalue()
-
-
-def _colours(encoders: list[str]) -> list[str]:
-    """An encoder's colour is its own, whichever others are there."""
-    known = {"Scratch": "#888888", "Thumbnail": "#309060", "ImageNet": "#d08020", "SimCLR": "#2060c0"}
-    return [known[name] for name in encoders]
-
-
-def _embed(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _versions() -> dict[str, str]:
-    installed = {package: version_of(package) for package in PACKAGES}
-    return {"python": platform.python_version(), **installed, "machine": f"{platform.system()} {platform.machine()}"}
 
 
 def _command(program: str, *words: str, **flags: Any) -> str:
