@@ -143,7 +143,7 @@ def _seconds(work: Callable[[int], None], count: int, repeats: int = 1) -> float
 def _shard(folder: Path, names: list[str], repeats: int, size: int, workers: int) -> float:
     """Images/s of writing shards; the first job of each worker, which waits for its start, is left out."""
     def job(stem: str, copies: int) -> Job:
-        rows = [Row(f"{copy}_{name[:-4]}", name, "p", "", (1,) * len(CHEXPERT_FINDINGS))
+        rows = [Row(f"{copy}_{name[:-4]}", name, "p", "", "", None, (1,) * len(CHEXPERT_FINDINGS))
                 for copy in range(copies) for name in names]  # fmt: skip
         return Job(Planned(stem, "train", rows), CHEXPERT_FINDINGS, folder, folder / "out", size, "jpeg", QUALITY)
 

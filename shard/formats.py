@@ -1,4 +1,4 @@
-"""One function a data set: a folder → a frame with the columns path, key, patient, split, view and the findings.
+"""One function a data set: a folder → a frame with the columns path, key, patient, split, view, sex, age, findings.
 
 Cells are the text of the CSV, blank as "": checking, labels and rejects are table.py's.
 """
@@ -63,7 +63,8 @@ def read_chexpert(src: Path) -> Rows:
     view = _column(raw, "AP/PA").where(_column(raw, "Frontal/Lateral") != "Lateral", "lateral")
     key = path.str.replace(r"^(?:train|valid|test)/", "", regex=True).str.replace(ENDING, "", regex=True)
     frame = pd.DataFrame({"path": _in_batches(src, path, patient), "key": key, "patient": patient,
-                          "split": raw["split"], "view": view})  # fmt: skip
+                          "split": raw["split"], "view": view, "sex": _column(raw, "Sex"),
+                          "age": _column(raw, "Age")})  # fmt: skip
     return Rows(findings, frame.join(raw[list(findings)]))
 
 
@@ -104,7 +105,8 @@ def read_nih(src: Path) -> Rows:
         split = split.where(split != "test", "train").where(~official, "test")
     frame = pd.DataFrame({"path": name.map(lambda file: places.get(file, f"images/{file}")),
                           "key": name.str.replace(ENDING, "", regex=True), "patient": patient, "split": split,
-                          "view": _column(raw, "View Position")})  # fmt: skip
+                          "view": _column(raw, "View Position"), "sex": _column(raw, "Patient Gender"),
+                          "age": _column(raw, "Patient Age")})  # fmt: skip
     return Rows(tuple(labels), frame.join(labels))
 
 
@@ -132,18 +134,20 @@ def read_mimic(src: Path) -> Rows:
     path = ("files/p" + subject.str[:2] + "/p" + subject + "/s" + raw["study_id"] + "/" + raw["dicom_id"] + ".jpg")
     frame = pd.DataFrame({"path": path, "key": raw["dicom_id"], "patient": subject,
                           "split": raw["split"].replace(MIMIC_SPLITS),
-                          "view": _column(raw, "ViewPosition")})  # fmt: skip
+                          "view": _column(raw, "ViewPosition"), "sex": "", "age": ""})  # its tables do not say
     return Rows(findings, frame.join(raw[list(findings)]))
 
 
 def read_plain(csv: Path) -> Rows:
     """A plain CSV: path, patient, findings; key, else made of path; split, else by patient hash."""
     raw = read_csv(csv, ("path", "patient"))
-    findings = tuple(name for name in raw.columns if name.lower() not in _DESCRIPTIVE)
+    raw = raw.rename(columns={name: name.lower() for name in raw.columns if name.lower() in _DESCRIPTIVE})
+    findings = tuple(name for name in raw.columns if name not in _DESCRIPTIVE)
     key = raw["key"] if "key" in raw.columns else raw["path"].str.replace(ENDING, "", regex=True)
     split = _column(raw, "split") if "split" in raw.columns else hashed_splits(raw["patient"])
     frame = pd.DataFrame({"path": raw["path"], "key": key, "patient": raw["patient"], "split": split,
-                          "view": _column(raw, "view")})  # fmt: skip
+                          "view": _column(raw, "view"), "sex": _column(raw, "sex"),
+                          "age": _column(raw, "age")})  # fmt: skip
     return Rows(findings, frame.join(raw[list(findings)]))
 
 

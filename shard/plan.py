@@ -14,12 +14,14 @@ from shard.table import Table
 
 
 class Row(NamedTuple):
-    """One image to shard. labels: 1, 0, -1 or None (not mentioned), in the order of the findings."""
+    """One image to shard. sex: F, M or blank; age: years; labels: 1, 0, -1 or None (not mentioned), as the findings."""
 
     key: str
     path: str
     patient: str
     view: str
+    sex: str
+    age: int | None
     labels: tuple[int | None, ...]
 
 
@@ -57,10 +59,11 @@ class Plan:
         for stem, split, places in self._shards[part::parts]:
             rows = self._table.rows.iloc[places]
             labels = rows[findings].astype(object).where(rows[findings].notna(), None).to_numpy().tolist()
-            named = rows[["key", "path", "patient", "view"]].to_numpy().tolist()
+            named = rows[["key", "path", "patient", "view", "sex", "age"]].to_numpy().tolist()
             yield Planned(stem, split, [
-                Row(key, path, patient, view, tuple(None if label is None else int(label) for label in given))
-                for (key, path, patient, view), given in zip(named, labels, strict=True)
+                Row(key, path, patient, view, sex, int(age) if age else None,
+                    tuple(None if label is None else int(label) for label in given))
+                for (key, path, patient, view, sex, age), given in zip(named, labels, strict=True)
             ])  # fmt: skip
 
 

@@ -52,7 +52,10 @@ def read_members(tar: Path, samples: list[Sample], extension: str) -> Iterator[b
 
 
 def read_labels(folder: Path, manifest: Manifest, splits: tuple[str, ...]) -> pd.DataFrame:
-    """One row an image in the order of the shards: key, patient, split, view and the findings (1, 0, -1, NaN)."""
+    """One row an image in the order of the shards: key, patient, split, view, sex, age, findings (1, 0, -1, NaN).
+
+    sex: F, M or blank; age: years or NaN. Shards of before they were kept have neither.
+    """
     shards = [shard for split in splits for shard in manifest.of_split(split)]
     return label_frame(folder, shards, manifest.findings)
 
@@ -65,8 +68,8 @@ def label_frame(folder: Path, shards: list[Shard], findings: tuple[str, ...]) ->
         for sample, text in zip(samples, read_members(folder / shard.tar, samples, "json"), strict=True):
             content = json.loads(text)
             rows.append({"key": sample.key, **{name: content[name] for name in ("patient", "split", "view")},
-                         **content["labels"]})  # fmt: skip
-    frame: pd.DataFrame = pd.DataFrame(rows, columns=["key", "patient", "split", "view", *findings])
-    for finding in findings:
-        frame[finding] = frame[finding].astype("float64")
+                         "sex": content.get("sex", ""), "age": content.get("age"), **content["labels"]})  # fmt: skip
+    frame: pd.DataFrame = pd.DataFrame(rows, columns=["key", "patient", "split", "view", "sex", "age", *findings])
+    for name in ("age", *findings):
+        frame[name] = frame[name].astype("float64")
     return frame

@@ -154,7 +154,8 @@ def _encode(job: Job, row: Row) -> tuple[npt.NDArray[np.uint8], bytes]:
 
 def _describe(job: Job, row: Row) -> bytes:
     labels = dict(zip(job.findings, row.labels, strict=True))
-    return json.dumps({"patient": row.patient, "split": job.planned.split, "view": row.view, "labels": labels}).encode()
+    return json.dumps({"patient": row.patient, "split": job.planned.split, "view": row.view, "sex": row.sex,
+                       "age": row.age, "labels": labels}).encode()  # fmt: skip
 
 
 def _count_labels(rows: list[Row], findings: tuple[str, ...]) -> dict[str, dict[str, int]]:

@@ -35,7 +35,20 @@ def test_chexpert_phantoms_keep_every_row_and_label(radiographs: Path) -> None:
         assert table.rows[task].isna().sum() == raw[task].isna().sum()
     assert all((radiographs / path).is_file() for path in table.rows["path"])
     assert set(table.rows["view"]) == {"AP", "PA", "lateral"}
+    assert table.rows["age"].astype(int).tolist() == raw["Age"].tolist()
+    assert table.rows["sex"].tolist() == raw["Sex"].str[0].tolist()
     assert table.rows["key"].str.fullmatch(r"patient\d{5}_study\d+_view\d+_(frontal|lateral)").all()
+
+
+def test_sex_and_age_as_archives_write_them(tmp_path: Path) -> None:
+    said = {"F,57": ("F", "57"), "female,57.0": ("F", "57"), "M,058Y": ("M", "58"), "Male,18M": ("M", "1"),
+            "Unknown,": ("", ""), ",414": ("", ""), "missing,young": ("", ""), "m,9D": ("M", "0")}  # fmt: skip
+    lines = [f"{number}.png,p{number},train,{cells},1" for number, cells in enumerate(said)]
+    (tmp_path / "table.csv").write_text("path,patient,split,Sex,AGE,Mass\n" + "\n".join(lines) + "\n")
+    picture(tmp_path / "0.png")
+    table = read_table(tmp_path, table=tmp_path / "table.csv")
+    assert table.findings == ("Mass",)
+    assert list(zip(table.rows["sex"], table.rows["age"], strict=True)) == list(said.values())
 
 
 def test_chexpert_under_any_prefix(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_every_row_comes_out_with_its_image_and_labels(radiographs: Path, shards
             assert image.ndim == 2 and min(image.shape) == 96
             assert np.abs(image - load_grey(radiographs / row["path"], 96)).mean() < 2
             assert (content["patient"], content["split"], content["view"]) == (row["patient"], shard.split, row["view"])
+            assert (content["sex"], str(content["age"])) == (row["sex"], row["age"])
             for finding in shards.manifest.findings:
                 label = content["labels"][finding]
                 assert label == row[finding] or (label is None and pd.isna(row[finding]))
