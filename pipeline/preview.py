@@ -31,6 +31,11 @@ def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, siz
     for name, value, low, high in (("images", images, 1, 64), ("size", size, 16, 2048), ("seed", seed, 0, 2**63 - 1)):
         if not low <= value <= high:
             raise InputError(f"--{name}={value}: wants a number from {low} to {high}")
+    print("\n".join(draw_preview(shards, out, images=images, size=size, seed=seed)))
+
+
+def draw_preview(shards: Path, out: Path, *, images: int, size: int, seed: int) -> list[str]:
+    """Draw it, and say what was drawn, a line a view."""
     manifest = read_manifest(shards)
     recipe = Recipe(size=size, mean=0.0, std=1.0)  # shown as grey levels, so nothing is taken out
     fetcher = Fetcher(shards, manifest, "train")
@@ -41,11 +46,12 @@ def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, siz
                                    workers=1)) for maker in makers}  # fmt: skip
     figure, axes = plt.subplots(len(numbers), 1 + 2 * len(makers), squeeze=False, layout="constrained",
                                 figsize=(2.3 * (1 + 2 * len(makers)), 2.7 * len(numbers)))  # fmt: skip
+    said = []
     for row, (line, number) in enumerate(zip(axes, numbers.tolist(), strict=True)):
         image, key = reference.decode(fetcher, number), fetcher.key(number)
         pictures = [(f"{key}\n{image.shape[2]}×{image.shape[1]}", image)]
         for view, drawn in enumerate(reference.draw(recipe, seed, 0, number, image)):
-            print(f"{key} view {view + 1}: {_describe(drawn)}")
+            said.append(f"{key} view {view + 1}: {_describe(drawn)}")
             for maker in makers:
                 pictures.append((f"view {view + 1}, {maker}\n{_describe(drawn, short=True)}", made[maker][view][row]))
         for axis, (title, picture) in zip(line, pictures, strict=True):
@@ -56,7 +62,7 @@ def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, siz
     with replacing(out) as file:
         figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
-    print(f"{out}: {len(numbers)} images with two views each by {', '.join(makers)}")
+    return [*said, f"{out}: {len(numbers)} images with two views each by {', '.join(makers)}"]
 
 
 def _describe(view: View, *, short: bool = False) -> str:

@@ -1,8 +1,10 @@
-"""The encoders under comparison: what each is, and where its weights come from or why they can't be had."""
+"""The encoders under comparison, through one door: what each is, and where its weights come from."""
 
 from __future__ import annotations
 
+import hashlib
 import http.client
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,25 +13,55 @@ import torch
 import torchvision
 from torch import nn
 
+from probe.weights import Weights, read_weights
 from shard.errors import InputError
-from train.checkpoint import UnreadableTensors, load_checkpoint, newest_checkpoint, read_tensors
+from train.checkpoint import FORMAT, UnreadableTensors, load_checkpoint, load_newest_good, read_tensors
 from train.model import grey_resnet
 
 # Per-channel statistics torchvision's ImageNet weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIDE = 16  # of the thumbnail
-THUMBNAIL = "Thumbnail"
+SCRATCH, THUMBNAIL, IMAGENET, SIMCLR = "Scratch", "Thumbnail", "ImageNet", "SimCLR"
+_BASELINES = (SCRATCH, THUMBNAIL, IMAGENET)
+
+
+@dataclass(frozen=True)
+class Input:
+    """How an encoder wants its images: resized to size × size, grey 0..1, less the mean, by the std."""
+
+    size: int
+    mean: float
+    std: float
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen encoder, [B, 1, S, S] → [B, F]; `module` is None where it can't be had, and `missing` says why."""
+    """A frozen encoder, [B, 1, S, S] → [B, F]; `module` is None where it can't be had, and `missing` says why.
+
+    input: how its images are made. state: of a run, what its checkpoint holds beside the weights; run: its folder.
+    """
 
     name: str
     source: str
     module: nn.Module | None
+    input: Input
     missing: str = ""
+    state: dict[str, Any] | None = None
+    run: Path | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the report is asked about it, and not a baseline."""
+        return self.name not in _BASELINES
+
+    def sha256(self) -> str:
+        """A hash of all that its features depend on, but the images."""
+        digest = hashlib.sha256(f"{self.input} {self.module}".encode())
+        for name, value in (self.module.state_dict() if self.module is not None else {}).items():
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 class Pixels(nn.Module):
@@ -41,88 +73,152 @@ class Pixels(nn.Module):
 
 
 class GreyAsColour(nn.Module):
-    """A three-channel ImageNet encoder fed with a grey image three times, as torchvision would normalise it.
+    """A three-channel encoder fed with a grey image three times, normalised as it was trained.
 
     The exact twin of folding the stem to one channel, whose zero padding would mean another grey at the border.
     """
 
-    imagenet_mean: torch.Tensor
-    imagenet_std: torch.Tensor
+    colour_mean: torch.Tensor
+    colour_std: torch.Tensor
 
-    def __init__(self, resnet: nn.Module, mean: float, std: float) -> None:
+    def __init__(
+        self, resnet: nn.Module, mean: float, std: float, colour_mean: Sequence[float] = IMAGENET_MEAN,
+        colour_std: Sequence[float] = IMAGENET_STD,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.resnet, self.mean, self.std = resnet, mean, std
-        self.register_buffer("imagenet_mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("imagenet_std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.register_buffer("colour_mean", torch.tensor(colour_mean).view(1, 3, 1, 1))
+        self.register_buffer("colour_std", torch.tensor(colour_std).view(1, 3, 1, 1))
+
+    def extra_repr(self) -> str:
+        """The statistics that its images come with."""
+        return f"mean={self.mean}, std={self.std}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [B, 1, S, S] normalised by our statistics → features [B, F]."""
-        colour = (x * self.std + self.mean - self.imagenet_mean) / self.imagenet_std  # [B, 3, S, S]
+        colour = (x * self.std + self.mean - self.colour_mean) / self.colour_std  # [B, 3, S, S]
         features: torch.Tensor = self.resnet(colour)
         return features
 
 
-def read_run(run: Path) -> dict[str, Any]:
-    """The newest checkpoint of a run. Raises InputError where there is none."""
-    path = newest_checkpoint(run)
-    if path is None:
-        raise InputError(f"{run}: no checkpoint in {run / 'checkpoints'}; train first: python -m train --out={run}")
-    return load_checkpoint(path)
+def open_encoders(
+    given: Sequence[str], baselines: Sequence[str], *, otherwise: Input, size: int, imagenet_weights: Path | None,
+    seed: int,
+) -> list[Encoder]:  # fmt: skip
+    """The baselines, then what is given: runs, checkpoints and files of weights, each maybe as NAME=PATH.
+
+    otherwise: how to make images for weights that don't say it; size: for all of them, 0 for each its own. The
+    baselines have the architecture and the input of the first that is given.
+    """
+    opened = []
+    for spec in given:
+        name, _, path = spec.rpartition("=")
+        opened.append(open_encoder(Path(path).expanduser(), name or _name_of(Path(path), len(given)), otherwise, size))
+    arch, first = opened[0]
+    make = {
+        "scratch": lambda: scratch_encoder(arch, seed, first.input),
+        "thumbnail": lambda: thumbnail_encoder(first.input),
+        "imagenet": lambda: imagenet_encoder(arch, first.input, imagenet_weights),
+    }
+    encoders = [*(make[word]() for word in dict.fromkeys(baselines)), *(encoder for _, encoder in opened)]
+    names = [encoder.name for encoder in encoders]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two encoders are called {name}; name them: NAME=PATH")
+    return encoders
 
 
-def simclr_encoder(state: dict[str, Any]) -> Encoder:
+def open_encoder(path: Path, name: str, otherwise: Input, size: int) -> tuple[str, Encoder]:
+    """One of a run's folder (its newest checkpoint), a checkpoint, or a file of weights: (architecture, encoder)."""
+    if not path.exists():
+        raise InputError(f"{path}: no such run or file of weights; a run is the --out of python -m train")
+    if path.is_dir() and not (path / "model.safetensors").exists():
+        found = load_newest_good(path)
+        if found is None:
+            raise InputError(f"{path}: no checkpoint in {path / 'checkpoints'}; train first: "
+                             f"python -m train --out={path}")  # fmt: skip
+        return found[1]["config"]["arch"], simclr_encoder(found[1], name, size, path)
+    if path.is_file() and path.suffix != ".safetensors" and _is_checkpoint(path):
+        state = load_checkpoint(path)
+        return state["config"]["arch"], simclr_encoder(state, name, size, None)
+    weights = read_weights(path)
+    return weights.arch, weights_encoder(weights, name, path.name, otherwise, size)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        content = read_tensors(path)
+    except UnreadableTensors:  # read_weights says what is wrong with it
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def _name_of(path: Path, given: int) -> str:
+    if path.is_dir() and given == 1 and (path / "checkpoints").is_dir():
+        return SIMCLR
+    return path.resolve().stem if path.is_file() else path.resolve().name
+
+
+def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run: Path | None = None) -> Encoder:
     """The encoder of a checkpoint's model."""
     module, _ = grey_resnet(state["config"]["arch"])
     prefix = "encoder."
     weights = {name[len(prefix) :]: value for name, value in state["model"].items() if name.startswith(prefix)}
     module.load_state_dict(weights)
-    epochs = f"epoch {state['epoch']}" if not state["done_in_epoch"] else f"step {state['step']}"
-    return Encoder("SimCLR", f"{state['config']['arch']}, this run, {epochs}", module.eval())
+    recipe = state["recipe"]
+    after = f"epoch {state['epoch']}" if not state["done_in_epoch"] else f"step {state['step']}"
+    kept = {key: value for key, value in state.items() if key in ("config", "recipe", "shards", "step", "epoch")}
+    return Encoder(name, f"{state['config']['arch']}, SimCLR, {after}", module.eval(),
+                   Input(size or recipe["size"], recipe["mean"], recipe["std"]), state=kept, run=run)  # fmt: skip
 
 
-def scratch_encoder(arch: str, seed: int) -> Encoder:
+def weights_encoder(weights: Weights, name: str, source: str, otherwise: Input, size: int) -> Encoder:
+    """The encoder of a file of weights; its images as our export's card says, else as ImageNet's, if it has colour."""
+    if weights.card is None:
+        wanted = Input(size or otherwise.size, otherwise.mean, otherwise.std)
+        colour = (IMAGENET_MEAN, IMAGENET_STD)
+    else:
+        card = weights.card["input"]
+        wanted = Input(size or card["size"], card["mean"], card["std"])
+        colour = (card["mean"],) * 3, (card["std"],) * 3
+    module = GreyAsColour(weights.resnet, wanted.mean, wanted.std, *colour) if weights.colour else weights.resnet
+    return Encoder(name, f"{weights.arch}, {source}", module.eval(), wanted)
+
+
+def scratch_encoder(arch: str, seed: int, wanted: Input) -> Encoder:
     """The same architecture with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module, _ = grey_resnet(arch)
-    return Encoder("Scratch", f"{arch}, random weights, seed {seed}", module.eval())
+    return Encoder(SCRATCH, f"{arch}, random weights, seed {seed}", module.eval(), wanted)
 
 
-def thumbnail_encoder() -> Encoder:
+def thumbnail_encoder(wanted: Input) -> Encoder:
     """The raw-pixel baseline: what does not beat it has learned nothing."""
-    return Encoder(THUMBNAIL, f"the image's own grey levels, {SIDE}×{SIDE}", Pixels().eval())
+    return Encoder(THUMBNAIL, f"the image's own grey levels, {SIDE}×{SIDE}", Pixels().eval(), wanted)
 
 
-def imagenet_encoder(arch: str, mean: float, std: float, weights: Path | None) -> Encoder:
+def imagenet_encoder(arch: str, wanted: Input, weights: Path | None) -> Encoder:
     """torchvision's ImageNet weights from `weights` or its download; without a module where neither can be had.
 
-    mean, std: the statistics our images were normalised by. Raises InputError where a given file doesn't fit.
+    Raises InputError where a given file doesn't fit.
     """
-    resnet = torchvision.models.get_model(arch, weights=None)
     default = torchvision.models.get_model_weights(arch).DEFAULT
-    if weights is None:
+    if weights is not None:
+        if not weights.exists():
+            raise InputError(f"--imagenet-weights={weights}: no such file; wanted is the file of {default}")
+        read = read_weights(weights)
+        if read.arch != arch or not read.colour:
+            raise InputError(f"--imagenet-weights={weights}: not torchvision's {arch} weights, but {read.arch}'s; "
+                             f"wanted is the file of {default}")  # fmt: skip
+        resnet, source = read.resnet, weights.name
+    else:
+        resnet = torchvision.models.get_model(arch, weights=None)
         try:
-            state = default.get_state_dict(progress=False, check_hash=True)
+            resnet.load_state_dict(default.get_state_dict(progress=False, check_hash=True))
         except (OSError, RuntimeError, http.client.HTTPException) as error:  # no network, or a download cut short
             source = f"{default} could not be downloaded ({error}); give a file with --imagenet-weights=FILE"
-            return Encoder("ImageNet", source, None, missing="weights could not be downloaded")
-        source = str(default)
-    else:
-        state, source = _read_weights(weights), weights.name
-    try:
-        resnet.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).split("\n")[1 if "\n" in str(error) else 0].strip()[:120]
-        raise InputError(f"--imagenet-weights={weights}: not torchvision's {arch} weights ({reason}); "
-                         f"wanted is the file of {default}") from None
-    resnet.fc = nn.Identity()
-    return Encoder("ImageNet", f"{arch}, {source}", GreyAsColour(resnet, mean, std).eval())
-
-
-def _read_weights(path: Path) -> Any:
-    if not path.exists():
-        raise InputError(f"--imagenet-weights={path}: no such file; give a state dict saved by torchvision")
-    try:
-        return read_tensors(path)
-    except UnreadableTensors as error:
-        raise InputError(f"--imagenet-weights={path}: not a state dict ({error}); give one of torchvision's") from None
+            return Encoder(IMAGENET, source, None, wanted, missing="weights could not be downloaded")
+        resnet.fc, source = nn.Identity(), str(default)
+    module = GreyAsColour(resnet, wanted.mean, wanted.std).eval()
+    return Encoder(IMAGENET, f"{arch}, {source}", module, wanted)

@@ -1,7 +1,9 @@
-"""Images → frozen features, deterministic, one row an image in the order of the shards."""
+"""Images → frozen features, deterministic, one row an image in the order of the shards; computed once and kept."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,15 +12,73 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.loader import has_dali, image_loader
+from pipeline.loader import Backend, has_dali, image_loader
+from probe.encoders import Encoder, Input
+from shard.files import replacing
+from shard.machine import version_of
 from shard.manifest import Manifest
 
 Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 
+def read_features(
+    encoders: Sequence[Encoder], shards: Path, manifest: Manifest, splits: Sequence[str], *, cache: Path,
+    batch_size: int, device: torch.device, workers: int,
+) -> dict[str, Features]:  # fmt: skip
+    """Features of every image of the splits by each encoder's name, those of `cache` where they are there.
+
+    What is not is computed, encoders that want the same images together, and kept there by a hash of the weights, the
+    shards, and how the images were made. An encoder that can't be had is left out.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    backend: Backend = "dali" if has_dali() else "torchvision"
+    files = {encoder.name: cache / f"{_key(encoder, manifest, splits, backend, device)}.npy" for encoder in encoders
+             if encoder.module is not None}  # fmt: skip
+    wanted = [encoder for encoder in encoders if encoder.name in files and not files[encoder.name].exists()]
+    for images in dict.fromkeys(encoder.input for encoder in wanted):
+        alike = [encoder for encoder in wanted if encoder.input == images]
+        modules = [encoder.module for encoder in alike if encoder.module is not None]
+        found = extract_features(modules, shards, manifest, splits, images, backend=backend, batch_size=batch_size,
+                                 device=device, workers=workers)  # fmt: skip
+        for encoder, features in zip(alike, found, strict=True):
+            with replacing(files[encoder.name], shared=True) as file:  # other tasks of an array may be at it too
+                np.save(file, features)
+    return {name: np.load(file) for name, file in files.items()}
+
+
+def read_images(
+    shards: Path, manifest: Manifest, splits: Sequence[str], numbers: Sequence[int], images: Input, *,
+    batch_size: int, device: torch.device, workers: int,
+) -> torch.Tensor:  # fmt: skip
+    """The images of some rows of shard.read.read_labels(shards, manifest, splits): [n, 1, S, S], in the order given."""
+    ends = np.cumsum([manifest.images(split) for split in splits])
+    wanted = np.asarray(numbers, np.int64)
+    places = np.searchsorted(ends, wanted, side="right")
+    size, found = images.size, torch.empty(0)
+    for place, split in enumerate(splits):
+        chosen = np.flatnonzero(places == place)
+        if not len(chosen):
+            continue
+        samples = (wanted[chosen] - ends[place] + manifest.images(split)).tolist()
+        loader = image_loader("dali" if has_dali() else "torchvision", shards, manifest, split=split, size=size,
+                              mean=images.mean, std=images.std, batch_size=batch_size, device=device, workers=workers,
+                              samples=samples)  # fmt: skip
+        read = torch.cat([batch.float() for batch in loader])
+        if not len(found):
+            found = torch.empty(len(wanted), *read.shape[1:], device=read.device)
+        found[torch.from_numpy(chosen).to(read.device)] = read
+    return found
+
+
+def _key(encoder: Encoder, manifest: Manifest, splits: Sequence[str], backend: str, device: torch.device) -> str:
+    decides = [encoder.sha256(), manifest.fingerprint(), *splits, backend, device.type,
+               *map(version_of, ("torch", "torchvision", "nvidia-dali-cuda120"))]  # fmt: skip
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+
+
 def extract_features(
-    modules: Sequence[nn.Module], shards: Path, manifest: Manifest, splits: Sequence[str], *, size: int, mean: float,
-    std: float, batch_size: int, device: torch.device, workers: int,
+    modules: Sequence[nn.Module], shards: Path, manifest: Manifest, splits: Sequence[str], images: Input, *,
+    backend: Backend, batch_size: int, device: torch.device, workers: int,
 ) -> list[Features]:  # fmt: skip
     """Features of every image of the splits under each encoder: a list of [N, F] float32, in float32 throughout.
 
@@ -33,7 +93,7 @@ def extract_features(
     with exact, torch.inference_mode(), tqdm(total=total, desc="features", unit=" images", disable=None) as bar:
         for split in splits:
             loader = image_loader(
-                "dali" if has_dali() else "torchvision", shards, manifest, split=split, size=size, mean=mean, std=std,
+                backend, shards, manifest, split=split, size=images.size, mean=images.mean, std=images.std,
                 batch_size=batch_size, device=device, workers=workers,
             )  # fmt: skip
             for batch in loader:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 
 from probe.features import Features
 from probe.fewshot import Rows
@@ -54,3 +58,19 @@ def probe_draws(
             result: Floats = weights @ features[test].T.astype(np.float64) + intercept
             return result
     raise ArithmeticError(f"logistic regression did not converge in {STEPS} steps of Newton's at C = {inverse_l2:g}")
+
+
+def fit_all(features: Features, rows: Rows, labels: Rows, test: Rows) -> Floats:
+    """Decision values [1, N] on the test rows of one logistic regression on many examples [n], by scikit-learn.
+
+    Raises ArithmeticError where it does not converge.
+    """
+    probe = LogisticRegression(C=INVERSE_L2, max_iter=10_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            probe.fit(features[rows].astype(np.float64), labels)
+        except ConvergenceWarning as reason:
+            raise ArithmeticError(f"logistic regression on {len(rows)} examples: {reason}") from None
+    decisions: Floats = probe.decision_function(features[test].astype(np.float64))[None]
+    return decisions

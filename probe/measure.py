@@ -1,34 +1,222 @@
-"""Features and draws → replicates of every probe: all encoders on the same draws and patients."""
+"""A study and its features → what is measured of each encoder on each task; all of it, or a part for another machine.
+
+What is measured of a block of draws adds up to what is measured of all, so that any parts give the same to the bit.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
 import numpy as np
-import pandas as pd
+import numpy.typing as npt
+import torch
+from sklearn.metrics import roc_curve
 from tqdm import tqdm
 
-from probe.features import Features
-from probe.fewshot import Draws
-from probe.linear import probe_draws, standardise
-from probe.statistics import resample, score
-from probe.table import ALL, BALANCED, Replicates
+from probe.encoders import Encoder
+from probe.features import Features, read_images
+from probe.fewshot import Shots
+from probe.finetune import finetune
+from probe.knn import knn_draws
+from probe.linear import fit_all, probe_draws, standardise
+from probe.paper import NOISE, Peaks, noise_features, published_draws
+from probe.slices import count, find_slices, is_large_enough
+from probe.statistics import Resamples, Scores, join, resample, score
+from probe.study import Study
+
+LINEAR, KNN, FINETUNE = "linear", "knn", "finetune"
+BALANCED, ALL = "balanced", "all"  # test sets; the slices of the second are others
+BLOCK = 50  # draws
+GRID = np.linspace(0, 1, 101)  # false positive rates of a mean ROC curve
+Curve = npt.NDArray[np.float64]
+
+
+class Key(NamedTuple):
+    """Of what a score is: an encoder's name, how it was probed, with how many shots, on which task and test set."""
+
+    encoder: str
+    probe: str
+    shots: Shots
+    task: str
+    test: str
+
+
+class Unit(NamedTuple):
+    """A piece of the work, in which no other shares: some draws of one encoder on one task; or all labels at once."""
+
+    kind: Literal["draws", "all", "finetune"]
+    encoder: str
+    task: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What units found. rocs: true positive rates on GRID, summed over draws, by encoder and task; peaks: the published
+    protocol, by encoder, task and test set; both with the headline's shots."""
+
+    scores: dict[Key, Scores]
+    rocs: dict[tuple[str, str], Curve]
+    peaks: dict[tuple[str, str, str], Peaks]
+
+
+def list_units(study: Study) -> list[Unit]:
+    """All the work there is, encoder by encoder."""
+    units = []
+    for encoder in [one.name for one in study.encoders if one.module is not None] + [NOISE]:
+        for task in study.drawn:
+            units += [Unit("draws", encoder, task, first, min(first + BLOCK, study.draws))
+                      for first in range(0, study.draws, BLOCK)]  # fmt: skip
+            if encoder != NOISE and "all" in study.measured[task]:
+                units.append(Unit("all", encoder, task, 0, 1))
+            if encoder in _learners(study) and study.headline in study.measured[task]:
+                units += [Unit("finetune", encoder, task, draw, draw + 1)
+                          for draw in range(min(study.settings.finetune, study.draws))]  # fmt: skip
+    return units
+
+
+def _learners(study: Study) -> list[str]:
+    """The encoders that have something to fine-tune."""
+    return [one.name for one in study.encoders if one.module is not None and any(True for _ in one.module.parameters())]
 
 
 def measure(
-    features: dict[str, Features], labels: pd.DataFrame, drawn: dict[str, Draws], shots: int, seed: int
-) -> Replicates:
-    """Replicates by encoder, task and test set; every encoder on the same draws, patients and resamples of both."""
-    train = (labels["split"] == "train").to_numpy()
-    standard = {name: standardise(matrix, train) for name, matrix in features.items()}
-    # One number a patient whatever the task, so that the mean over tasks is of the same patients in each replicate.
-    held_out, numbers = np.unique(labels["patient"].to_numpy()[~train], return_inverse=True)
-    patients = np.full(len(labels), -1)
-    patients[~train] = numbers
-    resamples = resample(len(next(iter(drawn.values())).positive), len(held_out), seed=seed)
-    pairs = [(name, task) for task in drawn for name in standard]
-    result = {}
-    for name, task in tqdm(pairs, desc="probing", unit=" probes", disable=None):
-        one = drawn[task]
-        decisions = probe_draws(standard[name], *one.support(shots), one.test)
-        for test, members in ((BALANCED, one.balanced), (ALL, None)):
-            result[name, task, test] = score(decisions, one.test_labels, patients[one.test], resamples, members)
-    return result
+    study: Study, units: Sequence[Unit], features: Mapping[str, Features], device: torch.device
+) -> list[Measured]:
+    """What each unit finds, in their order; features as read_features gives them."""
+    train = (study.labels["split"] == "train").to_numpy()
+    standard: dict[str, Features] = {}
+    found = []
+    for unit in tqdm(units, desc="probing", unit=" units", disable=None):
+        if unit.encoder not in standard:
+            standard = {unit.encoder: standardise(_features(unit.encoder, features, study), train)}  # one at a time
+        if unit.kind == "draws":
+            found.append(_measure_draws(study, unit, standard[unit.encoder]))
+        elif unit.kind == "all":
+            found.append(_measure_all(study, unit, standard[unit.encoder]))
+        else:
+            found.append(_measure_finetuned(study, unit, device))
+    return found
+
+
+def add_up(units: Sequence[Unit], found: Sequence[Measured]) -> Measured:
+    """The units' findings as one; in the order of list_units whatever order they were found in."""
+    order = sorted(range(len(units)), key=lambda number: units[number].first)
+    scores: dict[Key, list[Scores]] = defaultdict(list)
+    rocs: dict[tuple[str, str], list[Curve]] = defaultdict(list)
+    peaks: dict[tuple[str, str, str], list[Peaks]] = defaultdict(list)
+    for number in order:
+        for key, part in found[number].scores.items():
+            scores[key].append(part)
+        for pair, curve in found[number].rocs.items():
+            rocs[pair].append(curve)
+        for triple, some in found[number].peaks.items():
+            peaks[triple].append(some)
+    return Measured(
+        {key: join(parts) for key, parts in scores.items()},
+        {pair: np.sum(curves, axis=0) for pair, curves in rocs.items()},
+        {triple: Peaks(*map(np.concatenate, zip(*parts, strict=True))) for triple, parts in peaks.items()},
+    )
+
+
+def _features(encoder: str, features: Mapping[str, Features], study: Study) -> Features:
+    if encoder != NOISE:
+        return features[encoder]
+    return noise_features(features[study.encoders[-1].name], study.settings.seed)  # as wide as what is reported on
+
+
+def _resample(study: Study, draws: int) -> Resamples:
+    return resample(draws, int(study.patients.max()) + 1, seed=study.settings.seed)
+
+
+def _measure_draws(study: Study, unit: Unit, features: Features) -> Measured:
+    draws, some = study.drawn[unit.task], slice(unit.first, unit.last)
+    measured = Measured({}, {}, {})
+    headline = study.headline
+    if unit.encoder != NOISE:
+        resamples = _resample(study, study.draws)
+        for shots in study.measured[unit.task]:
+            if shots == "all":
+                continue
+            rows, classes = (part[some] for part in draws.support(shots))
+            decisions = probe_draws(features, rows, classes, draws.test)
+            _score(measured, study, Key(unit.encoder, LINEAR, shots, unit.task, ALL), decisions, resamples, some)
+            if shots == headline:
+                measured.rocs[unit.encoder, unit.task] = _sum_of_rocs(decisions, draws.test_labels)
+                decisions = knn_draws(features, rows, classes, draws.test)
+                _score(measured, study, Key(unit.encoder, KNN, shots, unit.task, ALL), decisions, resamples, some)
+    if headline != "all" and headline in study.measured[unit.task]:
+        rows, classes = (part[some] for part in draws.support(headline))
+        for test, members in ((ALL, None), (BALANCED, draws.balanced[some])):
+            measured.peaks[unit.encoder, unit.task, test] = published_draws(
+                features, rows, classes, draws.test, draws.test_labels, members, seed=study.settings.seed
+            )
+    return measured
+
+
+def _measure_all(study: Study, unit: Unit, features: Features) -> Measured:
+    """One probe that learns from every labelled training image: no draws, so intervals over patients alone."""
+    draws, measured = study.drawn[unit.task], Measured({}, {}, {})
+    decisions = fit_all(features, draws.train, draws.train_labels, draws.test)
+    if study.headline == "all":
+        measured.rocs[unit.encoder, unit.task] = study.draws * _sum_of_rocs(decisions, draws.test_labels)
+    key = Key(unit.encoder, LINEAR, "all", unit.task, ALL)
+    _score(measured, study, key, decisions, _resample(study, 1), slice(0, 1))
+    return measured
+
+
+def _measure_finetuned(study: Study, unit: Unit, device: torch.device) -> Measured:
+    draws, measured = study.drawn[unit.task], Measured({}, {}, {})
+    (encoder,) = (one for one in study.encoders if one.name == unit.encoder)
+    rows, classes = (part[unit.first] for part in draws.support(study.headline))
+    examples, tested = (_images(study, encoder, numbers, device) for numbers in (rows, draws.test))
+    assert encoder.module is not None
+    decisions = finetune(encoder.module, examples, torch.from_numpy(classes).to(device), tested,
+                         seed=study.settings.seed + unit.first)[None]  # fmt: skip
+    resamples = _resample(study, min(study.settings.finetune, study.draws))
+    key = Key(unit.encoder, FINETUNE, study.headline, unit.task, ALL)
+    _score(measured, study, key, decisions, resamples, slice(unit.first, unit.last))
+    return measured
+
+
+def _images(study: Study, encoder: Encoder, rows: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    return read_images(study.settings.shards, study.manifest, tuple(study.manifest.counts), rows.tolist(),
+                       encoder.input, batch_size=study.settings.batch_size, device=device,
+                       workers=study.settings.workers)  # fmt: skip
+
+
+def _score(
+    measured: Measured, study: Study, key: Key, decisions: Curve, resamples: Resamples, some: slice
+) -> None:
+    """Score decision values on all test images; with the headline's shots on balanced ones and in slices as well."""
+    draws = study.drawn[key.task]
+    patients = study.patients[draws.test]
+    measured.scores[key] = score(decisions, draws.test_labels, patients, resamples, first=some.start)
+    if key.shots != study.headline:
+        return
+    if key.shots != "all":  # whose one probe has no draws of its own, and no balanced test sets
+        measured.scores[key._replace(test=BALANCED)] = score(
+            decisions, draws.test_labels, patients, resamples, draws.balanced[some], first=some.start
+        )
+    if key.probe != LINEAR:
+        return
+    for part in find_slices(study.labels):
+        if is_large_enough(count(part, draws.test, draws.test_labels, study.patients)):
+            inside = part.members[draws.test]
+            measured.scores[key._replace(test=part.name)] = score(
+                decisions[:, inside], draws.test_labels[inside], patients[inside], resamples, first=some.start
+            )
+
+
+def _sum_of_rocs(decisions: Curve, labels: npt.NDArray[np.int64]) -> Curve:
+    """True positive rates on GRID, summed over draws."""
+    curves = []
+    for one in decisions:
+        false, true, _ = roc_curve(labels, one)
+        curves.append(np.interp(GRID, false, true))
+    total: Curve = np.sum(curves, axis=0)
+    return total

@@ -48,6 +48,12 @@ class Scores:
         return Scores(self.both - other.both, self.patients - other.patients, self.draws - other.draws)
 
 
+def join(parts: Sequence[Scores]) -> Scores:
+    """The scores of all draws from those of some of them each, in the order of the draws."""
+    both, patients = (np.sum([getattr(one, name) for one in parts], axis=0) for name in ("both", "patients"))
+    return Scores(both, patients, np.concatenate([one.draws for one in parts]))
+
+
 def mean_of(scores: Sequence[Scores]) -> Scores:
     """The mean of several, replicate by replicate."""
     both, patients, draws = (np.mean([getattr(one, name) for one in scores], axis=0)
@@ -78,14 +84,16 @@ def resample(draws: int, patients: int, *, replicates: int = REPLICATES, seed: i
 
 def score(
     decisions: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], patients: npt.NDArray[np.integer],
-    resamples: Resamples, members: npt.NDArray[np.bool_] | None = None,
+    resamples: Resamples, members: npt.NDArray[np.bool_] | None = None, first: int = 0,
 ) -> Scores:  # fmt: skip
-    """METRICS of each replicate, each the mean over its draws.
+    """METRICS of each replicate, each the mean over its draws; of some draws alone, what they add to it (see `join`).
 
     decisions: [D, N], above 0 for positive, whose logistic is the probability; labels: [N] of 0 and 1; patients: [N],
     numbers from 0; members: [D, N], the images that each draw is tested on, all where None. A metric that its images
-    leave undefined is NaN: AUROC, AUPRC and balanced accuracy where one class is missing.
+    leave undefined is NaN: AUROC, AUPRC and balanced accuracy where one class is missing. first: the number of the
+    first draw, where these are not all that `resamples` is of.
     """
+    draw_counts = np.ascontiguousarray(resamples.draws[:, first : first + len(decisions)])
     order = np.argsort(-decisions, axis=1, kind="stable").astype(np.int32)
     ranked = np.take_along_axis(decisions, order, axis=1)
     last = np.ones(order.shape, bool)  # of those with the same decision value
@@ -96,10 +104,11 @@ def score(
     of_draws = np.empty((len(decisions), len(METRICS)))
     given = (order, last, ranked > 0, probability, held, labels.astype(np.int8), patients.astype(np.int32))
 
-    def some(first: int) -> None:
-        some = slice(first, first + CHUNK)
-        kept = of_draws[: len(of_draws) if first == 0 else 0]  # the first replicate is of all patients
-        _score(*given, resamples.draws[some], resamples.patients[some], both[some], of_patients[some], kept)
+    def some(start: int) -> None:
+        some = slice(start, start + CHUNK)
+        kept = of_draws[: len(of_draws) if start == 0 else 0]  # the first replicate is of all patients
+        _score(*given, resamples.draws.shape[1], draw_counts[some], resamples.patients[some], both[some],
+               of_patients[some], kept)  # fmt: skip
 
     with ThreadPoolExecutor(cores()) as threads:
         list(threads.map(some, range(0, len(both), CHUNK)))
@@ -107,7 +116,7 @@ def score(
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")  # 0 / 0 is NaN
-def _score(order, last, said, probability, held, labels, patients,  # type: ignore[no-untyped-def]
+def _score(order, last, said, probability, held, labels, patients, all_draws,  # type: ignore[no-untyped-def]
            draw_counts, patient_counts, both, of_patients, of_draws):  # fmt: skip
     draws, images = order.shape
     sums, counts, bins = np.empty(BINS), np.empty(BINS), np.empty(BINS)
@@ -146,8 +155,8 @@ def _score(order, last, said, probability, held, labels, patients,  # type: igno
             found[2] = area / (true * false)
             found[3] = precision / true if false > 0 else np.nan
             found[4] = error / (true + false)
-            both[replicate] += draw_counts[replicate, draw] * found / draws
-            of_patients[replicate] += found / draws
+            both[replicate] += draw_counts[replicate, draw] * found / all_draws
+            of_patients[replicate] += found / all_draws
             if replicate == 0 and len(of_draws) > 0:
                 of_draws[draw] = found
 

@@ -1,98 +1,130 @@
-"""Scores → the figures of a report: one table of estimates, one of paired differences; as CSV and as Markdown."""
+"""What was measured → the figures of a report: a table of estimates, one of paired differences, and how they show."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from probe.encoders import THUMBNAIL, Encoder
-from probe.statistics import METRICS, Estimate, Scores, estimate, holm, mean_of, p_value
+from probe.encoders import IMAGENET, SCRATCH, THUMBNAIL, Encoder
+from probe.fewshot import Shots
+from probe.measure import ALL, BALANCED, FINETUNE, KNN, LINEAR, Key
+from probe.statistics import METRICS, Scores, estimate, holm, mean_of, p_value
 
 MEAN = "Mean"  # the column over all tasks
-BALANCED, ALL = "balanced", "all"
-REFERENCES = ("Scratch", THUMBNAIL, "ImageNet")  # what the others are compared with
-Replicates = dict[tuple[str, str, str], Scores]  # by encoder, task and test set: probe.statistics.score
+NAN = float("nan")
+LATEX = str.maketrans({"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$",
+                       "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\^{}", "−": "$-$", "×": r"$\times$"})  # fmt: skip
 
 
 class Shown(NamedTuple):
-    """A metric on one of the two test sets, as a table's title names it."""
+    """A metric of one probe on one of the two test sets, as a table's title names it."""
 
     metric: str
     test: str
     title: str
     percent: bool = False
+    probe: str = LINEAR
 
 
+MAIN = Shown("auroc", ALL, "AUROC")
 TABLES = (
-    Shown("auroc", ALL, "AUROC"),
     Shown("accuracy", BALANCED, "Accuracy on balanced test sets, %", True),
     Shown("accuracy", ALL, "Accuracy on all labelled test images, %", True),
     Shown("balanced_accuracy", ALL, "Balanced accuracy on all labelled test images, %", True),
     Shown("auprc", ALL, "AUPRC on all labelled test images"),
     Shown("ece", BALANCED, "Calibration error (ECE) on balanced test sets, lower is better"),
+    Shown("auroc", ALL, "AUROC of nearest neighbours (kNN) instead of a linear probe", probe=KNN),
+    Shown("auroc", ALL, "AUROC after full fine-tuning on the support set", probe=FINETUNE),
 )
 
 
-def with_mean(replicates: Replicates, encoders: Sequence[Encoder], tasks: Sequence[str]) -> Replicates:
-    """The same with each encoder's mean over the tasks that were measured, replicate by replicate."""
-    result = dict(replicates)
-    for encoder in encoders:
-        for test in (BALANCED, ALL):
-            measured = [replicates[key] for task in tasks if (key := (encoder.name, task, test)) in replicates]
-            if measured and len(tasks) > 1:
-                result[encoder.name, MEAN, test] = mean_of(measured)
+class Sheet(NamedTuple):
+    """A table as it is shown: a title, the header, and rows of text."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def with_mean(scores: Mapping[Key, Scores]) -> dict[Key, Scores]:
+    """The same with each encoder's mean over tasks, replicate by replicate, on whole test sets.
+
+    Over the tasks that any encoder was measured on with this probe, these shots and this test set.
+    """
+    tasks: dict[tuple[str, Shots, str], list[str]] = {}
+    for key in scores:
+        there = tasks.setdefault((key.probe, key.shots, key.test), [])
+        there += [key.task] if key.task not in there else []
+    result = dict(scores)
+    for key in scores:
+        some = tasks[key.probe, key.shots, key.test]
+        parts = [scores[one] for task in some if (one := key._replace(task=task)) in scores]
+        if key.test in (ALL, BALANCED) and 1 < len(parts) == len(some):
+            result[key._replace(task=MEAN)] = mean_of(parts)
     return result
 
 
-def score_table(encoders: Sequence[Encoder], replicates: Replicates, tasks: Sequence[str], draws: int) -> pd.DataFrame:
-    """One row for each encoder, task (and the mean of tasks), test set and metric: mean, low, high, standard error.
-
-    replicates: with_mean's. A cell that was not measured is NaN, never 0 or 0.5.
-    """
+def score_table(scores: Mapping[Key, Scores]) -> pd.DataFrame:
+    """One row for each encoder, probe, shots, task, test set and metric: mean, low, high, standard error, draws."""
     rows = []
-    for encoder in encoders:
-        for task in _columns(tasks):
-            for test in (BALANCED, ALL):
-                found = replicates.get((encoder.name, task, test))
-                for metric in METRICS:
-                    cell = Estimate(*[np.nan] * 4) if found is None else estimate(found.of(metric))
-                    rows.append({"encoder": encoder.name, "missing": encoder.missing, "task": task, "test": test,
-                                 "metric": metric, "mean": cell.mean, "low": cell.low, "high": cell.high,
-                                 "standard_error": cell.error, "draws": 0 if found is None else draws})  # fmt: skip
+    for key, found in scores.items():
+        for metric in METRICS:
+            cell = estimate(found.of(metric))
+            rows.append({**key._asdict(), "shots": str(key.shots), "metric": metric, "mean": cell.mean, "low": cell.low,
+                         "high": cell.high, "standard_error": cell.error, "draws": len(found.draws)})  # fmt: skip
     table: pd.DataFrame = pd.DataFrame(rows)
     return table
 
 
-def difference_table(encoders: Sequence[Encoder], replicates: Replicates, tasks: Sequence[str]) -> pd.DataFrame:
+def references(encoders: Sequence[Encoder]) -> list[str]:
+    """What the others are compared with: the baselines, and of several runs the first."""
+    names = [encoder.name for encoder in encoders]
+    known = [name for name in (SCRATCH, THUMBNAIL, IMAGENET) if name in names]
+    given = [name for name in names if name not in known]
+    return [*known, *given[:1]]
+
+
+def difference_table(
+    encoders: Sequence[Encoder], scores: Mapping[Key, Scores], tasks: Sequence[str], shots: Shots
+) -> pd.DataFrame:
     """Paired differences of AUROC to each reference: difference, low, high, p, and p corrected over the tasks (Holm).
 
     Both encoders learn from the same images and are tested on the same in every replicate, so what they share of
     chance cancels. The mean over tasks is a sum of the others and is not counted as a test of its own.
     """
     rows: list[dict[str, object]] = []
-    for reference in REFERENCES:
+    before: list[str] = []
+    for reference in references(encoders):
+        before.append(reference)
         for encoder in encoders:
-            if encoder.name in REFERENCES[: REFERENCES.index(reference) + 1]:  # itself, or the same pair once more
+            if encoder.name in before:  # itself, or the same pair once more
                 continue
-            pairs = {task: (replicates.get((encoder.name, task, ALL)), replicates.get((reference, task, ALL)))
-                     for task in _columns(tasks)}  # fmt: skip
-            apart = {task: one.of("auroc") - other.of("auroc") for task, (one, other) in pairs.items()
-                     if one is not None and other is not None}  # fmt: skip
-            if not apart:
-                continue
-            corrected = dict(zip(tasks, holm([p_value(apart[task]) if task in apart else np.nan for task in tasks]),
+            apart = _apart(scores, encoder.name, reference, [*tasks, MEAN], shots)
+            corrected = dict(zip(tasks, holm([p_value(apart[task]) if task in apart else NAN for task in tasks]),
                                  strict=True))  # fmt: skip
             for task, difference in apart.items():
                 cell = estimate(difference)
                 rows.append({"encoder": encoder.name, "reference": reference, "task": task, "difference": cell.mean,
                              "low": cell.low, "high": cell.high, "p": p_value(difference),
-                             "p_holm": corrected.get(task, np.nan)})  # fmt: skip
+                             "p_holm": corrected.get(task, NAN)})  # fmt: skip
     names = ["encoder", "reference", "task", "difference", "low", "high", "p", "p_holm"]
     table: pd.DataFrame = pd.DataFrame(rows, columns=names)
     return table
+
+
+def _apart(
+    scores: Mapping[Key, Scores], one: str, other: str, tasks: Sequence[str], shots: Shots
+) -> dict[str, Scores]:
+    """AUROC of one encoder less the other's, on each task on which both were measured."""
+    found = {}
+    for task in tasks:
+        pair = [scores.get(Key(name, LINEAR, shots, task, ALL)) for name in (one, other)]
+        if pair[0] is not None and pair[1] is not None:
+            found[task] = pair[0].of("auroc") - pair[1].of("auroc")
+    return found
 
 
 def against_pixels(differences: pd.DataFrame) -> list[str]:
@@ -108,11 +140,6 @@ def against_pixels(differences: pd.DataFrame) -> list[str]:
     return said
 
 
-def majority_shares(test_labels: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]) -> dict[str, float]:
-    """The accuracy of guessing the commoner class of each task's test images."""
-    return {task: float(max(labels.mean(), 1 - labels.mean())) for task, labels in test_labels.items()}
-
-
 def format_cell(mean: float, low: float, high: float, *, percent: bool = False, signed: bool = False) -> str:
     """"0.612 [0.598, 0.626]", in % where asked; "n/a" where it was not measured."""
     if pd.isna(mean):
@@ -123,29 +150,44 @@ def format_cell(mean: float, low: float, high: float, *, percent: bool = False, 
 
 
 def layout(
-    table: pd.DataFrame, shown: Shown, majority: dict[str, float] | None = None
-) -> tuple[list[str], list[list[str]]]:
-    """The published layout of one metric: (header, rows), an encoder a row and a task a column.
+    table: pd.DataFrame, shown: Shown, encoders: Sequence[Encoder], tasks: Sequence[str], shots: Shots,
+    positive: Mapping[str, float],
+) -> Sheet:  # fmt: skip
+    """The published layout of one metric: an encoder a row and a task a column, the mean last; n/a, never 0 or 0.5.
 
-    majority: the line of guessing the commoner class, shown below accuracy on all test images.
+    positive: the share of positives among each task's test images, of which accuracy's line of guessing the commoner
+    class and AUPRC's line of guessing are made.
     """
-    chosen = table[(table["metric"] == shown.metric) & (table["test"] == shown.test)]
-    tasks = list(dict.fromkeys(chosen["task"]))
+    columns = with_mean_column(tasks)
+    chosen = table[(table["metric"] == shown.metric) & (table["test"] == shown.test) & (table["probe"] == shown.probe)
+                   & (table["shots"] == str(shots))].set_index(["encoder", "task"])  # fmt: skip
     rows = []
-    for encoder, cells in chosen.groupby("encoder", sort=False):
-        missing = cells["missing"].iloc[0]
-        label = f"{encoder} ({missing})" if missing else str(encoder)
-        rows.append([label, *_cells(cells, tasks, shown.percent)])
-    if majority and (shown.metric, shown.test) == ("accuracy", ALL):
-        nan = float("nan")
-        mean = float(np.mean(list(majority.values())))
-        rows.append(["Majority class", *(format_cell(majority.get(task, mean if task == MEAN else nan), nan, nan,
-                                                     percent=True) for task in tasks)])  # fmt: skip
-    return ["", *tasks], rows
+    for encoder in encoders:
+        label = f"{encoder.name} ({encoder.missing})" if encoder.missing else encoder.name
+        rows.append([label, *(_cell(chosen, (encoder.name, task), shown.percent) for task in columns)])
+    lines = {("accuracy", ALL): ("Majority class", {task: max(share, 1 - share) for task, share in positive.items()}),
+             ("auprc", ALL): ("Guessing (share of positives)", dict(positive))}  # fmt: skip
+    if (shown.metric, shown.test) in lines and shown.probe == LINEAR:
+        name, shares = lines[shown.metric, shown.test]
+        shares[MEAN] = float(np.mean(list(shares.values())))
+        rows.append([name, *(format_cell(shares.get(task, NAN), NAN, NAN, percent=shown.percent) for task in columns)])
+    return Sheet(shown.title, ["", *columns], rows)
 
 
-def layout_differences(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Paired differences of AUROC: (header, rows), a pair of encoders a row and a task a column."""
+def layout_shots(
+    table: pd.DataFrame, encoders: Sequence[Encoder], tasks: Sequence[str], all_shots: Iterable[str]
+) -> Sheet:
+    """AUROC by number of shots: an encoder with so many shots a row, a task a column."""
+    columns = with_mean_column(tasks)
+    chosen = table[(table["metric"] == "auroc") & (table["test"] == ALL) & (table["probe"] == LINEAR)]
+    chosen = chosen.set_index(["encoder", "shots", "task"])
+    rows = [[f"{encoder.name}, {shots}", *(_cell(chosen, (encoder.name, shots, task)) for task in columns)]
+            for encoder in encoders if not encoder.missing for shots in all_shots]  # fmt: skip
+    return Sheet("AUROC by labelled examples a class", ["", *columns], rows)
+
+
+def layout_differences(table: pd.DataFrame) -> Sheet:
+    """Paired differences of AUROC: a pair of encoders a row and a task a column."""
     tasks = list(dict.fromkeys(table["task"]))
     rows = []
     for (encoder, reference), cells in table.groupby(["encoder", "reference"], sort=False):
@@ -155,23 +197,37 @@ def layout_differences(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]
             cell = "n/a" if at is None else format_cell(at["difference"], at["low"], at["high"], signed=True)
             row.append(cell if at is None or pd.isna(at["p_holm"]) else f"{cell}, p = {at['p_holm']:.3f}")
         rows.append(row)
-    return ["", *tasks], rows
+    return Sheet("Paired differences of AUROC", ["", *tasks], rows)
 
 
-def to_markdown(tables: Sequence[tuple[str, list[str], list[list[str]]]], notes: Sequence[str]) -> str:
+def to_markdown(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     """Titled tables, then the notes."""
     parts = []
-    for title, header, rows in tables:
-        lines = ("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
+    for title, header, rows in sheets:
+        escaped = ([cell.replace("|", r"\|") for cell in row] for row in (header, ["---"] * len(header), *rows))
+        lines = ("| " + " | ".join(row) + " |" for row in escaped)
         parts.append("\n".join([f"**{title}**", "", *lines]))
     return "\n\n".join(parts) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
 
 
-def _cells(cells: pd.DataFrame, tasks: Sequence[str], percent: bool) -> list[str]:
-    by_task = cells.set_index("task")
-    values = ([float(by_task[name][task]) for name in ("mean", "low", "high")] for task in tasks)
-    return [format_cell(mean, low, high, percent=percent) for mean, low, high in values]
+def to_latex(sheets: Sequence[Sheet]) -> str:
+    """The tables as LaTeX, to be \\input where booktabs is loaded."""
+    parts = []
+    for title, header, rows in sheets:
+        lines = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in (header, *rows)]
+        parts.append("\n".join([r"\begin{table}", rf"\caption{{{title.translate(LATEX)}}}",
+                                rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", lines[0], r"\midrule",
+                                *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}"]))  # fmt: skip
+    return "\n\n".join(parts) + "\n"
 
 
-def _columns(tasks: Sequence[str]) -> list[str]:
+def with_mean_column(tasks: Sequence[str]) -> list[str]:
+    """The tasks and, where they are several, their mean."""
     return [*tasks, MEAN] if len(tasks) > 1 else list(tasks)
+
+
+def _cell(by_key: pd.DataFrame, key: tuple[str, ...], percent: bool = False) -> str:
+    if key not in by_key.index:
+        return format_cell(NAN, NAN, NAN)
+    mean, low, high = (float(by_key[name][key]) for name in ("mean", "low", "high"))
+    return format_cell(mean, low, high, percent=percent)

@@ -84,7 +84,8 @@ def bind(name: str, commands: Command | Mapping[str, Command], argv: list[str]) 
 
 
 def _check_flags(name: str, command: Command, argv: list[str]) -> None:
-    known = list(inspect.signature(command).parameters)
+    known = [flag for flag, parameter in inspect.signature(command).parameters.items()
+             if parameter.kind is not parameter.VAR_POSITIONAL]  # fmt: skip
     seen = set()
     for word in argv:
         if not re.match(r"--?[A-Za-z]", word):
@@ -101,13 +102,17 @@ def _check_flags(name: str, command: Command, argv: list[str]) -> None:
 
 def _bind_with_fire(name: str, command: Command, argv: list[str]) -> Callable[[], None]:
     hints = typing.get_type_hints(command)
-    parse_fns = {flag: functools.partial(_parse, flag, hints[flag]) for flag in inspect.signature(command).parameters}
+    parameters = inspect.signature(command).parameters
+    parse_fns = {flag: functools.partial(_parse, flag, hints[flag]) for flag in parameters}
 
     @functools.wraps(command)
     def remember(*args: Any, **kwargs: Any) -> _Remembered:
         return _Remembered(functools.partial(command, *args, **kwargs))
 
     remember = fire.decorators.SetParseFns(**parse_fns)(remember)
+    for flag, parameter in parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:  # as many words as there are, which to fire have no name
+            remember = fire.decorators.SetParseFn(parse_fns[flag])(remember)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
@@ -174,7 +179,9 @@ def _print_help(name: str, command: Command, others: Sequence[str] = ()) -> None
     hints = typing.get_type_hints(command)
     words, flags = [], []
     for flag, parameter in inspect.signature(command).parameters.items():
-        if parameter.default is inspect.Parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            words.append(f"{flag.upper()}…")
+        elif parameter.default is inspect.Parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             words.append(flag.upper())
         else:
             shown = "" if parameter.default is inspect.Parameter.empty else f" (default {_show(parameter.default)})"

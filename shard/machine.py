@@ -32,6 +32,15 @@ def commit() -> str:
         return "not in a git checkout"
 
 
+def choose_part(part: int | None, parts: int | None) -> tuple[int, int]:
+    """(part, parts) as flags say or, where they don't, as this task of a Slurm job array has them; else (0, 1)."""
+    if (part is None) != (parts is None):
+        raise InputError(f"--part={part} --parts={parts}: give both, or neither")
+    if part is not None and parts is not None:
+        return part, parts
+    return array_task() or (0, 1)
+
+
 def array_task() -> tuple[int, int] | None:
     """(part, parts) of this task in its Slurm job array, the first part being 0; None outside one.
 

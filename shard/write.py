@@ -17,7 +17,7 @@ from shard import dicom
 from shard.errors import InputError
 from shard.files import locked, replacing, sha256_of, write_bytes
 from shard.image import UnreadableImage, encode_jpeg, histogram, load_grey, to_square
-from shard.machine import array_task, cores, version_of
+from shard.machine import choose_part, cores, version_of
 from shard.manifest import NAME, Shard, read_manifest
 from shard.merge import check_max_rejects, clear_away, finish, part_name
 from shard.phantom import is_phantom
@@ -58,7 +58,7 @@ def build(
     --shard-size counts samples, --workers processes (0: one a core). With --parts=N, run parts 0 to N-1 anywhere,
     then: python -m shard merge OUT. In a Slurm job array both come from the array; --part=0 --parts=1 builds all.
     """
-    part, parts = _choose_part(part, parts)
+    part, parts = choose_part(part, parts)
     _check_numbers(size=(size, 16, 4096), quality=(quality, 1, 100), shard_size=(shard_size, 1, 10**7),
                    parts=(parts, 1, 10**5), part=(part, 0, parts - 1), workers=(workers, 0, 4096),
                    seed=(seed, 0, 2**63))  # fmt: skip
@@ -95,14 +95,6 @@ def _check_numbers(**flags: tuple[int, int, int]) -> None:
     for name, (value, low, high) in flags.items():
         if not low <= value <= high:
             raise InputError(f"--{name.replace('_', '-')}={value}: wants a number from {low} to {high}")
-
-
-def _choose_part(part: int | None, parts: int | None) -> tuple[int, int]:
-    if (part is None) != (parts is None):
-        raise InputError(f"--part={part} --parts={parts}: give both, or neither")
-    if part is not None and parts is not None:
-        return part, parts
-    return array_task() or (0, 1)
 
 
 def write_shard(job: Job) -> ShardRecord:

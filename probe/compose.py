@@ -1,0 +1,269 @@
+"""A study and what was measured → the page: what is said, shown and admitted, in this order."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.preview import draw_preview
+from probe.features import Features
+from probe.figures import Picture, draw_forest, draw_journals, draw_roc, draw_scores, draw_shots
+from probe.gallery import map_test_images, neighbours
+from probe.linear import INVERSE_L2, standardise
+from probe.measure import ALL, BALANCED, FINETUNE, LINEAR, Measured
+from probe.page import Page, Section
+from probe.paper import EPOCHS, LR, NOISE
+from probe.slices import LEAST, count, find_slices, is_large_enough
+from probe.statistics import REPLICATES
+from probe.study import Study
+from probe.table import (
+    MAIN,
+    MEAN,
+    TABLES,
+    Sheet,
+    against_pixels,
+    format_cell,
+    layout,
+    layout_differences,
+    layout_shots,
+    with_mean_column,
+)
+from shard.machine import commit, version_of
+from train.config import train_command
+from train.journal import read_journal
+
+PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit-learn", "numpy", "pandas", "pillow")
+
+
+def compose(
+    study: Study, measured: Measured, table: pd.DataFrame, differences: pd.DataFrame, features: Mapping[str, Features],
+    out: Path,
+) -> Page:  # fmt: skip
+    """The page; features as read_features gives them, out: where the views are drawn on their way into it."""
+    tasks, shots = study.tasks, study.headline
+    positive = {task: float(draws.test_labels.mean()) for task, draws in study.drawn.items()}
+    there = [encoder.name for encoder in study.encoders if encoder.module is not None]
+    shown = [one for one in TABLES if one.probe != FINETUNE or study.settings.finetune]
+    sheets = [layout(table, one, study.encoders, tasks, shots, positive) for one in shown]
+    main, forest = layout(table, MAIN, study.encoders, tasks, shots, positive), draw_forest(differences)
+    columns = [task for task in with_mean_column(tasks) if task in study.drawn or task == MEAN]
+    all_shots = [str(one) for one in study.settings.all_shots if any(one in some for some in study.measured.values())]
+    standard = _standardised(study, features)
+    published = _published(study, measured)
+    sections = [
+        Section(f"Frozen features, {_words(shots)}", _EXPLAIN, [draw_scores(table, there, columns, str(shots))],
+                [main]),
+        Section("Paired differences", _PAIRED, [forest] if forest else [],
+                [layout_differences(differences)] if len(differences) else []),
+        Section("How many labels are needed", _SHOTS,
+                [draw_shots(table, there, task, all_shots) for task in columns] if len(all_shots) > 1 else [],
+                [layout_shots(table, study.encoders, tasks, all_shots)] if len(all_shots) > 1 else []),
+        Section("ROC curves", "Mean over draws, on all labelled test images.",
+                [draw_roc({name: measured.rocs[name, task] / study.draws for name in there
+                           if (name, task) in measured.rocs}, task) for task in study.drawn]),
+        Section("Other measures", "", [], sheets),
+        *published,
+        *_sliced(study, table),
+        Section("What the features see", _GALLERY, [neighbours(study, standard), *map_test_images(study, standard)]),
+        *_pretraining(study, out),
+    ]  # fmt: skip
+    if study.settings.protocol == "paper":
+        sections = [*published, *(section for section in sections if section not in published)]
+    return Page(_headline(study, table, differences, measured), against_pixels(differences),
+                [section for section in sections if section.pictures or section.sheets], _notes(study), _facts(study),
+                _commands(study), bool(study.manifest.settings.get("synthetic")))  # fmt: skip
+
+
+_EXPLAIN = ("A linear probe on frozen features, learned from few images and tested on patients never trained on. "
+            "Brackets: 95 % interval over draws and test patients. Guessing has an AUROC of 0.5.")  # fmt: skip
+_PAIRED = ("Both encoders on the same draws and the same patients, so what they share of chance cancels. Where zero "
+           "lies inside of the interval, the data leave open which is better.")  # fmt: skip
+_SHOTS = ("Each k-shot support set is a part of the larger ones. With all labels there is one probe and no draw: its "
+          "interval is over patients alone.")  # fmt: skip
+_GALLERY = ("Nearest neighbours by cosine among training images, and a t-SNE map of test images: pictures to think "
+            "with. Distances between clusters of such a map, and their sizes, mean nothing.")  # fmt: skip
+
+
+def _words(shots: object) -> str:
+    return "all labels" if shots == "all" else f"{shots} labelled example{'' if shots == 1 else 's'} a class"
+
+
+def _standardised(study: Study, features: Mapping[str, Features]) -> Features:
+    """Features of the encoder that pictures are of: the first that was given."""
+    given = [one.name for one in study.encoders if one.is_given]
+    return standardise(features[given[0]], (study.labels["split"] == "train").to_numpy())
+
+
+def _headline(study: Study, table: pd.DataFrame, differences: pd.DataFrame, measured: Measured) -> str:
+    over = MEAN if len(study.drawn) > 1 else next(iter(study.drawn))
+    given = [one for one in study.encoders if one.is_given]
+    if study.settings.protocol == "paper":
+        return _published_headline([one.name for one in given], measured)
+    chosen = table[(table["metric"] == "auroc") & (table["test"] == ALL) & (table["probe"] == LINEAR)
+                   & (table["shots"] == str(study.headline)) & (table["task"] == over)].set_index("encoder")  # fmt: skip
+    said = []
+    for encoder in given:
+        if encoder.name not in chosen.index:
+            continue
+        cell = chosen.loc[encoder.name]
+        against = [f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] against {row['reference']}"
+                   for row in differences.to_dict("records")
+                   if row["encoder"] == encoder.name and row["task"] == over]  # fmt: skip
+        what = f"a mean AUROC over {len(study.drawn)} tasks" if over == MEAN else f"an AUROC on {over}"
+        said.append(f"{encoder.name} reaches {what} of {format_cell(cell['mean'], cell['low'], cell['high'])}"
+                    + (f": {', '.join(against)}" if against else ""))  # fmt: skip
+    return f"With {_words(study.headline)}, " + "; ".join(said) + "."
+
+
+def _published_headline(names: list[str], measured: Measured) -> str:
+    shares = []
+    for name in [*names, NOISE]:
+        peaks = [some.peak.mean() for (encoder, _, test), some in measured.peaks.items()
+                 if (encoder, test) == (name, BALANCED)]  # fmt: skip
+        shares.append(f"{name} {100 * np.mean(peaks):.1f} %")
+    return f"Published protocol, peak accuracy on balanced test sets, mean over tasks and draws: {', '.join(shares)}."
+
+
+def _published(study: Study, measured: Measured) -> list[Section]:
+    """The published protocol beside ours, and what it makes of noise."""
+    if not measured.peaks:
+        return []
+    names = [one.name for one in study.encoders if one.module is not None] + [NOISE]
+    tasks = [task for task in study.drawn if (names[0], task, ALL) in measured.peaks]
+    sheets = []
+    for test, which in ((ALL, "all labelled test images"), (BALANCED, "balanced test sets")):
+        for field, when in (("peak", "best epoch, chosen on the test images"), ("final", "last epoch")):
+            rows = []
+            for name in names:
+                found = [getattr(measured.peaks[name, task, test], field) for task in tasks]
+                rows.append([name, *(format_cell(some.mean(), *np.percentile(some, [2.5, 97.5]), percent=True)
+                                     for some in found)])  # fmt: skip
+            if test == ALL:
+                shares = [float(study.drawn[task].test_labels.mean()) for task in tasks]
+                rows.append(["Majority class", *(f"{100 * max(share, 1 - share):.1f}" for share in shares)])
+            sheets.append(Sheet(f"Published protocol, accuracy on {which}, %: {when}", ["", *tasks], rows))
+    noise = np.concatenate([measured.peaks[NOISE, task, BALANCED].peak for task in tasks])
+    final = np.concatenate([measured.peaks[NOISE, task, BALANCED].final for task in tasks])
+    text = (f"One linear layer, Adam at {LR:g} (the study names no rate), {EPOCHS} epochs, and the accuracy of the "
+            f"epoch that does best on the test images. On pure noise, which knows nothing of them, it reports "
+            f"{100 * noise.mean():.1f} % on balanced test sets on average, and one draw in twenty reports more than "
+            f"{100 * np.percentile(noise, 95):.1f} %; the last epoch has {100 * final.mean():.1f} %. A study with one "
+            "draw prints one such number. Brackets here: the middle 95 % of draws.")  # fmt: skip
+    return [Section("The published protocol, for comparison", text, [], sheets)]
+
+
+def _sliced(study: Study, table: pd.DataFrame) -> list[Section]:
+    """AUROC of the encoders that were given in each slice of the test images; nothing where there is none."""
+    slices = find_slices(study.labels)
+    chosen = table[(table["metric"] == "auroc") & (table["probe"] == LINEAR)
+                   & (table["shots"] == str(study.headline))].set_index(["encoder", "task", "test"])  # fmt: skip
+    rows = []
+    for encoder in study.encoders:
+        if not encoder.is_given:
+            continue
+        for part in slices:
+            cells = []
+            for task, draws in study.drawn.items():
+                there = count(part, draws.test, draws.test_labels, study.patients)
+                counts = f"({there[0]}+, {there[1]}−)"
+                key = (encoder.name, task, part.name)
+                if not is_large_enough(there) or key not in chosen.index:
+                    cells.append(f"n/a too few {counts}")
+                else:
+                    cell = chosen.loc[key]
+                    cells.append(f"{format_cell(cell['mean'], cell['low'], cell['high'])} {counts}")
+            rows.append([f"{encoder.name}, {part.name}", *cells])
+    if not rows:
+        return []
+    text = (f"AUROC in parts of the test patients, with {_words(study.headline)}. In round brackets how many patients "
+            f"have a positive image there, and how many a negative one; below {LEAST} of either nothing is claimed. "
+            "The slices differ in more than their name: view, age and illness go together.")  # fmt: skip
+    return [Section("Slices: sex, age, view", text, [], [Sheet("AUROC by slice", ["", *study.drawn], rows)])]
+
+
+def _pretraining(study: Study, out: Path) -> list[Section]:
+    """How the runs learned, and from what views."""
+    runs = [one for one in study.encoders if one.run is not None]
+    if not runs:
+        return []
+    journals = {one.name: read_journal(one.run) for one in runs if one.run is not None}
+    drawn = [draw_journals(journals, "loss", "NT-Xent loss", "epoch"),
+             draw_journals(journals, "alignment", "Alignment (lower: views agree)", "step"),
+             draw_journals(journals, "uniformity", "Uniformity (lower: spread out)", "step")]  # fmt: skip
+    draw_preview(study.settings.shards, out / "views.png", images=4, size=runs[0].input.size, seed=0)
+    of = " synthetic" if study.manifest.settings.get("synthetic") else ""
+    views = Picture("views", f"Rows of a{of} radiograph and two augmented views of it by each backend, with their "
+                             "parameters", (out / "views.png").read_bytes(), "png")  # fmt: skip
+    (out / "views.png").unlink()
+    text = ("NT-Xent of the epochs; alignment: the mean squared distance of an image's two views on the sphere; "
+            "uniformity: the log of the mean potential between all views (Wang & Isola, 2020). Of training batches.")
+    return [Section("Pre-training", text, [picture for picture in drawn if picture]),
+            Section("What the network sees", "", [views])]  # fmt: skip
+
+
+def _notes(study: Study) -> list[str]:
+    """How to read this: how it was measured, and what it can't show."""
+    settings, held_out = study.settings, study.labels[study.labels["split"] != "train"]
+    counts = ", ".join(f"{task} {(held_out[task] == 1).sum()} positive / {(held_out[task] == 0).sum()} negative"
+                       for task in study.tasks)  # fmt: skip
+    splits = " and ".join(dict.fromkeys(held_out["split"]))
+    k = study.headline
+    support = ("Learned from all labelled training images" if k == "all" else
+               f"{k} positive + {k} negative images of {2 * k} different training patients")  # fmt: skip
+    notes = [
+        f"{support}; {study.draws} draws, shared by all encoders (draws.csv); mean over draws with its 95 % interval "
+        f"from a two-level bootstrap: draws and test patients taken with replacement, {REPLICATES} times.",
+        "It can't show: what another choice of training patients, another seed for the weights, or another archive "
+        "would give; whether labels mined from reports are true; or that a difference of AUROC matters to a patient.",
+        "Paired differences: p two-sided from the bootstrap, corrected over the tasks (Holm), not over the encoders.",
+        f"Tested on split {splits}: {held_out['patient'].nunique()} patients, none in a support set, "
+        f"{_seen(study)}; all labelled images, and sets balanced by drawing the larger class down, a set a draw, on "
+        f"which guessing the majority scores 50 %. Labelled there: {counts}.",
+        f"Uncertain (-1) labels {_fate(settings.uncertain)}, blank ones {_fate(settings.blank)}. Features are frozen, "
+        "standardised by the unlabelled training images and divided by the square root of the encoder's width; "
+        f"logistic regression with L2, C = {INVERSE_L2:g} fixed beforehand, to convergence; final, not peak, accuracy.",
+        "An encoder that does not beat the 16×16 thumbnail has learned nothing that the grey levels do not say.",
+        *(f"{encoder.name}: {encoder.source}; {encoder.input.size} px." for encoder in study.encoders),
+        *(f"{reason}." for reason in study.unmeasured),
+    ]
+    warning = "SYNTHETIC radiographs (phantoms): the figures say that the software works, and nothing of patients."
+    return [warning, *notes] if study.manifest.settings.get("synthetic") else notes
+
+
+def _seen(study: Study) -> str:
+    """Patients are known to be new to an encoder only where it learned from these very shards' training split."""
+    strange = [one.name for one in study.encoders if one.is_given and (one.state is None
+               or one.state["shards"] != study.manifest.fingerprint())]  # fmt: skip
+    return (f"POSSIBLY SEEN IN PRE-TRAINING by {', '.join(strange)}, which ran on other shards" if strange
+            else "none seen in pre-training")  # fmt: skip
+
+
+def _fate(label: str) -> str:
+    return "are left out" if label == "exclude" else f"count as {label}"
+
+
+def _facts(study: Study) -> list[tuple[str, dict[str, object]]]:
+    facts: list[tuple[str, dict[str, object]]] = [("Settings of the probe", dict(study.settings.plain()))]
+    for one in study.encoders:
+        if one.state is not None:
+            facts.append((f"{one.name}: settings of its pre-training",
+                          {**one.state["config"], "steps": one.state["step"], "epochs done": one.state["epoch"]}))
+            facts.append((f"{one.name}: augmentation", dict(one.state["recipe"])))
+    hashes = {one.name: one.sha256() for one in study.encoders if one.module is not None}
+    counts = {f"{split} images / patients": f"{some['images']} / {some['patients']}"
+              for split, some in study.manifest.counts.items()}  # fmt: skip
+    versions = {"code": commit(), "python": platform.python_version(), **{name: version_of(name) for name in PACKAGES},
+                "machine": f"{platform.system()} {platform.machine()}"}  # fmt: skip
+    return [*facts, ("Encoders, sha256", dict(hashes)),
+            ("Data", {**study.manifest.settings, "fingerprint": study.manifest.fingerprint(),
+                      "rejected": study.manifest.rejected, **counts}),
+            ("Versions", dict(versions))]  # fmt: skip
+
+
+def _commands(study: Study) -> list[str]:
+    trained = [train_command(one.state["config"]) for one in study.encoders if one.state is not None]
+    return [*dict.fromkeys(trained), study.settings.command()]

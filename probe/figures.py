@@ -1,0 +1,228 @@
+"""The figures of a report: each an SVG that takes on the page's colours, or a PNG where it shows radiographs."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from probe.encoders import IMAGENET, SCRATCH, SIMCLR, THUMBNAIL
+from probe.measure import ALL, GRID, LINEAR, Curve
+
+INK = "#010203"  # stands for the text's colour, dark on a light page and light on a dark one
+KNOWN = {SCRATCH: "#8a8a8a", THUMBNAIL: "#2f9e62", IMAGENET: "#d9822b", SIMCLR: "#3b7dd8"}
+OTHERS = ("#3b7dd8", "#b4509d", "#c9a227", "#5b6abf", "#c44e52", "#17a2a2")  # runs by other names; told apart by eye
+STYLE: Any = {"text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+         "font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "svg.fonttype": "none", "axes.spines.top": False,
+         "axes.spines.right": False, "savefig.transparent": True, "legend.frameon": False,
+         "font.family": "sans-serif"}  # fmt: skip
+PANEL = (3.5, 2.7)  # inches
+
+
+class Picture(NamedTuple):
+    """A figure by name: what it shows, in words for who can't see it; and its SVG or PNG."""
+
+    name: str
+    alt: str
+    content: bytes
+    kind: str = "svg"
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """An encoder's colour is its own, whichever others are there."""
+    free = [name for name in names if name not in KNOWN]
+    return KNOWN | {name: OTHERS[place % len(OTHERS)] for place, name in enumerate(free)}
+
+
+def draw_scores(table: pd.DataFrame, names: Sequence[str], tasks: Sequence[str], shots: str) -> Picture:
+    """AUROC of each encoder by task, with intervals."""
+    found = _auroc(table).set_index(["encoder", "task", "shots"])
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.16 * len(tasks) * (len(names) + 1)), layout="constrained")
+        for place, name in enumerate(names):
+            cells = [_cell(found, (name, task, shots)) for task in tasks]
+            height = [row + (place - (len(names) - 1) / 2) * 0.17 for row in range(len(tasks))]
+            mean, low, high = np.array(cells).T
+            axes.errorbar(mean, height, xerr=[mean - low, high - mean], fmt="o", ms=4, lw=1.5, label=name,
+                          color=colours(names)[name])  # fmt: skip
+        axes.axvline(0.5, color=INK, ls=":", lw=1)
+        axes.set_yticks(range(len(tasks)), tasks)
+        axes.invert_yaxis()
+        axes.set_xlabel("AUROC, mean over draws, 95 % interval (dotted: chance)")
+        figure.legend(loc="outside upper center", ncols=len(names))
+        said = "; ".join(f"{name} {_said(found, (name, tasks[-1], shots))}" for name in names)
+        return Picture("scores", f"AUROC by task with intervals. {tasks[-1]}: {said}. The tables hold all of it.",
+                       _svg(figure, "scores"))  # fmt: skip
+
+
+def draw_forest(differences: pd.DataFrame) -> Picture | None:
+    """Paired differences of AUROC, a panel a task; None where there is nothing to compare."""
+    if differences.empty:
+        return None
+    pairs = [f"{one} − {other}" for one, other in differences[["encoder", "reference"]].drop_duplicates().to_numpy()]
+    tasks = list(dict.fromkeys(differences["task"]))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.2 * len(tasks) * (len(pairs) + 0.8)), layout="constrained")
+        height, places, labels = 0.0, [], []
+        for task in tasks:
+            axes.text(0, height, task, transform=axes.get_yaxis_transform(), weight="bold", va="center", fontsize=9)
+            height += 1
+            rows = differences[differences["task"] == task]
+            for cell, pair in zip(rows.to_dict("records"), rows["encoder"] + " − " + rows["reference"], strict=True):
+                sure = cell["low"] > 0 or cell["high"] < 0
+                reach = [[cell["difference"] - cell["low"]], [cell["high"] - cell["difference"]]]
+                axes.errorbar(cell["difference"], height, xerr=reach, fmt="o", ms=4,
+                              color=KNOWN[SIMCLR] if sure else KNOWN[SCRATCH])  # fmt: skip
+                places.append(height)
+                labels.append(pair)
+                height += 1
+            height += 0.4
+        axes.axvline(0, color=INK, lw=1)
+        axes.set_yticks(places, labels)
+        axes.set_ylim(height, -0.8)
+        axes.set_xlabel("difference of AUROC, 95 % interval (grey: zero is inside)")
+        overall = differences[differences["task"] == tasks[-1]]
+        said = "; ".join(f"{row['encoder']} less {row['reference']} {row['difference']:+.3f}"
+                         for row in overall.to_dict("records"))  # fmt: skip
+        return Picture("differences", f"Forest plot of paired differences of AUROC by task. {tasks[-1]}: {said}.",
+                       _svg(figure, "differences"))  # fmt: skip
+
+
+def draw_shots(table: pd.DataFrame, names: Sequence[str], task: str, all_shots: Sequence[str]) -> Picture:
+    """AUROC of each encoder against the number of labelled examples, with bands."""
+    found = _auroc(table).set_index(["encoder", "task", "shots"])
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=PANEL, layout="constrained")
+        places = np.arange(len(all_shots))
+        for name in names:
+            mean, low, high = np.array([_cell(found, (name, task, shots)) for shots in all_shots]).T
+            axes.plot(places, mean, "o-", ms=3, lw=1.5, color=colours(names)[name], label=name)
+            axes.fill_between(places, low, high, color=colours(names)[name], alpha=0.18, lw=0)
+        axes.set_xticks(places, all_shots)
+        axes.axhline(0.5, color=INK, ls=":", lw=1)
+        axes.set(title=task, xlabel="labelled examples a class", ylabel="AUROC")
+        axes.legend()
+        least, most = all_shots[0], all_shots[-1]
+        said = "; ".join(f"{name} from {_said(found, (name, task, least))} with {least} to "
+                         f"{_said(found, (name, task, most))} with {most}" for name in names)  # fmt: skip
+        return Picture(f"shots-{_slug(task)}", f"AUROC against labelled examples, {task}: {said}.",
+                       _svg(figure, f"shots-{_slug(task)}"))  # fmt: skip
+
+
+def draw_roc(rocs: Mapping[str, Curve], task: str) -> Picture:
+    """The mean ROC curve of each encoder; rocs: true positive rates on GRID by encoder."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(2.9, 2.9), layout="constrained")
+        for name, curve in rocs.items():
+            axes.plot([0, *GRID], [0, *curve], color=colours(list(rocs))[name], lw=1.5, label=name)
+        axes.plot([0, 1], [0, 1], color=INK, ls=":", lw=1)
+        axes.set(title=task, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+        axes.legend(loc="lower right")
+        half = "; ".join(f"{name} {np.interp(0.2, GRID, curve):.2f}" for name, curve in rocs.items())
+        return Picture(f"roc-{_slug(task)}", f"ROC curves, {task}. True positives at 20 % false ones: {half}.",
+                       _svg(figure, f"roc-{_slug(task)}"))  # fmt: skip
+
+
+def draw_journals(journals: Mapping[str, list[dict[str, Any]]], what: str, title: str, kind: str) -> Picture | None:
+    """A measure of the journals' lines of one kind against epochs, a curve a run; None where no run has it."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=PANEL, layout="constrained")
+        said = []
+        for place, (name, lines) in enumerate(journals.items()):
+            chosen = [line for line in lines if line["kind"] == kind and what in line]
+            if chosen:
+                axes.plot([line["epoch"] for line in chosen], [line[what] for line in chosen], "-", lw=1.5, ms=3,
+                          color=OTHERS[place % len(OTHERS)], label=name,
+                          marker="o" if len(chosen) < 40 else None)  # fmt: skip
+                said.append(f"{name} from {chosen[0][what]:.3f} to {chosen[-1][what]:.3f}")
+        axes.set(title=title, xlabel="epoch")
+        if len(said) > 1:
+            axes.legend()
+        drawn = Picture(_slug(what), f"{title} against epochs: {'; '.join(said)}.", _svg(figure, _slug(what)))
+    return drawn if said else None
+
+
+def draw_map(points: Curve, labels: np.ndarray, task: str) -> Picture:
+    """Points of a 2-D map [N, 2], coloured by a finding: 1, 0 or NaN."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(2.9, 2.9), layout="constrained")
+        groups = (("not labelled", np.isnan(labels), "#bbbbbb", 4), ("absent", labels == 0, "#7f8fa6", 6),
+                  ("present", labels == 1, "#e1662f", 8))  # fmt: skip
+        for name, chosen, colour, size in groups:
+            if chosen.any():
+                axes.scatter(points[chosen, 0], points[chosen, 1], s=size, color=colour, lw=0, label=name)
+        axes.set(title=task, xticks=[], yticks=[])
+        axes.spines[["left", "bottom"]].set_visible(False)
+        figure.legend(loc="outside lower center", ncols=3, markerscale=2)
+        counts = ", ".join(f"{chosen.sum()} {name}" for name, chosen, _, _ in groups)
+        return Picture(f"map-{_slug(task)}", f"Map of {len(points)} test images in feature space, {task}: {counts}.",
+                       _svg(figure, f"map-{_slug(task)}"))  # fmt: skip
+
+
+def draw_neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], alt: str) -> Picture:
+    """Rows of radiographs [S, S], 0 to 1, with a caption each: a test image, and its neighbours."""
+    most = max(map(len, rows))
+    with plt.rc_context({**STYLE, "savefig.transparent": False, "text.color": "black"}):
+        figure, axes = plt.subplots(len(rows), most, squeeze=False, figsize=(1.45 * most, 1.95 * len(rows)),
+                                    layout="constrained")  # fmt: skip
+        for line, row in zip(axes, rows, strict=True):
+            for place, (image, caption) in enumerate(row):
+                axis: Axes = line[place]
+                axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+                axis.set_title(caption, fontsize=6.5)
+            for axis in line:
+                axis.axis("off")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=110, format="png")
+        plt.close(figure)
+    return Picture("neighbours", alt, buffer.getvalue(), "png")
+
+
+def on_page(svg: bytes, name: str) -> str:
+    """An SVG to be set into a page beside others: in the text's colour, with ids of its own."""
+    text = svg.decode()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    return re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" xmlns="http://www.w3.org/2000/svg" '
+                  r'xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true">', text, count=1)  # fmt: skip
+
+
+def _svg(figure: Figure, name: str) -> bytes:
+    """The same bytes whenever it is drawn."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _auroc(table: pd.DataFrame) -> pd.DataFrame:
+    chosen: pd.DataFrame = table[(table["metric"] == "auroc") & (table["test"] == ALL) & (table["probe"] == LINEAR)]
+    return chosen
+
+
+def _cell(found: pd.DataFrame, key: tuple[str, str, str]) -> tuple[float, float, float]:
+    if key not in found.index:
+        return float("nan"), float("nan"), float("nan")
+    mean, low, high = (float(found[name][key]) for name in ("mean", "low", "high"))
+    return mean, low, high
+
+
+def _said(found: pd.DataFrame, key: tuple[str, str, str]) -> str:
+    mean = _cell(found, key)[0]
+    return "n/a" if np.isnan(mean) else f"{mean:.3f}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"

@@ -1,0 +1,64 @@
+"""The published protocol, to be shown beside ours: its figure is the best of many looks at the test images."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from probe.features import Features
+from probe.fewshot import Rows
+
+EPOCHS, LR = 100, 1e-3  # the study names neither: Adam's own rate, and as many epochs as its pre-training had
+NOISE = "Pure noise"
+
+
+class Peaks(NamedTuple):
+    """Of each draw [D]: accuracy at its best epoch, chosen on the test images themselves, and after the last epoch."""
+
+    peak: npt.NDArray[np.float64]
+    final: npt.NDArray[np.float64]
+
+
+def published_draws(
+    features: Features, support: Rows, labels: Rows, test: Rows, test_labels: Rows,
+    members: npt.NDArray[np.bool_] | None, *, seed: int,
+) -> Peaks:  # fmt: skip
+    """The published protocol on each draw: a linear layer on frozen features, Adam, all examples a step, peak accuracy.
+
+    features: [images, F], standardised; support, labels: [D, n]; test: [N] rows; members: [D, N], the images that each
+    draw is tested on, all where None. A step is an epoch.
+    """
+    scale = np.float32(features.shape[1] ** 0.5)  # each feature of variance 1, as a layer meets them
+    examples = torch.from_numpy(features[support] * scale)  # [D, n, F]
+    wanted = torch.from_numpy(labels).float()
+    tested = torch.from_numpy(features[test] * scale)
+    truth = torch.from_numpy(test_labels == 1)
+    counted = torch.ones(len(support), len(test)) if members is None else torch.from_numpy(members).float()
+    generator = torch.Generator().manual_seed(seed)
+    bound = features.shape[1] ** -0.5  # torch.nn.Linear's
+    weights = ((2 * torch.rand(examples.shape[2], generator=generator) - 1) * bound).repeat(len(support), 1)
+    bias = ((2 * torch.rand(1, generator=generator) - 1) * bound).repeat(len(support))
+    parameters = [weights.requires_grad_(), bias.requires_grad_()]
+    optimizer = torch.optim.Adam(parameters, lr=LR)
+    accuracies = []
+    for _ in range(EPOCHS):
+        optimizer.zero_grad()
+        said = (examples @ weights[..., None])[..., 0] + bias[:, None]
+        # The sum over draws of each one's mean: the draws do not touch one another.
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(said, wanted, reduction="none").mean(1).sum()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            right = ((weights @ tested.T + bias[:, None] > 0) == truth).float() * counted
+            accuracies.append(right.sum(1) / counted.sum(1))
+    over_epochs = torch.stack(accuracies).double().numpy()  # [EPOCHS, D]
+    return Peaks(over_epochs.max(axis=0), over_epochs[-1])
+
+
+def noise_features(like: Features, seed: int) -> Features:
+    """Features that know nothing of the images, of the same shape."""
+    noise: Features = np.random.default_rng(seed).standard_normal(like.shape, np.float32)
+    return noise

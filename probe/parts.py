@@ -1,0 +1,104 @@
+"""Parts of a report, measured by the tasks of a job array, as files: OUT/parts/3-of-8.npz, each whole or not there."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probe.measure import Key, Measured, Unit
+from probe.paper import Peaks
+from probe.settings import Settings, from_plain
+from probe.statistics import Scores
+from probe.study import Study
+from shard.errors import InputError
+from shard.files import write_bytes
+
+FOLDER, FORMAT = "parts", "cxr-simclr-probe-part/1"
+
+
+def units_of(units: Sequence[Unit], part: int, parts: int) -> list[Unit]:
+    """One part's share: neighbours in the list, so that a task of an array needs the features of few encoders."""
+    return list(units[len(units) * part // parts : len(units) * (part + 1) // parts])
+
+
+def write_part(study: Study, part: int, parts: int, units: Sequence[Unit], found: Sequence[Measured]) -> Path:
+    """Write what a part found, with what it was asked for."""
+    arrays: dict[str, Any] = {}
+    entries = []
+    for number, one in enumerate(found):
+        for kind, items in (("scores", one.scores), ("rocs", one.rocs), ("peaks", one.peaks)):
+            for key, value in items.items():
+                entries.append([number, kind, list(key)])
+                for place, array in enumerate(value if isinstance(value, Peaks) else _arrays(value)):
+                    arrays[f"{len(entries) - 1}.{place}"] = array
+    head = {"format": FORMAT, "settings": study.settings.plain(), "fingerprint": study.fingerprint, "part": part,
+            "parts": parts, "units": [list(unit) for unit in units], "entries": entries}  # fmt: skip
+    content = io.BytesIO()
+    np.savez(content, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
+    path = study.settings.out / FOLDER / f"{part}-of-{parts}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, content.getbuffer())
+    return path
+
+
+def _arrays(value: Any) -> tuple[Any, ...]:
+    return (value.both, value.patients, value.draws) if isinstance(value, Scores) else (value,)
+
+
+def read_settings(out: Path) -> Settings:
+    """What the parts in a folder were asked for. Raises InputError where there are none."""
+    files = sorted((out / FOLDER).glob("*-of-*.npz"))
+    if not files:
+        raise InputError(f"{out}: no parts in {out / FOLDER}; make them with --part=K --parts=N --out={out}")
+    return from_plain(_read(files[0])[0]["settings"])
+
+
+def read_parts(study: Study) -> tuple[list[Unit], list[Measured]]:
+    """The units of all parts and what they found. Raises InputError where some are missing or of another report."""
+    folder = study.settings.out / FOLDER
+    files = {path: _read(path) for path in sorted(folder.glob("*-of-*.npz"))}
+    parts = {head["parts"] for head, _ in files.values()}
+    if len(parts) > 1:
+        raise InputError(f"{folder}: parts of {' and of '.join(map(str, sorted(parts)))}; remove those of one")
+    for path, (head, _) in files.items():
+        if head["fingerprint"] != study.fingerprint:
+            raise InputError(f"{path}: of other settings, draws, shards or weights than the part before it; remove it, "
+                             f"and make it again with --part={head['part']} --parts={head['parts']}")  # fmt: skip
+    there = {head["part"] for head, _ in files.values()}
+    missing = sorted(set(range(*parts)) - there)
+    if missing:
+        raise InputError(f"{folder}: {len(missing)} of {max(parts)} parts missing; make them with --part="
+                         f"{', '.join(map(str, missing[:8]))} --parts={max(parts)}")  # fmt: skip
+    units: list[Unit] = []
+    found: list[Measured] = []
+    for _, (head, arrays) in sorted(files.items(), key=lambda item: int(item[1][0]["part"])):
+        some = [Measured({}, {}, {}) for _ in head["units"]]
+        for entry, (number, kind, key) in enumerate(head["entries"]):
+            values = [arrays[name] for place in range(3) if (name := f"{entry}.{place}") in arrays]
+            if kind == "scores":
+                some[number].scores[Key(*key)] = Scores(*values)
+            elif kind == "rocs":
+                some[number].rocs[key[0], key[1]] = values[0]
+            else:
+                some[number].peaks[key[0], key[1], key[2]] = Peaks(*values)
+        units += [Unit(*unit) for unit in head["units"]]
+        found += some
+    return units, found
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+        head = json.loads(arrays.pop("head").tobytes())
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"{path}: not a part that can be read ({error}); remove it and make it again") from None
+    if head.get("format") != FORMAT:
+        raise InputError(f"{path}: format {head.get('format')!r}, this version reads {FORMAT!r}; make it again")
+    return head, arrays

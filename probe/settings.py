@@ -1,0 +1,119 @@
+"""Settings: everything that a report was asked for, checked once, and the command that asks for it again."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from probe.fewshot import Blank, Shots, Uncertain
+from shard.errors import InputError
+from train.config import Device, flag_of
+
+Protocol = Literal["ours", "paper"]
+BASELINES = ("scratch", "thumbnail", "imagenet")
+HEADLINE = 10  # shots, where they were asked for
+# Name → lowest, highest value.
+LIMITS = {"draws": (1, 10**5), "finetune": (0, 10**5), "size": (0, 4096), "seed": (0, 2**31), "batch_size": (1, 10**6),
+          "workers": (0, 4096)}  # fmt: skip
+# Where and how fast the same figures are computed.
+HARMLESS = {"shards", "out", "cache", "batch_size", "workers"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a report compares, and how; the flags of `python -m probe report` say the same.
+
+    encoders: runs and files of weights, each maybe with a name before it, NAME=PATH. size: the images' side, 0 for what
+    each encoder was trained at.
+    """
+
+    encoders: tuple[str, ...]
+    shards: Path
+    out: Path
+    baselines: tuple[str, ...] = BASELINES
+    shots: tuple[str, ...] = ("1", "5", "10", "50", "all")
+    draws: int = 50
+    tasks: tuple[str, ...] = ()
+    uncertain: Uncertain = "exclude"
+    blank: Blank = "exclude"
+    draws_file: Path | None = None
+    protocol: Protocol = "ours"
+    finetune: int = 0
+    imagenet_weights: Path | None = None
+    size: int = 0
+    cache: Path | None = None
+    seed: int = 0
+    batch_size: int = 128
+    device: Device = "auto"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InputError(f"{flag_of(name)}={value}: wants a number from {low} to {high}")
+        for word in self.baselines:
+            if word not in BASELINES:
+                raise InputError(f"--baselines={word}: not one of {', '.join(BASELINES)}")
+        if not self.all_shots:
+            raise InputError("--shots: wants numbers of labelled examples a class, or all, as in --shots=1,5,10,all")
+        if self.headline == "all" and (self.finetune or self.protocol == "paper"):
+            raise InputError("--shots=all: --finetune and --protocol=paper learn from few examples; add such as 10")
+
+    @property
+    def all_shots(self) -> tuple[Shots, ...]:
+        """The numbers of shots, ascending, "all" last."""
+        numbers = sorted({_number(word) for word in self.shots if word != "all"})
+        return (*numbers, *(("all",) if "all" in self.shots else ()))
+
+    @property
+    def headline(self) -> Shots:
+        """What tables and headline are of, where they are of one: 10, where it was asked for, else the most."""
+        numbers = [shots for shots in self.all_shots if shots != "all"]
+        return HEADLINE if HEADLINE in numbers else numbers[-1] if numbers else "all"
+
+    @property
+    def most_shots(self) -> int:
+        """How many examples of each class a draw must hold."""
+        return max((shots for shots in self.all_shots if shots != "all"), default=1)
+
+    def plain(self) -> dict[str, Any]:
+        """All settings as JSON has them."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that change a figure."""
+        return {name: value for name, value in self.plain().items() if name not in HARMLESS}
+
+    def command(self) -> str:
+        """The command that asks for this report: each setting that is not the default."""
+        defaults = {field.name: _plain(field.default) for field in fields(self)}
+        given = {name: value for name, value in self.plain().items()
+                 if name != "encoders" and value != defaults[name]}  # fmt: skip
+        shown = [f"{flag_of(name)}={shlex.quote(','.join(value) if isinstance(value, list) else str(value))}"
+                 for name, value in given.items()]  # fmt: skip
+        return " ".join(["python -m probe report", *map(shlex.quote, self.encoders), *shown])
+
+
+def from_plain(plain: dict[str, Any]) -> Settings:
+    """The settings that `plain` was made of."""
+    paths = ("shards", "out", "draws_file", "imagenet_weights", "cache")
+    read = dict(plain)
+    for name, value in plain.items():
+        if isinstance(value, list):
+            read[name] = tuple(value)
+        elif name in paths and value is not None:
+            read[name] = Path(value)
+    return Settings(**read)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
+def _number(word: str) -> int:
+    if not (word.isascii() and word.isdigit() and 1 <= int(word) <= 10**6):
+        raise InputError(f"--shots={word}: wants whole numbers from 1 to 1000000, or all, as in --shots=1,5,10,all")
+    return int(word)

@@ -1,0 +1,49 @@
+"""Slices of the test images: by sex, age and view, where the table that was sharded has them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from probe.fewshot import Rows
+
+LEAST = 10  # patients with a positive image, and as many with a negative one: below it nothing is claimed
+AGES = ((0, 40, "under 40"), (40, 60, "40 to 59"), (60, 80, "60 to 79"), (80, np.inf, "80 and older"))
+
+
+class Slice(NamedTuple):
+    """One slice of the images, named such as "sex: women", and which it holds [images]."""
+
+    name: str
+    members: npt.NDArray[np.bool_]
+
+
+def find_slices(labels: pd.DataFrame) -> list[Slice]:
+    """The slices of the images of shard.read.read_labels; none by what all share or what is not known."""
+    sex, age, view = labels["sex"], labels["age"], labels["view"].fillna("")
+    groups = {
+        "sex": [(name, sex == letter) for letter, name in (("F", "women"), ("M", "men"))],
+        "age": [(name, (age >= low) & (age < high)) for low, high, name in AGES],
+        "view": [(name, view == name) for name in sorted(set(view) - {""})],
+    }
+    held_out = labels["split"] != "train"
+    slices = []
+    for group, parts in groups.items():
+        there = [Slice(f"{group}: {name}", members.to_numpy()) for name, members in parts if (members & held_out).any()]
+        slices += there if len(there) > 1 else []
+    return slices
+
+
+def count(part: Slice, test: Rows, test_labels: Rows, patients: Rows) -> tuple[int, int]:
+    """How many test patients of a slice have a positive image, and how many a negative one."""
+    inside = part.members[test]
+    positive, negative = (len(np.unique(patients[test][inside & (test_labels == label)])) for label in (1, 0))
+    return positive, negative
+
+
+def is_large_enough(counts: tuple[int, int]) -> bool:
+    """Whether anything can be said of a slice of so many patients."""
+    return min(counts) >= LEAST
