@@ -49,7 +49,7 @@ def compose(
     there = [encoder.name for encoder in study.encoders if encoder.module is not None]
     shown = [one for one in TABLES if one.probe != FINETUNE or study.settings.finetune]
     sheets = [layout(table, one, study.encoders, tasks, shots, positive) for one in shown]
-    main, forest = layout(table, MAIN, study.encoders, tasks, shots, positive), draw_forest(differences)
+    main = layout(table, MAIN, study.encoders, tasks, shots, positive)
     columns = [task for task in with_mean_column(tasks) if task in study.drawn or task == MEAN]
     all_shots = [str(one) for one in study.settings.all_shots if any(one in some for some in study.measured.values())]
     standard = _standardised(study, features)
@@ -57,7 +57,7 @@ def compose(
     sections = [
         Section(f"Frozen features, {_words(shots)}", _EXPLAIN, [draw_scores(table, there, columns, str(shots))],
                 [main]),
-        Section("Paired differences", _PAIRED, [forest] if forest else [],
+        Section("Paired differences", _PAIRED, draw_forest(differences),
                 [layout_differences(differences)] if len(differences) else []),
         Section("How many labels are needed", _SHOTS,
                 [draw_shots(table, there, task, all_shots) for task in columns] if len(all_shots) > 1 else [],
@@ -81,7 +81,7 @@ def compose(
 _EXPLAIN = ("A linear probe on frozen features, learned from few images and tested on patients never trained on. "
             "Brackets: 95 % interval over draws and test patients. Guessing has an AUROC of 0.5.")  # fmt: skip
 _PAIRED = ("Both encoders on the same draws and the same patients, so what they share of chance cancels. Where zero "
-           "lies inside of the interval, the data leave open which is better.")  # fmt: skip
+           "lies inside of the interval (grey), the data leave open which is better.")  # fmt: skip
 _SHOTS = ("Each k-shot support set is a part of the larger ones. With all labels there is one probe and no draw: its "
           "interval is over patients alone.")  # fmt: skip
 _GALLERY = ("Nearest neighbours by cosine among training images, and a t-SNE map of test images: pictures to think "
@@ -103,8 +103,8 @@ def _headline(study: Study, table: pd.DataFrame, differences: pd.DataFrame, meas
     given = [one for one in study.encoders if one.is_given]
     if study.settings.protocol == "paper":
         return _published_headline([one.name for one in given], measured)
-    chosen = table[(table["metric"] == "auroc") & (table["test"] == ALL) & (table["probe"] == LINEAR)
-                   & (table["shots"] == str(study.headline)) & (table["task"] == over)].set_index("encoder")  # fmt: skip
+    chosen = _cells(study, table)
+    chosen = chosen[(chosen["test"] == ALL) & (chosen["task"] == over)].set_index("encoder")
     said = []
     for encoder in given:
         if encoder.name not in chosen.index:
@@ -117,6 +117,13 @@ def _headline(study: Study, table: pd.DataFrame, differences: pd.DataFrame, meas
         said.append(f"{encoder.name} reaches {what} of {format_cell(cell['mean'], cell['low'], cell['high'])}"
                     + (f": {', '.join(against)}" if against else ""))  # fmt: skip
     return f"With {_words(study.headline)}, " + "; ".join(said) + "."
+
+
+def _cells(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """AUROC of the linear probe with the headline's shots."""
+    found: pd.DataFrame = table[(table["metric"] == "auroc") & (table["probe"] == LINEAR)
+                                & (table["shots"] == str(study.headline))]  # fmt: skip
+    return found
 
 
 def _published_headline(names: list[str], measured: Measured) -> str:
@@ -149,8 +156,8 @@ def _published(study: Study, measured: Measured) -> list[Section]:
     noise = np.concatenate([measured.peaks[NOISE, task, BALANCED].peak for task in tasks])
     final = np.concatenate([measured.peaks[NOISE, task, BALANCED].final for task in tasks])
     text = (f"One linear layer, Adam at {LR:g} (the study names no rate), {EPOCHS} epochs, and the accuracy of the "
-            f"epoch that does best on the test images. On pure noise, which knows nothing of them, it reports "
-            f"{100 * noise.mean():.1f} % on balanced test sets on average, and one draw in twenty reports more than "
+            "epoch that does best on the test images. On pure noise, features dealt out to the images at random, it "
+            f"reports {100 * noise.mean():.1f} % on balanced test sets on average, and one draw in twenty more than "
             f"{100 * np.percentile(noise, 95):.1f} %; the last epoch has {100 * final.mean():.1f} %. A study with one "
             "draw prints one such number. Brackets here: the middle 95 % of draws.")  # fmt: skip
     return [Section("The published protocol, for comparison", text, [], sheets)]
@@ -159,8 +166,7 @@ def _published(study: Study, measured: Measured) -> list[Section]:
 def _sliced(study: Study, table: pd.DataFrame) -> list[Section]:
     """AUROC of the encoders that were given in each slice of the test images; nothing where there is none."""
     slices = find_slices(study.labels)
-    chosen = table[(table["metric"] == "auroc") & (table["probe"] == LINEAR)
-                   & (table["shots"] == str(study.headline))].set_index(["encoder", "task", "test"])  # fmt: skip
+    chosen = _cells(study, table).set_index(["encoder", "task", "test"])
     rows = []
     for encoder in study.encoders:
         if not encoder.is_given:

@@ -48,7 +48,7 @@ def draw_scores(table: pd.DataFrame, names: Sequence[str], tasks: Sequence[str],
     """AUROC of each encoder by task, with intervals."""
     found = _auroc(table).set_index(["encoder", "task", "shots"])
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.16 * len(tasks) * (len(names) + 1)), layout="constrained")
+        figure, axes = plt.subplots(figsize=(5.2, 0.9 + 0.15 * len(tasks) * (len(names) + 1)), layout="constrained")
         for place, name in enumerate(names):
             cells = [_cell(found, (name, task, shots)) for task in tasks]
             height = [row + (place - (len(names) - 1) / 2) * 0.17 for row in range(len(tasks))]
@@ -58,44 +58,33 @@ def draw_scores(table: pd.DataFrame, names: Sequence[str], tasks: Sequence[str],
         axes.axvline(0.5, color=INK, ls=":", lw=1)
         axes.set_yticks(range(len(tasks)), tasks)
         axes.invert_yaxis()
-        axes.set_xlabel("AUROC, mean over draws, 95 % interval (dotted: chance)")
+        axes.set_xlabel("AUROC (dotted: chance)")
         figure.legend(loc="outside upper center", ncols=len(names))
         said = "; ".join(f"{name} {_said(found, (name, tasks[-1], shots))}" for name in names)
         return Picture("scores", f"AUROC by task with intervals. {tasks[-1]}: {said}. The tables hold all of it.",
                        _svg(figure, "scores"))  # fmt: skip
 
 
-def draw_forest(differences: pd.DataFrame) -> Picture | None:
-    """Paired differences of AUROC, a panel a task; None where there is nothing to compare."""
-    if differences.empty:
-        return None
-    pairs = [f"{one} − {other}" for one, other in differences[["encoder", "reference"]].drop_duplicates().to_numpy()]
-    tasks = list(dict.fromkeys(differences["task"]))
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.2 * len(tasks) * (len(pairs) + 0.8)), layout="constrained")
-        height, places, labels = 0.0, [], []
-        for task in tasks:
-            axes.text(0, height, task, transform=axes.get_yaxis_transform(), weight="bold", va="center", fontsize=9)
-            height += 1
-            rows = differences[differences["task"] == task]
-            for cell, pair in zip(rows.to_dict("records"), rows["encoder"] + " − " + rows["reference"], strict=True):
-                sure = cell["low"] > 0 or cell["high"] < 0
-                reach = [[cell["difference"] - cell["low"]], [cell["high"] - cell["difference"]]]
-                axes.errorbar(cell["difference"], height, xerr=reach, fmt="o", ms=4,
-                              color=KNOWN[SIMCLR] if sure else KNOWN[SCRATCH])  # fmt: skip
-                places.append(height)
-                labels.append(pair)
-                height += 1
-            height += 0.4
-        axes.axvline(0, color=INK, lw=1)
-        axes.set_yticks(places, labels)
-        axes.set_ylim(height, -0.8)
-        axes.set_xlabel("difference of AUROC, 95 % interval (grey: zero is inside)")
-        overall = differences[differences["task"] == tasks[-1]]
-        said = "; ".join(f"{row['encoder']} less {row['reference']} {row['difference']:+.3f}"
-                         for row in overall.to_dict("records"))  # fmt: skip
-        return Picture("differences", f"Forest plot of paired differences of AUROC by task. {tasks[-1]}: {said}.",
-                       _svg(figure, "differences"))  # fmt: skip
+def draw_forest(differences: pd.DataFrame) -> list[Picture]:
+    """Paired differences of AUROC, a picture a task, all of one scale."""
+    pictures = []
+    reach = [min(0.0, differences["low"].min()) - 0.01, max(0.0, differences["high"].max()) + 0.01]
+    for task, rows in differences.groupby("task", sort=False):
+        with plt.rc_context(STYLE):
+            figure, axes = plt.subplots(figsize=(PANEL[0], 0.9 + 0.21 * len(rows)), layout="constrained")
+            for height, cell in enumerate(rows.to_dict("records")):
+                open_ = cell["low"] <= 0 <= cell["high"]
+                spread = [[cell["difference"] - cell["low"]], [cell["high"] - cell["difference"]]]
+                colour = KNOWN[SCRATCH] if open_ else INK
+                axes.errorbar(cell["difference"], height, xerr=spread, fmt="o", ms=4, color=colour)
+            axes.axvline(0, color=INK, lw=1)
+            axes.set_yticks(range(len(rows)), rows["encoder"] + " − " + rows["reference"])
+            axes.set(title=task, xlim=reach, ylim=(len(rows) - 0.5, -0.5), xlabel="difference of AUROC")
+            said = "; ".join(f"{row['encoder']} less {row['reference']} {row['difference']:+.3f}, from "
+                             f"{row['low']:+.3f} to {row['high']:+.3f}" for row in rows.to_dict("records"))  # fmt: skip
+            name = f"differences-{_slug(str(task))}"
+            pictures.append(Picture(name, f"Paired differences of AUROC, {task}: {said}.", _svg(figure, name)))
+    return pictures
 
 
 def draw_shots(table: pd.DataFrame, names: Sequence[str], task: str, all_shots: Sequence[str]) -> Picture:
@@ -179,7 +168,7 @@ def draw_neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], alt: str) 
             for place, (image, caption) in enumerate(row):
                 axis: Axes = line[place]
                 axis.imshow(image, cmap="gray", vmin=0, vmax=1)
-                axis.set_title(caption, fontsize=6.5)
+                axis.set_title(caption, fontsize=6)
             for axis in line:
                 axis.axis("off")
         buffer = io.BytesIO()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 import torch
@@ -35,8 +37,8 @@ def neighbours(study: Study, features: Features) -> Picture:
             batch_size=len(numbers), device=torch.device("cpu"), workers=1,
         )  # fmt: skip
         names = [_findings(study, number) for number in numbers]
-        captions = [f"TEST: {task}\n{names[0]}", *(f"cosine {cosine[place]:.2f}\n{name}"
-                                                   for place, name in zip(nearest, names[1:], strict=True))]  # fmt: skip
+        near = [f"cosine {cosine[place]:.2f}\n{name}" for place, name in zip(nearest, names[1:], strict=True)]
+        captions = [f"TEST\n{names[0]}", *near]
         rows.append(list(zip(images[:, 0].numpy(), captions, strict=True)))
         share = np.mean([study.labels[task].iloc[number] == 1 for number in numbers[1:]])
         said.append(f"{task}: {share:.0%} of the {NEIGHBOURS} nearest are marked with it too")
@@ -48,8 +50,8 @@ def _findings(study: Study, row: int) -> str:
     """The findings marked in an image, as many as a caption holds."""
     labels = study.labels.iloc[row]
     found = [name for name in study.manifest.findings if labels[name] == 1 and name != "No Finding"]
-    text = ", ".join(found) or "no finding marked"
-    return text if len(text) <= 30 else text[:29] + "…"
+    lines = textwrap.wrap(", ".join(found) or "no finding marked", width=26, max_lines=3, placeholder=" …")
+    return "\n".join(lines)
 
 
 def map_test_images(study: Study, features: Features) -> list[Picture]:

@@ -65,7 +65,7 @@ def fit_all(features: Features, rows: Rows, labels: Rows, test: Rows) -> Floats:
 
     Raises ArithmeticError where it does not converge.
     """
-    probe = LogisticRegression(C=INVERSE_L2, max_iter=10_000)
+    probe = LogisticRegression(C=INVERSE_L2, tol=1e-6, max_iter=10_000)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:

@@ -89,13 +89,15 @@ def measure(
 ) -> list[Measured]:
     """What each unit finds, in their order; features as read_features gives them."""
     train = (study.labels["split"] == "train").to_numpy()
+    raw: dict[str, Features] = {}
     standard: dict[str, Features] = {}
     found = []
     for unit in tqdm(units, desc="probing", unit=" units", disable=None):
-        if unit.encoder not in standard:
-            standard = {unit.encoder: standardise(_features(unit.encoder, features, study), train)}  # one at a time
+        if unit.encoder not in raw:  # one at a time: an archive's features are gigabytes
+            raw = {unit.encoder: _features(unit.encoder, features, study)}
+            standard = {unit.encoder: standardise(raw[unit.encoder], train)}
         if unit.kind == "draws":
-            found.append(_measure_draws(study, unit, standard[unit.encoder]))
+            found.append(_measure_draws(study, unit, raw[unit.encoder], standard[unit.encoder]))
         elif unit.kind == "all":
             found.append(_measure_all(study, unit, standard[unit.encoder]))
         else:
@@ -126,14 +128,15 @@ def add_up(units: Sequence[Unit], found: Sequence[Measured]) -> Measured:
 def _features(encoder: str, features: Mapping[str, Features], study: Study) -> Features:
     if encoder != NOISE:
         return features[encoder]
-    return noise_features(features[study.encoders[-1].name], study.settings.seed)  # as wide as what is reported on
+    return noise_features(features[study.encoders[-1].name], study.settings.seed)
 
 
 def _resample(study: Study, draws: int) -> Resamples:
     return resample(draws, int(study.patients.max()) + 1, seed=study.settings.seed)
 
 
-def _measure_draws(study: Study, unit: Unit, features: Features) -> Measured:
+def _measure_draws(study: Study, unit: Unit, raw: Features, features: Features) -> Measured:
+    """raw: as the encoder gives them, and as the published protocol takes them; features: standardised."""
     draws, some = study.drawn[unit.task], slice(unit.first, unit.last)
     measured = Measured({}, {}, {})
     headline = study.headline
@@ -153,8 +156,9 @@ def _measure_draws(study: Study, unit: Unit, features: Features) -> Measured:
         rows, classes = (part[some] for part in draws.support(headline))
         for test, members in ((ALL, None), (BALANCED, draws.balanced[some])):
             measured.peaks[unit.encoder, unit.task, test] = published_draws(
-                features, rows, classes, draws.test, draws.test_labels, members, seed=study.settings.seed
-            )
+                raw, rows, classes, draws.test, draws.test_labels, members, seed=study.settings.seed,
+                first=unit.first,
+            )  # fmt: skip
     return measured
 
 

@@ -24,25 +24,20 @@ class Peaks(NamedTuple):
 
 def published_draws(
     features: Features, support: Rows, labels: Rows, test: Rows, test_labels: Rows,
-    members: npt.NDArray[np.bool_] | None, *, seed: int,
+    members: npt.NDArray[np.bool_] | None, *, seed: int, first: int = 0,
 ) -> Peaks:  # fmt: skip
     """The published protocol on each draw: a linear layer on frozen features, Adam, all examples a step, peak accuracy.
 
-    features: [images, F], standardised; support, labels: [D, n]; test: [N] rows; members: [D, N], the images that each
-    draw is tested on, all where None. A step is an epoch.
+    features: [images, F], as the encoder gives them; support, labels: [D, n]; test: [N] rows; members: [D, N], the
+    images that each draw is tested on, all where None; first: the number of the first draw. A step is an epoch.
     """
-    scale = np.float32(features.shape[1] ** 0.5)  # each feature of variance 1, as a layer meets them
-    examples = torch.from_numpy(features[support] * scale)  # [D, n, F]
+    examples = torch.from_numpy(features[support])  # [D, n, F]
     wanted = torch.from_numpy(labels).float()
-    tested = torch.from_numpy(features[test] * scale)
+    tested = torch.from_numpy(features[test])
     truth = torch.from_numpy(test_labels == 1)
     counted = torch.ones(len(support), len(test)) if members is None else torch.from_numpy(members).float()
-    generator = torch.Generator().manual_seed(seed)
-    bound = features.shape[1] ** -0.5  # torch.nn.Linear's
-    weights = ((2 * torch.rand(examples.shape[2], generator=generator) - 1) * bound).repeat(len(support), 1)
-    bias = ((2 * torch.rand(1, generator=generator) - 1) * bound).repeat(len(support))
-    parameters = [weights.requires_grad_(), bias.requires_grad_()]
-    optimizer = torch.optim.Adam(parameters, lr=LR)
+    weights, bias = _start(features.shape[1], seed, range(first, first + len(support)))
+    optimizer = torch.optim.Adam([weights, bias], lr=LR)
     accuracies = []
     for _ in range(EPOCHS):
         optimizer.zero_grad()
@@ -58,7 +53,14 @@ def published_draws(
     return Peaks(over_epochs.max(axis=0), over_epochs[-1])
 
 
+def _start(width: int, seed: int, draws: range) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [D, F] and biases [D] as torch.nn.Linear begins, those of a draw by its number."""
+    rows = [torch.rand(width + 1, generator=torch.Generator().manual_seed(seed * 10**6 + draw)) for draw in draws]
+    both = (2 * torch.stack(rows) - 1) * width**-0.5
+    return both[:, :-1].clone().requires_grad_(), both[:, -1].clone().requires_grad_()
+
+
 def noise_features(like: Features, seed: int) -> Features:
-    """Features that know nothing of the images, of the same shape."""
-    noise: Features = np.random.default_rng(seed).standard_normal(like.shape, np.float32)
+    """Features that know nothing of the images and look like others: those, dealt out to the images at random."""
+    noise: Features = np.random.default_rng(seed).permutation(like)
     return noise

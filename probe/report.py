@@ -44,7 +44,7 @@ def merge_report(out: Path) -> None:
 
 
 def _features(study: Study, needed: set[str] | None) -> dict[str, Features]:
-    """The features of the encoders by these names, and of the last, whose width pure noise has; None for all."""
+    """The features of the encoders by these names, and of the last, of which pure noise is made; None for all."""
     settings = study.settings
     wanted = [one for one in study.encoders if needed is None or one.name in needed or one is study.encoders[-1]]
     return read_features(

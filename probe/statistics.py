@@ -190,11 +190,13 @@ def _replicates(scores: Scores) -> Floats:
     """
     both, patients = (values[1:][np.isfinite(values[1:])] for values in (scores.both, scores.patients))
     number = len(scores.draws)
-    if number < 2 or len(both) < 2 or not both.var():
+    if len(both) < 2 or not both.var():
         return both
-    of_both, of_patients, of_draws = both.var(ddof=1), patients.var(ddof=1), scores.draws.var(ddof=1) / number
-    of_neither = of_both - of_patients - of_draws * (number - 1) / number
-    variance = max(of_patients + of_draws - of_neither, of_patients, of_draws)
+    variance = of_both = both.var(ddof=1)
+    if number > 1:  # of one draw alone there is nothing to be said but how it does on other patients
+        of_patients, of_draws = patients.var(ddof=1), scores.draws.var(ddof=1) / number
+        of_neither = of_both - of_patients - of_draws * (number - 1) / number
+        variance = max(of_patients + of_draws - of_neither, of_patients, of_draws)
     drawn: Floats = scores.both[0] + (both - both.mean()) * np.sqrt(min(variance / of_both, 1.0))
     return drawn
 

@@ -1,4 +1,4 @@
-"""What was measured → the figures of a report: a table of estimates, one of paired differences, and how they show."""
+"""What was measured → a table of estimates, one of paired differences, and how they show."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from probe.statistics import METRICS, Scores, estimate, holm, mean_of, p_value
 
 MEAN = "Mean"  # the column over all tasks
 NAN = float("nan")
-LATEX = str.maketrans({"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$",
-                       "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\^{}", "−": "$-$", "×": r"$\times$"})  # fmt: skip
+LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\^{}", "−": "$-$", "×": r"$\times$",
+})  # fmt: skip
 
 
 class Shown(NamedTuple):

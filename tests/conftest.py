@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -73,6 +75,16 @@ def trained(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_module("train", f"--shards={shards.folder}", f"--out={out}", DALI, "--epochs=2", *SMALL)
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture
+def labels() -> pd.DataFrame:
+    """400 images of 130 patients: Mass 1, 0, -1 or blank; a third of the patients in test."""
+    rng = np.random.default_rng(0)
+    patient = rng.integers(0, 130, 400)
+    split = np.where(patient % 3 == 0, "test", "train")
+    mass = rng.choice([1.0, 0.0, -1.0, np.nan], 400, p=[0.3, 0.4, 0.1, 0.2])
+    return pd.DataFrame({"key": np.arange(400).astype(str), "patient": patient, "split": split, "Mass": mass})
 
 
 KILLS = int(os.environ.get("KILLS", "0"))  # of each campaign; make kills has 20, the tests a few

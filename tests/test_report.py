@@ -1,84 +1,235 @@
-"""The report as a user gets it: by the command, complete, self-contained, escaped, and the same twice."""
+"""The report as a user gets it: by the command, complete, self-contained, escaped, the same twice and in parts."""
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torchvision
 
+from probe.report import make_report, merge_report
+from probe.settings import Settings, from_plain
 from probe.statistics import METRICS
+from shard.errors import InputError
 from shard.formats import CHEXPERT_FINDINGS
 from shard.table import TASKS
 from tests.conftest import Shards, run_module
 
+SHOTS = ("1", "3", "all")
+FIGURES = {"scores.svg", "loss.svg", "alignment.svg", "uniformity.svg", "neighbours.png", "views.png",
+           *(f"{kind}-{task}.svg" for kind in ("roc", "map", "shots", "differences")
+             for task in ("cardiomegaly", "lung-opacity", "pleural-effusion", "enlarged-cardiomediastinum")),
+           "shots-mean.svg", "differences-mean.svg"}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
-def report(shards: Shards, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What stands for ImageNet's."""
+    file = tmp_path_factory.mktemp("weights") / "weights.pt"
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def report(shards: Shards, trained: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), out / "weights.pt")
-    done = probe(trained, shards, out, f"--imagenet-weights={out / 'weights.pt'}")
+    done = probe(trained, shards, out, f"--imagenet-weights={weights}")
     assert done.returncode == 0, done.stderr
     return out
 
 
 def probe(run: Path, shards: Shards, out: Path, *arguments: str):  # type: ignore[no-untyped-def]
-    return run_module("probe", "report", str(run), f"--shards={shards.folder}", f"--out={out}", "--shots=3",
-                      "--draws=4", *arguments)  # fmt: skip
+    return run_module("probe", "report", str(run), f"--shards={shards.folder}", f"--out={out}", "--draws=4",
+                      "--device=cpu", f"--shots={','.join(SHOTS)}", *arguments)  # fmt: skip
 
 
-def test_the_table_holds_every_encoder_task_and_metric(report: Path) -> None:
+def settings_of(run: Path, shards: Shards, out: Path, weights: Path, **others: Any) -> Settings:
+    """What the command has with those words."""
+    given = {"shots": SHOTS, "draws": 4, "device": "cpu", "imagenet_weights": weights, **others}
+    return Settings(encoders=(str(run),), shards=shards.folder, out=out, **given)
+
+
+def test_the_table_holds_every_encoder_probe_task_and_metric(report: Path) -> None:
     table = pd.read_csv(report / "table.csv")
     assert set(table["encoder"]) == {"Scratch", "Thumbnail", "ImageNet", "SimCLR"}
     assert set(table["task"]) == {*TASKS, "Mean"} and set(table["metric"]) == set(METRICS)
-    assert len(table) == 4 * 5 * 5 * 2 and table["mean"].between(0, 1).all() and (table["draws"] == 4).all()
-    assert ((table["low"] <= table["mean"]) & (table["mean"] <= table["high"])).all()
-    assert "| SimCLR |" in (report / "table.md").read_text()
+    counted = table[table["test"].isin(["all", "balanced"])].groupby(["probe", "shots", "test"]).size()
+    whole = 4 * 5 * 5  # encoders, tasks and their mean, metrics
+    assert counted.to_dict() == {("linear", "1", "all"): whole, ("linear", "3", "all"): whole,
+                                 ("linear", "3", "balanced"): whole, ("linear", "all", "all"): whole,
+                                 ("knn", "3", "all"): whole, ("knn", "3", "balanced"): whole}  # fmt: skip
+    assert table["mean"].between(0, 1).all()
+    known = table[table["low"].notna()]
+    assert ((known["low"] <= known["mean"]) & (known["mean"] <= known["high"])).all()
+    assert table.groupby(["probe", "shots"])["draws"].unique().map(list).to_dict() == {
+        ("linear", "1"): [4], ("linear", "3"): [4], ("linear", "all"): [1], ("knn", "3"): [4],
+    }  # fmt: skip
+    assert "| SimCLR |" in (report / "table.md").read_text() and "\\toprule" in (report / "table.tex").read_text()
     differences = pd.read_csv(report / "differences.csv")
     assert len(differences) == (3 + 2 + 1) * 5 and differences["p"].between(0, 1).all()
     low, mean, high = (differences[name] for name in ("low", "difference", "high"))
     assert ((low <= mean) & (mean <= high)).all()
+    assert {file.name for file in (report / "figures").iterdir()} == FIGURES
 
 
 def test_the_page_is_whole_asks_for_nothing_outside_and_calls_phantoms_synthetic(report: Path) -> None:
     page = (report / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3  # scores, loss, views
-    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", page) and "<script" not in page
-    for wanted in ("SYNTHETIC", "none seen in pre-training",
-                   "How to read this", "python -m train --shards=", "python -m probe report", "torch",
-                   "NT-Xent", "fingerprint", *TASKS):  # fmt: skip
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:|#)|url\((?!#)|@import""", page)
+    for wanted in ("SYNTHETIC", "none seen in pre-training", "How to read this", "It can&#39;t show",
+                   "python -m train --shards=", "python -m probe report", "torch", "NT-Xent", "fingerprint",
+                   "Pure noise", "Majority class", "too few", "nearest neighbours", *TASKS):  # fmt: skip
         assert wanted in page, wanted
     assert page.rstrip().endswith("</html>")
+    assert page.count('role="img"') + page.count("<img ") == len(FIGURES)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
 
 
-def test_the_same_draws_give_the_same_table(report: Path, shards: Shards, trained: Path, tmp_path: Path) -> None:
-    """As drawn anew by the same seed, or as handed on in a file."""
-    weights = f"--imagenet-weights={report / 'weights.pt'}"
-    done = probe(trained, shards, tmp_path / "handed on", weights, f"--draws-file={report / 'draws.csv'}")
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A headless Chromium that records what a page asks for and complains of."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install '.[dev]'")
+    from selenium.webdriver.chrome.service import Service
+
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("Debian's chromium and chromium-driver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chromium = webdriver.Chrome(options=options, service=Service(driver))
+    yield chromium
+    chromium.quit()
+
+
+def test_the_page_in_a_real_browser(report: Path, browser: Any) -> None:
+    from selenium.webdriver.common.by import By
+
+    browser.get((report / "report.html").as_uri())
+    assert browser.execute_script("return [...document.images].every(image => image.complete && image.naturalWidth)")
+    assert browser.execute_script("return document.images.length") == 2
+    assert browser.execute_script("return [...document.querySelectorAll('figure svg')].every("
+                                  "svg => svg.getBoundingClientRect().height > 50)")  # fmt: skip
+    assert browser.execute_script("return [...document.querySelectorAll('[role=img], img')].every(one => "
+                                  "(one.getAttribute('aria-label') || one.alt).length > 20)")  # fmt: skip
+    for width in (390, 1280):  # a phone and a desk: nothing sticks out but tables, which scroll in their boxes
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                                {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500})
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    table = browser.find_elements(By.CSS_SELECTOR, "table.scores")[0]
+    mean = table.find_elements(By.CSS_SELECTOR, "thead button")[-1]
+    shown = {}
+    for turn in ("descending", "ascending"):
+        mean.click()
+        shown[turn] = [float(row.find_elements(By.TAG_NAME, "td")[-1].text.split()[0])
+                       for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")]  # fmt: skip
+        assert table.find_elements(By.CSS_SELECTOR, "thead th")[-1].get_attribute("aria-sort") == turn
+    assert shown["ascending"] == sorted(shown["ascending"]) == shown["descending"][::-1]
+    wanted = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
+    colour = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    assert browser.execute_script(colour, "figure svg text", "fill") == browser.execute_script(colour, "body", "color")
+    dark = [int(part) for part in re.findall(r"\d+", browser.execute_script(colour, "body", "color"))]
+    assert min(dark[:3]) > 200  # light letters
+    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    assert printed.startswith(b"%PDF") and len(printed) > 50_000
+    assert browser.get_log("browser") == []
+    messages = [entry["message"] for entry in browser.get_log("performance")]
+    asked = [re.search(r'"url":"(\w+):', message) for message in messages if 'Network.requestWillBeSent"' in message]
+    assert {"file"} <= {found[1] for found in asked if found} <= {"file", "data"}
+
+
+def test_the_same_draws_give_the_same_table(
+    report: Path, shards: Shards, trained: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Handed on in a file, in another process."""
+    make_report(settings_of(trained, shards, tmp_path, weights, draws_file=report / "draws.csv"), 0, 1)
+    for name in ("table.csv", "differences.csv", "draws.csv", "table.tex"):
+        assert (tmp_path / name).read_bytes() == (report / name).read_bytes(), name
+
+
+def test_parts_give_what_one_process_gives(shards: Shards, trained: Path, weights: Path, tmp_path: Path) -> None:
+    """Of all kinds of work, and of more draws than a part has at a time; to the byte."""
+    def settings(out: str, **others: Any) -> Settings:
+        return settings_of(trained, shards, tmp_path / out, weights, **{
+            "finetune": 1, "draws": 60, "tasks": ("Lung Opacity",), "baselines": ("scratch",), "shots": ("2", "all"),
+            "cache": tmp_path / "features", **others})  # fmt: skip
+
+    make_report(settings("whole"), 0, 1)
+    for part in (2, 0):
+        make_report(settings("parts"), part, 3)
+    with pytest.raises(InputError, match="1 of 3 parts missing; make them with --part=1 --parts=3"):
+        merge_report(tmp_path / "parts")
+    assert not (tmp_path / "parts" / "report.html").exists()
+    make_report(settings("parts"), 1, 3)
+    merge_report(tmp_path / "parts")
+    whole, parts = ({file.relative_to(out): file for file in out.rglob("*") if file.suffix in (".csv", ".tex", ".svg")}
+                    for out in (tmp_path / "whole", tmp_path / "parts"))  # fmt: skip
+    assert whole.keys() == parts.keys() and len(whole) > 10
+    for name, file in whole.items():
+        assert parts[name].read_bytes() == file.read_bytes(), name
+    table = pd.read_csv(tmp_path / "parts" / "table.csv")
+    assert table.groupby("probe")["draws"].max().to_dict() == {"linear": 60, "knn": 60, "finetune": 1}
+    assert "full fine-tuning" in (tmp_path / "parts" / "report.html").read_text()
+    one = tmp_path / "parts" / "parts" / "1-of-3.npz"
+    one.write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"1-of-3\.npz: not a part that can be read"):
+        merge_report(tmp_path / "parts")
+    make_report(settings("parts", seed=1, finetune=0), 1, 3)
+    with pytest.raises(InputError, match=r"of other settings, draws, shards or weights .* with --part=\d --parts=3"):
+        merge_report(tmp_path / "parts")
+
+
+def test_settings_are_kept_as_they_were(tmp_path: Path) -> None:
+    settings = Settings(encoders=("a", "n=b"), shards=tmp_path, out=tmp_path / "out", shots=("5", "all"),
+                        tasks=("Mass",), cache=tmp_path / "c", protocol="paper")  # fmt: skip
+    assert from_plain(settings.plain()) == settings
+    assert settings.command() == (f"python -m probe report a n=b --shards={tmp_path} --out={tmp_path / 'out'} "
+                                  f"--shots=5,all --tasks=Mass --protocol=paper --cache={tmp_path / 'c'}")  # fmt: skip
+
+
+def test_several_runs_in_one_report_and_the_published_protocol_first(
+    report: Path, shards: Shards, trained: Path, tmp_path: Path
+) -> None:
+    done = run_module("probe", "compare", f"A={trained}", f"B={trained}", f"--shards={shards.folder}", "--shots=3",
+                      f"--out={tmp_path}", "--draws=2", "--baselines=thumbnail", "--protocol=paper",
+                      "--tasks=Lung Opacity", f"--cache={report / 'features'}", "--device=cpu")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "handed on" / "table.csv").read_bytes() == (report / "table.csv").read_bytes()
-    done = probe(trained, shards, tmp_path, weights)
-    assert done.returncode == 0
-    assert (tmp_path / "table.csv").read_bytes() == (report / "table.csv").read_bytes()
+    assert "Published protocol, peak accuracy on balanced test sets" in done.stdout and "Pure noise" in done.stdout
+    differences = pd.read_csv(tmp_path / "differences.csv")
+    apart = differences.set_index(["encoder", "reference"])["difference"]
+    assert set(apart.index) == {("A", "Thumbnail"), ("B", "Thumbnail"), ("B", "A")} and apart["B", "A"] == 0
 
 
-def test_a_task_without_examples_is_said_and_the_others_go_on(shards: Shards, trained: Path, tmp_path: Path) -> None:
-    done = probe(trained, shards, tmp_path, "--tasks=Lung Opacity,Fracture", f"--imagenet-weights={_weights(tmp_path)}")
-    assert done.returncode == 0 and "Fracture is not measurable" in done.stdout
-    table = pd.read_csv(tmp_path / "table.csv").set_index("task")["mean"]
-    assert table.loc["Fracture"].isna().all() and table.loc["Lung Opacity"].notna().all()
+def test_a_task_or_shots_without_examples_are_said_and_the_others_go_on(
+    shards: Shards, trained: Path, weights: Path, tmp_path: Path
+) -> None:
+    tasks = ("Lung Opacity", "Fracture", "Lung Lesion")
+    make_report(settings_of(trained, shards, tmp_path, weights, tasks=tasks, shots=("3", "40", "2000")), 0, 1)
+    said = (tmp_path / "table.md").read_text()
+    assert "Fracture is not measurable" in said
+    assert re.search(r"Lung Opacity is not measurable with 40 shots: \d+ patients with positive training images", said)
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert set(table["shots"]) == {3}
+    assert set(table["task"]) == {"Lung Opacity"}
+    row = next(line for line in said.splitlines() if line.startswith("| SimCLR |")).split("|")
+    assert np.isfinite(float(row[2].split()[0])) and row[3].strip() == row[4].strip() == "n/a"
 
 
-def _weights(folder: Path) -> Path:
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), folder / "weights.pt")
-    return folder / "weights.pt"
-
-
-def test_labels_from_a_table_are_escaped_in_the_page(radiographs: Path, trained: Path, tmp_path: Path) -> None:
+def test_labels_from_a_table_are_escaped_in_the_page(
+    radiographs: Path, trained: Path, weights: Path, tmp_path: Path
+) -> None:
     from shard.manifest import read_manifest
     from shard.write import build
 
@@ -94,8 +245,7 @@ def test_labels_from_a_table_are_escaped_in_the_page(radiographs: Path, trained:
     pd.concat(frames).to_csv(tmp_path / "table.csv", index=False)
     build(source, tmp_path / "shards", table=tmp_path / "table.csv", size=96, workers=1)
     made = Shards(tmp_path / "shards", read_manifest(tmp_path / "shards"))
-    done = probe(trained, made, tmp_path / "out", f"--tasks={nasty}", f"--imagenet-weights={_weights(tmp_path)}")
-    assert done.returncode == 0, done.stderr
+    make_report(settings_of(trained, made, tmp_path / "out", weights, tasks=(nasty,)), 0, 1)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "POSSIBLY SEEN IN PRE-TRAINING" in page  # these are not the shards the run was trained on
     assert nasty not in page and "&lt;script&gt;" in page

@@ -1,0 +1,221 @@
+"""Encoders through one door, and their features: the right weights, the right images, computed once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+import torchvision
+
+import probe.features
+from pipeline.loader import has_dali
+from pipeline.reference import decode
+from probe.encoders import (
+    SCRATCH,
+    THUMBNAIL,
+    Encoder,
+    GreyAsColour,
+    Input,
+    imagenet_encoder,
+    open_encoder,
+    open_encoders,
+    scratch_encoder,
+    thumbnail_encoder,
+)
+from probe.features import extract_features, read_features, read_images
+from probe.table import MEAN, against_pixels
+from probe.weights import read_weights
+from shard.errors import InputError
+from shard.fetch import Fetcher
+from shard.read import read_labels
+from tests.conftest import Shards, newest, run_module
+
+IMAGES = Input(64, 0.53, 0.24)
+
+
+def test_the_thumbnail_is_the_mean_of_each_square_and_what_does_not_beat_it_is_called_so() -> None:
+    image = torch.randn(2, 1, 64, 64)
+    module = thumbnail_encoder(IMAGES).module
+    assert module is not None
+    wanted = image.unflatten(2, (16, 4)).unflatten(4, (16, 4)).mean((3, 5))
+    assert torch.allclose(module(image), wanted.flatten(1), atol=1e-6)
+    names = ("encoder", "reference", "task", "low")
+    rows = [("SimCLR", THUMBNAIL, "A", 0.01), ("SimCLR", THUMBNAIL, "B", -0.01), ("ImageNet", THUMBNAIL, "A", -0.1),
+            ("SimCLR", "Scratch", "B", 0.1), ("SimCLR", THUMBNAIL, MEAN, 0.1)]  # fmt: skip
+    assert against_pixels(pd.DataFrame(rows, columns=names)) == [
+        "SimCLR beats the 16×16 thumbnail on A. "
+        "SimCLR does not beat the 16×16 thumbnail, with its whole interval, on B.",
+        "ImageNet does not beat the 16×16 thumbnail, with its whole interval, on A.",
+    ]
+
+
+def test_imagenet_features_equal_torchvisions_on_the_grey_image_three_times(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    resnet = torchvision.models.resnet18(weights=None)
+    torch.save(resnet.state_dict(), tmp_path / "weights.pt")
+    encoder = imagenet_encoder("resnet18", IMAGES, tmp_path / "weights.pt")
+    assert isinstance(encoder.module, GreyAsColour)
+    grey = torch.rand(2, 1, 64, 64)
+    resnet.fc = torch.nn.Identity()
+    colour = torchvision.transforms.functional.normalize(
+        grey.expand(-1, 3, -1, -1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    )
+    with torch.inference_mode():
+        assert torch.allclose(encoder.module((grey - 0.53) / 0.24), resnet.eval()(colour), atol=1e-4)
+
+
+@pytest.mark.parametrize("content", ["missing", "no weights", "other arch"])
+def test_imagenet_weights_that_do_not_fit_are_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "weights.pt"
+    if content == "no weights":
+        file.write_text("text")
+    elif content == "other arch":
+        torch.save(torchvision.models.resnet34(weights=None).state_dict(), file)
+    wanted = "no such file|can't be read as weights|not torchvision's resnet18 weights"
+    with pytest.raises(InputError, match=rf"weights\.pt: ({wanted})"):
+        imagenet_encoder("resnet18", IMAGES, file)
+
+
+def test_features_repeat_to_the_bit_and_follow_the_labels_order(shards: Shards) -> None:
+    class Mean(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(dim=(1, 2, 3))[:, None]
+
+    images = Input(32, 0.0, 1.0)
+    module = scratch_encoder("resnet18", 0, images).module
+    assert module is not None
+    splits = tuple(shards.manifest.counts)
+    once, again = (
+        extract_features([module, Mean()], shards.folder, shards.manifest, splits, images, batch_size=32,
+                         backend="dali" if has_dali() else "torchvision", device=torch.device("cpu"), workers=1)
+        for _ in range(2)
+    )  # fmt: skip
+    assert np.array_equal(once[0], again[0]) and once[0].shape == (121, 512)
+    labels = read_labels(shards.folder, shards.manifest, splits)
+    assert len(labels) == 121
+    means = {}
+    for split in splits:
+        images = Fetcher(shards.folder, shards.manifest, split)
+        means |= {images.key(number): float(decode(images, number).mean()) for number in range(len(images))}
+    wanted = np.array([means[key] for key in labels["key"]])
+    assert np.abs(once[1][:, 0] - wanted).max() < 0.02 < wanted.std()
+
+
+def features_of(module: torch.nn.Module, colour: bool = False) -> np.ndarray[Any, Any]:
+    torch.manual_seed(1)
+    grey = torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():
+        return np.asarray(module.eval()(grey.expand(-1, 3, -1, -1) if colour else grey))
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"state_dict": state},
+                                  lambda state: {f"module.encoder.{name}"[7:]: value for name, value in state.items()},
+                                  lambda state: {"model": {f"backbone.{name}": value for name, value in state.items()},
+                                                 "epoch": 3}])  # fmt: skip
+def test_a_state_dict_of_torchvision_or_timm_is_read_with_its_architecture(
+    tmp_path: Path, wrap: Callable[[Any], Any]
+) -> None:
+    torch.manual_seed(0)
+    for module in (torchvision.models.resnet34(), timm.create_model("resnet50", num_classes=7)):
+        torch.save(wrap(module.state_dict()), tmp_path / "weights.pt")
+        read = read_weights(tmp_path / "weights.pt")
+        of_torchvision = isinstance(module, torchvision.models.ResNet)
+        assert read.arch == ("resnet34" if of_torchvision else "resnet50") and read.colour
+        module.fc = torch.nn.Identity()
+        assert np.abs(features_of(read.resnet, True) - features_of(module, True)).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted"),
+    [({"layer1.0.conv1.weight": torch.zeros(3)}, "no conv1.weight among its 1 tensors"), ([1, 2], "holds no weights"),
+     (torchvision.models.resnet152().state_dict(), r"residual blocks"),
+     (torchvision.models.wide_resnet50_2().state_dict(), "not resnet50's weights"), (None, "can't be read as weights")],
+    ids=["no stem", "a list", "resnet152", "wide", "text"],
+)  # fmt: skip
+def test_what_is_no_encoder_is_refused_in_a_line(tmp_path: Path, state: Any, wanted: str) -> None:
+    file = tmp_path / "weights.pt"
+    torch.save(state, file) if state is not None else file.write_text("text")
+    with pytest.raises(InputError, match=rf"weights.pt: .*{wanted}") as caught:
+        open_encoder(file, "x", IMAGES, 0)
+    assert "\n" not in str(caught.value) and "wanted is a state dict" in str(caught.value)
+
+
+def test_a_run_its_checkpoint_and_its_exports_are_one_encoder(trained: Path, tmp_path: Path) -> None:
+    state = newest(trained)
+    arch, run = open_encoder(trained, "run", IMAGES, 0)
+    assert arch == "resnet18" and run.module is not None and "epoch 2" in run.source and run.run == trained
+    weights = run.module.state_dict()
+    assert all(torch.equal(value, state["model"][f"encoder.{name}"]) for name, value in weights.items())
+    assert run.input == Input(32, state["recipe"]["mean"], state["recipe"]["std"])
+    (checkpoint,) = [path for path in (trained / "checkpoints").glob("*.pt") if f"{state['step']:09d}" in path.name]
+    files = [checkpoint]
+    for form, name in (("torchvision", "a.pth"), ("safetensors", "b.safetensors"), ("timm", "c")):
+        done = run_module("train", "export", str(trained), f"--format={form}", f"--out={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+        files.append(tmp_path / name)
+    wanted = features_of(run.module)
+    for file in files:
+        arch, encoder = open_encoder(file, "file", IMAGES, 0)
+        assert arch == "resnet18" and encoder.input == run.input and encoder.module is not None
+        assert np.abs(features_of(encoder.module) - wanted).max() < 1e-4 < wanted.std(), file
+
+
+def test_names_and_baselines(trained: Path, tmp_path: Path) -> None:
+    def names(*given: str, baselines: tuple[str, ...] = ("scratch", "thumbnail")) -> list[str]:
+        opened = open_encoders(given, baselines, otherwise=IMAGES, size=48, imagenet_weights=None, seed=0)
+        assert {encoder.input.size for encoder in opened} == {48}
+        return [encoder.name for encoder in opened]
+
+    assert names(str(trained)) == [SCRATCH, THUMBNAIL, "SimCLR"]
+    assert names(str(trained), f"other={trained}", baselines=("thumbnail",)) == [THUMBNAIL, "trained", "other"]
+    with pytest.raises(InputError, match="two encoders are called trained; name them"):
+        names(str(trained), str(trained))
+    with pytest.raises(InputError, match="absent: no such run or file of weights"):
+        names(str(tmp_path / "absent"))
+
+
+def test_features_are_computed_once_for_the_same_weights_images_and_shards(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+
+    def counted(modules: Any, *arguments: Any, **settings: Any) -> Any:
+        computed.append(len(modules))
+        return extract_features(modules, *arguments, **settings)
+
+    monkeypatch.setattr(probe.features, "extract_features", counted)
+
+    def read(*encoders: Encoder) -> dict[str, Any]:
+        return read_features(encoders, shards.folder, shards.manifest, ("valid",), cache=tmp_path, batch_size=16,
+                             device=torch.device("cpu"), workers=1)  # fmt: skip
+
+    small = Input(32, 0.5, 0.25)
+    scratch, pixels, other = scratch_encoder("resnet18", 0, small), thumbnail_encoder(small), thumbnail_encoder(IMAGES)
+    once = read(scratch, pixels, dataclasses.replace(scratch, module=None, name="absent"))
+    assert computed == [2] and set(once) == {SCRATCH, THUMBNAIL}
+    again = read(dataclasses.replace(scratch, name="by another name"), pixels)
+    assert computed == [2] and np.array_equal(again["by another name"], once[SCRATCH])
+    assert not np.array_equal(read(other)[THUMBNAIL], once[THUMBNAIL]) and computed == [2, 1]
+    assert not np.array_equal(read(scratch_encoder("resnet18", 1, small))[SCRATCH], once[SCRATCH])
+    assert computed == [2, 1, 1]
+
+
+def test_single_images_are_those_of_their_rows(shards: Shards) -> None:
+    splits = tuple(shards.manifest.counts)
+    rows = [118, 3, 77, 0]
+    found = read_images(shards.folder, shards.manifest, splits, rows, Input(96, 0.0, 1.0), batch_size=3,
+                        device=torch.device("cpu"), workers=1)  # fmt: skip
+    keys = read_labels(shards.folder, shards.manifest, splits)["key"].iloc[rows]
+    for key, image in zip(keys, found, strict=True):
+        for split in splits:
+            fetcher = Fetcher(shards.folder, shards.manifest, split)
+            for number in range(len(fetcher)):
+                if fetcher.key(number) == key:
+                    assert abs(float(decode(fetcher, number).mean()) - float(image.mean())) < 0.01

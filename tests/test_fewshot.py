@@ -1,0 +1,113 @@
+"""Draws: balanced, disjoint by patient, nested, the same for all, and handed on as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from probe.draws_file import read_draws, write_draws
+from probe.fewshot import Blank, NotMeasurable, Uncertain, make_draws, resolve_labels
+from shard.errors import InputError
+
+
+def test_draws_are_balanced_disjoint_by_patient_and_without_uncertain_or_blank(labels: pd.DataFrame) -> None:
+    draws = make_draws(labels, "Mass", shots=10, draws=30, seed=0)
+    test = labels.iloc[draws.test]
+    held_out = labels[labels["split"] == "test"]["Mass"]
+    assert (test["Mass"].to_numpy() == draws.test_labels).all() and len(test) == held_out.isin([0, 1]).sum()
+    assert test["key"].is_unique
+    assert len(draws.positive) == len(draws.negative) == len(draws.balanced) == 30
+    for rows, classes, balanced in zip(*draws.support(10), draws.balanced, strict=True):
+        support = labels.iloc[rows]
+        assert len(support) == 20 and support["patient"].nunique() == 20
+        assert (support["Mass"].to_numpy() == classes).all() and classes.sum() == 10
+        assert not set(support["patient"]) & set(test["patient"])
+        assert draws.test_labels[balanced].mean() == 0.5
+        assert balanced.sum() == 2 * min((held_out == value).sum() for value in (0, 1))
+
+
+def test_draws_differ_and_repeat_with_the_seed(labels: pd.DataFrame) -> None:
+    once, again, other = (make_draws(labels, "Mass", shots=5, draws=10, seed=seed) for seed in (0, 0, 1))
+    assert (once.support(5)[0] == again.support(5)[0]).all() and (once.balanced == again.balanced).all()
+    assert len({tuple(sorted(support)) for support in [*once.support(5)[0], *other.support(5)[0]]}) == 20
+    assert len({balanced.tobytes() for balanced in [*once.balanced, *other.balanced]}) == 20
+
+
+def test_every_patient_is_as_likely_however_many_images_it_has() -> None:
+    patients = ["many"] * 50 + [f"p{number}" for number in range(9)]
+    frame = pd.DataFrame({
+        "patient": [*patients, *(f"n{number}" for number in range(30)), *(f"t{number}" for number in range(8))],
+        "split": ["train"] * 89 + ["test"] * 8, "Mass": [1.0] * 59 + [0.0] * 30 + [1.0, 0.0] * 4,
+    })  # fmt: skip
+    draws = make_draws(frame, "Mass", shots=3, draws=1000, seed=0)
+    share = np.mean(["many" in frame["patient"][support].tolist() for support in draws.support(3)[0]])
+    assert share == pytest.approx(0.3, abs=0.06)  # 3 of 10 patients
+
+
+def test_too_few_examples_are_counted_not_guessed(labels: pd.DataFrame) -> None:
+    with pytest.raises(NotMeasurable, match="patients with positive training images, 80 wanted"):
+        make_draws(labels, "Mass", shots=80, draws=1, seed=0).support(80)
+    with pytest.raises(NotMeasurable, match="0 positive and"):
+        make_draws(labels[(labels["split"] == "train") | (labels["Mass"] != 1)], "Mass", shots=3, draws=1, seed=0)
+
+
+def test_fewer_shots_are_the_first_of_more(labels: pd.DataFrame) -> None:
+    draws = make_draws(labels, "Mass", shots=12, draws=4, seed=0)
+    many, few = draws.support(12)[0], draws.support(5)[0]
+    assert np.array_equal(few, many[:, [*range(5), *range(12, 17)]])
+
+
+def test_all_shots_are_every_labelled_training_image(labels: pd.DataFrame) -> None:
+    rows, classes = make_draws(labels, "Mass", shots=5, draws=3, seed=0).support("all")
+    wanted = labels[(labels["split"] == "train") & labels["Mass"].isin([0, 1])]
+    assert rows.shape == (1, len(wanted)) and np.array_equal(rows[0], wanted.index)
+    assert np.array_equal(classes[0], wanted["Mass"])
+    none = labels.assign(Mass=labels["Mass"].where(labels["split"] == "test", 0.0))
+    with pytest.raises(NotMeasurable, match=r"0 of .* labelled training images positive"):
+        make_draws(none, "Mass", shots=1, draws=1, seed=0).support("all")
+
+
+def test_uncertain_and_blank_become_what_is_asked(labels: pd.DataFrame) -> None:
+    before = labels["Mass"].copy()
+    counts = {(uncertain, blank): resolve_labels(labels, ["Mass"], uncertain, blank)["Mass"].value_counts().to_dict()
+              for uncertain in get_args(Uncertain) for blank in get_args(Blank)}  # fmt: skip
+    positive, negative, unsure = ((before == value).sum() for value in (1, 0, -1))
+    missing = before.isna().sum()
+    assert counts["exclude", "exclude"] == {0: negative, 1: positive}
+    assert counts["positive", "exclude"] == {0: negative, 1: positive + unsure}
+    assert counts["negative", "negative"] == {0: negative + unsure + missing, 1: positive}
+    assert labels["Mass"].equals(before)
+
+
+def test_draws_handed_to_others_are_the_same_draws(labels: pd.DataFrame, tmp_path: Path) -> None:
+    made = make_draws(labels, "Mass", shots=10, draws=6, seed=0)
+    file = tmp_path / "draws.csv"
+    file.write_bytes(write_draws({"Mass": made}, labels))
+    (read,) = read_draws(file, labels).values()
+    for name in ("positive", "negative", "test", "test_labels", "balanced", "train", "train_labels"):
+        assert np.array_equal(getattr(made, name), getattr(read, name)), name
+
+
+@pytest.mark.parametrize(
+    ("break_it", "wanted"),
+    [(lambda table: table.assign(key="nobody"), "key nobody, and .* more, are not in these shards"),
+     (lambda table: table.assign(role=table["role"].replace({"positive": "negative", "negative": "positive"})),
+      "Mass: draw 0: not all of its positive examples are positive training images"),
+     (lambda table: table[table["role"] != "test"], "draw 0: its test examples are not all labelled test images"),
+     (lambda table: table.assign(key=table["key"].where(table.index != 1, table["key"][0])), "has a patient twice"),
+     (lambda table: table.assign(task="Else"), "Else is not a finding"),
+     (lambda table: table.drop(columns="role"), "its columns are task, draw, key"),
+     (lambda table: table.assign(draw="first"), "not a table of draws")],
+)  # fmt: skip
+def test_draws_that_do_not_fit_are_refused(labels: pd.DataFrame, tmp_path: Path, break_it: Any, wanted: str) -> None:
+    file = tmp_path / "draws.csv"
+    file.write_bytes(write_draws({"Mass": make_draws(labels, "Mass", shots=5, draws=2, seed=0)}, labels))
+    break_it(pd.read_csv(file, dtype={"key": str})).to_csv(file, index=False)
+    with pytest.raises(InputError, match=rf"--draws-file=.*{wanted}"):
+        read_draws(file, labels)
+    with pytest.raises(InputError, match="no such file; a report writes one"):
+        read_draws(tmp_path / "absent.csv", labels)
