@@ -35,9 +35,10 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[bench,dev,dicom,export]'
 	touch $@
 
-DEMO_IMAGES := 1500
+DEMO_IMAGES := 2400
 # DALI is to be had for Linux alone; elsewhere torchvision makes the views.
-DEMO_TRAIN  := $(if $(filter Linux,$(shell uname -s)),--dali) --arch=resnet18 --size=64 --epochs=12 --batch-size=64 --lr=1e-3
+DEMO_TRAIN  := $(if $(filter Linux,$(shell uname -s)),--dali) --arch=resnet18 --size=64 --epochs=12 --batch-size=64 --lr=1e-3 \
+               --temperature=0.2 --schedule=cosine --warmup-epochs=1
 
 $(DEMO)/radiographs/valid.csv: | $(READY)
 	$(RUN) -m shard phantom $(DEMO)/radiographs --images=$(DEMO_IMAGES)
