@@ -16,8 +16,9 @@ DEMO   := out/demo
 demo: $(DEMO)/report.html
 	@echo "Open $(DEMO)/report.html"
 
+# One thread in each of the two workers: more would fight over the cores.
 test: $(READY)
-	$(RUN) -m pytest -n 2 --dist=worksteal
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist=worksteal
 
 kills: $(READY)
 	KILLS=20 $(RUN) -m pytest -s -k killed_at_random_moments tests/test_kills.py tests/test_resume.py
