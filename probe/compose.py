@@ -75,7 +75,7 @@ def compose(
         sections = [*published, *(section for section in sections if section not in published)]
     return Page(_headline(study, table, differences, measured), against_pixels(differences),
                 [section for section in sections if section.pictures or section.sheets], _notes(study), _facts(study),
-                _commands(study), bool(study.manifest.settings.get("synthetic")))  # fmt: skip
+                _commands(study), study.settings.labels_said, bool(study.manifest.settings.get("synthetic")))  # fmt: skip
 
 
 _EXPLAIN = ("A linear probe on frozen features, learned from few images and tested on patients never trained on. "
@@ -229,8 +229,8 @@ def _notes(study: Study) -> list[str]:
         f"Tested on split {splits}: {held_out['patient'].nunique()} patients, none in a support set, "
         f"{_seen(study)}; all labelled images, and sets balanced by drawing the larger class down, a set a draw, on "
         f"which guessing the majority scores 50 %. Labelled there: {counts}.",
-        f"Uncertain (-1) labels {_fate(settings.uncertain)}, blank ones {_fate(settings.blank)}. Features are frozen, "
-        "standardised by the unlabelled training images and divided by the square root of the encoder's width; "
+        f"{settings.labels_said} Features are frozen, standardised by the unlabelled training images and divided by the "
+        "square root of the encoder's width; "
         f"logistic regression with L2, C = {INVERSE_L2:g} fixed beforehand, to convergence; final, not peak, accuracy.",
         "An encoder that does not beat the 16×16 thumbnail has learned nothing that the grey levels do not say.",
         *(f"{encoder.name}: {encoder.source}; {encoder.input.size} px." for encoder in study.encoders),
@@ -246,10 +246,6 @@ def _seen(study: Study) -> str:
                or one.state["shards"] != study.manifest.fingerprint())]  # fmt: skip
     return (f"POSSIBLY SEEN IN PRE-TRAINING by {', '.join(strange)}, which ran on other shards" if strange
             else "none seen in pre-training")  # fmt: skip
-
-
-def _fate(label: str) -> str:
-    return "are left out" if label == "exclude" else f"count as {label}"
 
 
 def _facts(study: Study) -> list[tuple[str, dict[str, object]]]:

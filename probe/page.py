@@ -29,7 +29,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What a report says. facts: titled lists of names and values; commands: how to make it again."""
+    """What a report says. facts: titled lists of names and values; commands: how to make it again; labels_said: what
+    became of uncertain and blank ones."""
 
     headline: str
     verdicts: list[str]
@@ -37,6 +38,7 @@ class Page:
     notes: list[str]
     facts: list[tuple[str, dict[str, Any]]]
     commands: list[str]
+    labels_said: str
     synthetic: bool
 
     def sheets(self) -> list[Sheet]:
@@ -56,7 +58,7 @@ def write_page(out: Path, page: Page) -> None:
             content = picture.content if picture.kind == "png" else _black(picture)
             write_bytes(out / FIGURES / f"{picture.name}.{picture.kind}", content)
     write_bytes(out / "table.md", to_markdown(page.sheets(), [page.headline, *page.verdicts, *page.notes]).encode())
-    write_bytes(out / "table.tex", to_latex(page.sheets()).encode())
+    write_bytes(out / "table.tex", to_latex(page.sheets(), page.labels_said).encode())
     write_bytes(out / "report.html", html.encode())
 
 

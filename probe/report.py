@@ -61,8 +61,9 @@ def _write(study: Study, measured: Measured, features: dict[str, Features]) -> N
     differences = difference_table(study.encoders, scores, study.tasks, study.headline)
     page = compose(study, measured, table, differences, features, out)
     write_bytes(out / "draws.csv", write_draws(study.drawn, study.labels))
-    write_bytes(out / "table.csv", table.to_csv(index=False).encode())
-    write_bytes(out / "differences.csv", differences.to_csv(index=False).encode())
+    labels = {"uncertain": study.settings.uncertain, "blank": study.settings.blank}
+    write_bytes(out / "table.csv", table.assign(**labels).to_csv(index=False).encode())
+    write_bytes(out / "differences.csv", differences.assign(**labels).to_csv(index=False).encode())
     write_page(out, page)
-    print(to_markdown(page.sheets()[:2], [page.headline, *page.verdicts]))
+    print(to_markdown(page.sheets()[:2], [page.headline, *page.verdicts, page.labels_said]))
     print(f"{out / 'report.html'} written")

@@ -79,6 +79,12 @@ class Settings:
         """How many examples of each class a draw must hold."""
         return max((shots for shots in self.all_shots if shots != "all"), default=1)
 
+    @property
+    def labels_said(self) -> str:
+        """What became of the labels that are neither yes nor no, in words."""
+        fates = ["left out" if fate == "exclude" else f"counted as {fate}" for fate in (self.uncertain, self.blank)]
+        return f"Uncertain (-1) labels are {fates[0]}, blank ones {fates[1]}."
+
     def plain(self) -> dict[str, Any]:
         """All settings as JSON has them."""
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}

@@ -212,12 +212,12 @@ def to_markdown(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
 
 
-def to_latex(sheets: Sequence[Sheet]) -> str:
-    """The tables as LaTeX, to be \\input where booktabs is loaded."""
+def to_latex(sheets: Sequence[Sheet], note: str) -> str:
+    """The tables as LaTeX, to be \\input where booktabs is loaded; the note is in their captions."""
     parts = []
     for title, header, rows in sheets:
         lines = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in (header, *rows)]
-        parts.append("\n".join([r"\begin{table}", rf"\caption{{{title.translate(LATEX)}}}",
+        parts.append("\n".join([r"\begin{table}", rf"\caption{{{f'{title}. {note}'.translate(LATEX)}}}",
                                 rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", lines[0], r"\midrule",
                                 *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}"]))  # fmt: skip
     return "\n\n".join(parts) + "\n"

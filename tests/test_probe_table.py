@@ -107,8 +107,8 @@ def test_of_several_runs_the_first_is_a_reference_too_and_each_pair_comes_once()
 
 
 def test_latex_has_nothing_that_it_would_stumble_over() -> None:
-    written = to_latex([Sheet("50 % of A_1 & {B}", ["", "a\\b"], [["X − Y", "1 [0, 2]"]])])
-    assert r"\caption{50 \% of A\_1 \& \{B\}}" in written and r"a\textbackslash{}b \\" in written
+    written = to_latex([Sheet("50 % of A_1 & {B}", ["", "a\\b"], [["X − Y", "1 [0, 2]"]])], "Note.")
+    assert r"\caption{50 \% of A\_1 \& \{B\}. Note.}" in written and r"a\textbackslash{}b \\" in written
     assert "X $-$ Y & 1 [0, 2] " in written and written.count("\\begin") == written.count("\\end") == 2
 
 
