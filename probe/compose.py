@@ -73,9 +73,16 @@ def compose(
     ]  # fmt: skip
     if study.settings.protocol == "paper":
         sections = [*published, *(section for section in sections if section not in published)]
-    return Page(_headline(study, table, differences, measured), against_pixels(differences),
-                [section for section in sections if section.pictures or section.sheets], _notes(study), _facts(study),
-                _commands(study), study.settings.labels_said, bool(study.manifest.settings.get("synthetic")))  # fmt: skip
+    return Page(
+        headline=_headline(study, table, differences, measured),
+        verdicts=against_pixels(differences),
+        sections=[section for section in sections if section.pictures or section.sheets],
+        notes=_notes(study),
+        facts=_facts(study),
+        commands=_commands(study),
+        labels_said=study.settings.labels_said,
+        synthetic=bool(study.manifest.settings.get("synthetic")),
+    )
 
 
 _EXPLAIN = ("A linear probe on frozen features, learned from few images and tested on patients never trained on. "
@@ -229,9 +236,9 @@ def _notes(study: Study) -> list[str]:
         f"Tested on split {splits}: {held_out['patient'].nunique()} patients, none in a support set, "
         f"{_seen(study)}; all labelled images, and sets balanced by drawing the larger class down, a set a draw, on "
         f"which guessing the majority scores 50 %. Labelled there: {counts}.",
-        f"{settings.labels_said} Features are frozen, standardised by the unlabelled training images and divided by the "
-        "square root of the encoder's width; "
-        f"logistic regression with L2, C = {INVERSE_L2:g} fixed beforehand, to convergence; final, not peak, accuracy.",
+        f"{settings.labels_said} Features are frozen, standardised by the unlabelled training images and divided by "
+        f"the square root of the encoder's width; logistic regression with L2, C = {INVERSE_L2:g} fixed beforehand, to "
+        "convergence; final, not peak, accuracy.",
         "An encoder that does not beat the 16×16 thumbnail has learned nothing that the grey levels do not say.",
         *(f"{encoder.name}: {encoder.source}; {encoder.input.size} px." for encoder in study.encoders),
         *(f"{reason}." for reason in study.unmeasured),
