@@ -56,7 +56,7 @@ def _features(study: Study, needed: set[str] | None) -> dict[str, Features]:
 
 def _write(study: Study, measured: Measured, features: dict[str, Features]) -> None:
     out = study.settings.out
-    scores = with_mean(measured.scores)
+    scores = with_mean(measured.scores, study.drawn)
     table = score_table(scores)
     differences = difference_table(study.encoders, scores, study.tasks, study.headline)
     page = compose(study, measured, table, differences, features, out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,20 +51,15 @@ class Sheet(NamedTuple):
     rows: list[list[str]]
 
 
-def with_mean(scores: Mapping[Key, Scores]) -> dict[Key, Scores]:
-    """The same with each encoder's mean over tasks, replicate by replicate, on whole test sets.
+def with_mean(scores: Mapping[Key, Scores], tasks: Collection[str]) -> dict[Key, Scores]:
+    """The same with each encoder's mean over the tasks, replicate by replicate, on whole test sets.
 
-    Over the tasks that any encoder was measured on with this probe, these shots and this test set.
+    Only where it was measured on all of them: else a curve over shots would step from some tasks to others.
     """
-    tasks: dict[tuple[str, Shots, str], list[str]] = {}
-    for key in scores:
-        there = tasks.setdefault((key.probe, key.shots, key.test), [])
-        there += [key.task] if key.task not in there else []
     result = dict(scores)
     for key in scores:
-        some = tasks[key.probe, key.shots, key.test]
-        parts = [scores[one] for task in some if (one := key._replace(task=task)) in scores]
-        if key.test in (ALL, BALANCED) and 1 < len(parts) == len(some):
+        parts = [scores[one] for task in tasks if (one := key._replace(task=task)) in scores]
+        if key.test in (ALL, BALANCED) and 1 < len(parts) == len(tasks):
             result[key._replace(task=MEAN)] = mean_of(parts)
     return result
 

@@ -41,7 +41,7 @@ def test_the_table_has_the_published_layout_and_says_na_where_nothing_was_measur
     encoders = [Encoder("Scratch", "", None, IMAGES), Encoder("ImageNet", "", None, IMAGES, missing="no network")]
     rng = np.random.default_rng(0)
     measured = {key("Scratch", task, test): chance(rng) for task in ("A", "B") for test in (BALANCED, ALL)}
-    table = score_table(with_mean(measured))
+    table = score_table(with_mean(measured, ["A", "B"]))
     main = layout(table, MAIN, encoders, ["A", "B"], 10, {})
     assert main.header == ["", "A", "B", MEAN] and [row[0] for row in main.rows] == ["Scratch", "ImageNet (no network)"]
     assert main.rows[1][1:] == ["n/a"] * 3
@@ -65,7 +65,8 @@ def test_a_mean_is_over_all_tasks_or_there_is_none_and_never_over_slices() -> No
     measured = {key(*of): chance(rng) for of in (("X", "A"), ("X", "B"), ("Y", "A"), ("X", "A", "sex: men"),
                                                  ("X", "B", "sex: men"))}  # fmt: skip
     measured |= {key("Y", task, shots=1): chance(rng) for task in ("A", "B")}
-    means = {one for one in with_mean(measured) if one.task == MEAN}
+    measured |= {key("X", "A", shots=50): chance(rng)}  # on B there are too few
+    means = {one for one in with_mean(measured, ["A", "B"]) if one.task == MEAN}
     assert means == {key("X", MEAN), key("Y", MEAN, shots=1)}
 
 
@@ -86,7 +87,7 @@ def test_paired_differences_are_replicate_by_replicate_and_corrected_over_tasks(
     for task in ("A", "B"):
         one = replicates[key("Scratch", task)]
         replicates[key("SimCLR", task)] = Scores(one.both + 0.1, one.patients + 0.1, one.draws + 0.1)
-    table = difference_table(encoders, with_mean(replicates), ["A", "B", "C"], 10)
+    table = difference_table(encoders, with_mean(replicates, ["A", "B", "C"]), ["A", "B", "C"], 10)
     by_task = table.set_index("task")
     assert list(by_task.index) == ["A", "B"] and set(table["reference"]) == {"Scratch"}  # no mean of other tasks
     # The spread that both share is gone.
