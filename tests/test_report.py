@@ -15,9 +15,12 @@ import pytest
 import torch
 import torchvision
 
+from probe.linear import probe_draws, standardise
+from probe.measure import ALL, BALANCED, LINEAR, Key, add_up, list_units, measure
 from probe.report import make_report, merge_report
 from probe.settings import Settings, from_plain
-from probe.statistics import METRICS
+from probe.statistics import METRICS, resample, score
+from probe.study import open_study
 from shard.errors import InputError
 from shard.formats import CHEXPERT_FINDINGS
 from shard.table import TASKS
@@ -189,6 +192,27 @@ def test_parts_give_what_one_process_gives(shards: Shards, trained: Path, weight
     make_report(settings("parts", seed=1, finetune=0), 1, 3)
     with pytest.raises(InputError, match=r"of other settings, draws, shards or weights .* with --part=\d --parts=3"):
         merge_report(tmp_path / "parts")
+
+
+def test_what_is_measured_is_of_the_draws_and_resamples_patients_not_images(
+    shards: Shards, trained: Path, weights: Path, tmp_path: Path
+) -> None:
+    study = open_study(settings_of(trained, shards, tmp_path, weights, baselines=("thumbnail",), shots=("3",),
+                                   tasks=("Lung Opacity",)))  # fmt: skip
+    rng = np.random.default_rng(0)
+    features = {name: rng.normal(size=(121, 8)).astype(np.float32) for name in ("Thumbnail", "SimCLR")}
+    units = list_units(study)
+    found = add_up(units, measure(study, units, features, torch.device("cpu")))
+    draws, train = study.drawn["Lung Opacity"], (study.labels["split"] == "train").to_numpy()
+    patients = np.full(121, -1)
+    patients[~train], names = pd.factorize(study.labels["patient"][~train], sort=True)
+    assert len(names) < (~train).sum()  # or it would be the same
+    for name in features:
+        decisions = probe_draws(standardise(features[name], train), *draws.support(3), draws.test)
+        for test, members in ((ALL, None), (BALANCED, draws.balanced)):
+            wanted = score(decisions, draws.test_labels, patients[draws.test], resample(4, len(names)), members)
+            scored = found.scores[Key(name, LINEAR, 3, "Lung Opacity", test)]
+            assert np.array_equal(scored.both, wanted.both, equal_nan=True), (name, test)
 
 
 def test_settings_are_kept_as_they_were(tmp_path: Path) -> None:
