@@ -1,8 +1,7 @@
-"""A study and what was measured → the page: what is said, shown and admitted, in this order."""
+"""A study and what was measured → the page: what is said and shown, in this order."""
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,12 +12,12 @@ from pipeline.preview import draw_preview
 from probe.features import Features
 from probe.figures import Picture, draw_forest, draw_journals, draw_roc, draw_scores, draw_shots
 from probe.gallery import map_test_images, neighbours
-from probe.linear import INVERSE_L2, standardise
+from probe.linear import standardise
 from probe.measure import ALL, BALANCED, FINETUNE, LINEAR, Measured
+from probe.notes import list_commands, list_facts, list_notes
 from probe.page import Page, Section
 from probe.paper import EPOCHS, LR, NOISE
 from probe.slices import LEAST, count, find_slices, is_large_enough
-from probe.statistics import REPLICATES
 from probe.study import Study
 from probe.table import (
     MAIN,
@@ -32,11 +31,7 @@ from probe.table import (
     layout_shots,
     with_mean_column,
 )
-from shard.machine import commit, version_of
-from train.config import train_command
 from train.journal import read_journal
-
-PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit-learn", "numpy", "pandas", "pillow")
 
 
 def compose(
@@ -77,9 +72,9 @@ def compose(
         headline=_headline(study, table, differences, measured),
         verdicts=against_pixels(differences),
         sections=[section for section in sections if section.pictures or section.sheets],
-        notes=_notes(study),
-        facts=_facts(study),
-        commands=_commands(study),
+        notes=list_notes(study),
+        facts=list_facts(study),
+        commands=list_commands(study),
         labels_said=study.settings.labels_said,
         synthetic=bool(study.manifest.settings.get("synthetic")),
     )
@@ -216,63 +211,3 @@ def _pretraining(study: Study, out: Path) -> list[Section]:
             "uniformity: the log of the mean potential between all views (Wang & Isola, 2020). Of training batches.")
     return [Section("Pre-training", text, [picture for picture in drawn if picture]),
             Section("What the network sees", "", [views])]  # fmt: skip
-
-
-def _notes(study: Study) -> list[str]:
-    """How to read this: how it was measured, and what it can't show."""
-    settings, held_out = study.settings, study.labels[study.labels["split"] != "train"]
-    counts = ", ".join(f"{task} {(held_out[task] == 1).sum()} positive / {(held_out[task] == 0).sum()} negative"
-                       for task in study.tasks)  # fmt: skip
-    splits = " and ".join(dict.fromkeys(held_out["split"]))
-    k = study.headline
-    support = ("Learned from all labelled training images" if k == "all" else
-               f"{k} positive + {k} negative images of {2 * k} different training patients")  # fmt: skip
-    notes = [
-        f"{support}; {study.draws} draws, shared by all encoders (draws.csv); mean over draws with its 95 % interval "
-        f"from a two-level bootstrap: draws and test patients taken with replacement, {REPLICATES} times.",
-        "It can't show: what another choice of training patients, another seed for the weights, or another archive "
-        "would give; whether labels mined from reports are true; or that a difference of AUROC matters to a patient.",
-        "Paired differences: p two-sided from the bootstrap, corrected over the tasks (Holm), not over the encoders.",
-        f"Tested on split {splits}: {held_out['patient'].nunique()} patients, none in a support set, "
-        f"{_seen(study)}; all labelled images, and sets balanced by drawing the larger class down, a set a draw, on "
-        f"which guessing the majority scores 50 %. Labelled there: {counts}.",
-        f"{settings.labels_said} Features are frozen, standardised by the unlabelled training images and divided by "
-        f"the square root of the encoder's width; logistic regression with L2, C = {INVERSE_L2:g} fixed beforehand, to "
-        "convergence; final, not peak, accuracy.",
-        "An encoder that does not beat the 16×16 thumbnail has learned nothing that the grey levels do not say.",
-        *(f"{encoder.name}: {encoder.source}; {encoder.input.size} px." for encoder in study.encoders),
-        *(f"{reason}." for reason in study.unmeasured),
-    ]
-    warning = "SYNTHETIC radiographs (phantoms): the figures say that the software works, and nothing of patients."
-    return [warning, *notes] if study.manifest.settings.get("synthetic") else notes
-
-
-def _seen(study: Study) -> str:
-    """Patients are known to be new to an encoder only where it learned from these very shards' training split."""
-    strange = [one.name for one in study.encoders if one.is_given and (one.state is None
-               or one.state["shards"] != study.manifest.fingerprint())]  # fmt: skip
-    return (f"POSSIBLY SEEN IN PRE-TRAINING by {', '.join(strange)}, which ran on other shards" if strange
-            else "none seen in pre-training")  # fmt: skip
-
-
-def _facts(study: Study) -> list[tuple[str, dict[str, object]]]:
-    facts: list[tuple[str, dict[str, object]]] = [("Settings of the probe", dict(study.settings.plain()))]
-    for one in study.encoders:
-        if one.state is not None:
-            facts.append((f"{one.name}: settings of its pre-training",
-                          {**one.state["config"], "steps": one.state["step"], "epochs done": one.state["epoch"]}))
-            facts.append((f"{one.name}: augmentation", dict(one.state["recipe"])))
-    hashes = {one.name: one.sha256() for one in study.encoders if one.module is not None}
-    counts = {f"{split} images / patients": f"{some['images']} / {some['patients']}"
-              for split, some in study.manifest.counts.items()}  # fmt: skip
-    versions = {"code": commit(), "python": platform.python_version(), **{name: version_of(name) for name in PACKAGES},
-                "machine": f"{platform.system()} {platform.machine()}"}  # fmt: skip
-    return [*facts, ("Encoders, sha256", dict(hashes)),
-            ("Data", {**study.manifest.settings, "fingerprint": study.manifest.fingerprint(),
-                      "rejected": study.manifest.rejected, **counts}),
-            ("Versions", dict(versions))]  # fmt: skip
-
-
-def _commands(study: Study) -> list[str]:
-    trained = [train_command(one.state["config"]) for one in study.encoders if one.state is not None]
-    return [*dict.fromkeys(trained), study.settings.command()]

@@ -31,7 +31,7 @@ def read_features(
     shards, and how the images were made. An encoder that can't be had is left out.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    backend: Backend = "dali" if has_dali() else "torchvision"
+    backend = _backend()
     files = {encoder.name: cache / f"{_key(encoder, manifest, splits, backend, device)}.npy" for encoder in encoders
              if encoder.module is not None}  # fmt: skip
     wanted = [encoder for encoder in encoders if encoder.name in files and not files[encoder.name].exists()]
@@ -60,7 +60,7 @@ def read_images(
         if not len(chosen):
             continue
         samples = (wanted[chosen] - ends[place] + manifest.images(split)).tolist()
-        loader = image_loader("dali" if has_dali() else "torchvision", shards, manifest, split=split, size=size,
+        loader = image_loader(_backend(), shards, manifest, split=split, size=size,
                               mean=images.mean, std=images.std, batch_size=batch_size, device=device, workers=workers,
                               samples=samples)  # fmt: skip
         read = torch.cat([batch.float() for batch in loader])
@@ -68,6 +68,10 @@ def read_images(
             found = torch.empty(len(wanted), *read.shape[1:], device=read.device)
         found[torch.from_numpy(chosen).to(read.device)] = read
     return found
+
+
+def _backend() -> Backend:
+    return "dali" if has_dali() else "torchvision"
 
 
 def _key(encoder: Encoder, manifest: Manifest, splits: Sequence[str], backend: str, device: torch.device) -> str:

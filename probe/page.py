@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from probe.figures import Picture, on_page
+from probe.figures import INK, Picture, on_page
 from probe.table import Sheet, to_latex, to_markdown
 from shard.files import write_bytes
 
@@ -74,6 +74,4 @@ def _inline(picture: Picture) -> markupsafe.Markup:
 
 def _black(picture: Picture) -> bytes:
     """A figure by itself, on white paper."""
-    from probe.figures import INK
-
     return picture.content.replace(INK.encode(), b"#000000")
