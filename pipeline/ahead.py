@@ -15,7 +15,10 @@ THREADS = 8
 
 
 def read_ahead(fetcher: Fetcher, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[bytes]]]:
-    """Each batch with the bytes of its images. Raises InputError naming tar and key where they can't be read."""
+    """Each batch with the bytes of its images, and then, where it has partners, those that view 2 is made of.
+
+    Raises InputError naming tar and key where they can't be read.
+    """
     waiting: deque[tuple[Batch, Future[list[bytes]]]] = deque()
     epoch = None
     for batch in batches:
@@ -42,4 +45,8 @@ def _next(waiting: deque[tuple[Batch, Future[list[bytes]]]]) -> tuple[Batch, lis
 
 
 def _read(fetcher: Fetcher, batch: Batch) -> list[bytes]:
-    return [fetcher.read(number) for number in batch.samples.tolist()]
+    contents = [fetcher.read(number) for number in batch.samples.tolist()]
+    if batch.partners is not None:
+        pairs = zip(batch.samples.tolist(), batch.partners.tolist(), contents.copy(), strict=True)
+        contents += [content if other == number else fetcher.read(other) for number, other, content in pairs]
+    return contents

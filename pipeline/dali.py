@@ -114,7 +114,8 @@ class _Feed:
         # What DALI still reads, since it makes no copies, and where to look for an image that it can't decode.
         self._recent: deque[tuple[Batch, list[bytes], Any]] = deque(maxlen=BATCHES_QUEUED + 3)
         self._first = self._next()
-        self.batch_size = len(self._first[0])
+        self.batch_size = len(self._recent[0][0].samples)
+        self.paired = self._recent[0][0].partners is not None
         self.first_shape = self._shapes(*self._recent[0][:2])[0]
         self.raw_size = fetcher.raw_size
 
@@ -127,10 +128,11 @@ class _Feed:
                 return
 
     def inputs(self, kinds: list[Any], dimensions: list[int]) -> list[Any]:
-        """The pipeline's inputs: bytes first, then an input for each of the parameters' arrays."""
+        """The pipeline's inputs: bytes first, with partners those of view 2 next, then each of the parameters' arrays."""
+        encoded = 1 + self.paired
         inputs: list[Any] = fn.external_source(
-            source=iter(self), num_outputs=1 + len(kinds), batch=True, no_copy=True,
-            dtype=[types.UINT8, *kinds], ndim=[1, *dimensions],
+            source=iter(self), num_outputs=encoded + len(kinds), batch=True, no_copy=True,
+            dtype=[types.UINT8] * encoded + kinds, ndim=[1] * encoded + dimensions,
         )  # fmt: skip
         return inputs
 
@@ -146,10 +148,12 @@ class _Feed:
         drawn = self._draw(batch, self._shapes(batch, contents))
         encoded = [np.frombuffer(content, np.uint8) for content in contents]
         self._recent.append((batch, contents, drawn))
-        return (encoded, *drawn)
+        if batch.partners is None:
+            return (encoded, *drawn)
+        return (encoded[: len(batch.samples)], encoded[len(batch.samples) :], *drawn)
 
     def _shapes(self, batch: Batch, contents: list[bytes]) -> Any:
-        """Heights and widths of a batch's images."""
+        """Heights and widths of what is read for a batch, [·, 2]."""
         if self._fetcher.raw_size:
             return np.full((len(contents), 2), self._fetcher.raw_size)
         try:
@@ -165,7 +169,7 @@ class _Feed:
 
     def _undecodable(self, batch: Batch, contents: list[bytes]) -> InputError | None:
         """The first image of a batch that libjpeg-turbo, on the CPU, can't decode."""
-        for number, content in zip(batch.samples.tolist(), contents, strict=True):
+        for number, content in zip(batch.images.tolist(), contents, strict=True):
             try:
                 simplejpeg.decode_jpeg(content, colorspace="GRAY")
             except ValueError as fault:
@@ -182,48 +186,78 @@ def out_of_memory(error: Exception) -> InputError | None:
     return None
 
 
+def draw_batch(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, Any]:
+    """The views' parameters, [B, 2, 8], and which second views are of a partner, [B]; shapes as _Feed gives them."""
+    if batch.partners is None:
+        return draw_views(recipe, seed, batch.epoch, batch.samples, shapes), np.zeros(len(batch.samples), bool)
+    of_views = np.stack(np.split(shapes, 2), axis=1)
+    return draw_views(recipe, seed, batch.epoch, batch.samples, of_views), batch.partners != batch.samples
+
+
 def stock_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:
-    """What stock operators are fed: start, extent, flip, sigma, brightness, contrast of view 1, then of view 2."""
-    drawn = draw_views(recipe, seed, batch.epoch, batch.samples, shapes)
+    """What stock operators are fed: start, extent, flip, sigma, brightness, contrast of view 1, then of view 2, after
+    them, in a batch with partners, which second views are of one."""
+    drawn, paired = draw_batch(recipe, seed, batch, shapes)
     whole, real = drawn.astype(np.int32), drawn.astype(np.float32)
-    return tuple(
+    parts = (
         np.ascontiguousarray(part) for view in range(2) for part in
         (whole[:, view, 0:2], whole[:, view, 2:4], whole[:, view, 4], *(real[:, view, k] for k in (5, 6, 7)))
     )  # fmt: skip
+    return (*parts, *(() if batch.partners is None else (paired,)))
 
 
-def fused_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, Any, Any]:
-    """What the fused operator is fed: the box that holds both crops, which is all that is decoded, as start and
-    extent; and the views' parameters within it, [B, 2, 8]."""
-    drawn = draw_views(recipe, seed, batch.epoch, batch.samples, shapes)
-    start = drawn[:, :, 0:2].min(axis=1)
-    end = (drawn[:, :, 0:2] + drawn[:, :, 2:4]).max(axis=1)
-    drawn[:, :, 0:2] -= start[:, None]
-    return start.astype(np.int32), (end - start).astype(np.int32), drawn
+def fused_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:
+    """What the fused operator is fed: the views' parameters, [B, 2, 8], within a box that holds both crops and is all
+    that is decoded, and that box's start and extent. In a batch with partners there follow the same of their boxes,
+    each image's holding its own crop alone, and which second views are of one."""
+    drawn, paired = draw_batch(recipe, seed, batch, shapes)
+    starts, ends = drawn[:, :, 0:2].copy(), drawn[:, :, 0:2] + drawn[:, :, 2:4]  # [B, 2, 2]
+    starts[~paired] = starts[~paired].min(axis=1, keepdims=True)
+    ends[~paired] = ends[~paired].max(axis=1, keepdims=True)
+    drawn[:, :, 0:2] -= starts
+    boxes = [np.ascontiguousarray(part[:, view], np.int32) for view in range(2) for part in (starts, ends - starts)]
+    return (drawn, *boxes[:2]) if batch.partners is None else (drawn, *boxes, paired)
 
 
 STOCK_KINDS = [types.INT32, types.INT32, types.INT32, types.FLOAT, types.FLOAT, types.FLOAT] * 2
 STOCK_DIMENSIONS = [1, 1, 0, 0, 0, 0] * 2
+BOX_KINDS, BOX_DIMENSIONS = [types.INT32, types.INT32], [1, 1]
 
 
-@pipeline_def
+# In these two a sample's branch alone is run: where view 2 is of no partner, none is decoded.
+
+
+@pipeline_def(enable_conditionals=True)
 def _stock_views(feed: _Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
-    encoded, *drawn = feed.inputs(STOCK_KINDS, STOCK_DIMENSIONS)
-    image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
-    return make_view(image, drawn[:6], recipe, half=half), make_view(image, drawn[6:], recipe, half=half)
+    if feed.paired:
+        encoded, others, *drawn, paired = feed.inputs([*STOCK_KINDS, types.BOOL], [*STOCK_DIMENSIONS, 0])
+        image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
+        if paired:
+            other = decode(others, feed.raw_size, on_gpu=on_gpu())
+        else:
+            other = image
+    else:
+        encoded, *drawn = feed.inputs(STOCK_KINDS, STOCK_DIMENSIONS)
+        image = other = decode(encoded, feed.raw_size, on_gpu=on_gpu())
+    return make_view(image, drawn[:6], recipe, half=half), make_view(other, drawn[6:], recipe, half=half)
 
 
-@pipeline_def
+@pipeline_def(enable_conditionals=True)
 def _fused_views(feed: _Feed, recipe: Recipe, half: bool, spaces: Workspaces) -> tuple[Any, Any]:
-    encoded, start, extent, drawn = feed.inputs([types.INT32, types.INT32, types.FLOAT64], [1, 1, 2])
-    if feed.raw_size:
-        image = fn.slice(decode(encoded, feed.raw_size, on_gpu=False), start=start, shape=extent, axes=[0, 1])
-    else:  # libjpeg-turbo passes over what lies left, right and below
-        image = fn.decoders.image_slice(encoded, device="cpu", start=start, shape=extent, axes=[0, 1],
-                                        output_type=types.GRAY, adjust_orientation=False)  # fmt: skip
+    if feed.paired:
+        encoded, others, drawn, start, extent, its_start, its_extent, paired = feed.inputs(
+            [types.FLOAT64, *BOX_KINDS, *BOX_KINDS, types.BOOL], [2, *BOX_DIMENSIONS, *BOX_DIMENSIONS, 0])
+        image = decode_box(encoded, start, extent, feed.raw_size)
+        if paired:
+            other = decode_box(others, its_start, its_extent, feed.raw_size)
+        else:
+            other = image
+    else:
+        encoded, drawn, start, extent = feed.inputs([types.FLOAT64, *BOX_KINDS], [2, *BOX_DIMENSIONS])
+        image = other = decode_box(encoded, start, extent, feed.raw_size)
     same = [np.repeat(array[None], feed.batch_size, axis=0) for array in dali_constants(spaces, recipe)]
     constants = fn.external_source(source=lambda: same, num_outputs=3, batch=True, no_copy=True)
-    view1, view2 = fused_views(image, drawn, constants, half=half)
+    view1, view2 = fused_views(image, other, drawn, constants, half=half)
     return (view1.gpu(), view2.gpu()) if on_gpu() else (view1, view2)
 
 
@@ -254,6 +288,15 @@ def decode(encoded: Any, raw_size: int | None, *, on_gpu: bool) -> Any:
                              adjust_orientation=False)  # fmt: skip
 
 
+def decode_box(encoded: Any, start: Any, extent: Any, raw_size: int | None) -> Any:
+    """Encoded bytes → the part of an image that begins at `start` and is `extent` large, on the CPU."""
+    if raw_size:
+        return fn.slice(decode(encoded, raw_size, on_gpu=False), start=start, shape=extent, axes=[0, 1])
+    # libjpeg-turbo passes over what lies left, right and below.
+    return fn.decoders.image_slice(encoded, device="cpu", start=start, shape=extent, axes=[0, 1],
+                                   output_type=types.GRAY, adjust_orientation=False)  # fmt: skip
+
+
 class FusedViews(NumbaFunction):  # type: ignore[misc]  # DALI leaves it untyped
     """numba_function, for functions that are compiled already."""
 
@@ -264,18 +307,19 @@ class FusedViews(NumbaFunction):  # type: ignore[misc]  # DALI leaves it untyped
         return int(setup_fn.address)
 
 
-def fused_views(image: Any, parameters: Any, constants: Any, *, half: bool) -> tuple[Any, Any]:
-    """Both views by pipeline.fused inside the graph: image HWC uint8 → two CHW, float32 or float16.
+def fused_views(image: Any, other: Any, parameters: Any, constants: Any, *, half: bool) -> tuple[Any, Any]:
+    """Both views by pipeline.fused inside the graph: images HWC uint8, one a view → two CHW, float32 or float16.
 
-    parameters: [2, 8], within the image. constants: fused.dali_constants.
+    parameters: [2, 8], each within its image. constants: fused.dali_constants.
     """
     kind = types.UINT16 if half else types.FLOAT  # the operator refuses FLOAT16
     run, shapes = dali_functions(half=half)
     operator = FusedViews(
         run_fn=run, setup_fn=shapes, out_types=[kind, kind], outs_ndim=[3, 3],
-        in_types=[types.UINT8, types.FLOAT64, types.UINT8, types.FLOAT64, types.INT64], ins_ndim=[3, 2, 1, 1, 1],
+        in_types=[types.UINT8, types.UINT8, types.FLOAT64, types.UINT8, types.FLOAT64, types.INT64],
+        ins_ndim=[3, 3, 2, 1, 1, 1],
     )  # fmt: skip
-    view1, view2 = operator(image, parameters, *constants)
+    view1, view2 = operator(image, other, parameters, *constants)
     return (fn.reinterpret(view1, dtype=types.FLOAT16), fn.reinterpret(view2, dtype=types.FLOAT16)) if half else (
         view1, view2)  # fmt: skip
 

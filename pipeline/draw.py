@@ -16,6 +16,7 @@ from pipeline.recipe import Recipe
 
 VIEW_NUMBERS = 8  # parameters of a view, in the order of recipe.View
 UNIFORMS = 28  # seven blocks of four: top, left, flip, blurred, sigma, brightness, contrast, spare; 10 × (area, ratio)
+SPARE = 7  # the one of them that no parameter is made of
 TRIES = 10
 
 _MULTIPLIERS = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
@@ -29,17 +30,33 @@ _compiled = njit(cache=True, nogil=True)
 def draw_views(recipe: Recipe, seed: int, epoch: int, samples: Any, shapes: Any) -> Any:
     """Parameters of both views of some images: float64 [B, 2, 8], in the order of recipe.View.
 
-    samples: their numbers in the split, [B]. shapes: their heights and widths in pixels, [B, 2].
+    samples: their numbers in the split, [B]. shapes: heights and widths in pixels, [B, 2], or, where the views are of
+    two images, [B, 2, 2].
     """
     low, high = recipe.crop_ratio
     ranges = np.array([
         recipe.crop_area, (math.log(low), math.log(high)), (recipe.flip_probability, recipe.blur_probability),
         recipe.blur_sigma, (1 - recipe.brightness, 1 + recipe.brightness), (1 - recipe.contrast, 1 + recipe.contrast),
     ])  # fmt: skip
+    of_views = np.asarray(shapes, np.int64)
+    if of_views.ndim == 2:
+        of_views = np.repeat(of_views[:, None], 2, axis=1)
     parameters = np.empty((len(samples), 2, VIEW_NUMBERS))
     _draw(parameters, ranges, np.uint64(seed), np.uint64(epoch), np.asarray(samples, np.uint64),
-          np.asarray(shapes, np.int64))  # fmt: skip
+          of_views)  # fmt: skip
     return parameters
+
+
+def draw_partners(probability: float, seed: int, epoch: int, samples: Any, starts: Any, members: Any) -> Any:
+    """Of which image view 2 is made, [B] int64: with that probability a partner of the sample's, each as likely.
+
+    members: images of the split, group by group, [N]; starts: where each sample's group begins and ends in there,
+    [B, 2]. The numbers are those that a view's parameters leave over.
+    """
+    partners = np.empty(len(samples), np.int64)
+    _draw_partners(partners, probability, np.uint64(seed), np.uint64(epoch), np.asarray(samples, np.uint64), starts,
+                   members)  # fmt: skip
+    return partners
 
 
 def shuffle_keys(seed: int, epoch: int, count: int, stream: int) -> Any:
@@ -66,7 +83,23 @@ def _draw(parameters: Any, ranges: Any, seed: Any, epoch: Any, samples: Any, sha
     for i in range(samples.size):
         for view in range(2):
             fill_uniforms(uniforms, seed, epoch, samples[i], np.uint64(view))
-            _draw_view(parameters[i, view], ranges, shapes[i, 0], shapes[i, 1], uniforms)
+            _draw_view(parameters[i, view], ranges, shapes[i, view, 0], shapes[i, view, 1], uniforms)
+
+
+@_compiled
+def _draw_partners(
+    partners: Any, probability: float, seed: Any, epoch: Any, samples: Any, starts: Any, members: Any
+) -> None:  # fmt: skip
+    uniforms = np.empty(SPARE + 1)
+    for i in range(samples.size):
+        partners[i] = samples[i]
+        start, others = starts[i, 0], starts[i, 1] - starts[i, 0] - 1
+        fill_uniforms(uniforms, seed, epoch, samples[i], np.uint64(1))
+        if others > 0 and uniforms[SPARE] < probability:
+            fill_uniforms(uniforms, seed, epoch, samples[i], np.uint64(0))
+            chosen = start + int(uniforms[SPARE] * others)
+            # The last stands in for the sample itself, which is then as unlikely as it should be.
+            partners[i] = members[chosen] if members[chosen] != samples[i] else members[start + others]
 
 
 @_compiled

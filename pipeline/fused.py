@@ -62,12 +62,13 @@ class Workspaces:
 
 @_compiled
 def make_views(
-    view1: Any, view2: Any, image: Any, parameters: Any, mean: float, std: float, numbers: Any, starts: Any, taken: Any
-) -> None:
-    """Both views of an image, as the reference makes them to within 0.01 of 255 grey levels.
+    view1: Any, view2: Any, image1: Any, image2: Any, parameters: Any, mean: float, std: float, numbers: Any,
+    starts: Any, taken: Any,
+) -> None:  # fmt: skip
+    """Both views, as the reference makes them to within 0.01 of 255 grey levels.
 
-    view1, view2: where they go, [1, size, size], float32 or, as uint16, float16. image: [H, W, 1] uint8.
-    parameters: [2, 8], in the order of recipe.View. numbers, starts, taken: those of Workspaces.
+    view1, view2: where they go, [1, size, size], float32 or, as uint16, float16. image1, image2: of which each is made,
+    mostly the same, [H, W, 1] uint8. parameters: [2, 8], in the order of recipe.View. numbers, starts, taken: those of Workspaces.
     """
     size, slots = view1.shape[1], taken.size
     floats, needed = numbers.size // slots, 0
@@ -79,8 +80,8 @@ def make_views(
         mine, places = numbers[slot * floats : (slot + 1) * floats], starts[slot * 2 * size : (slot + 1) * 2 * size]
     else:
         mine, places = np.zeros(needed, np.float32), np.zeros(2 * size, np.int64)
-    _make_view(view1, image, parameters[0], mean, std, mine, places)
-    _make_view(view2, image, parameters[1], mean, std, mine, places)
+    _make_view(view1, image1, parameters[0], mean, std, mine, places)
+    _make_view(view2, image2, parameters[1], mean, std, mine, places)
     if slot >= 0:
         release(taken, slot)
 
@@ -308,7 +309,7 @@ _SETUP = types.void(_ADDRESS, _ADDRESS, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _N
 
 
 def dali_constants(spaces: Workspaces, recipe: Recipe) -> tuple[Any, Any, Any]:
-    """What the operator is fed beside image and parameters, the same for every sample.
+    """What the operator is fed beside images and parameters, the same for every sample.
 
     An array as long as a view is wide, since DALI asks for shapes before it shows what is in them; mean and standard
     deviation; and where the workspaces lie and how long they are.
@@ -326,13 +327,13 @@ def dali_functions(*, half: bool) -> tuple[Any, Any]:
 
 
 def _dali_shapes(into: int, into_ndims: int, outputs: int, shapes: int, ndims: int, inputs: int, samples: int) -> None:
-    """The shapes of both views of each sample; inputs: image, parameters and dali_constants."""
+    """The shapes of both views of each sample; inputs: an image for each, parameters and dali_constants."""
     theirs = carray(_pointer(into), outputs * samples, np.int64)
     ours = carray(_pointer(shapes), inputs * samples, np.int64)
     for i in range(outputs * samples):
         shape = carray(_pointer(theirs[i]), 3, np.int64)
         shape[0] = 1
-        shape[1] = shape[2] = carray(_pointer(ours[2 * samples + i % samples]), 1, np.int64)[0]
+        shape[1] = shape[2] = carray(_pointer(ours[3 * samples + i % samples]), 1, np.int64)[0]
 
 
 def _dali_views(
@@ -355,13 +356,15 @@ def _run(into: int, into_shapes: int, inputs: int, shapes: int, kind: Any) -> No
     places = carray(_pointer(into), 2, np.int64)
     view1 = carray(_pointer(places[0]), (1, size, size), kind)
     view2 = carray(_pointer(places[1]), (1, size, size), kind)
-    given = carray(_pointer(inputs), 5, np.int64)
-    image_shape = carray(_pointer(carray(_pointer(shapes), 5, np.int64)[0]), 3, np.int64)
-    image = carray(_pointer(given[0]), (image_shape[0], image_shape[1], 1), np.uint8)
-    parameters = carray(_pointer(given[1]), (2, 8), np.float64)
-    statistics = carray(_pointer(given[3]), 2, np.float64)
-    spaces = carray(_pointer(given[4]), 6, np.int64)
-    make_views(view1, view2, image, parameters, statistics[0], statistics[1],
+    given = carray(_pointer(inputs), 6, np.int64)
+    places_of_shapes = carray(_pointer(shapes), 6, np.int64)
+    shape1, shape2 = (carray(_pointer(places_of_shapes[0]), 3, np.int64), carray(_pointer(places_of_shapes[1]), 3, np.int64))
+    image1 = carray(_pointer(given[0]), (shape1[0], shape1[1], 1), np.uint8)
+    image2 = carray(_pointer(given[1]), (shape2[0], shape2[1], 1), np.uint8)
+    parameters = carray(_pointer(given[2]), (2, 8), np.float64)
+    statistics = carray(_pointer(given[4]), 2, np.float64)
+    spaces = carray(_pointer(given[5]), 6, np.int64)
+    make_views(view1, view2, image1, image2, parameters, statistics[0], statistics[1],
                carray(_pointer(spaces[0]), spaces[1], np.float32), carray(_pointer(spaces[2]), spaces[3], np.int64),
                carray(_pointer(spaces[4]), spaces[5], np.int64))  # fmt: skip
 

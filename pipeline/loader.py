@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from pipeline.partners import Patients
 from pipeline.plan import Batch, Plan, cut_into_batches
 from pipeline.recipe import Recipe, Where, least_size
 from shard.errors import InputError
@@ -37,10 +38,10 @@ class ViewLoader:
 
     def __init__(
         self, plan: Plan, start: Callable[[Iterator[Batch]], Iterator[Views]], promise: dict[str, Any],
-        key: Callable[[int], str],
+        key: Callable[[int], str], patients: Patients,
     ) -> None:  # fmt: skip
         """start: batches → their views. promise: what must be equal for a state to be gone on from. key: an image's."""
-        self._plan, self._start, self._promise, self._key = plan, start, promise, key
+        self._plan, self._start, self._promise, self._key, self._patients = plan, start, promise, key, patients
         self._epoch, self._step = 0, 0
         self._views: Iterator[Views] | None = None
 
@@ -61,8 +62,15 @@ class ViewLoader:
 
     def keys(self, epoch: int, step: int) -> list[str]:
         """The keys of the images of a step, on all ranks."""
+        return [self._key(number) for number in self._samples(epoch, step).tolist()]
+
+    def patients(self, epoch: int, step: int) -> torch.Tensor:
+        """A number for the patient of each image of a step, on all ranks: [B · world] int64."""
+        return torch.from_numpy(self._patients.numbers[self._samples(epoch, step)])
+
+    def _samples(self, epoch: int, step: int) -> Any:
         joint = replace(self._plan, batch_size=self._plan.batch_size * self._plan.world, rank=0, world=1)
-        return [self._key(number) for number in next(joint.batches(epoch, step)).samples.tolist()]
+        return next(joint.batches(epoch, step)).samples
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: after the last batch it gave."""
@@ -119,15 +127,25 @@ def two_view_loader(
                "views": where, "batch_size": batch_size * world, "ranks": world, "half": half,
                "seed": seed}  # fmt: skip
     fetcher = Fetcher(folder, manifest, split)
-    start = partial(make_views, maker, fetcher, recipe=recipe, seed=seed, device=device, workers=workers, half=half)
-    return ViewLoader(plan, start, promise, fetcher.key)
+    patients = Patients(folder, manifest, split)
+    if recipe.patient_positive:
+        patients.check()
+    start = partial(make_views, maker, fetcher, recipe=recipe, seed=seed, device=device, workers=workers, half=half,
+                    patients=patients)  # fmt: skip
+    return ViewLoader(plan, start, promise, fetcher.key, patients)
 
 
 def make_views(
     maker: Maker, fetcher: Fetcher, batches: Iterable[Batch], *, recipe: Recipe, seed: int, device: torch.device,
-    workers: int, half: bool = False,
+    workers: int, half: bool = False, patients: Patients | None = None,
 ) -> Iterator[Views]:  # fmt: skip
-    """Both views of each batch's images: dali-fused and torchvision on the CPU, dali-stock on the device."""
+    """Both views of each batch's images: dali-fused and torchvision on the CPU, dali-stock on the device.
+
+    patients: of the split, where the recipe takes second views from partners.
+    """
+    if recipe.patient_positive:
+        assert patients is not None
+        batches = map(partial(patients.pair, recipe.patient_positive, seed), batches)
     if recipe.size < (least := least_size(recipe)):
         raise InputError(f"--size={recipe.size}: views want at least {least} pixels a side")
     if maker == "torchvision":

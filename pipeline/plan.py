@@ -23,6 +23,17 @@ class Batch(NamedTuple):
     epoch: int
     step: int
     samples: Any  # [B] int64
+    partners: Any = None  # [B] int64, of what view 2 is made: another image of the patient, or the same; None: the same
+
+    @property
+    def seconds(self) -> Any:
+        """[B] int64: the images of which view 2 is made."""
+        return self.samples if self.partners is None else self.partners
+
+    @property
+    def images(self) -> Any:
+        """The images that are read: those of view 1, and where there are partners, then those of view 2."""
+        return self.samples if self.partners is None else np.concatenate([self.samples, self.partners])
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def draw_preview(shards: Path, out: Path, *, images: int, size: int, seed: int) 
     for row, (line, number) in enumerate(zip(axes, numbers.tolist(), strict=True)):
         image, key = reference.decode(fetcher, number), fetcher.key(number)
         pictures = [(f"{key}\n{image.shape[2]}×{image.shape[1]}", image)]
-        for view, drawn in enumerate(reference.draw(recipe, seed, 0, number, image)):
+        for view, drawn in enumerate(reference.draw(recipe, seed, 0, number, image, image)):
             said.append(f"{key} view {view + 1}: {_describe(drawn)}")
             for maker in makers:
                 pictures.append((f"view {view + 1}, {maker}\n{_describe(drawn, short=True)}", made[maker][view][row]))

@@ -16,6 +16,8 @@ class Recipe:
     size: pixels a side of a view. crop_area, crop_ratio: share of the image's area, width/height of the crop.
     blur_sigma: in pixels of the view; the Gaussian is cut at 3 sigma. brightness, contrast: factors are drawn
     from 1 ± this; contrast pivots on the view's mean. mean, std: of the training pixels, as shares of full scale.
+    patient_positive: the probability that view 2 is of another image of the patient (Azizi et al., 2021, "Big
+    self-supervised models advance medical image classification"), where it has a partner in its shard.
     Source: SimCLR (Chen et al., 2020, appendix A) without colour, since radiographs are grey.
     """
 
@@ -29,6 +31,7 @@ class Recipe:
     contrast: float = 0.4
     mean: float = 0.5
     std: float = 0.25
+    patient_positive: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,12 @@ def image_batches(
 
 def _make_views(fetcher: Fetcher, recipe: Recipe, seed: int, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     views1, views2 = [], []
-    for number in batch.samples.tolist():
-        image = decode(fetcher, number)
-        first, second = draw(recipe, seed, batch.epoch, number, image)
-        views1.append(make_view(image, first, recipe))
-        views2.append(make_view(image, second, recipe))
+    for number, other in zip(batch.samples.tolist(), batch.seconds.tolist(), strict=True):
+        image1 = decode(fetcher, number)
+        image2 = image1 if other == number else decode(fetcher, other)
+        first, second = draw(recipe, seed, batch.epoch, number, image1, image2)
+        views1.append(make_view(image1, first, recipe))
+        views2.append(make_view(image2, second, recipe))
     return torch.stack(views1), torch.stack(views2)
 
 
@@ -133,9 +134,12 @@ def decode(fetcher: Fetcher, number: int) -> torch.Tensor:
     return torch.from_numpy(grey.astype(np.float32) / 255)[None]
 
 
-def draw(recipe: Recipe, seed: int, epoch: int, number: int, image: torch.Tensor) -> tuple[View, View]:
-    """The parameters of both views of an image [1, H, W], by its number in the split."""
-    first, second = draw_views(recipe, seed, epoch, [number], [image.shape[-2:]])[0].tolist()
+def draw(
+    recipe: Recipe, seed: int, epoch: int, number: int, image1: torch.Tensor, image2: torch.Tensor
+) -> tuple[View, View]:  # fmt: skip
+    """The parameters of both views of an image, by its number in the split; each is made of one [1, H, W]."""
+    shapes = [[image1.shape[-2:], image2.shape[-2:]]]
+    first, second = draw_views(recipe, seed, epoch, [number], shapes)[0].tolist()
     return as_view(first), as_view(second)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from shard.formats import SPLITS
 from shard.table import Table
@@ -40,18 +41,31 @@ class Planned(NamedTuple):
 class Plan:
     """All shards of a build, each made when it is asked for: the rows of an archive are not held twice."""
 
-    def __init__(self, table: Table, shard_size: int, seed: int) -> None:
-        self._table = table
+    def __init__(self, table: Table, shard_size: int, seed: int, partners: int = 0) -> None:
+        """partners: how many other images of its patient an image is kept in one shard with, if it has as many."""
+        self._table, self._partners = table, partners
         self._shards: list[tuple[str, str, np.ndarray]] = []
         for split in SPLITS:
             order = shuffle(table, split, seed)
-            self._shards += [(f"{split}-{start // shard_size:06d}", split, order[start : start + shard_size])
-                             for start in range(0, len(order), shard_size)]  # fmt: skip
+            if partners and len(order):
+                patient = pd.factorize(table.rows["patient"].iloc[order])[0]
+                cut = [order[places] for places in pack(group(patient, partners + 1), shard_size)]
+            else:
+                cut = [order[start : start + shard_size] for start in range(0, len(order), shard_size)]
+            self._shards += [(f"{split}-{number:06d}", split, places) for number, places in enumerate(cut)]
 
     def count(self, part: int, parts: int) -> tuple[int, int]:
         """How many shards one part has, and how many rows."""
         mine = self._shards[part::parts]
         return len(mine), sum(len(places) for _, _, places in mine)
+
+    def count_partners(self) -> tuple[int, int]:
+        """How many images are in one shard with others of their patient, and how many copies it would take to put up to
+        `partners` of those beside each."""
+        patient = pd.factorize(self._table.rows["patient"])[0]
+        counts = [np.unique(patient[places], return_counts=True)[1] for _, _, places in self._shards]
+        together = np.concatenate(counts) if counts else np.empty(0, int)
+        return int(together[together > 1].sum()), int((together * np.minimum(together - 1, self._partners)).sum())
 
     def part(self, part: int, parts: int) -> Iterator[Planned]:
         """Every parts-th shard, from number `part` on."""
@@ -77,3 +91,28 @@ def shuffle(table: Table, split: str, seed: int) -> np.ndarray:
     keys = table.rows["key"].iloc[places]
     digests = np.array([hashlib.sha256(f"{seed} {key}".encode()).hexdigest() for key in keys], "S64")
     return places[np.argsort(digests, kind="stable")]
+
+
+def group(patient: np.ndarray, most: int) -> list[np.ndarray]:
+    """[N] patients' numbers → groups of up to `most` places of one patient, as their first ones stand.
+
+    A patient with more is cut into groups as even as can be, so that no image is left alone.
+    """
+    places = np.argsort(patient, kind="stable")
+    ends = np.flatnonzero(np.diff(patient[places])) + 1
+    parts = (part for one in np.split(places, ends) for part in np.array_split(one, -(-len(one) // most)))
+    return sorted(parts, key=lambda part: int(part[0]))
+
+
+def pack(groups: list[np.ndarray], shard_size: int) -> list[np.ndarray]:
+    """Groups, none of them cut → shards of up to shard_size places, ascending: a group too large for what room is left
+    begins the next."""
+    shards: list[list[np.ndarray]] = []
+    room = 0
+    for places in groups:
+        if len(places) > room:
+            shards.append([])
+            room = shard_size
+        shards[-1].append(places)
+        room -= len(places)
+    return [np.sort(np.concatenate(shard)) for shard in shards]

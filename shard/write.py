@@ -46,7 +46,7 @@ class Job:
 def build(
     src: Path, out: Path, *, dataset: Dataset = "auto", table: Path | None = None, size: int = 256,
     encoding: Encoding = "jpeg", quality: int = 95, shard_size: int = 1000, seed: int = 0, workers: int = 0,
-    part: int | None = None, parts: int | None = None, max_rejects: float = 0.01,
+    partners: int = 0, part: int | None = None, parts: int | None = None, max_rejects: float = 0.01,
 ) -> None:  # fmt: skip
     """Write the radiographs of folder SRC as shuffled tar shards with DALI indexes and a manifest into OUT.
 
@@ -55,13 +55,16 @@ def build(
     Rows without a usable image are listed in rejects.csv with the reason; where they are more than --max-rejects
     (a share of all rows), no manifest is written. A build that was stopped goes on where it was.
 
+    --partners=K keeps an image in one shard with up to K others of its patient, if it has them, for training whose
+    second view is another image of the patient; it takes no room, and makes other shards than without.
+
     --shard-size counts samples, --workers processes (0: one a core). With --parts=N, run parts 0 to N-1 anywhere,
     then: python -m shard merge OUT. In a Slurm job array both come from the array; --part=0 --parts=1 builds all.
     """
     part, parts = choose_part(part, parts)
     _check_numbers(size=(size, 16, 4096), quality=(quality, 1, 100), shard_size=(shard_size, 1, 10**7),
                    parts=(parts, 1, 10**5), part=(part, 0, parts - 1), workers=(workers, 0, 4096),
-                   seed=(seed, 0, 2**63))  # fmt: skip
+                   partners=(partners, 0, shard_size - 1), seed=(seed, 0, 2**63))  # fmt: skip
     content = read_table(src, dataset, table)
     rows = len(content.rows) + len(content.rejects)
     check_max_rejects(content.rejects, rows, max_rejects, place=f"the table of {src}")
@@ -69,6 +72,8 @@ def build(
         "dataset": content.dataset, "size": size, "encoding": encoding, "quality": quality, "shard_size": shard_size,
         "seed": seed, "rows": rows, "table": _table_hash(content), "synthetic": is_phantom(src),
     }  # fmt: skip
+    if partners:  # where there are none it has no name, so that shards of before it had one are still those
+        settings["partners"] = partners
     readers = dicom.READERS if dicom.is_named(content.rows["path"]) else ()
     software = {name: version_of(name) for name in ("pillow", "simplejpeg", *readers)}
     if _is_built(out, settings):
@@ -76,7 +81,9 @@ def build(
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
     with locked(out / FOLDER, "whole", shared=parts > 1), locked(out / FOLDER, f"part-{part}-of-{parts}"):
         begin(out, settings, software)
-        plan = Plan(content, shard_size, seed)
+        plan = Plan(content, shard_size, seed, partners)
+        if partners:
+            _say_partners(plan, len(content.rows))
         jobs = (Job(planned, content.findings, src, out, size, encoding, quality) for planned in plan.part(part, parts))
         shards, images = plan.count(part, parts)
         records = list(work_on(jobs, shards, write_shard, images=images, label="sharding", workers=workers or cores()))
@@ -89,6 +96,13 @@ def build(
             rejected = sum(len(record.rejects) for record in records)
             print(f"{out}: part {part} of {parts} (counted from 0) done, {images - rejected} images, {rejected} "
                   f"rejected; when all parts are: python -m shard merge {out}")
+
+
+def _say_partners(plan: Plan, images: int) -> None:
+    with_partners, copies = plan.count_partners()
+    print(f"--partners: {with_partners} of {images} images ({with_partners / max(1, images):.0%}) lie in one shard with "
+          f"others of their patient; 0 bytes more on the disk (copies beside each image would be {copies} images, "
+          f"{copies / max(1, images):.1f} times as much again)")  # fmt: skip
 
 
 def _check_numbers(**flags: tuple[int, int, int]) -> None:

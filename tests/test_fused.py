@@ -28,7 +28,7 @@ def fused(image: Any, parameters: Any, recipe: Recipe, *, half: bool = False, sp
     views = np.full((2, 1, recipe.size, recipe.size), np.nan, np.float16 if half else np.float32)
     into = views.view(np.uint16) if half else views
     spaces = spaces or Workspaces(1, recipe, *image.shape)
-    make_views(into[0], into[1], image[..., None], np.asarray(parameters, float), recipe.mean, recipe.std,
+    make_views(into[0], into[1], image[..., None], image[..., None], np.asarray(parameters, float), recipe.mean, recipe.std,
                spaces.numbers, spaces.starts, spaces.taken)  # fmt: skip
     return views
 
@@ -132,8 +132,8 @@ def test_compiled_once_and_kept(tmp_path: Path) -> None:
     """A second process finds what the first compiled: numba's cache counts a hit, and nothing new is written."""
     code = ("import numpy as np; from pipeline import fused; from pipeline.recipe import Recipe\n"
             "r = Recipe(size=32); s = fused.Workspaces(1, r, 40, 40); v = np.zeros((2, 1, 32, 32), 'f4')\n"
-            "p = np.array([[0, 0, 40, 40, 0, 1, 1, 1.0]] * 2)\n"
-            "fused.make_views(v[0], v[1], np.zeros((40, 40, 1), 'u1'), p, 0.5, 0.2, s.numbers, s.starts, s.taken)\n"
+            "i = np.zeros((40, 40, 1), 'u1'); p = np.array([[0, 0, 40, 40, 0, 1, 1, 1.0]] * 2)\n"
+            "fused.make_views(v[0], v[1], i, i, p, 0.5, 0.2, s.numbers, s.starts, s.taken)\n"
             "fused.dali_functions(half=False)\n"
             "print(sum(fused.make_views.stats.cache_hits.values()))")  # fmt: skip
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}

@@ -42,7 +42,8 @@ def loader_of(made: Shards, maker: str, **changed: Any) -> ViewLoader:
     if maker == "dali-stock":
         fetcher = Fetcher(made.folder, made.manifest, "train")
         loader._start = lambda batches: make_views("dali-stock", fetcher, batches, recipe=recipe, device=CPU,
-                                                   seed=given.get("seed", 0), workers=given["workers"])  # fmt: skip
+                                                   seed=given.get("seed", 0), workers=given["workers"],
+                                                   patients=loader._patients)  # fmt: skip
     return loader
 
 
