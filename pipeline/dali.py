@@ -128,7 +128,7 @@ class _Feed:
                 return
 
     def inputs(self, kinds: list[Any], dimensions: list[int]) -> list[Any]:
-        """The pipeline's inputs: bytes first, with partners those of view 2 next, then each of the parameters' arrays."""
+        """The pipeline's inputs: bytes, with partners those of view 2, then each of the parameters' arrays."""
         encoded = 1 + self.paired
         inputs: list[Any] = fn.external_source(
             source=iter(self), num_outputs=encoded + len(kinds), batch=True, no_copy=True,
@@ -232,7 +232,7 @@ def _stock_views(feed: _Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
     if feed.paired:
         encoded, others, *drawn, paired = feed.inputs([*STOCK_KINDS, types.BOOL], [*STOCK_DIMENSIONS, 0])
         image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
-        if paired:
+        if paired:  # noqa: SIM108 – a sample's, for DALI, which knows no other form
             other = decode(others, feed.raw_size, on_gpu=on_gpu())
         else:
             other = image
@@ -248,7 +248,7 @@ def _fused_views(feed: _Feed, recipe: Recipe, half: bool, spaces: Workspaces) ->
         encoded, others, drawn, start, extent, its_start, its_extent, paired = feed.inputs(
             [types.FLOAT64, *BOX_KINDS, *BOX_KINDS, types.BOOL], [2, *BOX_DIMENSIONS, *BOX_DIMENSIONS, 0])
         image = decode_box(encoded, start, extent, feed.raw_size)
-        if paired:
+        if paired:  # noqa: SIM108
             other = decode_box(others, its_start, its_extent, feed.raw_size)
         else:
             other = image

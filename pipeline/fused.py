@@ -67,8 +67,9 @@ def make_views(
 ) -> None:  # fmt: skip
     """Both views, as the reference makes them to within 0.01 of 255 grey levels.
 
-    view1, view2: where they go, [1, size, size], float32 or, as uint16, float16. image1, image2: of which each is made,
-    mostly the same, [H, W, 1] uint8. parameters: [2, 8], in the order of recipe.View. numbers, starts, taken: those of Workspaces.
+    view1, view2: where they go, [1, size, size], float32 or, as uint16, float16. image1, image2: what each is made of,
+    often one image, [H, W, 1] uint8. parameters: [2, 8], in the order of recipe.View. numbers, starts, taken: those of
+    Workspaces.
     """
     size, slots = view1.shape[1], taken.size
     floats, needed = numbers.size // slots, 0
@@ -357,8 +358,9 @@ def _run(into: int, into_shapes: int, inputs: int, shapes: int, kind: Any) -> No
     view1 = carray(_pointer(places[0]), (1, size, size), kind)
     view2 = carray(_pointer(places[1]), (1, size, size), kind)
     given = carray(_pointer(inputs), 6, np.int64)
-    places_of_shapes = carray(_pointer(shapes), 6, np.int64)
-    shape1, shape2 = (carray(_pointer(places_of_shapes[0]), 3, np.int64), carray(_pointer(places_of_shapes[1]), 3, np.int64))
+    theirs = carray(_pointer(shapes), 6, np.int64)
+    shape1 = carray(_pointer(theirs[0]), 3, np.int64)
+    shape2 = carray(_pointer(theirs[1]), 3, np.int64)
     image1 = carray(_pointer(given[0]), (shape1[0], shape1[1], 1), np.uint8)
     image2 = carray(_pointer(given[1]), (shape2[0], shape2[1], 1), np.uint8)
     parameters = carray(_pointer(given[2]), (2, 8), np.float64)

@@ -17,6 +17,7 @@ from probe.weights import Weights, read_weights
 from shard.errors import InputError
 from train.checkpoint import FORMAT, UnreadableTensors, load_checkpoint, load_newest_good, read_tensors
 from train.model import grey_resnet
+from train.presets import say_recipe
 
 # Per-channel statistics torchvision's ImageNet weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -168,7 +169,7 @@ def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run
     recipe = state["recipe"]
     after = f"epoch {state['epoch']}" if not state["done_in_epoch"] else f"step {state['step']}"
     kept = {key: value for key, value in state.items() if key in ("config", "recipe", "shards", "step", "epoch")}
-    return Encoder(name, f"{state['config']['arch']}, SimCLR, {after}", module.eval(),
+    return Encoder(name, f"{state['config']['arch']}, SimCLR, {say_recipe(state['config'])}, {after}", module.eval(),
                    Input(size or recipe["size"], recipe["mean"], recipe["std"]), state=kept, run=run)  # fmt: skip
 
 

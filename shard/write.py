@@ -100,8 +100,8 @@ def build(
 
 def _say_partners(plan: Plan, images: int) -> None:
     with_partners, copies = plan.count_partners()
-    print(f"--partners: {with_partners} of {images} images ({with_partners / max(1, images):.0%}) lie in one shard with "
-          f"others of their patient; 0 bytes more on the disk (copies beside each image would be {copies} images, "
+    print(f"--partners: {with_partners} of {images} images ({with_partners / max(1, images):.0%}) lie in one shard "
+          f"with others of their patient; 0 bytes more on the disk (copies beside each image would be {copies} images, "
           f"{copies / max(1, images):.1f} times as much again)")  # fmt: skip
 
 

@@ -28,8 +28,8 @@ def fused(image: Any, parameters: Any, recipe: Recipe, *, half: bool = False, sp
     views = np.full((2, 1, recipe.size, recipe.size), np.nan, np.float16 if half else np.float32)
     into = views.view(np.uint16) if half else views
     spaces = spaces or Workspaces(1, recipe, *image.shape)
-    make_views(into[0], into[1], image[..., None], image[..., None], np.asarray(parameters, float), recipe.mean, recipe.std,
-               spaces.numbers, spaces.starts, spaces.taken)  # fmt: skip
+    make_views(into[0], into[1], image[..., None], image[..., None], np.asarray(parameters, float), recipe.mean,
+               recipe.std, spaces.numbers, spaces.starts, spaces.taken)  # fmt: skip
     return views
 
 

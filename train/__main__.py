@@ -9,14 +9,17 @@ from pipeline.recipe import Where
 from shard.cli import run
 from train.card import Format
 from train.config import Arch, Config, Device, Optimizer, Precision, Schedule, check_batch
+from train.presets import Preset, SamePatient, with_preset
 
 # What the commands do is imported by who does it: PyTorch takes seconds, and a flag that is wrong is told of before.
 
 
 def train(
-    *, shards: Path, out: Path, dali: bool = False, arch: Arch = "resnet50", size: int = 224, epochs: int = 100,
-    batch_size: int = 64, lr: float = 3e-4, temperature: float = 0.5, optimizer: Optimizer = "adam",
-    schedule: Schedule = "constant", warmup_epochs: float = 0.0, weight_decay: float = 0.0, clip: float = 0.0,
+    *, shards: Path, out: Path, dali: bool = False, preset: Preset = "published", arch: Arch = "resnet50",
+    size: int = 224, epochs: int = 100, batch_size: int = 64, lr: float = 3e-4, temperature: float | None = None,
+    crop_min: float | None = None, flip: float | None = None, blur: float | None = None,
+    patient_positive: float | None = None, same_patient: SamePatient | None = None, optimizer: Optimizer = "adam",
+    schedule: Schedule | None = None, warmup_epochs: float | None = None, weight_decay: float = 0.0, clip: float = 0.0,
     recompute: bool = False, micro_batch: int = 0, sync_batchnorm: bool = True, precision: Precision = "auto",
     device: Device = "auto", compile: bool = False, views: Where = "auto", workers: int = 0, seed: int = 0,
     limit_steps: int = 0, log_every: int = 50, checkpoint_minutes: float = 10.0, online_every: int = 10,
@@ -24,7 +27,13 @@ def train(
 ) -> None:  # fmt: skip
     """Pre-train an encoder with SimCLR on the shards' training split; run again, it goes on where it stopped.
 
-    The defaults are the published recipe. --dali makes the views with NVIDIA DALI, without it torchvision makes them;
+    The defaults are the published recipe. --preset=patient is the one that docs/recipe.md found: where a patient has
+    several radiographs, view 2 is often made of another of them (--patient-positive=p), for which the shards are built
+    with --partners. A flag whose default is None is as the preset has it, and overrides it. --same-patient says what a
+    patient's other images in the batch are to the loss. --crop-min is the least share of an image in a view, --flip and
+    --blur are probabilities.
+
+    --dali makes the views with NVIDIA DALI, without it torchvision makes them;
     --views says where, auto choosing the CPU where it has cores enough to feed the GPU. --precision=auto is fp16 with
     a gradient scaler on a GPU, bf16 on a CPU that has it. --workers: loader threads, 0 for one a core.
 
@@ -38,7 +47,7 @@ def train(
     --out's newest, never refuses where there is one, PATH begins from another run's. A run goes on under the settings,
     shards and code it began with; --accept=NAME,… lets differences through. --limit-steps ends early, for a trial.
     """
-    settings = locals()
+    settings = with_preset(locals())
     check_batch(shards, batch_size)
     config = Config(**settings)
     from train.loop import pretrain

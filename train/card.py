@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any, Literal
 
+from train.presets import say_recipe
+
 Format = Literal["torchvision", "timm", "safetensors", "onnx"]
 Card = dict[str, Any]
 
@@ -41,6 +43,7 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
         "use": "for research; not for diagnosis",
         "arch": config["arch"],
         "features": features,
+        "preset": say_recipe(config),
         "input": {"size": recipe["size"], "grey": "0..1", "mean": recipe["mean"], "std": recipe["std"]},
         "data": {name: value for name, value in data.items() if value is not None},
         "training": {name: state[name] for name in ("epoch", "done_in_epoch", "step") if name in state},
@@ -70,8 +73,8 @@ def make_page(format: Format, name: str, card: Card) -> str:
     size, mean, std = (card["input"][key] for key in ("size", "mean", "std"))
     sections = [
         f"# {card['name']}",
-        f"A {card['arch']} pre-trained by SimCLR, without labels, on grey chest X-rays: an image in, "
-        f"{card['features']} features out. **{card['use'].capitalize()}.**",
+        f"A {card['arch']} pre-trained by SimCLR ({card['preset']}), without labels, on grey chest X-rays: an image "
+        f"in, {card['features']} features out. **{card['use'].capitalize()}.**",
         f"## Load it\n\nWith `image` [N, 1, {size}, {size}], float32, grey 0 to 1 (levels of 0 to 255 divided by 255), "
         f"and in the folder that holds `{name}`:\n\n```python\n{_usage(format, name, card)}\n```\n\n"
         f"What it is: {card['note']}. This card is inside it too: {CARD_INSIDE[format]}.",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pipeline.recipe import Where
 from shard.errors import InputError
 from shard.manifest import parse_manifest
+from train.presets import PRESETS, Preset, SamePatient
 
 Arch = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 Optimizer = Literal["adam", "adamw", "lars"]
@@ -20,13 +21,14 @@ Device = Literal["auto", "cpu", "cuda"]
 # Name → lowest, highest value.
 LIMITS = {
     "size": (32, 1024), "epochs": (1, 10**5), "batch_size": (2, 10**6), "lr": (1e-9, 100.0),
-    "temperature": (1e-3, 100.0), "warmup_epochs": (0, 10**5), "weight_decay": (0, 10.0), "clip": (0, 1e6),
+    "temperature": (1e-3, 100.0), "crop_min": (1e-3, 1.0), "flip": (0.0, 1.0), "blur": (0.0, 1.0),
+    "patient_positive": (0.0, 1.0), "warmup_epochs": (0, 10**5), "weight_decay": (0, 10.0), "clip": (0, 1e6),
     "micro_batch": (0, 10**6), "workers": (0, 4096), "seed": (0, 2**31 - 2**16), "limit_steps": (0, 10**12),
     "log_every": (1, 10**6), "checkpoint_minutes": (0, 10**5), "online_every": (0, 10**5),
 }  # fmt: skip
 # What may be another when a run goes on: it changes where and how fast the same numbers are computed, or which of
 # them are written down. (Views made elsewhere differ, which the loader knows: its part of the fingerprint.)
-HARMLESS = {"shards", "out", "workers", "views", "recompute", "limit_steps", "log_every",
+HARMLESS = {"shards", "out", "preset", "workers", "views", "recompute", "limit_steps", "log_every",
             "checkpoint_minutes", "online_every", "resume", "accept"}  # fmt: skip
 
 
@@ -34,6 +36,9 @@ HARMLESS = {"shards", "out", "workers", "views", "recompute", "limit_steps", "lo
 class Config:
     """Settings of a pre-training run; precision and device are resolved, never "auto".
 
+    preset: the name of the recipe that the settings began from; the values themselves are beside it. crop_min: the
+    least share of an image's area in a view; flip, blur: probabilities. patient_positive: as in Recipe; same_patient:
+    what the loss makes of a patient's other images.
     batch_size: images a step, over all ranks. clip: the longest a gradient may be, 0 for any. micro_batch: images at
     a time on each rank, 0 for all. warmup_epochs may be a part of one. accept: differences a resumed run may have.
     """
@@ -46,7 +51,13 @@ class Config:
     epochs: int = 100
     batch_size: int = 64
     lr: float = 3e-4
+    preset: Preset = "published"
     temperature: float = 0.5
+    crop_min: float = 0.2
+    flip: float = 0.5
+    blur: float = 0.5
+    patient_positive: float = 0.0
+    same_patient: SamePatient = "negatives"
     optimizer: Optimizer = "adam"
     schedule: Schedule = "constant"
     warmup_epochs: float = 0.0
@@ -117,7 +128,7 @@ def check_batch(shards: Path, batch_size: int) -> None:
 
 def train_command(settings: dict[str, Any]) -> str:
     """The command that makes a run of these plain settings, to its end: each that is not the default."""
-    defaults = {field.name: field.default for field in fields(Config)}
+    defaults = {field.name: field.default for field in fields(Config)} | PRESETS[settings.get("preset", "published")]
     given = {name: value for name, value in settings.items() if value not in (defaults[name], "")}
     given.pop("limit_steps", None)
     return " ".join(["python -m train", *(flag_of(name) + ("" if value is True else f"={shlex.quote(str(value))}")

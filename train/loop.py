@@ -73,10 +73,11 @@ def train_epoch(run: Run, pace: Pace, epoch: int, done: int) -> bool:
     run.model.train()
     batches = iter(run.loader if done < steps else ())  # none where only the epoch's end is left to do
     for number, (view1, view2) in enumerate(pace.waiting_for(batches), start=done + 1):
-        loss, z1, z2 = train_step(run, view1, view2)
+        patients = run.patients(epoch, number - 1)
+        loss, z1, z2 = train_step(run, view1, view2, patients)
         run.losses.append(loss)
         if number % config.log_every == 0 or number == steps:
-            write_interval(run, pace, epoch, number, z1, z2)
+            write_interval(run, pace, epoch, number, watch(z1, z2, patients))
         stop, save = run.ranks.any_of([run.stop.wanted, run.save_is_due()])
         limited = run.step == config.limit_steps
         if (stop or save or limited) and number < steps:
@@ -87,10 +88,9 @@ def train_epoch(run: Run, pace: Pace, epoch: int, done: int) -> bool:
     return end_epoch(run, pace, epoch)
 
 
-def write_interval(run: Run, pace: Pace, epoch: int, number: int, z1: torch.Tensor, z2: torch.Tensor) -> None:
+def write_interval(run: Run, pace: Pace, epoch: int, number: int, measures: dict[str, float]) -> None:
     """Write the losses since the last time, and what the last batch's embeddings tell, into the journal."""
     run.check_losses(epoch, number)
-    measures = watch(z1, z2)
     loss = torch.stack(run.losses).mean().item()
     run.loss_sum += loss * len(run.losses)
     run.losses = []

@@ -30,7 +30,9 @@ def set_up(config: Config, ranks: Ranks | None = None, stop: Stop | None = None)
     ranks, stop = ranks or Ranks(), stop or Stop()
     manifest = read_manifest(config.shards)
     share = _share_of_batch(config, ranks.world)
-    recipe = Recipe(size=config.size, mean=manifest.pixel_mean, std=manifest.pixel_std)
+    recipe = Recipe(size=config.size, crop_area=(config.crop_min, 1.0), flip_probability=config.flip,
+                    blur_probability=config.blur, patient_positive=config.patient_positive, mean=manifest.pixel_mean,
+                    std=manifest.pixel_std)  # fmt: skip
     device = torch.device("cuda", torch.cuda.current_device()) if config.device == "cuda" else torch.device("cpu")
     workers = config.workers or max(1, cores() // ranks.beside)
     make_fast(device)

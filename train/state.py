@@ -60,6 +60,12 @@ class Run:
         limited = 0 < self.config.limit_steps <= self.step and done_in_epoch != len(self.loader)
         return epoch >= self.config.epochs or limited
 
+    def patients(self, epoch: int, done_in_epoch: int) -> torch.Tensor | None:
+        """The patients of the next step's images on all ranks, [B·world], where the loss asks for them."""
+        if self.config.same_patient == "negatives":
+            return None
+        return self.loader.patients(epoch, done_in_epoch).to(self.config.device, non_blocking=True)
+
     def save_is_due(self) -> bool:
         """Whether the last checkpoint is older than --checkpoint-minutes."""
         return time.monotonic() - self._saved_at >= 60 * self.config.checkpoint_minutes > 0

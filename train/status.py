@@ -14,6 +14,7 @@ from shard.errors import InputError
 from shard.files import is_locked
 from train.checkpoint import list_checkpoints, step_of
 from train.journal import CARD, LOCK, SPEED, read_journal
+from train.presets import say_recipe
 
 FRESH_S = 60.0  # a run that wrote nothing for as long has been killed, where locks tell nothing
 
@@ -31,7 +32,7 @@ def status(run: Path) -> None:
     epochs = [line for line in lines if line["kind"] == "epoch"]
     done = bool(epochs) and epochs[-1]["epoch"] >= settings["epochs"]
     print(f"{run}: {settings['arch']} at {settings['size']} px, batch {settings['batch_size']}, step {step} of {total},"
-          f" epoch {step / card['steps_per_epoch']:.2f} of {settings['epochs']}")  # fmt: skip
+          f" epoch {step / card['steps_per_epoch']:.2f} of {settings['epochs']}; {say_recipe(settings)}")  # fmt: skip
     _say_measures(lines)
     ago = _say_speed(speed, settings, total - step)
     for newest in list_checkpoints(run)[:1]:

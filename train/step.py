@@ -14,26 +14,31 @@ from train.optim import learning_rate, set_learning_rate
 from train.state import Run
 
 
-def train_step(run: Run, view1: torch.Tensor, view2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One step of SimCLR on two views of a batch, each [B, 1, S, S]; returns the joint batch's loss [], z1 and z2."""
-    loss, z1, z2 = forward_backward(run, view1, view2)
+def train_step(
+    run: Run, view1: torch.Tensor, view2: torch.Tensor, patients: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One step of SimCLR on two views of a batch, each [B, 1, S, S]; returns the joint batch's loss [], z1 and z2.
+
+    patients: of the joint batch, [B·world], where the loss asks for them.
+    """
+    loss, z1, z2 = forward_backward(run, view1, view2, patients)
     update(run)
     return loss, z1, z2
 
 
 def forward_backward(
-    run: Run, view1: torch.Tensor, view2: torch.Tensor
+    run: Run, view1: torch.Tensor, view2: torch.Tensor, patients: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The loss of the joint batch and the embeddings of ours, [B, 128] each; their gradient goes into .grad."""
     config, embed = run.config, partial(_embed, run)
-    loss_of = partial(nt_xent, temperature=config.temperature)
+    loss_of = partial(nt_xent, temperature=config.temperature, patients=patients, same_patient=config.same_patient)
     run.optimizer.zero_grad(set_to_none=True)
     if config.micro_batch:
         loss, z1, z2 = backward_by_micro_batches(embed, run.model, view1, view2, loss_of, config.micro_batch,
                                                  run.scaler.scale)  # fmt: skip
     else:
         z1, z2 = embed(torch.cat([view1, view2])).chunk(2)  # BatchNorm over both views
-        loss = nt_xent(z1, z2, config.temperature)
+        loss = loss_of(z1, z2)
         run.scaler.scale(loss).backward()
     return average(run.model, loss.detach()), z1.detach(), z2.detach()
 

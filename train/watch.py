@@ -11,7 +11,7 @@ MOST = 1024  # images: pairs are many more
 
 
 @torch.no_grad()
-def watch(z1: torch.Tensor, z2: torch.Tensor) -> dict[str, float]:
+def watch(z1: torch.Tensor, z2: torch.Tensor, patients: torch.Tensor | None = None) -> dict[str, float]:
     """Measures of the joint batch's embeddings z1, z2, each [B, D] on every rank, row i of both from image i.
 
     Of the first 1,024 images, where there are more.
@@ -19,7 +19,8 @@ def watch(z1: torch.Tensor, z2: torch.Tensor) -> dict[str, float]:
     alignment: mean squared distance of an image's two views; uniformity: log of the mean exp(-2 d²) over all pairs of
     views (Wang & Isola, 2020, on the sphere; lower is better for both). embedding_rank: exp of the entropy of the
     singular values (RankMe, Garrido et al., 2023), 1 where all has collapsed to a line. top1: the share of views whose
-    nearest other view is their partner.
+    nearest other view is their partner. same_patient, where patients are given: the share of the pairs of two images
+    of the joint batch [N] that are of one patient, which the loss takes for no negatives.
     """
     z, _ = gather(F.normalize(torch.stack([z1, z2]).float(), dim=-1), dim=1)  # [2, N, D]
     z = z[:, :MOST]
@@ -42,5 +43,8 @@ def watch(z1: torch.Tensor, z2: torch.Tensor) -> dict[str, float]:
         "embedding_rank": torch.exp(-(share * share.log()).sum()),
         "top1": (nearest == partner).float().mean(),
     }
+    if patients is not None:
+        alike = patients[:, None] == patients
+        measures["same_patient"] = (alike.sum() - len(patients)) / max(1, len(patients) * (len(patients) - 1))
     values = torch.stack(list(measures.values())).tolist()  # one wait for the device
     return dict(zip(measures, values, strict=True))
