@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import t as student
 
 from shard.machine import cores
 
@@ -210,3 +213,35 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(tested) - rank) * given[index]))
         result[index] = largest
     return [float(value) for value in result]
+
+
+class Effect(NamedTuple):
+    """A mean over seeds of trainings with its 95 % interval over draws, patients and seeds, and a two-sided p value.
+
+    seeds: how many; of one, the interval is over draws and patients alone.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+
+
+def over_seeds(seeds: Sequence[Scores]) -> Effect:
+    """The mean of what each seed's training gave, mostly a paired difference, and how sure it is.
+
+    The variance is that of the seeds' mean over draws and patients, which all share, and that between seeds over their
+    number; Student's t with Satterthwaite's degrees of freedom, since seeds are few. What a seed's score owes to draws
+    and patients of its own is in both: the interval is rather too wide.
+    """
+    within = estimate(mean_of(seeds))
+    values = np.array([float(one.both[0]) for one in seeds])
+    between = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
+    error = math.sqrt(within.error**2 + between)
+    if not error > 0:
+        return Effect(within.mean, *(float("nan"),) * 3, len(seeds))
+    freedom = error**4 / (between**2 / (len(values) - 1)) if between else math.inf
+    half = float(student.ppf(0.975, freedom)) * error
+    p = 2 * float(student.sf(abs(within.mean) / error, freedom))
+    return Effect(within.mean, within.mean - half, within.mean + half, p, len(seeds))

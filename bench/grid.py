@@ -1,0 +1,139 @@
+"""The cells of the recipe study, declared before they are run; and running them, each where it stopped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from shard.errors import InputError
+from train.config import flag_of
+from train.journal import SPEED, read_journal
+
+# What all cells share and a cell may change: small enough for two cores, and the optimiser's schedule is no cell's
+# advantage. The published recipe's own schedule is a cell.
+BASE: dict[str, Any] = {
+    "arch": "resnet18", "size": 64, "epochs": 10, "batch_size": 128, "lr": 1e-3, "schedule": "cosine",
+    "warmup_epochs": 1.0, "online_every": 5, "log_every": 10,
+}  # fmt: skip
+PARTNERS: dict[str, Any] = {"patient_positive": 0.5, "same_patient": "masked"}
+LEAD: dict[str, Any] = {**PARTNERS, "temperature": 0.2, "crop_min": 0.3}
+LONGER: dict[str, Any] = {"size": 96, "epochs": 30}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recipe under study: what it changes of the base and the published recipe; the cell of the published recipe that
+    is trained as long and as large."""
+
+    name: str
+    settings: dict[str, Any]
+    rival: str = "published"
+
+    @property
+    def folder(self) -> str:
+        """Its name as a folder's."""
+        return self.name.replace(" ", "-").replace("/", "-")
+
+    def all_settings(self) -> dict[str, Any]:
+        """Every setting of it that is not a default of the published recipe's."""
+        return {**BASE, **self.settings}
+
+
+PUBLISHED = "published"
+CELLS = (
+    Cell(PUBLISHED, {}),
+    Cell("published, lr 3e-4 constant", {"lr": 3e-4, "schedule": "constant", "warmup_epochs": 0.0}),
+    Cell("temperature 0.2", {"temperature": 0.2}),
+    Cell("crop 0.3", {"crop_min": 0.3}),
+    Cell("partners", PARTNERS),
+    Cell("lead", LEAD),
+    Cell("lead, partners always", {**LEAD, "patient_positive": 1.0}),
+    Cell("lead, no partners", {**LEAD, "patient_positive": 0.0}),
+    Cell("lead, temperature 0.1", {**LEAD, "temperature": 0.1}),
+    Cell("lead, crop 0.2", {**LEAD, "crop_min": 0.2}),
+    Cell("lead, crop 0.5", {**LEAD, "crop_min": 0.5}),
+    Cell("lead, no flip", {**LEAD, "flip": 0.0}),
+    Cell("lead, no blur", {**LEAD, "blur": 0.0}),
+    Cell("lead, not masked", {**LEAD, "same_patient": "negatives"}),
+    Cell("lead, same patient positive", {**LEAD, "same_patient": "positives"}),
+    Cell("published, 64 px, 30 epochs", {"epochs": 30}, "published, 64 px, 30 epochs"),
+    Cell("lead, 64 px, 30 epochs", {**LEAD, "epochs": 30}, "published, 64 px, 30 epochs"),
+    Cell("published, 96 px, 30 epochs", LONGER, "published, 96 px, 30 epochs"),
+    Cell("lead, 96 px, 30 epochs", {**LEAD, **LONGER}, "published, 96 px, 30 epochs"),
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a cell."""
+
+    cell: Cell
+    seed: int
+    shards: Path
+    out: Path
+
+    @property
+    def run(self) -> Path:
+        """Its folder."""
+        return self.out / self.cell.folder / f"seed-{self.seed}"
+
+    def is_done(self) -> bool:
+        """Whether it has had its epochs."""
+        ends = [line["epoch"] for line in read_journal(self.run) if line["kind"] == "epoch"]
+        return bool(ends) and ends[-1] >= self.cell.all_settings()["epochs"]
+
+    def command(self, workers: int) -> list[str]:
+        """The command that makes it, or goes on with it."""
+        flags = {**self.cell.all_settings(), "shards": self.shards, "out": self.run, "seed": self.seed,
+                 "workers": workers}  # fmt: skip
+        return [sys.executable, "-m", "train", "--dali", *(f"{flag_of(name)}={value}" for name, value in flags.items())]
+
+    def images(self) -> float:
+        """How many pixels of views it makes, to guess how long it takes."""
+        settings = self.cell.all_settings()
+        return float(settings["epochs"] * settings["size"] ** 2)
+
+    def seconds(self) -> float:
+        """How long it trained, over all its starts."""
+        lines = read_journal(self.run, SPEED)
+        return float(sum(line["time"] - before["time"] for before, line in pairwise(lines) if line["kind"] != "start"))
+
+
+def choose_cells(names: Sequence[str]) -> list[Cell]:
+    """The cells of those names, all where none is given; the published one is always among them."""
+    known = {cell.name: cell for cell in CELLS} | {cell.folder: cell for cell in CELLS}
+    for name in names:
+        if name not in known:
+            raise InputError(f"--cells={name}: no such cell; there are: {'; '.join(cell.folder for cell in CELLS)}")
+    wanted = {PUBLISHED, *(word for name in names for word in (known[name].name, known[name].rival))}
+    wanted = wanted if names else {cell.name for cell in CELLS}
+    return [cell for cell in CELLS if cell.name in wanted]
+
+
+def train_all(trials: Sequence[Trial], workers: int) -> None:
+    """Train what is not done yet, one after the other. Raises InputError where a run fails, with where its log lies."""
+    left = [trial for trial in trials if not trial.is_done()]
+    if not left:
+        return
+    total = sum(trial.images() for trial in left)
+    with tqdm(total=round(total), desc="training", unit=" px", unit_scale=True, disable=None) as bar:
+        for number, trial in enumerate(left, 1):
+            trial.run.mkdir(parents=True, exist_ok=True)
+            began = time.monotonic()
+            log = trial.run / "log.txt"
+            with log.open("a") as file:
+                status = subprocess.run(trial.command(workers), stdout=file, stderr=file).returncode
+            if status or not trial.is_done():
+                raise InputError(f"{trial.run}: the run ended with status {status}, see {log}; run the same command "
+                                 "again to go on")
+            bar.update(round(trial.images()))
+            print(f"{number} of {len(left)}: {trial.cell.name}, seed {trial.seed}, {time.monotonic() - began:.0f} s",
+                  flush=True)

@@ -1,0 +1,108 @@
+"""What the runs of the recipe study are worth: few-shot AUROC on the patients of one split, over draws, patients and
+seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from probe.encoders import Encoder, Input, open_encoder, scratch_encoder, thumbnail_encoder
+from probe.features import Features, read_features
+from probe.fewshot import Draws, make_draws, resolve_labels
+from probe.linear import probe_draws, standardise
+from probe.statistics import Effect, Scores, holm, mean_of, over_seeds, resample, score
+from shard.manifest import read_manifest
+from shard.read import read_labels
+
+TASKS = ("Cardiomegaly", "Effusion", "Lung Opacity")
+SHOTS = 10
+MEAN = "mean"
+Seeds = dict[str, list[Scores]]  # task → the scores of each seed
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The draws of each task whose test images are of one split alone, and those images' patients by number."""
+
+    split: str
+    labels: pd.DataFrame
+    drawn: dict[str, Draws]
+    patients: np.ndarray[tuple[int], np.dtype[np.int64]]
+
+    def sit(self, features: Features) -> dict[str, Scores]:
+        """The AUROC of each task, and the mean over them, in every replicate."""
+        train = (self.labels["split"] == "train").to_numpy()
+        standard, found = standardise(features, train), {}
+        for task, draws in self.drawn.items():
+            decisions = probe_draws(standard, *draws.support(SHOTS), draws.test)
+            resamples = resample(len(decisions), int(self.patients.max()) + 1)
+            found[task] = score(decisions, draws.test_labels, self.patients[draws.test], resamples).of("auroc")
+        return {**found, MEAN: mean_of(list(found.values()))}
+
+
+def set_exam(shards: Path, split: str, draws: int) -> Exam:
+    """The exam on the patients of a split; what supports it is of training patients, as ever."""
+    manifest = read_manifest(shards)
+    labels = resolve_labels(read_labels(shards, manifest, tuple(manifest.counts)), TASKS, "exclude", "exclude")
+    others = ~labels["split"].isin(("train", split))
+    labels.loc[others, list(TASKS)] = np.nan  # neither learned from nor tested on
+    patients = np.full(len(labels), -1)
+    held_out = (labels["split"] == split).to_numpy()
+    patients[held_out] = pd.factorize(labels["patient"][held_out])[0]
+    drawn = {task: make_draws(labels, task, shots=SHOTS, draws=draws, seed=0) for task in TASKS}
+    return Exam(split, labels, drawn, patients)
+
+
+class Candidates:
+    """The encoders under study and what they are measured against, with their features, which are kept in a cache."""
+
+    def __init__(self, shards: Path, cache: Path, workers: int) -> None:
+        self._shards, self._cache, self._workers = shards, cache, workers
+        self._manifest = read_manifest(shards)
+
+    def trained(self, run: Path) -> Features:
+        """Features of a run's newest checkpoint."""
+        return self._features(open_encoder(run, "run", self._input(0), 0)[1])
+
+    def scratch(self, arch: str, seed: int, size: int) -> Features:
+        """Of random weights."""
+        return self._features(scratch_encoder(arch, seed, self._input(size)))
+
+    def thumbnail(self, size: int) -> Features:
+        """Of the raw-pixel baseline."""
+        return self._features(thumbnail_encoder(self._input(size)))
+
+    def _input(self, size: int) -> Input:
+        return Input(size, self._manifest.pixel_mean, self._manifest.pixel_std)
+
+    def _features(self, encoder: Encoder) -> Features:
+        found = read_features([encoder], self._shards, self._manifest, tuple(self._manifest.counts), cache=self._cache,
+                              batch_size=128, device=torch.device("cpu"), workers=self._workers)  # fmt: skip
+        return found[encoder.name]
+
+
+def by_task(sat: Sequence[dict[str, Scores]]) -> Seeds:
+    """What each seed's exam gave, task by task."""
+    return {task: [one[task] for one in sat] for task in sat[0]}
+
+
+def compare(pairs: Mapping[str, tuple[Seeds, Seeds]]) -> dict[str, dict[str, Effect]]:
+    """Name → task → the difference of its pair, seed against seed; p values of a task corrected for all names.
+
+    Where both have not as many seeds, those that both have are compared; what has one, such as the thumbnail, stands
+    against every seed of the other.
+    """
+    found: dict[str, dict[str, Effect]] = {name: {} for name in pairs}
+    for name, (mine, theirs) in pairs.items():
+        for task, seeds in mine.items():
+            against = theirs[task] if len(theirs[task]) > 1 else theirs[task] * len(seeds)
+            found[name][task] = over_seeds([one - other for one, other in zip(seeds, against, strict=False)])
+    for task in {task for effects in found.values() for task in effects}:
+        for name, p in zip(found, holm([effects[task].p for effects in found.values()]), strict=True):
+            found[name][task] = found[name][task]._replace(p=p)
+    return found

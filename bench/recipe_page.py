@@ -1,0 +1,164 @@
+"""The recipe study in words: docs/recipe.md and the figure beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.grid import Trial
+from bench.judge import MEAN, SHOTS, TASKS
+from probe.statistics import Effect
+from shard.files import replacing, write_bytes
+from train.journal import read_journal
+
+COLUMNS = (*TASKS, MEAN)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell or baseline: AUROC by task, differences to the published recipe and the thumbnail, seconds a run."""
+
+    name: str
+    settings: dict[str, Any]
+    auroc: dict[str, float]
+    to_published: dict[str, Effect]
+    to_thumbnail: dict[str, Effect]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The chosen cell on the test patients: AUROC by task, the references', and the differences to each."""
+
+    cell: str
+    draws: int
+    seeds: int
+    auroc: dict[str, float]
+    references: dict[str, dict[str, float]]
+    differences: dict[str, dict[str, Effect]]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    @staticmethod
+    def from_plain(plain: dict[str, Any]) -> Claim:
+        """What `plain` gave."""
+        differences = {name: {task: Effect(*effect) for task, effect in effects.items()}
+                       for name, effects in plain["differences"].items()}  # fmt: skip
+        return Claim(**{**plain, "differences": differences})
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the study found."""
+
+    shards: str
+    counts: dict[str, dict[str, int]]
+    seeds: int
+    draws: int
+    base: dict[str, Any]
+    rows: list[Row]
+    best: str
+    claim: Claim | None
+    machine: dict[str, str | int]
+    trials: Sequence[Trial]
+
+    def text(self) -> str:
+        """The page in Markdown."""
+        base = ", ".join(f"{name} {value}" for name, value in self.base.items() if not name.endswith("every"))
+        splits = ", ".join(f"{split} {count['images']} images of {count['patients']} patients"
+                           for split, count in self.counts.items())  # fmt: skip
+        parts = [
+            f"Trained on {splits}. Every cell: {base}, where it says nothing else; {self.seeds} "
+            f"seed{'s' * (self.seeds > 1)}; {self.draws} draws of {SHOTS} shots, the same for all.",
+            "## On validation patients: the choice\n\nMean AUROC over draws and seeds.\n\n" + self._cells(),
+            "Differences of AUROC, with 95 % intervals over draws, patients and seeds, to the published recipe trained "
+            "as long and as large, and to the thumbnail. p: of the mean over tasks, two-sided, corrected for the "
+            "cells (Holm).\n\n" + self._differences(),
+            f"Chosen, by the mean over tasks: **{self.best}**.",
+        ]
+        if self.claim is not None:
+            parts.append(self._claim(self.claim))
+        return "\n\n".join(parts)
+
+    def _cells(self) -> str:
+        lines = [[row.name, _settings(row.settings), *(f"{row.auroc[task]:.3f}" for task in COLUMNS),
+                  f"{row.seconds / 60:.1f}" if row.seconds else ""] for row in self.rows]  # fmt: skip
+        return table(["cell", "changes", *COLUMNS, "minutes a run"], lines)
+
+    def _differences(self) -> str:
+        lines = []
+        for row in self.rows:
+            for name, effects in (("published", row.to_published), ("thumbnail", row.to_thumbnail)):
+                if effects:
+                    columns = [shown(effects[task]) for task in COLUMNS]
+                    lines.append([row.name, name, *columns, f"{effects[MEAN].p:.3f}"])
+        return table(["cell", "less", *COLUMNS, "p"], lines)
+
+    def _claim(self, claim: Claim) -> str:
+        lines = [[claim.cell, *(f"{claim.auroc[task]:.3f}" for task in COLUMNS)]]
+        lines += [[name, *(f"{found[task]:.3f}" for task in COLUMNS)] for name, found in claim.references.items()]
+        less = [[f"less {name}", *(f"{shown(effects[task])}, p {effects[task].p:.3f}" for task in TASKS)]
+                for name, effects in claim.differences.items()]  # fmt: skip
+        return (f"## On test patients: the claim\n\nLooked at once: {claim.cell}, {claim.seeds} seeds, {claim.draws} "
+                f"draws.\n\n{table(['', *COLUMNS], lines)}\n\n{table(['difference', *TASKS], less)}\n\n"
+                "Intervals of 95 % over draws, patients and seeds; p corrected for all comparisons shown (Holm).")
+
+
+def write_page(path: Path, page: Page) -> None:
+    """Write the page, and its figure beside it as .svg, keeping what stands above the first line of dashes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = path.with_suffix(".svg")
+    _draw(figure, page)
+    machine = ", ".join(f"{name} {value}" for name, value in page.machine.items())
+    before = path.read_text().split("\n---\n")[0].rstrip() if path.exists() else "# Which recipe makes ten shots count"
+    total = sum(row.seconds for row in page.rows) * page.seeds / 3600
+    text = (f"{before}\n\n---\n\n{page.text()}\n\n![The online probe and the loss of each cell]({figure.name})\n\n"
+            f"All runs: {total:.1f} hours on {machine}.\n")
+    write_bytes(path, text.encode())
+
+
+def _draw(path: Path, page: Page) -> None:
+    """Curves of each cell over epochs: the online probe's AUROC, on training patients, and the loss; means of seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    for name in dict.fromkeys(trial.cell.name for trial in page.trials):
+        runs = [read_journal(trial.run) for trial in page.trials if trial.cell.name == name]
+        style: dict[str, Any] = {"lw": 2.2, "zorder": 3} if name in (page.best, "published") else {"lw": 0.9}
+        for axis, kind, value in ((axes[0], "online", "linear_auroc"), (axes[1], "epoch", "loss")):
+            curves = [[(line["epoch"], line[value]) for line in lines if line["kind"] == kind] for lines in runs]
+            if curves[0]:
+                x, y = np.mean(curves, axis=0).T
+                axis.plot(x, y, label=name, **style)
+    axes[0].set(xlabel="epoch", ylabel="AUROC, all shots", title="Online probe (training patients)")
+    axes[1].set(xlabel="epoch", ylabel="NT-Xent loss", title="Loss")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def shown(effect: Effect) -> str:
+    """+0.031 [+0.008, +0.054]."""
+    return f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]"
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
