@@ -129,7 +129,7 @@ def two_view_loader(
     fetcher = Fetcher(folder, manifest, split)
     patients = Patients(folder, manifest, split)
     if recipe.patient_positive:
-        patients.check()
+        patients.check(recipe.patient_positive)
     start = partial(make_views, maker, fetcher, recipe=recipe, seed=seed, device=device, workers=workers, half=half,
                     patients=patients)  # fmt: skip
     return ViewLoader(plan, start, promise, fetcher.key, patients)

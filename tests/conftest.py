@@ -69,6 +69,14 @@ def raw_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> S
 
 
 @pytest.fixture(scope="session")
+def partner_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """Those radiographs in shards of up to 40, each image with up to two others of its patient."""
+    out = tmp_path_factory.mktemp("partner-shards")
+    build(radiographs, out, size=96, shard_size=40, partners=2, workers=1)
+    return Shards(out, read_manifest(out))
+
+
+@pytest.fixture(scope="session")
 def trained(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs, made by the command a user would give."""
     out = tmp_path_factory.mktemp("runs") / "trained"

@@ -25,7 +25,11 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "recompute": ({"recompute": True}, True),
     "micro-batches": ({"micro_batch": 2}, True),
     "clipped": ({"clip": 0.01}, True),
+    "masked": ({"same_patient": "masked"}, True),
+    "positives": ({"same_patient": "positives"}, True),
+    "masked by micro-batches": ({"same_patient": "masked", "micro_batch": 2}, True),
 }
+PATIENTS = torch.arange(IMAGES) % 5  # over the ranks
 
 
 def joint_batch() -> torch.Tensor:
@@ -34,8 +38,10 @@ def joint_batch() -> torch.Tensor:
     return torch.randn(2, IMAGES, 1, 32, 32, dtype=torch.float64)
 
 
-def take_step(shards: Path, case: str, ranks: Ranks, views: torch.Tensor, micro_batch: int = 0) -> dict[str, Any]:
-    """One step on this rank's views: loss, gradients, and the weights after it."""
+def take_step(
+    shards: Path, case: str, ranks: Ranks, views: torch.Tensor, patients: torch.Tensor, micro_batch: int = 0
+) -> dict[str, Any]:
+    """One step on this rank's views: loss, gradients, and the weights after it; patients: of the joint batch."""
     settings, training = CASES[case]
     micro_batch = micro_batch or settings.get("micro_batch", 0)
     config = Config(shards=shards, out=shards / "none", arch="resnet18", size=32, batch_size=IMAGES, lr=1e-3,
@@ -49,7 +55,7 @@ def take_step(shards: Path, case: str, ranks: Ranks, views: torch.Tensor, micro_
         recompute_blocks(model)
     run.model = run.forward = model
     run.optimizer = make_optimizer("adam", model, lr=config.lr, weight_decay=0.1)
-    loss, z1, z2 = forward_backward(run, *views)
+    loss, z1, z2 = forward_backward(run, views[0], views[1], patients)
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     update(run)
     kept = loss.untyped_storage().nbytes()
@@ -62,7 +68,7 @@ def main(shards: Path, out: Path) -> None:
     with joined("cpu") as ranks:
         share = IMAGES // ranks.world
         mine = joint_batch()[:, ranks.rank * share : (ranks.rank + 1) * share]
-        result = {case: take_step(shards, case, ranks, mine) for case in CASES}
+        result = {case: take_step(shards, case, ranks, mine, PATIENTS) for case in CASES}
     torch.save(result, out / f"rank-{ranks.rank}.pt")
 
 

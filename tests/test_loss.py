@@ -6,17 +6,24 @@ import pytest
 import torch
 
 from train.loss import nt_xent
+from train.presets import SamePatient
+
+PATIENTS = [3, 0, 3, 1, 0, 3, 2]
 
 
-def slow_nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> float:
-    """Equation 1 of the paper, term by term."""
-    views = [*z1, *z2]
-    total = 0.0
+def slow_nt_xent(
+    z1: torch.Tensor, z2: torch.Tensor, temperature: float, patients: list[int] | None = None, same: str = "negatives"
+) -> float:
+    """Equation 1 of the paper, term by term; what is of the same patient left out, or counted as positives."""
+    views, total = [*z1, *z2], 0.0
+    of = 2 * (patients or list(range(len(z1))))
     for i, anchor in enumerate(views):
         cosines = [float(anchor @ other / (anchor.norm() * other.norm())) for other in views]
         partner = (i + len(z1)) % len(views)
-        rest = [math.exp(cosine / temperature) for k, cosine in enumerate(cosines) if k != i]
-        total += math.log(sum(rest)) - cosines[partner] / temperature
+        left_out = {k for k in range(len(views)) if of[k] == of[i] and k != partner} if same == "masked" else {i}
+        rest = [math.exp(cosine / temperature) for k, cosine in enumerate(cosines) if k not in left_out]
+        positives = [k for k in range(len(views)) if of[k] == of[i] and k != i] if same == "positives" else [partner]
+        total += sum(math.log(sum(rest)) - cosines[k] / temperature for k in positives) / len(positives)
     return total / len(views)
 
 
@@ -27,10 +34,40 @@ def test_equals_the_slow_twin(temperature: float) -> None:
     assert nt_xent(z1, z2, temperature).item() == pytest.approx(slow_nt_xent(z1, z2, temperature), rel=1e-12)
 
 
-def test_gradient_equals_finite_differences() -> None:
+@pytest.mark.parametrize("same", ["masked", "positives"])
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+def test_equals_the_slow_twin_where_patients_have_several_images(same: SamePatient, temperature: float) -> None:
     torch.manual_seed(0)
-    z1, z2 = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.5), (z1, z2))
+    z1, z2 = torch.randn(2, 7, 16, dtype=torch.float64)
+    found = nt_xent(z1, z2, temperature, torch.tensor(PATIENTS), same).item()
+    assert found == pytest.approx(slow_nt_xent(z1, z2, temperature, PATIENTS, same), rel=1e-12)
+    assert found != pytest.approx(slow_nt_xent(z1, z2, temperature), rel=1e-3)
+
+
+@pytest.mark.parametrize("same", ["negatives", "masked", "positives"])
+def test_patients_of_one_image_each_change_nothing(same: SamePatient) -> None:
+    torch.manual_seed(0)
+    z1, z2 = torch.randn(2, 7, 16, dtype=torch.float64)
+    found = nt_xent(z1, z2, 0.5, torch.arange(7), same).item()
+    assert found == pytest.approx(nt_xent(z1, z2, 0.5).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("same", ["masked", "positives"])
+def test_a_batch_of_one_patient_is_finite(same: SamePatient) -> None:
+    torch.manual_seed(0)
+    z1, z2 = (torch.randn(5, 8, requires_grad=True) for _ in range(2))
+    loss = nt_xent(z1, z2, 0.05, torch.zeros(5, dtype=torch.int64), same)
+    loss.backward()
+    assert loss.isfinite() and z1.grad is not None and z1.grad.isfinite().all()
+    assert (loss.item() == 0) == (same == "masked")  # without a negative there is nothing to tell apart
+
+
+@pytest.mark.parametrize("same", ["negatives", "masked", "positives"])
+def test_gradient_equals_finite_differences(same: SamePatient) -> None:
+    torch.manual_seed(0)
+    z1, z2 = (torch.randn(4, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    patients = torch.tensor([0, 1, 0, 2])
+    assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.5, patients, same), (z1, z2))
 
 
 def test_is_finite_and_float32_under_bf16_autocast_at_a_small_temperature() -> None:

@@ -36,12 +36,6 @@ KEPT = 2  # partners, at most, in a shard
 
 
 @pytest.fixture(scope="session")
-def partner_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    """The 121 radiographs at 96 px in shards of up to 40, with partners."""
-    return built(radiographs, tmp_path_factory.mktemp("partner-shards"))
-
-
-@pytest.fixture(scope="session")
 def raw_partner_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
     """The same, not compressed."""
     return built(radiographs, tmp_path_factory.mktemp("raw-partner-shards"), encoding="raw")
@@ -267,7 +261,7 @@ def test_only_partners_that_are_drawn_are_read_and_decoded(
 
 
 def test_shards_without_partners_are_refused(shards: Shards) -> None:
-    with pytest.raises(InputError, match=r"--patient-positive: the shards in .* python -m shard build .* --partners=3"):
+    with pytest.raises(InputError, match=r"--patient-positive=0.5: the shards .* shard build .* --partners=3"):
         loader_of(shards, MAKERS[0], recipe=RECIPE)
 
 

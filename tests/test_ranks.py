@@ -17,7 +17,7 @@ import torch
 
 from shard.errors import InputError
 from tests.conftest import DALI, ROOT, SMALL, Shards
-from tests.one_rank import CASES, IMAGES, joint_batch, take_step
+from tests.one_rank import CASES, IMAGES, PATIENTS, joint_batch, take_step
 from train.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
 from train.fingerprint import check_ranks
 from train.journal import METRICS, SPEED, read_journal
@@ -69,13 +69,13 @@ def steps(request: pytest.FixtureRequest, shards: Shards, tmp_path_factory: pyte
 
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_take_the_step_of_one_process_on_the_joint_batch(steps: list[Any], shards: Shards, case: str) -> None:
-    world, views, micro_batch = len(steps), joint_batch(), CASES[case][0].get("micro_batch", 0)
+    world, views, patients, micro_batch = len(steps), joint_batch(), PATIENTS, CASES[case][0].get("micro_batch", 0)
     if micro_batch:  # BatchNorm sees a micro-batch of each rank
         share = IMAGES // world
         order = [rank * share + first + k for first in range(0, share, micro_batch) for rank in range(world)
                  for k in range(micro_batch)]  # fmt: skip
-        views = views[:, order]
-    wanted = take_step(shards.folder, case, Ranks(), views, micro_batch * world)
+        views, patients = views[:, order], PATIENTS[order]
+    wanted = take_step(shards.folder, case, Ranks(), views, patients, micro_batch * world)
     for rank in steps:
         found = rank[case]
         assert float(found["loss"]) == pytest.approx(float(wanted["loss"]), rel=1e-6)

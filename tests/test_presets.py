@@ -1,0 +1,116 @@
+"""Presets: the published recipe stays what it was, a flag overrides, and whoever tells of a run tells of its recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.recipe import Recipe
+from probe.encoders import Input, open_encoder
+from shard.errors import InputError
+from tests.conftest import DALI, SMALL, Shards, newest, run_module, same_run, train_here
+from train.__main__ import train
+from train.config import Config, train_command
+from train.journal import CARD, read_journal
+from train.presets import PRESETS, overrides, say_recipe, with_preset
+from train.setup import set_up
+from train.status import status
+
+
+@pytest.fixture(scope="module")
+def patient_run(partner_shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs of --preset=patient with a temperature of its own, by the command a user would give."""
+    out = tmp_path_factory.mktemp("runs") / "patient"
+    done = run_module("train", f"--shards={partner_shards.folder}", f"--out={out}", DALI, "--epochs=2", *SMALL,
+                      "--preset=patient", "--temperature=0.1", "--online-every=1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_the_published_preset_is_the_default_and_the_published_recipe(shards: Shards) -> None:
+    config = Config(shards=shards.folder, out=shards.folder, batch_size=16, device="cpu")
+    assert {name: getattr(config, name) for name in PRESETS["published"]} == PRESETS["published"]
+    made = set_up(config).recipe
+    assert made == Recipe(mean=made.mean, std=made.std)
+    assert (config.temperature, config.same_patient, config.lr, config.schedule) == (0.5, "negatives", 3e-4, "constant")
+
+
+def test_every_preset_says_the_same_settings_and_is_valid(tmp_path: Path) -> None:
+    for preset, settings in PRESETS.items():
+        assert settings.keys() == PRESETS["published"].keys()
+        config = Config(shards=tmp_path, out=tmp_path, preset=preset, **settings)
+        assert not overrides(config.plain()) and say_recipe(config.plain()) == f"preset {preset}"
+        command = train_command(config.plain())
+        assert (f"--preset={preset}" in command) == (preset != "published")
+        assert not any(f"--{name.replace('_', '-')}" in command for name in settings)
+
+
+def test_a_flag_overrides_its_preset_nought_too_and_what_is_left_out_is_the_presets() -> None:
+    given: dict[str, Any] = {"preset": "patient", "temperature": 0.1, "flip": 0.0, "blur": None, "epochs": 3,
+                             "patient_positive": None}  # fmt: skip
+    made = with_preset(given)
+    wanted = PRESETS["patient"]
+    assert made == {**given, "blur": wanted["blur"], "patient_positive": wanted["patient_positive"]}
+
+
+def test_checkpoints_of_before_there_were_presets_are_of_the_published_recipe() -> None:
+    assert say_recipe({"temperature": 0.2}) == "preset published with --temperature=0.2"
+    assert say_recipe({"temperature": 0.5, "schedule": "cosine"}) == "preset published with --schedule=cosine"
+
+
+def test_the_command_overrides_and_every_report_says_so(
+    patient_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    state = newest(patient_run)
+    assert {name: state["config"][name] for name in PRESETS["patient"]} == {**PRESETS["patient"], "temperature": 0.1}
+    assert state["recipe"]["patient_positive"] == PRESETS["patient"]["patient_positive"]
+    words = "preset patient with --temperature=0.1"
+    status(patient_run)
+    assert words in capsys.readouterr().out
+    assert words in open_encoder(patient_run, "one", Input(32, 0.5, 0.2), 0)[1].source
+    done = run_module("train", "export", str(patient_run), f"--out={tmp_path / 'one.pth'}")
+    assert done.returncode == 0 and words in next(tmp_path.glob("*.md")).read_text()
+    command = json.loads((patient_run / CARD).read_text())["command"]
+    assert "--preset=patient" in command and "--temperature=0.1" in command and "--crop-min" not in command
+
+
+def test_the_journal_has_the_share_of_pairs_of_one_patient(patient_run: Path, trained: Path) -> None:
+    shares = [line["same_patient"] for line in read_journal(patient_run) if line["kind"] == "step"]
+    assert all(0 <= share < 0.5 for share in shares) and max(shares) > 0
+    assert not any("same_patient" in line for line in read_journal(trained))
+
+
+def test_a_run_with_partners_goes_on_exactly(partner_shards: Shards, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"preset": "patient", **PRESETS["patient"]}
+    train_here(partner_shards, tmp_path / "whole", **settings)
+    for limit in (2, 8, 0):
+        train_here(partner_shards, tmp_path / "parts", **settings, limit_steps=limit)
+    assert same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_giving_the_published_settings_is_giving_none(shards: Shards, trained: Path, tmp_path: Path) -> None:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in PRESETS["published"].items()]
+    done = run_module("train", f"--shards={shards.folder}", f"--out={tmp_path / 'same'}", DALI, "--epochs=2", *SMALL,
+                      "--preset=published", *flags)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert same_run(tmp_path / "same", trained)
+
+
+def test_shards_without_partners_are_refused_in_a_line_and_nothing_is_written(shards: Shards, tmp_path: Path) -> None:
+    done = run_module("train", f"--shards={shards.folder}", f"--out={tmp_path / 'out'}", DALI, *SMALL,
+                      "--preset=patient")  # fmt: skip
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert "--patient-positive=0.5: the shards in" in done.stderr and "--partners=3" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "wanted"),
+    [({"patient_positive": 1.5}, "--patient-positive=1.5: wants a number from 0.0 to 1.0"),
+     ({"crop_min": 0.0}, "--crop-min=0.0: wants a number from 0.001 to 1.0"), ({"flip": -1.0}, "--flip=-1.0")],
+)  # fmt: skip
+def test_impossible_probabilities_are_refused(shards: Shards, flag: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(InputError, match=wanted):
+        train(shards=shards.folder, out=shards.folder / "out", batch_size=8, **flag)
