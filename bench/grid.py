@@ -39,8 +39,8 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Its name as a folder's."""
-        return self.name.replace(" ", "-").replace("/", "-")
+        """Its name as a folder's, and as --cells has it, where a comma parts two."""
+        return self.name.replace(",", "").replace(" ", "-")
 
     def all_settings(self) -> dict[str, Any]:
         """Every setting of it that is not a default of the published recipe's."""

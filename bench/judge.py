@@ -16,10 +16,10 @@ from probe.features import Features, read_features
 from probe.fewshot import Draws, make_draws, resolve_labels
 from probe.linear import probe_draws, standardise
 from probe.statistics import Effect, Scores, holm, mean_of, over_seeds, resample, score
-from shard.manifest import read_manifest
+from shard.manifest import Manifest, read_manifest
 from shard.read import read_labels
 
-TASKS = ("Cardiomegaly", "Effusion", "Lung Opacity")
+TASKS = ("Cardiomegaly", "Effusion", "Pleural Effusion", "Lung Opacity")  # of which a set has some; NIH's has three
 SHOTS = 10
 MEAN = "mean"
 Seeds = dict[str, list[Scores]]  # task → the scores of each seed
@@ -45,16 +45,25 @@ class Exam:
         return {**found, MEAN: mean_of(list(found.values()))}
 
 
+def tasks_of(manifest: Manifest) -> list[str]:
+    """Which of TASKS the shards have labels of."""
+    return [task for task in TASKS if task in manifest.findings]
+
+
 def set_exam(shards: Path, split: str, draws: int) -> Exam:
-    """The exam on the patients of a split; what supports it is of training patients, as ever."""
+    """The exam on the patients of a split; what supports it is of training patients, as ever.
+
+    Raises NotMeasurable where a task has too few examples.
+    """
     manifest = read_manifest(shards)
-    labels = resolve_labels(read_labels(shards, manifest, tuple(manifest.counts)), TASKS, "exclude", "exclude")
+    tasks = tasks_of(manifest)
+    labels = resolve_labels(read_labels(shards, manifest, tuple(manifest.counts)), tasks, "exclude", "exclude")
     others = ~labels["split"].isin(("train", split))
-    labels.loc[others, list(TASKS)] = np.nan  # neither learned from nor tested on
+    labels.loc[others, tasks] = np.nan  # neither learned from nor tested on
     patients = np.full(len(labels), -1)
     held_out = (labels["split"] == split).to_numpy()
     patients[held_out] = pd.factorize(labels["patient"][held_out])[0]
-    drawn = {task: make_draws(labels, task, shots=SHOTS, draws=draws, seed=0) for task in TASKS}
+    drawn = {task: make_draws(labels, task, shots=SHOTS, draws=draws, seed=0) for task in tasks}
     return Exam(split, labels, drawn, patients)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.grid import BASE, Cell, Trial, choose_cells, train_all
-from bench.judge import MEAN, TASKS, Candidates, Exam, Seeds, by_task, compare, set_exam
+from bench.judge import MEAN, TASKS, Candidates, Exam, Seeds, by_task, compare, set_exam, tasks_of
 from bench.machine import describe_machine
 from bench.recipe_page import Claim, Page, Row, write_page
 from probe.statistics import Effect, Scores, over_seeds
@@ -30,8 +30,8 @@ def bench_recipe(
 ) -> None:  # fmt: skip
     """Train the grid's cells on SHARDS, a run a cell and seed, and compare them; run again, it goes on.
 
-    SHARDS are built with --partners and have the splits train, valid and test, with Cardiomegaly, Effusion and Lung
-    Opacity among their findings (NIH's have). --cells names some, by default all. --claim scores the chosen cell on the
+    SHARDS are built with --partners, have the splits train, valid and test, and labels of Cardiomegaly, (Pleural)
+    Effusion or Lung Opacity (NIH's have). --cells names some, by default all. --claim scores the chosen cell on the
     test patients, once: the figures are kept in --out and shown from there. --page writes it all in Markdown, with a
     figure beside it.
     """
@@ -58,10 +58,11 @@ def bench_recipe(
 
 def _check(shards: Path, manifest: Manifest) -> None:
     missing = [split for split in ("train", "valid", "test") if not manifest.images(split)]
-    missing += [task for task in TASKS if task not in manifest.findings]
     if missing:
-        raise InputError(f"{shards}: has no {', no '.join(missing)}; NIH's shards have all: "
+        raise InputError(f"{shards}: has no images in split {' and '.join(missing)}; NIH's shards have all three: "
                          "python -m shard build SRC OUT --dataset=nih --partners=3")  # fmt: skip
+    if not tasks_of(manifest):
+        raise InputError(f"{shards}: none of {', '.join(TASKS)} is a finding of it")
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,12 @@ class _Study:
                       "Thumbnail": sat.thumbnail}  # fmt: skip
         # Each against each reference on each task is a comparison of its own, and all are corrected for.
         pairs = {f"{name}/{task}": ({task: mine[task]}, {task: seeds[task]})
-                 for name, seeds in references.items() for task in TASKS}  # fmt: skip
+                 for name, seeds in references.items() for task in mine if task != MEAN}  # fmt: skip
         found = compare_all(pairs)
         made = Claim(best.name, draws, self.seeds, _means(mine),
                      {name: _means(seeds) for name, seeds in references.items()},
-                     {name: {task: found[f"{name}/{task}"] for task in TASKS} for name in references})  # fmt: skip
+                     {name: {task: found[f"{name}/{task}"] for task in mine if task != MEAN}
+                      for name in references})  # fmt: skip
         write_bytes(self.out / CLAIM, json.dumps(made.plain(), indent=1).encode())
         return made
 

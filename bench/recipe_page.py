@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 
 from bench.grid import Trial
-from bench.judge import MEAN, SHOTS, TASKS
+from bench.judge import MEAN, SHOTS
 from probe.statistics import Effect
 from shard.files import replacing, write_bytes
 from train.journal import read_journal
-
-COLUMNS = (*TASKS, MEAN)
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,11 @@ class Page:
     machine: dict[str, str | int]
     trials: Sequence[Trial]
 
+    @property
+    def columns(self) -> list[str]:
+        """The tasks, and the mean over them."""
+        return list(self.rows[0].auroc)
+
     def text(self) -> str:
         """The page in Markdown."""
         base = ", ".join(f"{name} {value}" for name, value in self.base.items() if not name.endswith("every"))
@@ -87,26 +90,27 @@ class Page:
         return "\n\n".join(parts)
 
     def _cells(self) -> str:
-        lines = [[row.name, _settings(row.settings), *(f"{row.auroc[task]:.3f}" for task in COLUMNS),
+        lines = [[row.name, _settings(row.settings), *(f"{row.auroc[task]:.3f}" for task in self.columns),
                   f"{row.seconds / 60:.1f}" if row.seconds else ""] for row in self.rows]  # fmt: skip
-        return table(["cell", "changes", *COLUMNS, "minutes a run"], lines)
+        return table(["cell", "changes", *self.columns, "minutes a run"], lines)
 
     def _differences(self) -> str:
         lines = []
         for row in self.rows:
             for name, effects in (("published", row.to_published), ("thumbnail", row.to_thumbnail)):
                 if effects:
-                    columns = [shown(effects[task]) for task in COLUMNS]
+                    columns = [shown(effects[task]) for task in self.columns]
                     lines.append([row.name, name, *columns, f"{effects[MEAN].p:.3f}"])
-        return table(["cell", "less", *COLUMNS, "p"], lines)
+        return table(["cell", "less", *self.columns, "p"], lines)
 
     def _claim(self, claim: Claim) -> str:
-        lines = [[claim.cell, *(f"{claim.auroc[task]:.3f}" for task in COLUMNS)]]
-        lines += [[name, *(f"{found[task]:.3f}" for task in COLUMNS)] for name, found in claim.references.items()]
-        less = [[f"less {name}", *(f"{shown(effects[task])}, p {effects[task].p:.3f}" for task in TASKS)]
+        tasks = [task for task in self.columns if task != MEAN]
+        scores = {claim.cell: claim.auroc, **claim.references}
+        reached = [[name, *(f"{found[task]:.3f}" for task in self.columns)] for name, found in scores.items()]
+        less = [[f"less {name}", *(f"{shown(effects[task])}, p {effects[task].p:.3f}" for task in tasks)]
                 for name, effects in claim.differences.items()]  # fmt: skip
         return (f"## On test patients: the claim\n\nLooked at once: {claim.cell}, {claim.seeds} seeds, {claim.draws} "
-                f"draws.\n\n{table(['', *COLUMNS], lines)}\n\n{table(['difference', *TASKS], less)}\n\n"
+                f"draws.\n\n{table(['', *self.columns], reached)}\n\n{table(['difference', *tasks], less)}\n\n"
                 "Intervals of 95 % over draws, patients and seeds; p corrected for all comparisons shown (Holm).")
 
 

@@ -42,8 +42,8 @@ class Patients:
     def check(self, probability: float) -> None:
         """Raise InputError where the shards were not made to have partners in them."""
         if not self._manifest.settings.get("partners"):
-            raise InputError(f"--patient-positive={probability:g}: the shards in {self._folder} do not keep a patient's "
-                             "images together; build others with: python -m shard build SRC OUT --partners=3")
+            raise InputError(f"--patient-positive={probability:g}: the shards in {self._folder} do not keep a "
+                             "patient's images together; build others with: python -m shard build SRC OUT --partners=3")
 
     def pair(self, probability: float, seed: int, batch: Batch) -> Batch:
         """The batch with its partners drawn."""

@@ -14,6 +14,7 @@ import torch
 
 from pipeline import reference
 from pipeline.loader import Maker, has_dali, make_views
+from pipeline.partners import Patients
 from pipeline.plan import Batch
 from pipeline.recipe import Recipe, View
 from shard.errors import InputError
@@ -22,38 +23,49 @@ from shard.files import replacing
 from shard.manifest import read_manifest
 
 
-def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, size: int = 224, seed: int = 0) -> None:
+def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, size: int = 224, seed: int = 0,
+            patient_positive: float = 0.0) -> None:  # fmt: skip
     """Draw rows of image, view 1, view 2 by each backend from the training split of SHARDS, and print the parameters.
 
     The views are those of the first epoch of a run with this seed. Each backend makes them by the same numbers:
-    what differs between them is rounding.
+    what differs between them is rounding. With --patient-positive=p, view 2 is often of another image of the patient.
     """
+    if not 0 <= patient_positive <= 1:
+        raise InputError(f"--patient-positive={patient_positive}: wants a number from 0 to 1")
     for name, value, low, high in (("images", images, 1, 64), ("size", size, 16, 2048), ("seed", seed, 0, 2**63 - 1)):
         if not low <= value <= high:
             raise InputError(f"--{name}={value}: wants a number from {low} to {high}")
-    print("\n".join(draw_preview(shards, out, images=images, size=size, seed=seed)))
+    print("\n".join(draw_preview(shards, out, images=images, size=size, seed=seed, patient_positive=patient_positive)))
 
 
-def draw_preview(shards: Path, out: Path, *, images: int, size: int, seed: int) -> list[str]:
+def draw_preview(
+    shards: Path, out: Path, *, images: int, size: int, seed: int, patient_positive: float = 0.0
+) -> list[str]:  # fmt: skip
     """Draw it, and say what was drawn, a line a view."""
     manifest = read_manifest(shards)
-    recipe = Recipe(size=size, mean=0.0, std=1.0)  # shown as grey levels, so nothing is taken out
-    fetcher = Fetcher(shards, manifest, "train")
+    # Shown as grey levels, so nothing is taken out.
+    recipe = Recipe(size=size, mean=0.0, std=1.0, patient_positive=patient_positive)
+    fetcher, patients = Fetcher(shards, manifest, "train"), Patients(shards, manifest, "train")
     numbers = np.random.default_rng(seed).permutation(len(fetcher))[:images]
-    wanted = Batch(0, 0, numbers)
+    wanted, seconds = Batch(0, 0, numbers), numbers
+    if patient_positive:
+        patients.check(patient_positive)
+        seconds = patients.pair(patient_positive, seed, wanted).seconds
     makers: list[Maker] = [maker for maker in get_args(Maker) if has_dali() or maker == "torchvision"]
     made = {maker: next(make_views(maker, fetcher, [wanted], recipe=recipe, seed=seed, device=torch.device("cpu"),
-                                   workers=1)) for maker in makers}  # fmt: skip
+                                   workers=1, patients=patients)) for maker in makers}  # fmt: skip
     figure, axes = plt.subplots(len(numbers), 1 + 2 * len(makers), squeeze=False, layout="constrained",
                                 figsize=(2.3 * (1 + 2 * len(makers)), 2.7 * len(numbers)))  # fmt: skip
     said = []
-    for row, (line, number) in enumerate(zip(axes, numbers.tolist(), strict=True)):
-        image, key = reference.decode(fetcher, number), fetcher.key(number)
+    for row, (line, number, second) in enumerate(zip(axes, numbers.tolist(), seconds.tolist(), strict=True)):
+        image, other, key = reference.decode(fetcher, number), reference.decode(fetcher, second), fetcher.key(number)
         pictures = [(f"{key}\n{image.shape[2]}×{image.shape[1]}", image)]
-        for view, drawn in enumerate(reference.draw(recipe, seed, 0, number, image, image)):
-            said.append(f"{key} view {view + 1}: {_describe(drawn)}")
+        for view, drawn in enumerate(reference.draw(recipe, seed, 0, number, image, other)):
+            partner = f" (of {fetcher.key(second)})" if view and second != number else ""
+            said.append(f"{key} view {view + 1}{partner}: {_describe(drawn)}")
             for maker in makers:
-                pictures.append((f"view {view + 1}, {maker}\n{_describe(drawn, short=True)}", made[maker][view][row]))
+                title = f"view {view + 1}{', partner' * bool(partner)}, {maker}\n{_describe(drawn, short=True)}"
+                pictures.append((title, made[maker][view][row]))
         for axis, (title, picture) in zip(line, pictures, strict=True):
             axis.imshow(picture[0].numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set_title(title, fontsize=6.5)

@@ -232,8 +232,8 @@ def over_seeds(seeds: Sequence[Scores]) -> Effect:
     """The mean of what each seed's training gave, mostly a paired difference, and how sure it is.
 
     The variance is that of the seeds' mean over draws and patients, which all share, and that between seeds over their
-    number; Student's t with Satterthwaite's degrees of freedom, since seeds are few. What a seed's score owes to draws
-    and patients of its own is in both: the interval is rather too wide.
+    number; Student's t with Satterthwaite's degrees of freedom, since seeds are few, and draws may be. What a seed's
+    score owes to draws and patients of its own is in both: the interval is rather too wide.
     """
     within = estimate(mean_of(seeds))
     values = np.array([float(one.both[0]) for one in seeds])
@@ -241,7 +241,8 @@ def over_seeds(seeds: Sequence[Scores]) -> Effect:
     error = math.sqrt(within.error**2 + between)
     if not error > 0:
         return Effect(within.mean, *(float("nan"),) * 3, len(seeds))
-    freedom = error**4 / (between**2 / (len(values) - 1)) if between else math.inf
+    least = max(1, len(seeds[0].draws) - 1)  # of the first: what is of draws is known to so many
+    freedom = error**4 / (within.error**4 / least + (between**2 / (len(values) - 1) if between else 0.0))
     half = float(student.ppf(0.975, freedom)) * error
     p = 2 * float(student.sf(abs(within.mean) / error, freedom))
     return Effect(within.mean, within.mean - half, within.mean + half, p, len(seeds))

@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from probe.linear import probe_draws
-from probe.statistics import BINS, REPLICATES, Scores, estimate, holm, p_value, resample, score
+from probe.statistics import BINS, REPLICATES, Scores, estimate, holm, over_seeds, p_value, resample, score
 
 Floats = npt.NDArray[np.float64]
 
@@ -158,3 +158,34 @@ def test_holms_correction_by_hand() -> None:
         warnings.simplefilter("error")
         assert holm([0.01, 0.04, float("nan"), 0.03]) == pytest.approx([0.03, 0.06, float("nan"), 0.06], nan_ok=True)
         assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_an_interval_over_few_seeds_covers_the_truth() -> None:
+    """Trainings whose seeds differ as much as draws and patients do; three of each, as in the study."""
+    rng, truth, inside, rejected, trials = np.random.default_rng(0), 0.03, 0, 0, 400
+    draws, patients, seeds, replicates = 20, 60, 3, 200
+    resamples = resample(draws, patients, replicates=replicates, seed=1)
+    for _ in range(trials):
+        shared = rng.normal(0, 0.05, draws)[:, None] + rng.normal(0, 0.15, patients)  # [D, P]
+        found = []
+        for _ in range(seeds):
+            values = truth + shared + rng.normal(0, 0.03) + rng.normal(0, 0.2, (draws, patients))
+            weights = resamples.patients / resamples.patients.sum(axis=1, keepdims=True)
+            by_draw = weights @ values.T  # [R, D]
+            counts = resamples.draws / draws
+            found.append(Scores((by_draw * counts).sum(axis=1), by_draw.mean(axis=1), values.mean(axis=1)))
+        effect = over_seeds(found)
+        inside += effect.low <= truth <= effect.high
+        moved = over_seeds([Scores(one.both - truth, one.patients - truth, one.draws - truth) for one in found])
+        rejected += moved.p < 0.05
+    assert 0.93 <= inside / trials <= 0.995 and rejected / trials <= 0.07, (inside, rejected)
+
+
+def test_of_one_seed_the_interval_is_over_draws_and_patients() -> None:
+    rng = np.random.default_rng(0)
+    one = Scores(rng.normal(0, 0.02, 2001), rng.normal(0, 0.015, 2001), rng.normal(0, 0.05, 50))
+    effect, alone = over_seeds([one]), estimate(one)
+    assert effect.seeds == 1 and effect.mean == alone.mean
+    assert effect.high - effect.low == pytest.approx(2 * stats.t.ppf(0.975, 49) * alone.error)
+    again = over_seeds([one, one])  # no seed says anything else
+    assert again[:4] == pytest.approx(effect[:4])

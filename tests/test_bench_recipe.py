@@ -1,0 +1,148 @@
+"""bench.recipe: trains each cell once, chooses on validation patients, looks at the test patients once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import grid, recipe
+from bench.grid import BASE, CELLS, Cell, Trial, choose_cells
+from bench.judge import Candidates, compare, set_exam
+from bench.recipe import bench_recipe
+from probe.statistics import over_seeds
+from shard.errors import InputError
+from shard.manifest import read_manifest
+from shard.write import build
+from tests.conftest import Shards
+from train.config import Config
+from train.journal import METRICS
+from train.presets import PRESETS
+
+QUICK: dict[str, Any] = {"arch": "resnet18", "size": 32, "epochs": 1, "batch_size": 16, "online_every": 1,
+                         "device": "cpu", "precision": "fp32"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def three_splits(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """The 121 radiographs from a plain table, whose patients a hash puts into train, valid and test."""
+    folder = tmp_path_factory.mktemp("three")
+    table = folder / "table.csv"
+    with table.open("w", newline="") as file:
+        rows = [row for name in ("train", "valid") for row in csv.DictReader((radiographs / f"{name}.csv").open())]
+        writer = csv.writer(file)
+        writer.writerow(["path", "patient", "Cardiomegaly", "Pleural Effusion"])
+        for row in rows:
+            path = re.sub("^.*?/(?=train/|valid/)", "", row["Path"])
+            labels = [str(float(float(row[name] or 0) == 1)) for name in ("Cardiomegaly", "Pleural Effusion")]
+            writer.writerow([path, re.search(r"patient\d+", path)[0], *labels])  # type: ignore[index]
+    out = folder / "shards"
+    build(radiographs, out, dataset="csv", table=table, size=64, partners=2, workers=1)
+    return Shards(out, read_manifest(out))
+
+
+def test_every_cell_is_a_valid_run_and_the_chosen_preset_is_among_them(tmp_path: Path) -> None:
+    names = [cell.name for cell in CELLS]
+    assert len(set(names)) == len(names) == len({cell.folder for cell in CELLS})
+    for cell in CELLS:
+        config = Config(shards=tmp_path, out=tmp_path, **cell.all_settings())
+        assert cell.rival in names and {**BASE, **cell.settings}.items() <= config.plain().items()
+        rival = next(other for other in CELLS if other.name == cell.rival).all_settings()
+        assert (rival["size"], rival["epochs"]) == (config.size, config.epochs)
+        assert not {"patient_positive", "same_patient"} & rival.keys()
+    recipe_names = PRESETS["patient"].keys() - {"schedule", "warmup_epochs"}
+    defaults = PRESETS["published"]
+    assert any(all(cell.all_settings().get(name, defaults[name]) == PRESETS["patient"][name] for name in recipe_names)
+               for cell in CELLS)  # fmt: skip
+
+
+def test_cells_by_name_come_with_what_they_are_compared_to() -> None:
+    assert [cell.name for cell in choose_cells(["lead-64-px-30-epochs"])] == [
+        "published", "published, 64 px, 30 epochs", "lead, 64 px, 30 epochs"]  # fmt: skip
+    assert choose_cells([]) == list(CELLS)
+    with pytest.raises(InputError, match="--cells=leda: no such cell; there are: published; "):
+        choose_cells(["leda"])
+
+
+def test_draws_of_a_split_test_its_patients_alone(three_splits: Shards) -> None:
+    exams = {split: set_exam(three_splits.folder, split, 5) for split in ("valid", "test")}
+    for split, exam in exams.items():
+        for draws in exam.drawn.values():
+            assert set(exam.labels["split"].iloc[draws.test]) == {split}
+            assert set(exam.labels["split"].iloc[np.concatenate([draws.positive, draws.negative]).ravel()]) == {"train"}
+            assert len(np.unique(exam.patients[draws.test])) == exam.labels["patient"].iloc[draws.test].nunique()
+
+
+def test_the_whole_study_goes_on_where_it_stopped_and_looks_at_test_patients_once(
+    three_splits: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = (Cell("published", {}), Cell("with partners", {"patient_positive": 0.5, "same_patient": "masked"}))
+    monkeypatch.setattr(grid, "BASE", QUICK)
+    monkeypatch.setattr(recipe, "BASE", QUICK)
+    monkeypatch.setattr(grid, "CELLS", cells)
+    monkeypatch.setattr("bench.judge.SHOTS", 3)
+    looked: list[str] = []
+    monkeypatch.setattr(recipe, "set_exam", lambda shards, split, draws: (looked.append(split),
+                                                                          set_exam(shards, split, draws))[1])
+    out, page = tmp_path / "out", tmp_path / "recipe.md"
+    bench_recipe(three_splits.folder, out=out, seeds=1, draws=5)
+    said = capsys.readouterr().out
+    assert looked == ["valid"] and "with partners | patient positive 0.5, same patient masked" in said
+    first = {path: path.read_bytes() for path in out.rglob(METRICS)}
+    assert len(first) == 2
+    page.write_text("# Ours\n\nWritten by hand.\n\n---\n\nold\n")
+    for _ in range(2):
+        bench_recipe(three_splits.folder, out=out, seeds=2, draws=5, claim=True, page=page)
+    said = capsys.readouterr().out
+    assert looked == ["valid", "valid", "test", "valid"]  # the second claim is the first
+    assert said.count("seed 1, ") == 2 and "seed 0, " not in said and all(
+        path.read_bytes() == content for path, content in first.items())  # fmt: skip
+    text = page.read_text()
+    assert text.startswith("# Ours\n\nWritten by hand.\n\n---\n") and "old" not in text
+    assert "## On test patients: the claim" in text and "less Thumbnail" in text and "(recipe.svg)" in text
+    assert (tmp_path / "recipe.svg").read_text().startswith("<?xml")
+    claim = json.loads((out / "claim.json").read_text())
+    best = claim["cell"]
+    trained = Candidates(three_splits.folder, out / "features", 1)
+    exam = set_exam(three_splits.folder, "test", 5)
+    sat = [exam.sit(trained.trained(Trial(Cell(best, {}), seed, three_splits.folder, out).run)) for seed in range(2)]
+    thumbnail = exam.sit(trained.thumbnail(32))
+    for task in exam.drawn:
+        assert claim["auroc"][task] == pytest.approx(np.mean([one[task].both[0] for one in sat]))
+        wanted = over_seeds([one[task] - thumbnail[task] for one in sat])
+        found = claim["differences"]["Thumbnail"][task]
+        assert found[:3] == pytest.approx(list(wanted[:3])) and found[4] == 2
+
+
+def test_shards_that_cannot_carry_the_study_are_refused(shards: Shards, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no images in split test; NIH's shards have all three"):
+        bench_recipe(shards.folder, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_is_named_with_its_log(
+    three_splits: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "BASE", {**QUICK, "batch_size": 10**5})
+    with pytest.raises(InputError, match=r"seed-0: the run ended with status 1, see .*log.txt"):
+        bench_recipe(three_splits.folder, out=tmp_path, cells=("published",), seeds=1)
+    assert "--batch-size=100000" in (tmp_path / "published" / "seed-0" / "log.txt").read_text()
+
+
+def test_p_values_are_corrected_for_all_names() -> None:
+    rng = np.random.default_rng(0)
+    from probe.statistics import Scores
+
+    def seeds(shift: float) -> list[Scores]:
+        return [Scores(np.r_[shift, shift + rng.normal(0, 0.01, 200)], np.r_[shift, shift + rng.normal(0, 0.008, 200)],
+                       shift + rng.normal(0, 0.02, 10)) for _ in range(3)]  # fmt: skip
+
+    one, other = {"mean": seeds(0.6)}, {"mean": seeds(0.59)}
+    alone = compare({"one": (one, other)})["one"]["mean"].p
+    four = compare({name: (one, other) for name in "abcd"})
+    assert 0 < alone < 1 and all(effects["mean"].p == pytest.approx(min(1, 4 * alone)) for effects in four.values())
