@@ -3,9 +3,10 @@ seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ TASKS = ("Cardiomegaly", "Effusion", "Pleural Effusion", "Lung Opacity")  # of w
 SHOTS = 10
 MEAN = "mean"
 Seeds = dict[str, list[Scores]]  # task → the scores of each seed
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -100,18 +102,16 @@ def by_task(sat: Sequence[dict[str, Scores]]) -> Seeds:
     return {task: [one[task] for one in sat] for task in sat[0]}
 
 
-def compare(pairs: Mapping[str, tuple[Seeds, Seeds]]) -> dict[str, dict[str, Effect]]:
-    """Name → task → the difference of its pair, seed against seed; p values of a task corrected for all names.
+def difference(mine: Sequence[Scores], theirs: Sequence[Scores]) -> Effect:
+    """Mine less theirs on one task, seed against seed; what has one, such as the thumbnail, is against every seed.
 
-    Where both have not as many seeds, those that both have are compared; what has one, such as the thumbnail, stands
-    against every seed of the other.
+    Where one side has more seeds, the first ones are compared.
     """
-    found: dict[str, dict[str, Effect]] = {name: {} for name in pairs}
-    for name, (mine, theirs) in pairs.items():
-        for task, seeds in mine.items():
-            against = theirs[task] if len(theirs[task]) > 1 else theirs[task] * len(seeds)
-            found[name][task] = over_seeds([one - other for one, other in zip(seeds, against, strict=False)])
-    for task in {task for effects in found.values() for task in effects}:
-        for name, p in zip(found, holm([effects[task].p for effects in found.values()]), strict=True):
-            found[name][task] = found[name][task]._replace(p=p)
-    return found
+    against = theirs if len(theirs) > 1 else [*theirs] * len(mine)
+    return over_seeds([one - other for one, other in zip(mine, against, strict=False)])
+
+
+def correct(effects: Mapping[Name, Effect]) -> dict[Name, Effect]:
+    """The same with their p values corrected for how many they are (Holm)."""
+    corrected = holm([effect.p for effect in effects.values()])
+    return {name: effect._replace(p=p) for (name, effect), p in zip(effects.items(), corrected, strict=True)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.grid import BASE, Cell, Trial, choose_cells, train_all
-from bench.judge import MEAN, TASKS, Candidates, Exam, Seeds, by_task, compare, set_exam, tasks_of
+from bench.judge import MEAN, TASKS, Candidates, Exam, Seeds, by_task, correct, difference, set_exam, tasks_of
 from bench.machine import describe_machine
 from bench.recipe_page import Claim, Page, Row, write_page
 from probe.statistics import Effect, Scores, over_seeds
@@ -98,9 +98,9 @@ class _Study:
 
     def rows(self, sat: _Sat) -> list[Row]:
         """A row a cell, and those of the baselines before them."""
-        others = {cell.name: cell for cell in self.cells if cell.name != cell.rival}
-        to_published = compare({name: (sat.cells[name], sat.cells[cell.rival]) for name, cell in others.items()})
-        to_thumbnail = compare({name: (seeds, sat.thumbnail) for name, seeds in sat.cells.items()})
+        to_published = _compare({cell.name: (sat.cells[cell.name], sat.cells[cell.rival])
+                                 for cell in self.cells if cell.name != cell.rival})  # fmt: skip
+        to_thumbnail = _compare({name: (seeds, sat.thumbnail) for name, seeds in sat.cells.items()})
         rows = [Row("Thumbnail", {}, _means(sat.thumbnail), {}, {}, 0.0)]
         rows += [Row(f"Scratch, {size} px", {}, _means(seeds), {}, {}, 0.0) for size, seeds in sat.scratch.items()]
         for cell in self.cells:
@@ -120,14 +120,13 @@ class _Study:
         mine = sat.cells[best.name]
         references = {"Scratch": sat.scratch[_size(best)], best.rival: sat.cells[best.rival],
                       "Thumbnail": sat.thumbnail}  # fmt: skip
-        # Each against each reference on each task is a comparison of its own, and all are corrected for.
-        pairs = {f"{name}/{task}": ({task: mine[task]}, {task: seeds[task]})
-                 for name, seeds in references.items() for task in mine if task != MEAN}  # fmt: skip
-        found = compare_all(pairs)
+        tasks = [task for task in mine if task != MEAN]
+        # Each reference on each task is a comparison of its own, and all are corrected for.
+        found = correct({(name, task): difference(mine[task], seeds[task])
+                         for name, seeds in references.items() for task in tasks})  # fmt: skip
         made = Claim(best.name, draws, self.seeds, _means(mine),
                      {name: _means(seeds) for name, seeds in references.items()},
-                     {name: {task: found[f"{name}/{task}"] for task in mine if task != MEAN}
-                      for name in references})  # fmt: skip
+                     {name: {task: found[name, task] for task in tasks} for name in references})  # fmt: skip
         write_bytes(self.out / CLAIM, json.dumps(made.plain(), indent=1).encode())
         return made
 
@@ -137,10 +136,12 @@ class _Study:
         return Claim.from_plain(json.loads(path.read_text())) if path.exists() else None
 
 
-def compare_all(pairs: dict[str, tuple[Seeds, Seeds]]) -> dict[str, Effect]:
-    """The difference of each pair of one task, p values corrected for all pairs."""
-    named = {name: tuple({MEAN: next(iter(seeds.values()))} for seeds in pair) for name, pair in pairs.items()}
-    return {name: effects[MEAN] for name, effects in compare(named).items()}  # type: ignore[arg-type]
+def _compare(pairs: dict[str, tuple[Seeds, Seeds]]) -> dict[str, dict[str, Effect]]:
+    """Cell → task → the difference of its pair; p values corrected for all cells, task by task."""
+    tasks = next(iter(pairs.values()))[0] if pairs else {}
+    by_task = {task: correct({name: difference(mine[task], theirs[task]) for name, (mine, theirs) in pairs.items()})
+               for task in tasks}  # fmt: skip
+    return {name: {task: by_task[task][name] for task in tasks} for name in pairs}
 
 
 def _size(cell: Cell) -> int:

@@ -13,9 +13,9 @@ import pytest
 
 from bench import grid, recipe
 from bench.grid import BASE, CELLS, Cell, Trial, choose_cells
-from bench.judge import Candidates, compare, set_exam
+from bench.judge import Candidates, correct, difference, set_exam
 from bench.recipe import bench_recipe
-from probe.statistics import over_seeds
+from probe.statistics import Scores, over_seeds
 from shard.errors import InputError
 from shard.manifest import read_manifest
 from shard.write import build
@@ -136,13 +136,11 @@ def test_a_run_that_fails_is_named_with_its_log(
 
 def test_p_values_are_corrected_for_all_names() -> None:
     rng = np.random.default_rng(0)
-    from probe.statistics import Scores
-
     def seeds(shift: float) -> list[Scores]:
         return [Scores(np.r_[shift, shift + rng.normal(0, 0.01, 200)], np.r_[shift, shift + rng.normal(0, 0.008, 200)],
                        shift + rng.normal(0, 0.02, 10)) for _ in range(3)]  # fmt: skip
 
-    one, other = {"mean": seeds(0.6)}, {"mean": seeds(0.59)}
-    alone = compare({"one": (one, other)})["one"]["mean"].p
-    four = compare({name: (one, other) for name in "abcd"})
-    assert 0 < alone < 1 and all(effects["mean"].p == pytest.approx(min(1, 4 * alone)) for effects in four.values())
+    alone = difference(seeds(0.6), seeds(0.59))
+    four = correct(dict.fromkeys("abcd", alone))
+    assert 0 < alone.p < 0.25
+    assert all(effect == alone._replace(p=pytest.approx(4 * alone.p)) for effect in four.values())
