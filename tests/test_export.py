@@ -256,7 +256,8 @@ def test_the_card_is_inside_and_tells_all_that_is_known(exported: Callable[[Form
     card = card_of(format, exported(format))
     assert card == {
         "name": "SimCLR resnet18 for chest X-rays", "use": "for research; not for diagnosis", "arch": "resnet18",
-        "features": 512, "input": {"size": SIZE, "grey": "0..1", "mean": MEAN, "std": STD},
+        "features": 512, "preset": "preset published",
+        "input": {"size": SIZE, "grey": "0..1", "mean": MEAN, "std": STD},
         "data": {"fingerprint": "0123456789abcdef", "images": 191027, "patients": 64000},
         "training": {"epoch": 2, "done_in_epoch": 0, "step": STEP},
         # Not the lines of step 60, which the checkpoint hasn't seen.

@@ -77,6 +77,7 @@ def train_epoch(run: Run, pace: Pace, epoch: int, done: int) -> bool:
         loss, z1, z2 = train_step(run, view1, view2, patients)
         run.losses.append(loss)
         if number % config.log_every == 0 or number == steps:
+            run.check_losses(epoch, number)  # before their embeddings are measured, which NaN would stop
             write_interval(run, pace, epoch, number, watch(z1, z2, patients))
         stop, save = run.ranks.any_of([run.stop.wanted, run.save_is_due()])
         limited = run.step == config.limit_steps
@@ -90,7 +91,6 @@ def train_epoch(run: Run, pace: Pace, epoch: int, done: int) -> bool:
 
 def write_interval(run: Run, pace: Pace, epoch: int, number: int, measures: dict[str, float]) -> None:
     """Write the losses since the last time, and what the last batch's embeddings tell, into the journal."""
-    run.check_losses(epoch, number)
     loss = torch.stack(run.losses).mean().item()
     run.loss_sum += loss * len(run.losses)
     run.losses = []
