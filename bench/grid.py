@@ -5,9 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from shard.errors import InputError
 from train.config import flag_of
-from train.journal import SPEED, read_journal
+from train.journal import read_journal
 
 # What all cells share and a cell may change: small enough for two cores, and the optimiser's schedule is no cell's
 # advantage. The published recipe's own schedule is a cell.
@@ -31,11 +30,12 @@ LONGER: dict[str, Any] = {"size": 96, "epochs": 30}
 @dataclass(frozen=True)
 class Cell:
     """A recipe under study: what it changes of the base and the published recipe; the cell of the published recipe that
-    is trained as long and as large."""
+    is trained as long and as large; whether it is trained with every seed, and so may be chosen, or with the first."""
 
     name: str
     settings: dict[str, Any]
     rival: str = "published"
+    repeated: bool = False
 
     @property
     def folder(self) -> str:
@@ -48,6 +48,7 @@ class Cell:
 
 
 PUBLISHED = "published"
+# The first ones are short and have one seed: they say which recipe is worth the hours of the last ones.
 CELLS = (
     Cell(PUBLISHED, {}),
     Cell("published, lr 3e-4 constant", {"lr": 3e-4, "schedule": "constant", "warmup_epochs": 0.0}),
@@ -66,8 +67,8 @@ CELLS = (
     Cell("lead, same patient positive", {**LEAD, "same_patient": "positives"}),
     Cell("published, 64 px, 30 epochs", {"epochs": 30}, "published, 64 px, 30 epochs"),
     Cell("lead, 64 px, 30 epochs", {**LEAD, "epochs": 30}, "published, 64 px, 30 epochs"),
-    Cell("published, 96 px, 30 epochs", LONGER, "published, 96 px, 30 epochs"),
-    Cell("lead, 96 px, 30 epochs", {**LEAD, **LONGER}, "published, 96 px, 30 epochs"),
+    Cell("published, 96 px, 30 epochs", LONGER, "published, 96 px, 30 epochs", repeated=True),
+    Cell("lead, 96 px, 30 epochs", {**LEAD, **LONGER}, "published, 96 px, 30 epochs", repeated=True),
 )
 
 
@@ -90,6 +91,11 @@ class Trial:
         ends = [line["epoch"] for line in read_journal(self.run) if line["kind"] == "epoch"]
         return bool(ends) and ends[-1] >= self.cell.all_settings()["epochs"]
 
+    @property
+    def kept(self) -> Path:
+        """The file of what it came to."""
+        return self.out / "results" / f"{self.cell.folder}.seed-{self.seed}.npz"
+
     def command(self, workers: int) -> list[str]:
         """The command that makes it, or goes on with it."""
         flags = {**self.cell.all_settings(), "shards": self.shards, "out": self.run, "seed": self.seed,
@@ -100,11 +106,6 @@ class Trial:
         """How many pixels of views it makes, to guess how long it takes."""
         settings = self.cell.all_settings()
         return float(settings["epochs"] * settings["size"] ** 2)
-
-    def seconds(self) -> float:
-        """How long it trained, over all its starts."""
-        lines = read_journal(self.run, SPEED)
-        return float(sum(line["time"] - before["time"] for before, line in pairwise(lines) if line["kind"] != "start"))
 
 
 def choose_cells(names: Sequence[str]) -> list[Cell]:
@@ -118,22 +119,26 @@ def choose_cells(names: Sequence[str]) -> list[Cell]:
     return [cell for cell in CELLS if cell.name in wanted]
 
 
-def train_all(trials: Sequence[Trial], workers: int) -> None:
-    """Train what is not done yet, one after the other. Raises InputError where a run fails, with where its log lies."""
-    left = [trial for trial in trials if not trial.is_done()]
-    if not left:
-        return
-    total = sum(trial.images() for trial in left)
+def train_all(trials: Sequence[Trial], workers: int, finish: Callable[[Trial], None] = lambda trial: None) -> None:
+    """Train what is not done yet, one after the other, and call finish with each when it is. Raises InputError where a
+    run fails, with where its log lies."""
+    total = sum(trial.images() for trial in trials)
     with tqdm(total=round(total), desc="training", unit=" px", unit_scale=True, disable=None) as bar:
-        for number, trial in enumerate(left, 1):
-            trial.run.mkdir(parents=True, exist_ok=True)
+        for number, trial in enumerate(trials, 1):
             began = time.monotonic()
-            log = trial.run / "log.txt"
-            with log.open("a") as file:
-                status = subprocess.run(trial.command(workers), stdout=file, stderr=file).returncode
-            if status or not trial.is_done():
-                raise InputError(f"{trial.run}: the run ended with status {status}, see {log}; run the same command "
-                                 "again to go on")
+            if not trial.is_done():
+                _train(trial, workers)
+            finish(trial)
             bar.update(round(trial.images()))
-            print(f"{number} of {len(left)}: {trial.cell.name}, seed {trial.seed}, {time.monotonic() - began:.0f} s",
+            print(f"{number} of {len(trials)}: {trial.cell.name}, seed {trial.seed}, {time.monotonic() - began:.0f} s",
                   flush=True)
+
+
+def _train(trial: Trial, workers: int) -> None:
+    trial.run.mkdir(parents=True, exist_ok=True)
+    log = trial.run / "log.txt"
+    with log.open("a") as file:
+        status = subprocess.run(trial.command(workers), stdout=file, stderr=file).returncode
+    if status or not trial.is_done():
+        raise InputError(f"{trial.run}: the run ended with status {status}, see {log}; run the same command again to "
+                         "go on")

@@ -7,14 +7,18 @@ valid; the claim, on those of split test, is made once and kept.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from bench.grid import BASE, Cell, Trial, choose_cells, train_all
-from bench.judge import MEAN, TASKS, Candidates, Exam, Seeds, by_task, correct, difference, set_exam, tasks_of
+from bench.judge import MEAN, SHOTS, TASKS, Candidates, Exam, Seeds, by_task, correct, difference, set_exam, tasks_of
 from bench.machine import describe_machine
 from bench.recipe_page import Claim, Page, Row, write_page
-from probe.statistics import Effect, Scores, over_seeds
+from bench.result import Result, read_result, result_of, write_result
+from probe.statistics import Effect, over_seeds
 from shard.cli import run
 from shard.errors import InputError
 from shard.files import write_bytes
@@ -31,26 +35,24 @@ def bench_recipe(
     """Train the grid's cells on SHARDS, a run a cell and seed, and compare them; run again, it goes on.
 
     SHARDS are built with --partners, have the splits train, valid and test, and labels of Cardiomegaly, (Pleural)
-    Effusion or Lung Opacity (NIH's have). --cells names some, by default all. --claim scores the chosen cell on the
-    test patients, once: the figures are kept in --out and shown from there. --page writes it all in Markdown, with a
-    figure beside it.
+    Effusion or Lung Opacity (NIH's have). --cells names some, by default all; those that may be chosen have --seeds
+    seeds, the others one. What a run came to is kept in --out/results, and its folder may be deleted. --claim scores
+    the chosen cell on the test patients, once: the figures are kept in --out and shown from there. --page writes it all
+    in Markdown, with a figure beside it.
     """
     for name, value, low, high in (("seeds", seeds, 1, 100), ("draws", draws, 2, 10**4), ("workers", workers, 0, 4096)):
         if not low <= value <= high:
             raise InputError(f"--{name}={value}: wants a number from {low} to {high}")
     manifest, chosen = read_manifest(shards), choose_cells(cells)
     _check(shards, manifest)
-    trials = [Trial(cell, seed, shards, out) for seed in range(seeds) for cell in chosen]
-    train_all(trials, workers)
-    study = _Study(shards, out, chosen, seeds, Candidates(shards, out / "features", workers or cores()))
-    exam = set_exam(shards, "valid", draws)
-    sat = study.sit(exam)
-    best = max(chosen, key=lambda cell: over_seeds(sat.cells[cell.name][MEAN]).mean)
-    rows = study.rows(sat)
-    made = study.claim(best, draws) if claim else study.kept_claim()
+    study = _Study(shards, out, chosen, seeds, draws, workers, manifest)
+    study.train()
+    sat = study.validate()
+    best = study.choose(sat)
+    made = study.claim(best) if claim else study.kept_claim()
     if made and made.cell != best.name:
         print(f"the claim in {out / CLAIM} is of {made.cell!r}; by now {best.name!r} would be chosen")
-    result = Page(str(shards), manifest.counts, seeds, draws, BASE, rows, best.name, made, describe_machine(), trials)
+    result = Page(str(shards), manifest.counts, draws, BASE, study.rows(sat), best.name, made, describe_machine())
     print(result.text())
     if page is not None:
         write_page(page, result)
@@ -76,55 +78,100 @@ class _Sat:
 
 @dataclass(frozen=True)
 class _Study:
-    """The cells, trained, and who gives their features."""
+    """The cells, trained, and what they come to on whose patients."""
 
     shards: Path
     out: Path
     cells: list[Cell]
     seeds: int
-    candidates: Candidates
+    draws: int
+    workers: int
+    manifest: Manifest
 
-    def sit(self, exam: Exam) -> _Sat:
-        """Have all of them sit an exam."""
-        cells = {cell.name: by_task([self._score(exam, cell, seed) for seed in range(self.seeds)])
-                 for cell in self.cells}  # fmt: skip
-        scratch = {size: by_task([exam.sit(self.candidates.scratch(BASE["arch"], seed, size))
-                                  for seed in range(self.seeds)])
-                   for size in sorted({_size(cell) for cell in self.cells})}  # fmt: skip
-        return _Sat(cells, scratch, by_task([exam.sit(self.candidates.thumbnail(BASE["size"]))]))
+    @cached_property
+    def candidates(self) -> Candidates:
+        """Who gives the features."""
+        return Candidates(self.shards, self.out / "features", self.workers or cores())
 
-    def _score(self, exam: Exam, cell: Cell, seed: int) -> dict[str, Scores]:
-        return exam.sit(self.candidates.trained(Trial(cell, seed, self.shards, self.out).run))
+    @cached_property
+    def valid(self) -> Exam:
+        """The exam by which cells are chosen."""
+        return set_exam(self.shards, "valid", self.draws)
+
+    def trials(self, cell: Cell) -> list[Trial]:
+        """The runs of a cell."""
+        return [Trial(cell, seed, self.shards, self.out) for seed in range(self.seeds if cell.repeated else 1)]
+
+    def train(self) -> None:
+        """Train what has no result yet, seed by seed, and keep what each run comes to on validation patients."""
+        trials = [trial for cell in self.cells for trial in self.trials(cell) if self._result(trial) is None]
+        train_all(sorted(trials, key=lambda trial: trial.seed), self.workers, self._keep)
+
+    def _keep(self, trial: Trial) -> None:
+        scores = self.valid.sit(self.candidates.trained(trial.run))
+        write_result(trial.kept, self._identity(trial), result_of(trial.run, scores))
+
+    def _result(self, trial: Trial) -> Result | None:
+        return read_result(trial.kept, self._identity(trial))
+
+    def _identity(self, trial: Trial) -> dict[str, Any]:
+        """What decides a run's result."""
+        return {"settings": trial.cell.all_settings(), "seed": trial.seed, "shards": self.manifest.fingerprint(),
+                "split": "valid", "draws": self.draws, "shots": SHOTS}  # fmt: skip
+
+    def results(self, cell: Cell) -> list[Result]:
+        """Of every seed of a trained cell."""
+        return [result for trial in self.trials(cell) if (result := self._result(trial)) is not None]
+
+    def validate(self) -> _Sat:
+        """All of them on validation patients."""
+        cells = {cell.name: by_task([result.scores for result in self.results(cell)]) for cell in self.cells}
+        return _Sat(cells, self._scratch(self.valid, self.cells), self._thumbnail(self.valid))
+
+    def _scratch(self, exam: Exam, cells: Sequence[Cell]) -> dict[int, Seeds]:
+        return {size: by_task([exam.sit(self.candidates.scratch(BASE["arch"], seed, size))
+                               for seed in range(self.seeds)])
+                for size in sorted({_size(cell) for cell in cells})}  # fmt: skip
+
+    def _thumbnail(self, exam: Exam) -> Seeds:
+        return by_task([exam.sit(self.candidates.thumbnail(BASE["size"]))])
+
+    def choose(self, sat: _Sat) -> Cell:
+        """The best of those with every seed, by the mean over tasks; of all, where none has."""
+        repeated = [cell for cell in self.cells if cell.repeated] or self.cells
+        return max(repeated, key=lambda cell: over_seeds(sat.cells[cell.name][MEAN]).mean)
 
     def rows(self, sat: _Sat) -> list[Row]:
         """A row a cell, and those of the baselines before them."""
         to_published = _compare({cell.name: (sat.cells[cell.name], sat.cells[cell.rival])
                                  for cell in self.cells if cell.name != cell.rival})  # fmt: skip
         to_thumbnail = _compare({name: (seeds, sat.thumbnail) for name, seeds in sat.cells.items()})
-        rows = [Row("Thumbnail", {}, _means(sat.thumbnail), {}, {}, 0.0)]
-        rows += [Row(f"Scratch, {size} px", {}, _means(seeds), {}, {}, 0.0) for size, seeds in sat.scratch.items()]
+        rows = [Row("Thumbnail", {}, _means(sat.thumbnail), {}, {}, [])]
+        rows += [Row(f"Scratch, {size} px", {}, _means(seeds), {}, {}, []) for size, seeds in sat.scratch.items()]
         for cell in self.cells:
-            seconds = sum(Trial(cell, seed, self.shards, self.out).seconds() for seed in range(self.seeds)) / self.seeds
             rows.append(Row(cell.name, cell.settings, _means(sat.cells[cell.name]), to_published.get(cell.name, {}),
-                            to_thumbnail[cell.name], seconds))  # fmt: skip
+                            to_thumbnail[cell.name], self.results(cell)))  # fmt: skip
         return rows
 
-    def claim(self, best: Cell, draws: int) -> Claim:
+    def claim(self, best: Cell) -> Claim:
         """The chosen cell on the test patients, against all three; made once, then read."""
         kept = self.kept_claim()
         if kept is not None:
             return kept
-        only = _Study(self.shards, self.out, [cell for cell in self.cells if cell.name in (best.name, best.rival)],
-                      self.seeds, self.candidates)  # fmt: skip
-        sat = only.sit(set_exam(self.shards, "test", draws))
-        mine = sat.cells[best.name]
-        references = {"Scratch": sat.scratch[_size(best)], best.rival: sat.cells[best.rival],
-                      "Thumbnail": sat.thumbnail}  # fmt: skip
+        cells = [cell for cell in self.cells if cell.name in (best.name, best.rival)]
+        # Their weights, which may be gone where the results alone were kept.
+        train_all([trial for cell in cells for trial in self.trials(cell) if not trial.is_done()], self.workers)
+        exam = set_exam(self.shards, "test", self.draws)
+        sat = {cell.name: by_task([exam.sit(self.candidates.trained(trial.run)) for trial in self.trials(cell)])
+               for cell in cells}  # fmt: skip
+        mine = sat[best.name]
+        references = {"Scratch": self._scratch(exam, [best])[_size(best)], best.rival: sat[best.rival],
+                      "Thumbnail": self._thumbnail(exam)}  # fmt: skip
         tasks = [task for task in mine if task != MEAN]
         # Each reference on each task is a comparison of its own, and all are corrected for.
         found = correct({(name, task): difference(mine[task], seeds[task])
                          for name, seeds in references.items() for task in tasks})  # fmt: skip
-        made = Claim(best.name, draws, self.seeds, _means(mine),
+        made = Claim(best.name, self.draws, len(self.trials(best)), _means(mine),
                      {name: _means(seeds) for name, seeds in references.items()},
                      {name: {task: found[name, task] for task in tasks} for name in references})  # fmt: skip
         write_bytes(self.out / CLAIM, json.dumps(made.plain(), indent=1).encode())

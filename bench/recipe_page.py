@@ -9,23 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from bench.grid import Trial
 from bench.judge import MEAN, SHOTS
+from bench.result import LOSS, ONLINE, Result
 from probe.statistics import Effect
 from shard.files import replacing, write_bytes
-from train.journal import read_journal
 
 
 @dataclass(frozen=True)
 class Row:
-    """A cell or baseline: AUROC by task, differences to the published recipe and the thumbnail, seconds a run."""
+    """A cell or baseline: AUROC by task, differences to the published recipe and the thumbnail, and its runs."""
 
     name: str
     settings: dict[str, Any]
     auroc: dict[str, float]
     to_published: dict[str, Effect]
     to_thumbnail: dict[str, Effect]
-    seconds: float
+    runs: list[Result]
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,12 @@ class Page:
 
     shards: str
     counts: dict[str, dict[str, int]]
-    seeds: int
     draws: int
     base: dict[str, Any]
     rows: list[Row]
     best: str
     claim: Claim | None
     machine: dict[str, str | int]
-    trials: Sequence[Trial]
 
     @property
     def columns(self) -> list[str]:
@@ -77,13 +74,13 @@ class Page:
         splits = ", ".join(f"{split} {count['images']} images of {count['patients']} patients"
                            for split, count in self.counts.items())  # fmt: skip
         parts = [
-            f"Trained on {splits}. Every cell: {base}, where it says nothing else; {self.seeds} "
-            f"seed{'s' * (self.seeds > 1)}; {self.draws} draws of {SHOTS} shots, the same for all.",
+            f"Trained on {splits}. Every cell: {base}, where it says nothing else; {self.draws} draws of {SHOTS} "
+            "shots, the same for all.",
             "## On validation patients: the choice\n\nMean AUROC over draws and seeds.\n\n" + self._cells(),
             "Differences of AUROC, with 95 % intervals over draws, patients and seeds, to the published recipe trained "
-            "as long and as large, and to the thumbnail. p: of the mean over tasks, two-sided, corrected for the "
-            "cells (Holm).\n\n" + self._differences(),
-            f"Chosen, by the mean over tasks: **{self.best}**.",
+            "as long and as large, and to the thumbnail; of a cell with one seed they are over draws and patients. p: "
+            "of the mean over tasks, two-sided, corrected for the cells (Holm).\n\n" + self._differences(),
+            f"Chosen of those with every seed, by the mean over tasks: **{self.best}**.",
         ]
         if self.claim is not None:
             parts.append(self._claim(self.claim))
@@ -91,8 +88,9 @@ class Page:
 
     def _cells(self) -> str:
         lines = [[row.name, _settings(row.settings), *(f"{row.auroc[task]:.3f}" for task in self.columns),
-                  f"{row.seconds / 60:.1f}" if row.seconds else ""] for row in self.rows]  # fmt: skip
-        return table(["cell", "changes", *self.columns, "minutes a run"], lines)
+                  *([str(len(row.runs)), f"{_seconds(row) / 60:.1f}"] if row.runs else ["", ""])]
+                 for row in self.rows]  # fmt: skip
+        return table(["cell", "changes", *self.columns, "seeds", "minutes a run"], lines)
 
     def _differences(self) -> str:
         lines = []
@@ -121,9 +119,9 @@ def write_page(path: Path, page: Page) -> None:
     _draw(figure, page)
     machine = ", ".join(f"{name} {value}" for name, value in page.machine.items())
     before = path.read_text().split("\n---\n")[0].rstrip() if path.exists() else "# Which recipe makes ten shots count"
-    total = sum(row.seconds for row in page.rows) * page.seeds / 3600
+    total = sum(run.seconds for row in page.rows for run in row.runs) / 3600
     text = (f"{before}\n\n---\n\n{page.text()}\n\n![The online probe and the loss of each cell]({figure.name})\n\n"
-            f"All runs: {total:.1f} hours on {machine}.\n")
+            f"All runs: {total:.1f} hours; the page was written on {machine}.\n")
     write_bytes(path, text.encode())
 
 
@@ -135,14 +133,12 @@ def _draw(path: Path, page: Page) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    for name in dict.fromkeys(trial.cell.name for trial in page.trials):
-        runs = [read_journal(trial.run) for trial in page.trials if trial.cell.name == name]
-        style: dict[str, Any] = {"lw": 2.2, "zorder": 3} if name in (page.best, "published") else {"lw": 0.9}
-        for axis, kind, value in ((axes[0], "online", "linear_auroc"), (axes[1], "epoch", "loss")):
-            curves = [[(line["epoch"], line[value]) for line in lines if line["kind"] == kind] for lines in runs]
-            if curves[0]:
-                x, y = np.mean(curves, axis=0).T
-                axis.plot(x, y, label=name, **style)
+    for row in page.rows:
+        style: dict[str, Any] = {"lw": 2.2, "zorder": 3} if row.name in (page.best, "published") else {"lw": 0.9}
+        for axis, curve in ((axes[0], ONLINE), (axes[1], LOSS)):
+            if row.runs and len(row.runs[0].curves[curve]):
+                x, y = np.mean([run.curves[curve] for run in row.runs], axis=0).T
+                axis.plot(x, y, label=row.name, **style)
     axes[0].set(xlabel="epoch", ylabel="AUROC, all shots", title="Online probe (training patients)")
     axes[1].set(xlabel="epoch", ylabel="NT-Xent loss", title="Loss")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7, frameon=False)
@@ -166,3 +162,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _settings(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+
+
+def _seconds(row: Row) -> float:
+    return sum(run.seconds for run in row.runs) / len(row.runs)

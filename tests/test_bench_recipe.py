@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 
 from bench import grid, recipe
 from bench.grid import BASE, CELLS, Cell, Trial, choose_cells
-from bench.judge import Candidates, correct, difference, set_exam
+from bench.judge import Candidates, Exam, correct, difference, set_exam
 from bench.recipe import bench_recipe
+from bench.result import Result, read_result, write_result
 from probe.statistics import Scores, over_seeds
 from shard.errors import InputError
 from shard.manifest import read_manifest
@@ -81,28 +83,37 @@ def test_draws_of_a_split_test_its_patients_alone(three_splits: Shards) -> None:
 def test_the_whole_study_goes_on_where_it_stopped_and_looks_at_test_patients_once(
     three_splits: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = (Cell("published", {}), Cell("with partners", {"patient_positive": 0.5, "same_patient": "masked"}))
+    partners = {"patient_positive": 0.5, "same_patient": "masked"}
+    cells = (Cell("published", {}, repeated=True), Cell("temperature 0.2", {"temperature": 0.2}),
+             Cell("with partners", partners, repeated=True))  # fmt: skip
     monkeypatch.setattr(grid, "BASE", QUICK)
     monkeypatch.setattr(recipe, "BASE", QUICK)
     monkeypatch.setattr(grid, "CELLS", cells)
     monkeypatch.setattr("bench.judge.SHOTS", 3)
     looked: list[str] = []
-    monkeypatch.setattr(recipe, "set_exam", lambda shards, split, draws: (looked.append(split),
-                                                                          set_exam(shards, split, draws))[1])
+
+    def look(shards: Path, split: str, draws: int) -> Exam:
+        looked.append(split)
+        return set_exam(shards, split, draws)
+
+    monkeypatch.setattr(recipe, "set_exam", look)
     out, page = tmp_path / "out", tmp_path / "recipe.md"
     bench_recipe(three_splits.folder, out=out, seeds=1, draws=5)
     said = capsys.readouterr().out
     assert looked == ["valid"] and "with partners | patient positive 0.5, same patient masked" in said
     first = {path: path.read_bytes() for path in out.rglob(METRICS)}
-    assert len(first) == 2
+    assert len(first) == 3
     page.write_text("# Ours\n\nWritten by hand.\n\n---\n\nold\n")
+    shutil.rmtree(out / "temperature-0.2")  # what it came to is kept
     for _ in range(2):
         bench_recipe(three_splits.folder, out=out, seeds=2, draws=5, claim=True, page=page)
     said = capsys.readouterr().out
     assert looked == ["valid", "valid", "test", "valid"]  # the second claim is the first
     assert said.count("seed 1, ") == 2 and "seed 0, " not in said and all(
-        path.read_bytes() == content for path, content in first.items())  # fmt: skip
+        path.read_bytes() == content for path, content in first.items() if path.exists())  # fmt: skip
     text = page.read_text()
+    seeds = [line.split("|")[6].strip() for line in text.splitlines() if re.match(r"\| .*\d\.\d \|$", line)]
+    assert seeds == list("212")
     assert text.startswith("# Ours\n\nWritten by hand.\n\n---\n") and "old" not in text
     assert "## On test patients: the claim" in text and "less Thumbnail" in text and "(recipe.svg)" in text
     assert (tmp_path / "recipe.svg").read_text().startswith("<?xml")
@@ -117,6 +128,34 @@ def test_the_whole_study_goes_on_where_it_stopped_and_looks_at_test_patients_onc
         wanted = over_seeds([one[task] - thumbnail[task] for one in sat])
         found = claim["differences"]["Thumbnail"][task]
         assert found[:3] == pytest.approx(list(wanted[:3])) and found[4] == 2
+
+
+def test_a_result_is_read_back_and_no_other_is_taken_for_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scores = {task: Scores(*rng.uniform(0.4, 0.9, (3, 50))) for task in ("Lung Opacity", "mean")}
+    kept = Result(12.5, {"online": np.array([[1, 0.5], [2, 0.625]]), "loss": np.empty((0, 2))}, scores)
+    path = tmp_path / "results" / "lead.npz"
+    assert read_result(path, {"seed": 0}) is None
+    write_result(path, {"seed": 0}, kept)
+    back = read_result(path, {"seed": 0})
+    assert back is not None and back.seconds == 12.5 and list(back.scores) == list(scores)
+    for task, one in scores.items():
+        for part in ("both", "patients", "draws"):
+            assert np.allclose(getattr(back.scores[task], part), getattr(one, part), atol=1e-7)
+    assert all(np.array_equal(back.curves[name], values) for name, values in kept.curves.items())
+    assert read_result(path, {"seed": 1}) is None
+    path.write_bytes(path.read_bytes()[:-100])
+    assert read_result(path, {"seed": 0}) is None
+
+
+def test_only_a_cell_with_every_seed_is_chosen(three_splits: Shards, tmp_path: Path) -> None:
+    cells = [Cell("published", {}, repeated=True), Cell("lucky", {}), Cell("sure", {}, repeated=True)]
+    study = recipe._Study(three_splits.folder, tmp_path, cells, 3, 5, 1, three_splits.manifest)
+    assert [len(study.trials(cell)) for cell in cells] == [3, 1, 3]
+    values = {"published": [0.5, 0.6, 0.5], "lucky": [0.9], "sure": [0.6, 0.5, 0.6]}
+    sat = recipe._Sat({name: {"mean": [Scores(*np.full((3, 9), value)) for value in seeds]}
+                       for name, seeds in values.items()}, {}, {})  # fmt: skip
+    assert study.choose(sat).name == "sure"
 
 
 def test_shards_that_cannot_carry_the_study_are_refused(shards: Shards, tmp_path: Path) -> None:
