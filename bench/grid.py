@@ -24,6 +24,7 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 PARTNERS: dict[str, Any] = {"patient_positive": 0.5, "same_patient": "masked"}
 LEAD: dict[str, Any] = {**PARTNERS, "temperature": 0.2, "crop_min": 0.3}
+PLAIN: dict[str, Any] = {**LEAD, "flip": 0.0, "blur": 0.0}
 LONGER: dict[str, Any] = {"size": 96, "epochs": 30}
 
 
@@ -63,6 +64,7 @@ CELLS = (
     Cell("lead, crop 0.5", {**LEAD, "crop_min": 0.5}),
     Cell("lead, no flip", {**LEAD, "flip": 0.0}),
     Cell("lead, no blur", {**LEAD, "blur": 0.0}),
+    Cell("lead, no flip, no blur", PLAIN),
     Cell("lead, not masked", {**LEAD, "same_patient": "negatives"}),
     Cell("lead, same patient positive", {**LEAD, "same_patient": "positives"}),
     Cell("published, 64 px, 30 epochs", {"epochs": 30}, "published, 64 px, 30 epochs"),
