@@ -24,7 +24,7 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 PARTNERS: dict[str, Any] = {"patient_positive": 0.5, "same_patient": "masked"}
 LEAD: dict[str, Any] = {**PARTNERS, "temperature": 0.2, "crop_min": 0.3}
-PLAIN: dict[str, Any] = {**LEAD, "flip": 0.0, "blur": 0.0}
+NO_FLIP: dict[str, Any] = {**LEAD, "flip": 0.0}
 LONGER: dict[str, Any] = {"size": 96, "epochs": 30}
 
 
@@ -62,15 +62,15 @@ CELLS = (
     Cell("lead, temperature 0.1", {**LEAD, "temperature": 0.1}),
     Cell("lead, crop 0.2", {**LEAD, "crop_min": 0.2}),
     Cell("lead, crop 0.5", {**LEAD, "crop_min": 0.5}),
-    Cell("lead, no flip", {**LEAD, "flip": 0.0}),
+    Cell("lead, no flip", NO_FLIP),
     Cell("lead, no blur", {**LEAD, "blur": 0.0}),
-    Cell("lead, no flip, no blur", PLAIN),
+    Cell("lead, no flip, no blur", {**NO_FLIP, "blur": 0.0}),
     Cell("lead, not masked", {**LEAD, "same_patient": "negatives"}),
     Cell("lead, same patient positive", {**LEAD, "same_patient": "positives"}),
     Cell("published, 64 px, 30 epochs", {"epochs": 30}, "published, 64 px, 30 epochs"),
-    Cell("lead, 64 px, 30 epochs", {**LEAD, "epochs": 30}, "published, 64 px, 30 epochs"),
+    Cell("lead, no flip, 64 px, 30 epochs", {**NO_FLIP, "epochs": 30}, "published, 64 px, 30 epochs"),
     Cell("published, 96 px, 30 epochs", LONGER, "published, 96 px, 30 epochs", repeated=True),
-    Cell("lead, 96 px, 30 epochs", {**LEAD, **LONGER}, "published, 96 px, 30 epochs", repeated=True),
+    Cell("lead, no flip, 96 px, 30 epochs", {**NO_FLIP, **LONGER}, "published, 96 px, 30 epochs", repeated=True),
 )
 
 
