@@ -57,7 +57,7 @@ def read_result(path: Path, identity: Mapping[str, Any]) -> Result | None:
             found = {name: kept[name] for name in kept.files}
     except (FileNotFoundError, zipfile.BadZipFile, EOFError, ValueError):
         return None
-    if str(found["identity"]) != json.dumps(identity, sort_keys=True):
+    if str(found.get("identity")) != json.dumps(identity, sort_keys=True):
         return None
     tasks = [name.removeprefix("both ") for name in found if name.startswith("both ")]
     return Result(float(found["seconds"]), {name: found[f"curve {name}"] for name in _CURVES},
