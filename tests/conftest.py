@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,18 @@ def trained(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_module("train", f"--shards={shards.folder}", f"--out={out}", DALI, "--epochs=2", *SMALL)
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1.5 MB, which a remount enlarges."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", place], capture_output=True, text=True)
+    if mount.returncode != 0:
+        pytest.skip(f"a small file system can't be mounted here: {mount.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
 
 
 @pytest.fixture

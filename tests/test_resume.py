@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -193,18 +192,6 @@ def is_running(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1.5 MB, a fifth of what the shards take."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", place], capture_output=True, text=True)
-    if mount.returncode != 0:
-        pytest.skip(f"a small file system can't be mounted here: {mount.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", place], check=True)
 
 
 def test_a_full_disk_is_named_and_with_room_the_build_goes_on(

@@ -1,0 +1,66 @@
+# shellcheck shell=bash
+# Sourced first by every job here: goes to the root of the repository, reads the site's settings, enters its environment.
+# What a job is given by the environment are paths and flags; paths may be relative to where it was submitted. Leaves
+# nothing; begin() makes FOLDER/logs.
+set -euo pipefail
+
+# Ends the job with a message for its log: what is wrong, and the cure.
+die() {
+    echo "${SLURM_JOB_NAME:-$0}: error: $*" >&2
+    exit 1
+}
+
+# Makes the paths in the variables of those names absolute, where they are set.
+make_absolute() {
+    local name
+    for name; do
+        if [[ -n ${!name:-} && ${!name} != /* ]]; then
+            printf -v "$name" %s "$PWD/${!name}"
+        fi
+    done
+}
+make_absolute SRC SHARDS RUN SETTINGS SITE SCRATCH_LOCAL
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+[[ -z ${SITE:-} || -r $SITE ]] || die "SITE=$SITE: no such file; copy slurm/site.example.sh to begin with"
+if [[ -z ${SITE:-} ]]; then
+    SITE=slurm/site.sh
+    [[ -r $SITE ]] || SITE=slurm/site.example.sh
+fi
+# shellcheck source=slurm/site.example.sh
+source "$SITE"
+
+# This job as Slurm names it: 123, or 123_4 in an array. The number alone may stand for the whole array.
+job_name=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-${SLURM_JOB_ID:-}}
+# shellcheck disable=SC2034 # the jobs use it
+CORES=${SLURM_CPUS_PER_TASK:-1}
+
+# Enters the environment, and has the log be found in FOLDER/logs by the names of job and task.
+begin() {
+    local log
+    mkdir -p "$1/logs"
+    log=$(readlink -f "/proc/$$/fd/1" || true)
+    if [[ -f $log && $(dirname "$log") != "$(readlink -f "$1/logs")" ]]; then
+        ln -sf "$log" "$1/logs/${SLURM_JOB_NAME:-job}-$job_name.log"
+    fi
+    echo "$(date '+%F %T') ${SLURM_JOB_NAME:-$0} $job_name begins on ${SLURM_JOB_NODELIST:-$(hostname)}" \
+        "(start $((${SLURM_RESTART_COUNT:-0} + 1)))"
+    enter_environment
+    command -v "${PYTHON[0]}" >/dev/null ||
+        die "${PYTHON[0]}: no such command; set PYTHON and enter_environment in $SITE, see slurm/site.example.sh"
+}
+
+# Puts this job, of an array this task alone, back into the queue, and ends. Slurm ends the caller: the last call.
+requeue() {
+    echo "$(date '+%F %T') $job_name is requeued$1"
+    scontrol requeue "$job_name"
+    exit 75
+}
+
+# The seconds until Slurm ends this job; 0 where it has no end, or does not say.
+seconds_left() {
+    local end
+    end=$(squeue --noheader --jobs="$job_name" --format=%e 2>/dev/null || true)
+    end=$(date -d "$end" +%s 2>/dev/null || date +%s)
+    echo $((end - $(date +%s)))
+}
