@@ -147,8 +147,8 @@ class Cluster:
 
         wait_until(there, seconds, f"job {job} to be {state}")
 
-    def processes(self, job: str, *words: str) -> list[int]:
-        """The processes of a job whose command line holds all those words."""
+    def processes(self, job: str, begins: str) -> list[int]:
+        """The processes of a job whose command line begins so."""
         mine = f"SLURM_JOB_ID={self.show(job)['JobId']}"
         found = []
         for process in Path("/proc").glob("[0-9]*"):
@@ -157,14 +157,14 @@ class Cluster:
                 variables = (process / "environ").read_bytes().decode(errors="replace").split("\0")
             except OSError:  # it has ended meanwhile
                 continue
-            if mine in variables and all(word in command for word in words):
+            if mine in variables and command.startswith(begins):
                 found.append(int(process.name))
         return found
 
-    def kill(self, job: str, *words: str) -> None:
+    def kill(self, job: str, begins: str) -> None:
         """kill -9 those processes."""
-        found = self.processes(job, *words)
-        assert found, f"job {job}: no process with {words}"
+        found = self.processes(job, begins)
+        assert found, f"job {job}: no process {begins}"
         for process in found:
             os.kill(process, signal.SIGKILL)
 
