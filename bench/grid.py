@@ -67,8 +67,6 @@ CELLS = (
     Cell("lead, no flip, no blur", {**NO_FLIP, "blur": 0.0}),
     Cell("lead, not masked", {**LEAD, "same_patient": "negatives"}),
     Cell("lead, same patient positive", {**LEAD, "same_patient": "positives"}),
-    Cell("published, 64 px, 30 epochs", {"epochs": 30}, "published, 64 px, 30 epochs"),
-    Cell("lead, no flip, 64 px, 30 epochs", {**NO_FLIP, "epochs": 30}, "published, 64 px, 30 epochs"),
     Cell("published, 96 px, 30 epochs", LONGER, "published, 96 px, 30 epochs", repeated=True),
     Cell("lead, no flip, 96 px, 30 epochs", {**NO_FLIP, **LONGER}, "published, 96 px, 30 epochs", repeated=True),
 )

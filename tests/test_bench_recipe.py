@@ -64,8 +64,8 @@ def test_every_cell_is_a_valid_run_and_the_chosen_preset_is_among_them(tmp_path:
 
 
 def test_cells_by_name_come_with_what_they_are_compared_to() -> None:
-    assert [cell.name for cell in choose_cells(["lead-no-flip-64-px-30-epochs"])] == [
-        "published", "published, 64 px, 30 epochs", "lead, no flip, 64 px, 30 epochs"]  # fmt: skip
+    assert [cell.name for cell in choose_cells(["lead-no-flip-96-px-30-epochs"])] == [
+        "published", "published, 96 px, 30 epochs", "lead, no flip, 96 px, 30 epochs"]  # fmt: skip
     assert choose_cells([]) == list(CELLS)
     with pytest.raises(InputError, match="--cells=leda: no such cell; there are: published; "):
         choose_cells(["leda"])

@@ -49,11 +49,11 @@ def test_every_preset_says_the_same_settings_and_is_valid(tmp_path: Path) -> Non
 
 
 def test_a_flag_overrides_its_preset_nought_too_and_what_is_left_out_is_the_presets() -> None:
-    given: dict[str, Any] = {"preset": "patient", "temperature": 0.1, "flip": 0.0, "blur": None, "epochs": 3,
+    given: dict[str, Any] = {"preset": "patient", "temperature": 0.1, "blur": 0.0, "flip": None, "epochs": 3,
                              "patient_positive": None}  # fmt: skip
     made = with_preset(given)
     wanted = PRESETS["patient"]
-    assert made == {**given, "blur": wanted["blur"], "patient_positive": wanted["patient_positive"]}
+    assert made == {**given, "flip": wanted["flip"], "patient_positive": wanted["patient_positive"]}
 
 
 def test_checkpoints_of_before_there_were_presets_are_of_the_published_recipe() -> None:

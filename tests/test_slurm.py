@@ -195,6 +195,18 @@ def test_a_failed_link_stops_the_chain_and_submitted_again_it_goes_on(
 
 
 @needs_cluster
+def test_a_task_that_fails_is_named_with_its_log(cluster: Cluster, radiographs: Path, tmp_path: Path) -> None:
+    jobs = submit_chain(cluster, tmp_path, "shard", SRC=radiographs, SHARDS="shards", RUN="run", SHARD_PARTS=2,
+                        SHARD_FLAGS="--quality=101")  # fmt: skip
+    cluster.wait(jobs["chain"], "FAILED")
+    said = log_of(tmp_path / "run", "chain", jobs["chain"])
+    assert f"The chain stopped at shard, job {jobs['shard']}: {jobs['shard']}_" in said
+    assert all(f"{jobs['shard']}_{number} FAILED" in said for number in range(2))
+    assert said.count("--quality=101: wants a number from 1 to 100") == 2
+    assert cluster.states(jobs["merge"]) == {"CANCELLED"}
+
+
+@needs_cluster
 def test_two_nodes_give_the_losses_of_one_process_on_the_joint_batch(
     cluster: Cluster, never_touched: Path, tmp_path: Path
 ) -> None:

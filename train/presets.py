@@ -15,7 +15,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "same_patient": "negatives", "schedule": "constant", "warmup_epochs": 0.0,
     },
     "patient": {
-        "temperature": 0.2, "crop_min": 0.3, "flip": 0.5, "blur": 0.5, "patient_positive": 0.5,
+        "temperature": 0.2, "crop_min": 0.3, "flip": 0.0, "blur": 0.5, "patient_positive": 0.5,
         "same_patient": "masked", "schedule": "cosine", "warmup_epochs": 1.0,
     },
 }  # fmt: skip
