@@ -13,8 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from shard.errors import InputError
+from shard.manifest import read_manifest
+from shard.record import first_difference
+from train.checkpoint import load_newest_good
 from train.config import flag_of
-from train.journal import read_journal
 
 # What all cells share and a cell may change: small enough for two cores, and the optimiser's schedule is no cell's
 # advantage. The published recipe's own schedule is a cell.
@@ -87,9 +89,16 @@ class Trial:
         return self.out / self.cell.folder / f"seed-{self.seed}"
 
     def is_done(self) -> bool:
-        """Whether it has had its epochs."""
-        ends = [line["epoch"] for line in read_journal(self.run) if line["kind"] == "epoch"]
-        return bool(ends) and ends[-1] >= self.cell.all_settings()["epochs"]
+        """Whether it has had its epochs. Raises InputError where its checkpoint is of other settings or shards."""
+        found = load_newest_good(self.run)
+        if found is None:
+            return False
+        path, state, _ = found
+        wanted = {**self.cell.all_settings(), "seed": self.seed, "shards": read_manifest(self.shards).fingerprint()}
+        there = {**state["config"], "shards": state["shards"]}
+        if differing := first_difference({name: there.get(name) for name in wanted}, wanted):
+            raise InputError(f"{path}: is of another run ({differing}); choose another --out or remove {self.run}")
+        return bool(state["epoch"] >= self.cell.all_settings()["epochs"])
 
     @property
     def kept(self) -> Path:
@@ -102,8 +111,8 @@ class Trial:
                  "workers": workers}  # fmt: skip
         return [sys.executable, "-m", "train", "--dali", *(f"{flag_of(name)}={value}" for name, value in flags.items())]
 
-    def images(self) -> float:
-        """How many pixels of views it makes, to guess how long it takes."""
+    def cost(self) -> float:
+        """How long it takes, in units of one epoch's pixel a view."""
         settings = self.cell.all_settings()
         return float(settings["epochs"] * settings["size"] ** 2)
 
@@ -122,14 +131,14 @@ def choose_cells(names: Sequence[str]) -> list[Cell]:
 def train_all(trials: Sequence[Trial], workers: int, finish: Callable[[Trial], None] = lambda trial: None) -> None:
     """Train what is not done yet, one after the other, and call finish with each when it is. Raises InputError where a
     run fails, with where its log lies."""
-    total = sum(trial.images() for trial in trials)
+    total = sum(trial.cost() for trial in trials)
     with tqdm(total=round(total), desc="training", unit=" px", unit_scale=True, disable=None) as bar:
         for number, trial in enumerate(trials, 1):
             began = time.monotonic()
             if not trial.is_done():
                 _train(trial, workers)
             finish(trial)
-            bar.update(round(trial.images()))
+            bar.update(round(trial.cost()))
             print(f"{number} of {len(trials)}: {trial.cell.name}, seed {trial.seed}, {time.monotonic() - began:.0f} s",
                   flush=True)
 

@@ -44,7 +44,7 @@ def bench_recipe(
         if not low <= value <= high:
             raise InputError(f"--{name}={value}: wants a number from {low} to {high}")
     manifest, chosen = read_manifest(shards), choose_cells(cells)
-    _check(shards, manifest)
+    _check(shards, manifest, chosen)
     study = _Study(shards, out, chosen, seeds, draws, workers, manifest)
     study.train()
     sat = study.validate()
@@ -58,13 +58,17 @@ def bench_recipe(
         write_page(page, result)
 
 
-def _check(shards: Path, manifest: Manifest) -> None:
+def _check(shards: Path, manifest: Manifest, cells: Sequence[Cell]) -> None:
     missing = [split for split in ("train", "valid", "test") if not manifest.images(split)]
     if missing:
         raise InputError(f"{shards}: has no images in split {' and '.join(missing)}; NIH's shards have all three: "
                          "python -m shard build SRC OUT --dataset=nih --partners=3")  # fmt: skip
     if not tasks_of(manifest):
         raise InputError(f"{shards}: none of {', '.join(TASKS)} is a finding of it")
+    paired = [cell.name for cell in cells if cell.settings.get("patient_positive")]
+    if paired and not manifest.settings.get("partners"):
+        raise InputError(f"{shards}: does not keep a patient's images together, as cell {paired[0]!r} wants; build "
+                         "others with: python -m shard build SRC OUT --partners=3")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,9 @@ class _Study:
         kept = self.kept_claim()
         if kept is not None:
             return kept
+        if not best.repeated:
+            raise InputError(f"--claim: {best.name!r} has one seed and was no choice of the study; test patients are "
+                             "looked at once, so leave --cells out, or name cells with every seed")  # fmt: skip
         cells = [cell for cell in self.cells if cell.name in (best.name, best.rival)]
         # Their weights, which may be gone where the results alone were kept.
         train_all([trial for cell in cells for trial in self.trials(cell) if not trial.is_done()], self.workers)
@@ -165,22 +172,28 @@ class _Study:
         sat = {cell.name: by_task([exam.sit(self.candidates.trained(trial.run)) for trial in self.trials(cell)])
                for cell in cells}  # fmt: skip
         mine = sat[best.name]
-        references = {"Scratch": self._scratch(exam, [best])[_size(best)], best.rival: sat[best.rival],
+        references = {"Scratch": self._scratch(exam, [best])[_size(best)],
+                      **{name: seeds for name, seeds in sat.items() if name != best.name},
                       "Thumbnail": self._thumbnail(exam)}  # fmt: skip
         tasks = [task for task in mine if task != MEAN]
         # Each reference on each task is a comparison of its own, and all are corrected for.
         found = correct({(name, task): difference(mine[task], seeds[task])
                          for name, seeds in references.items() for task in tasks})  # fmt: skip
-        made = Claim(best.name, self.draws, len(self.trials(best)), _means(mine),
+        made = Claim(best.name, self.manifest.fingerprint(), self.draws, len(self.trials(best)), _means(mine),
                      {name: _means(seeds) for name, seeds in references.items()},
                      {name: {task: found[name, task] for task in tasks} for name in references})  # fmt: skip
         write_bytes(self.out / CLAIM, json.dumps(made.plain(), indent=1).encode())
         return made
 
     def kept_claim(self) -> Claim | None:
-        """The claim as it was made; None where none was."""
+        """The claim as it was made; None where none was. Raises InputError where it was made on other shards."""
         path = self.out / CLAIM
-        return Claim.from_plain(json.loads(path.read_text())) if path.exists() else None
+        if not path.exists():
+            return None
+        kept = Claim.from_plain(json.loads(path.read_text()))
+        if kept.shards != self.manifest.fingerprint():
+            raise InputError(f"{path}: was made on other shards than {self.shards}; choose another --out")
+        return kept
 
 
 def _compare(pairs: dict[str, tuple[Seeds, Seeds]]) -> dict[str, dict[str, Effect]]:

@@ -29,9 +29,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """The chosen cell on the test patients: AUROC by task, the references', and the differences to each."""
+    """The chosen cell on the test patients of the shards of that fingerprint: AUROC by task, the references', and the
+    differences to each."""
 
     cell: str
+    shards: str
     draws: int
     seeds: int
     auroc: dict[str, float]

@@ -42,7 +42,8 @@ class Plan:
     """All shards of a build, each made when it is asked for: the rows of an archive are not held twice."""
 
     def __init__(self, table: Table, shard_size: int, seed: int, partners: int = 0) -> None:
-        """partners: how many other images of its patient an image is kept in one shard with, if it has as many."""
+        """partners: with how many other images of its patient an image is kept together. A patient with more is cut
+        into groups of up to partners + 1, as even as can be, of which several may come into one shard."""
         self._table, self._partners = table, partners
         self._shards: list[tuple[str, str, np.ndarray]] = []
         for split in SPLITS:
@@ -96,7 +97,7 @@ def shuffle(table: Table, split: str, seed: int) -> np.ndarray:
 def group(patient: np.ndarray, most: int) -> list[np.ndarray]:
     """[N] patients' numbers → groups of up to `most` places of one patient, as their first ones stand.
 
-    A patient with more is cut into groups as even as can be, so that no image is left alone.
+    A patient with more is cut into groups as even as can be: where `most` is above 2 no image is left alone.
     """
     places = np.argsort(patient, kind="stable")
     ends = np.flatnonzero(np.diff(patient[places])) + 1

@@ -65,10 +65,16 @@ def label_frame(folder: Path, shards: list[Shard], findings: tuple[str, ...]) ->
     rows = []
     for shard in shards:
         samples = read_index(folder / shard.index)
-        for sample, text in zip(samples, read_members(folder / shard.tar, samples, "json"), strict=True):
-            content = json.loads(text)
-            rows.append({"key": sample.key, **{name: content[name] for name in ("patient", "split", "view")},
-                         "sex": content.get("sex", ""), "age": content.get("age"), **content["labels"]})  # fmt: skip
+        key = ""
+        try:
+            for sample, text in zip(samples, read_members(folder / shard.tar, samples, "json"), strict=True):
+                key = sample.key
+                content = json.loads(text)
+                rows.append({"key": key, **{name: content[name] for name in ("patient", "split", "view")}, "sex":
+                             content.get("sex", ""), "age": content.get("age"), **content["labels"]})  # fmt: skip
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{folder / shard.tar}, image {key}: its labels can't be read ({error}); put back the "
+                             "shards as they were built (python -m shard verify says which)") from None
     frame: pd.DataFrame = pd.DataFrame(rows, columns=["key", "patient", "split", "view", "sex", "age", *findings])
     for name in ("age", *findings):
         frame[name] = frame[name].astype("float64")

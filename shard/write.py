@@ -55,8 +55,9 @@ def build(
     Rows without a usable image are listed in rejects.csv with the reason; where they are more than --max-rejects
     (a share of all rows), no manifest is written. A build that was stopped goes on where it was.
 
-    --partners=K keeps an image in one shard with up to K others of its patient, if it has them, for training whose
-    second view is another image of the patient; it takes no room, and makes other shards than without.
+    --partners=K keeps a patient's images in one shard, those of a patient with more than K + 1 in groups of up to as
+    many, for training whose second view is another image of the patient; it takes no room, and makes other shards than
+    without.
 
     --shard-size counts samples, --workers processes (0: one a core). With --parts=N, run parts 0 to N-1 anywhere,
     then: python -m shard merge OUT. In a Slurm job array both come from the array; --part=0 --parts=1 builds all.
@@ -82,7 +83,7 @@ def build(
     with locked(out / FOLDER, "whole", shared=parts > 1), locked(out / FOLDER, f"part-{part}-of-{parts}"):
         begin(out, settings, software)
         plan = Plan(content, shard_size, seed, partners)
-        if partners:
+        if partners and part == 0:
             _say_partners(plan, len(content.rows))
         jobs = (Job(planned, content.findings, src, out, size, encoding, quality) for planned in plan.part(part, parts))
         shards, images = plan.count(part, parts)

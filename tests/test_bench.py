@@ -21,9 +21,10 @@ from bench.io import bench as bench_io
 from bench.shard import bench as bench_shard
 from bench.turns import Runner
 from pipeline.loader import has_dali
-from pipeline.preview import preview
+from pipeline.preview import draw_preview, preview
 from pipeline.recipe import Recipe
 from shard.errors import InputError
+from shard.read import read_labels
 from tests.conftest import Shards, run_module
 
 ROWS = {"torchvision", "published", "opencv", "read", "decode-turbojpeg",
@@ -107,6 +108,19 @@ def test_preview_draws_a_png_and_prints_the_parameters(
     said = capsys.readouterr().out
     assert len(re.findall(r"view [12]: crop \d+×\d+ at \d+,\d+.*blur [\d.]+ px, brightness [\d.]+", said)) == 4
     assert "torchvision" in said and (not has_dali() or "dali-fused, dali-stock" in said)
+
+
+def test_preview_says_which_second_views_are_of_a_partner(partner_shards: Shards, tmp_path: Path) -> None:
+    folder, manifest = partner_shards.folder, partner_shards.manifest
+    patient_of = read_labels(folder, manifest, ("train",)).set_index("key")["patient"]
+
+    def pairs(probability: float) -> list[tuple[str, str]]:
+        said = "\n".join(draw_preview(folder, tmp_path / "views.png", images=8, size=32, seed=0,
+                                      patient_positive=probability))  # fmt: skip
+        return re.findall(r"^(\S+) view 2 \(of (\S+)\): ", said, re.MULTILINE)
+
+    assert not pairs(0.0) and len(found := pairs(1.0)) > 2
+    assert all(one != other and patient_of[one] == patient_of[other] for one, other in found)
 
 
 def test_bench_shard_prints_every_row_and_writes_it(

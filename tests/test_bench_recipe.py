@@ -6,7 +6,9 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,12 @@ from bench.grid import BASE, CELLS, Cell, Trial, choose_cells
 from bench.judge import Candidates, Exam, correct, difference, set_exam
 from bench.recipe import bench_recipe
 from bench.result import Result, read_result, write_result
-from probe.statistics import Scores, over_seeds
+from probe.statistics import Scores, holm, over_seeds
 from shard.errors import InputError
 from shard.manifest import read_manifest
 from shard.write import build
 from tests.conftest import Shards
+from train.checkpoint import save_checkpoint
 from train.config import Config
 from train.journal import METRICS
 from train.presets import PRESETS
@@ -122,12 +125,16 @@ def test_the_whole_study_goes_on_where_it_stopped_and_looks_at_test_patients_onc
     trained = Candidates(three_splits.folder, out / "features", 1)
     exam = set_exam(three_splits.folder, "test", 5)
     sat = [exam.sit(trained.trained(Trial(Cell(best, {}), seed, three_splits.folder, out).run)) for seed in range(2)]
-    thumbnail = exam.sit(trained.thumbnail(32))
-    for task in exam.drawn:
+    references = {"Scratch": [exam.sit(trained.scratch("resnet18", seed, 32)) for seed in range(2)],
+                  "published": [exam.sit(trained.trained(Trial(cells[0], seed, three_splits.folder, out).run))
+                                for seed in range(2)],
+                  "Thumbnail": [exam.sit(trained.thumbnail(32))] * 2}  # fmt: skip
+    wanted = {(name, task): over_seeds([one[task] - other[task] for one, other in zip(sat, others, strict=True)])
+              for name, others in references.items() if name != best for task in exam.drawn}  # fmt: skip
+    for ((name, task), effect), p in zip(wanted.items(), holm([one.p for one in wanted.values()]), strict=True):
+        found = claim["differences"][name][task]
+        assert found == pytest.approx([*effect[:3], p, 2], nan_ok=True)
         assert claim["auroc"][task] == pytest.approx(np.mean([one[task].both[0] for one in sat]))
-        wanted = over_seeds([one[task] - thumbnail[task] for one in sat])
-        found = claim["differences"]["Thumbnail"][task]
-        assert found[:3] == pytest.approx(list(wanted[:3])) and found[4] == 2
 
 
 def test_a_result_is_read_back_and_no_other_is_taken_for_it(tmp_path: Path) -> None:
@@ -148,11 +155,73 @@ def test_a_result_is_read_back_and_no_other_is_taken_for_it(tmp_path: Path) -> N
     assert read_result(path, {"seed": 0}) is None
 
 
+def test_a_trial_is_trained_with_its_settings_and_its_seed_and_its_result_is_of_nothing_else(tmp_path: Path) -> None:
+    one, other = Cell("one", {"temperature": 0.2}), Cell("one", {"temperature": 0.1})
+    command = Trial(one, 2, tmp_path / "shards", tmp_path).command(1)
+    assert {"--temperature=0.2", "--seed=2", f"--shards={tmp_path / 'shards'}"} <= {*command}
+
+    def identity(cell: Cell = one, seed: int = 0, draws: int = 5, shards: str = "a") -> str:
+        manifest: Any = SimpleNamespace(fingerprint=lambda: shards)
+        study = recipe._Study(tmp_path, tmp_path, [cell], 3, draws, 1, manifest)
+        return json.dumps(study._identity(Trial(cell, seed, tmp_path, tmp_path)))
+
+    assert len({identity(), identity(other), identity(seed=1), identity(draws=6), identity(shards="b")}) == 5
+
+
+def test_a_cell_is_compared_to_its_rival_and_corrected_for_all_cells(three_splits: Shards, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.01, (4, 3, 40))
+    noise[..., 0] = 0
+    names = ("published", "published, large", "small", "large")
+    cells = [Cell(names[0], {}), Cell(names[1], {}, names[1]), Cell(names[2], {}), Cell(names[3], {}, names[1])]
+    sat = {name: {"mean": [Scores(*(value + one))]}
+           for name, value, one in zip(names, (0.6, 0.7, 0.61, 0.72), noise, strict=True)}  # fmt: skip
+    study = recipe._Study(three_splits.folder, tmp_path, cells, 1, 5, 1, three_splits.manifest)
+    rows = {row.name: row for row in study.rows(recipe._Sat(sat, {}, sat["published"]))}
+    alone = {name: difference(sat[name]["mean"], sat[rival]["mean"])
+             for name, rival in (("small", names[0]), ("large", names[1]))}  # fmt: skip
+    for name, p in zip(alone, holm([effect.p for effect in alone.values()]), strict=True):
+        assert rows[name].to_published == {"mean": alone[name]._replace(p=p)}
+    assert not rows[names[0]].to_published and not rows[names[1]].to_published
+
+
+def test_a_run_of_other_settings_or_shards_is_not_taken_for_a_cells(three_splits: Shards, tmp_path: Path) -> None:
+    cell = Cell("one", {"temperature": 0.2})
+    trial = Trial(cell, 0, three_splits.folder, tmp_path)
+    config = {**cell.all_settings(), "seed": 0}
+    state = {"config": config, "shards": three_splits.manifest.fingerprint(), "epoch": config["epochs"] - 1}
+    assert not trial.is_done()
+    save_checkpoint(trial.run, 5, state)
+    assert not trial.is_done()  # whatever its journal says
+    save_checkpoint(trial.run, 6, {**state, "epoch": config["epochs"]})
+    assert trial.is_done()
+    for other in ({"config": {**config, "temperature": 0.1}}, {"config": {**config, "seed": 1}}, {"shards": "others"}):
+        save_checkpoint(trial.run, 7, {**state, **other})
+        with pytest.raises(InputError, match=r"is of another run .* there, .* now\); choose another --out"):
+            trial.is_done()
+
+
+def test_partners_and_seeds_that_a_study_lacks_are_told_of_first(three_splits: Shards, tmp_path: Path) -> None:
+    bare = replace(three_splits.manifest, settings={})
+    with pytest.raises(InputError, match=r"as cell 'partners' wants; build others with: .* --partners=3"):
+        recipe._check(three_splits.folder, bare, CELLS)
+    study = recipe._Study(three_splits.folder, tmp_path, [*CELLS[:1]], 1, 5, 1, three_splits.manifest)
+    with pytest.raises(InputError, match="--claim: 'published' has one seed and was no choice of the study"):
+        study.claim(CELLS[0])
+
+
+def test_seeds_are_compared_in_pairs_and_a_lone_one_with_each() -> None:
+    rng = np.random.default_rng(0)
+    mine, theirs = ([Scores(*rng.uniform(0.4, 0.9, (3, 30))) for _ in range(3)] for _ in range(2))
+    assert difference(mine, theirs) == over_seeds([one - other for one, other in zip(mine, theirs, strict=True)])
+    assert difference(mine, theirs[1:2]) == over_seeds([one - theirs[1] for one in mine])
+
+
 def test_only_a_cell_with_every_seed_is_chosen(three_splits: Shards, tmp_path: Path) -> None:
     cells = [Cell("published", {}, repeated=True), Cell("lucky", {}), Cell("sure", {}, repeated=True)]
     study = recipe._Study(three_splits.folder, tmp_path, cells, 3, 5, 1, three_splits.manifest)
     assert [len(study.trials(cell)) for cell in cells] == [3, 1, 3]
-    values = {"published": [0.5, 0.6, 0.5], "lucky": [0.9], "sure": [0.6, 0.5, 0.6]}
+    values = {"published": [0.6, 0.5, 0.5], "lucky": [0.9], "sure": [0.55, 0.55, 0.6]}
     sat = recipe._Sat({name: {"mean": [Scores(*np.full((3, 9), value)) for value in seeds]}
                        for name, seeds in values.items()}, {}, {})  # fmt: skip
     assert study.choose(sat).name == "sure"

@@ -184,9 +184,12 @@ print("whole")
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("patient_positive", [0.0, 0.5])
 @pytest.mark.parametrize("where", ["gpu", "cpu"])
-def test_views_on_the_gpu_are_those_of_the_reference(shards: Shards, where: Any) -> None:
-    recipe = Recipe(size=64, mean=0.5, std=0.25)
+def test_views_on_the_gpu_are_those_of_the_reference(
+    partner_shards: Shards, where: Any, patient_positive: float
+) -> None:
+    shards, recipe = partner_shards, Recipe(size=64, mean=0.5, std=0.25, patient_positive=patient_positive)
     given = {"batch_size": 16, "workers": 2, "seed": 3}
     ours = two_view_loader("dali", shards.folder, shards.manifest, recipe, device=torch.device("cuda"), views=where,
                            **given)  # fmt: skip

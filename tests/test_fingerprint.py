@@ -123,6 +123,11 @@ def test_the_code_that_is_hashed_is_there() -> None:
     assert all((fingerprint.ROOT / name).is_file() for name in fingerprint.CODE)
 
 
+def test_all_that_makes_views_is_hashed() -> None:
+    files = {path.relative_to(fingerprint.ROOT).as_posix() for path in (fingerprint.ROOT / "pipeline").glob("*.py")}
+    assert files - {*fingerprint.CODE} == {f"pipeline/{name}.py" for name in ("__init__", "__main__", "preview")}
+
+
 def test_ranks_may_differ_between_epochs_alone(tmp_path: Path) -> None:
     def check(between_epochs: bool) -> None:
         fingerprint.check_fingerprint(tmp_path, {"ranks": 1}, {"ranks": 2}, between_epochs=between_epochs, accept=())

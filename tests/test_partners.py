@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from pipeline import ahead
-from pipeline.draw import draw_partners
+from pipeline.draw import draw_partners, draw_views
 from pipeline.loader import ViewLoader, make_views
 from pipeline.partners import Patients
-from pipeline.plan import Plan
+from pipeline.plan import Batch, Plan
 from pipeline.recipe import Recipe
 from shard.errors import InputError
 from shard.fetch import Fetcher
@@ -96,6 +96,10 @@ def test_the_same_bytes_whatever_the_workers_and_parts_and_others_by_seed(
     assert hashes_of(tmp_path / "seed")["train-000000.tar"] != wanted["train-000000.tar"]
 
 
+def test_shards_without_partners_are_those_of_before_there_were_any(shards: Shards) -> None:
+    assert "partners" not in shards.manifest.settings  # else they would be built anew
+
+
 def test_partners_take_no_room_and_the_build_says_so(
     radiographs: Path, shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +110,15 @@ def test_partners_take_no_room_and_the_build_says_so(
     with_partners = sum(int(counts[counts > 1].sum()) for counts in (
         label_frame(made.folder, [shard], ())["patient"].value_counts() for shard in made.manifest.shards))  # fmt: skip
     assert f"{with_partners} of 121 images" in said and "0 bytes more on the disk" in said
+    copies = sum(int((counts * np.minimum(counts - 1, KEPT)).sum()) for counts in (
+        label_frame(made.folder, [shard], ())["patient"].value_counts() for shard in made.manifest.shards))  # fmt: skip
+    assert f"would be {copies} images, {copies / 121:.1f} times" in said
+
+
+def test_shards_of_other_partners_are_not_taken_for_these(radiographs: Path, partner_shards: Shards) -> None:
+    for other in (0, KEPT + 1):
+        with pytest.raises(InputError, match=f"holds shards of another build .partners {KEPT} there"):
+            built(radiographs, partner_shards.folder, partners=other)
 
 
 def test_more_partners_than_a_shard_holds_are_refused(radiographs: Path, tmp_path: Path) -> None:
@@ -156,6 +169,13 @@ def test_an_image_without_a_partner_is_its_own(partner_shards: Shards) -> None:
     batch = patients.pair(1.0, 0, next(plan.batches(0, 0)))
     assert (place[batch.partners] == place[batch.samples]).all()
     assert ((batch.partners == batch.samples) == alone[batch.samples]).all() and 0 < alone.sum() < len(place)
+
+
+def test_partners_are_others_by_seed_and_by_epoch(partner_shards: Shards) -> None:
+    patients = Patients(partner_shards.folder, partner_shards.manifest, "train")
+    samples = np.arange(partner_shards.manifest.images("train"))
+    drawn = {tuple(patients.pair(0.5, seed, Batch(epoch, 0, samples)).partners) for seed in (0, 1) for epoch in (0, 1)}
+    assert len(drawn) == 4
 
 
 # Views.
@@ -258,6 +278,36 @@ def test_only_partners_that_are_drawn_are_read_and_decoded(
     monkeypatch.setattr(dali._Feed, "_next", spoilt)
     found = next(make_views(maker, fetcher, [batch], **given))  # type: ignore[arg-type]
     assert all(map(torch.equal, found, wanted))
+
+
+def test_the_box_of_a_partner_is_its_own_crop_and_the_images_the_other() -> None:
+    dali = pytest.importorskip("pipeline.dali", reason="NVIDIA DALI is not installed")
+    samples = np.arange(64)
+    batch = Batch(0, 0, samples, np.where(samples % 2, samples + 1, samples))
+    shapes = np.repeat([[96, 120], [110, 96]], 64, axis=0)
+    shapes[64::2] = shapes[0]  # an image that stands for itself
+    drawn, start, extent, its_start, its_extent, paired = dali.fused_parameters(RECIPE, 0, batch, shapes)
+    crops = draw_views(RECIPE, 0, 0, samples, np.stack(np.split(shapes, 2), axis=1))
+    corners = np.concatenate([crops[..., :2], crops[..., :2] + crops[..., 2:4]], axis=2)  # [B, 2, 4]
+    joint = np.concatenate([corners[..., :2].min(1), corners[..., 2:].max(1)], axis=1)
+    for view, box in enumerate((np.c_[start, start + extent], np.c_[its_start, its_start + its_extent])):
+        assert np.array_equal(box, np.where(paired[:, None], corners[:, view], joint))
+        assert np.array_equal(drawn[:, view, :2], crops[:, view, :2] - box[:, :2])
+
+
+@pytest.mark.parametrize("maker", [maker for maker in MAKERS if maker != "torchvision"])
+def test_a_partner_that_can_not_be_decoded_is_named(
+    partner_shards: Shards, maker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, manifest = partner_shards.folder, partner_shards.manifest
+    fetcher, patients = Fetcher(folder, manifest, "train"), Patients(folder, manifest, "train")
+    samples = np.arange(8)
+    batch = patients.pair(0.5, 0, Batch(0, 0, samples))
+    spoilt = next(number for number in batch.partners.tolist() if number not in samples)
+    read = fetcher.read
+    monkeypatch.setattr(fetcher, "read", lambda number: bytes(99) if number == spoilt else read(number))
+    with pytest.raises(InputError, match=f"image {fetcher.key(spoilt)}: can't be decoded"):
+        next(make_views(maker, fetcher, [batch], recipe=RECIPE, seed=0, device=CPU, workers=1, patients=patients))
 
 
 def test_shards_without_partners_are_refused(shards: Shards) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from pipeline.partners import Patients
+from pipeline.plan import Plan
 from pipeline.recipe import Recipe
 from probe.encoders import Input, open_encoder
 from shard.errors import InputError
@@ -78,9 +82,27 @@ def test_the_command_overrides_and_every_report_says_so(
 
 
 def test_the_journal_has_the_share_of_pairs_of_one_patient(patient_run: Path, trained: Path) -> None:
-    shares = [line["same_patient"] for line in read_journal(patient_run) if line["kind"] == "step"]
+    shares = [line["same_patient_pairs"] for line in read_journal(patient_run) if line["kind"] == "step"]
     assert all(0 <= share < 0.5 for share in shares) and max(shares) > 0
-    assert not any("same_patient" in line for line in read_journal(trained))
+    assert not any("same_patient_pairs" in line for line in read_journal(trained))
+
+
+@pytest.mark.parametrize("same", ["masked", "positives"])
+def test_the_loss_is_told_the_patients_of_the_very_step(
+    partner_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: Any
+) -> None:
+    told: list[list[int]] = []
+
+    def step(run: Any, view1: torch.Tensor, view2: torch.Tensor, patients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        told.append(patients.tolist())
+        run.step += 1
+        return torch.ones(()), torch.randn(32, 8), torch.randn(32, 8)
+
+    monkeypatch.setattr("train.loop.train_step", step)
+    train_here(partner_shards, tmp_path / "run", same_patient=same, batch_size=32, online_every=0)
+    numbers = Patients(partner_shards.folder, partner_shards.manifest, "train").numbers
+    plan = Plan(tuple(shard.samples for shard in partner_shards.manifest.of_split("train")), 32)
+    assert told == [numbers[batch.samples].tolist() for batch in islice(plan.batches(0, 0), 2 * plan.steps)]
 
 
 def test_a_run_with_partners_goes_on_exactly(partner_shards: Shards, tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ def test_ranks_take_the_step_of_one_process_on_the_joint_batch(steps: list[Any],
         assert torch.allclose(together, wanted["z"], rtol=1e-6, atol=1e-9)
 
 
+def test_micro_batches_are_told_the_patients_too(shards: Shards) -> None:
+    """Of the size of the batch, so that BatchNorm sees the same."""
+    whole = take_step(shards.folder, "masked", Ranks(), joint_batch(), PATIENTS)
+    parts = take_step(shards.folder, "masked by micro-batches", Ranks(), joint_batch(), PATIENTS, IMAGES)
+    assert float(parts["loss"]) == pytest.approx(float(whole["loss"]), rel=1e-9)
+    for name, gradient in whole["gradients"].items():
+        assert (parts["gradients"][name] - gradient).norm() <= 1e-9 * gradient.norm(), name
+
+
 def wait_for_step(processes: list[subprocess.Popen[str]], run: Path, step: int) -> None:
     while not any(line["step"] >= step for line in read_journal(run, SPEED) if line["kind"] == "step"):
         assert all(process.poll() is None for process in processes), ends(processes)

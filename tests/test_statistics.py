@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from probe.linear import probe_draws
-from probe.statistics import BINS, REPLICATES, Scores, estimate, holm, over_seeds, p_value, resample, score
+from probe.statistics import BINS, REPLICATES, Scores, estimate, holm, mean_of, over_seeds, p_value, resample, score
 
 Floats = npt.NDArray[np.float64]
 
@@ -189,3 +189,15 @@ def test_of_one_seed_the_interval_is_over_draws_and_patients() -> None:
     assert effect.high - effect.low == pytest.approx(2 * stats.t.ppf(0.975, 49) * alone.error)
     again = over_seeds([one, one])  # no seed says anything else
     assert again[:4] == pytest.approx(effect[:4])
+
+
+def test_the_interval_over_seeds_is_satterthwaites_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    sizes = ((0.02, 2001), (0.015, 2001), (0.05, 50))  # of both, patients and draws: how far they spread, how many
+    seeds = [Scores(*(shift + rng.normal(0, *size) for size in sizes)) for shift in (0.0, 0.02, 0.07)]
+    effect, within = over_seeds(seeds), estimate(mean_of(seeds)).error ** 2
+    between = np.var([one.both[0] for one in seeds], ddof=1) / 3
+    error = (within + between) ** 0.5
+    freedom = (within + between) ** 2 / (within**2 / 49 + between**2 / 2)
+    assert effect.high - effect.low == pytest.approx(2 * stats.t.ppf(0.975, freedom) * error)
+    assert effect.p == pytest.approx(2 * stats.t.sf(abs(effect.mean) / error, freedom))

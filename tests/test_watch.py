@@ -43,8 +43,8 @@ def test_equals_the_slow_twin() -> None:
 def test_the_share_of_pairs_of_one_patient_is_told_of_the_whole_batch() -> None:
     z1, z2 = torch.randn(2, 1500, 4)
     patients = torch.arange(1500) // 3
-    assert watch(z1, z2, patients)["same_patient"] == pytest.approx(2 / 1499)
-    assert "same_patient" not in watch(z1, z2)
+    assert watch(z1, z2, patients)["same_patient_pairs"] == pytest.approx(2 / 1499)
+    assert "same_patient_pairs" not in watch(z1, z2)
 
 
 def test_what_has_collapsed_shows() -> None:

@@ -19,8 +19,8 @@ def watch(z1: torch.Tensor, z2: torch.Tensor, patients: torch.Tensor | None = No
     alignment: mean squared distance of an image's two views; uniformity: log of the mean exp(-2 d²) over all pairs of
     views (Wang & Isola, 2020, on the sphere; lower is better for both). embedding_rank: exp of the entropy of the
     singular values (RankMe, Garrido et al., 2023), 1 where all has collapsed to a line. top1: the share of views whose
-    nearest other view is their partner. same_patient, where patients are given: the share of the pairs of two images
-    of the joint batch [N] that are of one patient, which the loss takes for no negatives.
+    nearest other view is their partner. same_patient_pairs, where patients are given: the share of the pairs of two
+    images of the joint batch [N] that are of one patient, which the loss takes for no negatives.
     """
     z, _ = gather(F.normalize(torch.stack([z1, z2]).float(), dim=-1), dim=1)  # [2, N, D]
     z = z[:, :MOST]
@@ -45,6 +45,6 @@ def watch(z1: torch.Tensor, z2: torch.Tensor, patients: torch.Tensor | None = No
     }
     if patients is not None:
         alike = patients[:, None] == patients
-        measures["same_patient"] = (alike.sum() - len(patients)) / max(1, len(patients) * (len(patients) - 1))
+        measures["same_patient_pairs"] = (alike.sum() - len(patients)) / max(1, len(patients) * (len(patients) - 1))
     values = torch.stack(list(measures.values())).tolist()  # one wait for the device
     return dict(zip(measures, values, strict=True))
