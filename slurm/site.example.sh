@@ -13,6 +13,7 @@ enter_environment() {
     # module load cuda/12.4
     # eval "$(conda shell.bash hook)" && conda activate cxr
     if [[ -d .venv ]]; then
+        # shellcheck source=/dev/null
         source .venv/bin/activate
     fi
 }
