@@ -1,0 +1,168 @@
+"""What to ask the scheduler for, for the whole archive: rates measured here → hours, cores, GPUs, disk and memory.
+
+python -m bench.plan --images=224316 --source=2320x2828 --gpus=8. It reads the JSON that bench.shard, bench.io,
+bench.step and bench.memory have left, prints the plan with all that it assumes, and the lines for sbatch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from json import dumps
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from bench.machine import describe_machine
+from bench.needs import LEARNING_H, list_needs, weigh
+from bench.ranks import audit_plan, run_ranks
+from bench.rates import read_rates
+from bench.wish import SHORT_SIDE, Need, Wish
+from shard.cli import run
+from shard.errors import InputError
+from shard.files import write_bytes
+from shard.manifest import parse_manifest
+from train.config import Arch, Config
+
+START_H = 0.25  # that a job may take to begin, which is in no rate
+
+
+def plan(
+    *, images: int = 224_316, source: str = "2320x2828", tasks: int = 16, cores: int = 4, short_side: int = 256,
+    gpus: int = 1, gpus_per_node: int = 8, gpu_rate: float | None = None, arch: Arch = "resnet50", size: int = 224,
+    epochs: int = 100, batch_size: int = 0, safety: float = 1.5, benches: Path = Path(), shards: Path | None = None,
+    simulate: int = 0, simulate_epochs: int = 3, json: Path = Path("bench-plan.json"),
+) -> None:  # fmt: skip
+    """Print what sharding, pre-training and probing an archive take, by rates measured here, and the sbatch lines.
+
+    --images of --source=WxH pixels are sharded by --tasks of --cores each to --short-side pixels, and trained on for
+    --epochs by --gpus, at most --gpus-per-node on one, --batch-size images a step on all (0: 64 on each). --benches is
+    the folder with the other benches' JSON; what isn't in there is said to be not measured. A CPU's rate tells nothing
+    of a GPU: where none was measured, --gpu-rate states the images/s that one trains on. --safety multiplies the time
+    and memory that the scheduler is asked for. --shards: real ones, by which an image is weighed.
+    --simulate=64 audits --simulate-epochs of so many ranks in this process: the order of --images and, with --shards,
+    views of those, and then measures each rank's start, file handles and memory. --json keeps it all.
+    """
+    wish = Wish(images=images, source=source, tasks=tasks, cores=cores, short_side=short_side, gpus=gpus,
+                gpus_per_node=gpus_per_node, gpu_rate=gpu_rate, arch=arch, size=size, epochs=epochs,
+                batch_size=batch_size or Config.batch_size * gpus, safety=safety)  # fmt: skip
+    if not benches.is_dir():
+        raise InputError(f"--benches={benches}: no such folder; name the one that has bench-io.json and its like")
+    _check_simulation(wish, simulate, simulate_epochs)
+    weight = weigh(wish, shards, parse_manifest(shards) if shards else None)
+    rates = read_rates(benches, wish)
+    needs = list_needs(wish, rates, weight)
+    lines = sbatch_lines(wish, needs)
+    json.parent.mkdir(parents=True, exist_ok=True)
+    _print(wish, needs, lines)
+    simulated = _simulate(wish, shards, simulate, simulate_epochs) if simulate else {}
+    content = {"machine": describe_machine(), "wish": asdict(wish), "rates": asdict(rates),
+               "needs": [asdict(need) for need in needs], "sbatch": lines[:-1], "submit": lines[-1],
+               "simulated": simulated}  # fmt: skip
+    write_bytes(json, (dumps(content, indent=1) + "\n").encode())
+    print(f"\n{json} written")
+    if faults := [fault for found in simulated.values() for fault in found.get("faults", ())]:
+        raise InputError(f"--simulate={simulate}: the audit failed ({faults[0]}); don't train on so many ranks, and "
+                         f"report it with {json}")  # fmt: skip
+
+
+def sbatch_lines(wish: Wish, needs: list[Need]) -> list[str]:
+    """The commands that submit all of it, each to begin after the one before, where SRC, SHARDS and RUN are set; and
+    last the one that has slurm/submit.sh do the same.
+
+    What isn't known is left out: there the script's own value stands. Times are rounded up to a quarter of an hour.
+    """
+    by_name = {need.name: need for need in needs}
+    building = _flags({"size": (wish.short_side, SHORT_SIDE)})
+    recipe = _flags({"arch": (wish.arch, Config.arch), "size": (wish.size, Config.size),
+                     "epochs": (wish.epochs, Config.epochs),
+                     "batch-size": (wish.batch_size, Config.batch_size)})  # fmt: skip
+    to_shard = _ask(wish, by_name["shard"])
+    to_train = (f"--nodes={wish.nodes} --ntasks-per-node={wish.gpus_a_node} --gres=gpu:{wish.gpus_a_node} "
+                f"{_ask(wish, by_name['pre-train'])}").rstrip()  # fmt: skip
+    to_probe = f"--gres=gpu:1 {_ask(wish, by_name['probe'], LEARNING_H)}"
+    shards, both = 'SHARDS="$SHARDS"', 'SHARDS="$SHARDS" RUN="$RUN"'
+    return [
+        f'sharded=$(SRC="$SRC" {shards}{building and f" FLAGS={building}"} sbatch --parsable '
+        f"--array=0-{wish.tasks - 1} {to_shard} slurm/shard.sbatch)",
+        f'merged=$(MERGE=1 {shards} sbatch --parsable --dependency=afterok:"$sharded" --cpus-per-task=1 '
+        "--time=01:00:00 slurm/shard.sbatch)",
+        f'trained=$({both}{recipe and f" FLAGS={recipe}"} sbatch --parsable --dependency=afterok:"$merged" '
+        f"{to_train} slurm/pretrain.sbatch)",
+        f'{both} sbatch --dependency=afterok:"$trained" {to_probe} slurm/probe.sbatch',
+        f'SRC="$SRC" {both} SHARD_PARTS={wish.tasks}{building and f" SHARD_FLAGS={building}"} '
+        f'SHARD_OPTIONS="{to_shard}"{recipe and f" TRAIN_FLAGS={recipe}"} TRAIN_OPTIONS="{to_train}" '
+        f'PROBE_OPTIONS="{to_probe}" slurm/submit.sh',
+    ]
+
+
+def _flags(values: dict[str, tuple[Any, Any]]) -> str:
+    """In quotes, a flag for each value that is not the default, given as (value, default); blank where all are."""
+    given = [f"--{name}={value}" for name, (value, default) in values.items() if value != default]
+    return f'"{" ".join(given)}"' if given else ""
+
+
+def _ask(wish: Wish, need: Need, beside_h: float = START_H) -> str:
+    """Cores, memory and time of a step as sbatch wants them; beside_h: hours that are in no rate."""
+    asked = [f"--cpus-per-task={need.cores}"] if need.cores else []
+    if need.memory_mb is not None:
+        asked.append(f"--mem={ceil(need.memory_mb * wish.safety / 1024)}G")
+    if need.hours is not None:
+        minutes = 15 * ceil(4 * (need.hours * wish.safety + beside_h))
+        days, rest = divmod(minutes, 24 * 60)
+        asked.append(f"--time={f'{days}-' if days else ''}{rest // 60:02}:{rest % 60:02}:00")
+    return " ".join(asked)
+
+
+def _print(wish: Wish, needs: list[Need], lines: list[str]) -> None:
+    print(f"{wish.images:,} images of {wish.source} px, shards of {wish.short_side} px, {wish.arch} at {wish.size} px, "
+          f"{wish.epochs} epochs in batches of {wish.batch_size:,}\n")  # fmt: skip
+    print(f"{'step':20}{'hours':>9}{'core-hours':>12}{'GPU-hours':>11}{'disk GB':>9}{'memory GiB':>12}  on")
+    for need in needs:
+        cells = [_figure(need, name).rjust(width) for name, width in (
+            ("hours", 9), ("core_hours", 12), ("gpu_hours", 11), ("disk_gb", 9), ("memory_mb", 12))]  # fmt: skip
+        print(f"{need.name:20}{''.join(cells)}  {need.shape}")
+    print("\n?: not measured. Memory: of a task or, in training, a node. No figure has the safety factor in it.")
+    for word, name in (("assumed", "assumed"), ("missing", "not measured")):
+        print(f"\n{name}:")
+        print("\n".join(f"- {need.name}: {said}" for need in needs for said in getattr(need, word)))
+    print(f"""
+for the scheduler: {wish.safety:g} times (--safety) these hours and memory, as checkpoints and the online probe are in
+no rate, and {60 * START_H:.0f} minutes to begin. What isn't known is left to the script. Where a partition gives less
+time, ask for less: training saves, is requeued and goes on.
+""")
+    print("# SRC: the folder with the radiographs; SHARDS, RUN: folders to come, which all nodes see")
+    print("\n".join(lines[:-1]))
+    print(f"\nor all of it, checked before and gone on with after a failure:\n\n{lines[-1]}")
+
+
+def _figure(need: Need, name: str) -> str:
+    value = getattr(need, name)
+    if not value:
+        return "?" if value is None else "none"
+    value = value / 1024 if name == "memory_mb" else value
+    return ("≤ " if name in need.at_most else "") + f"{value:,.{1 if value >= 1 else 2 if value >= 0.1 else 3}f}"
+
+
+def _check_simulation(wish: Wish, ranks: int, epochs: int) -> None:
+    for name, value, least in (("simulate", ranks, 0), ("simulate-epochs", epochs, 1)):
+        if not least <= value <= 4096:
+            raise InputError(f"--{name}={value}: wants a number from {least} to 4096")
+    if wish.images < ranks * wish.share:
+        raise InputError(f"--simulate={ranks}: ranks of {wish.share} images a step want more than --images="
+                         f"{wish.images}; lower it, or --batch-size")  # fmt: skip
+
+
+def _simulate(wish: Wish, shards: Path | None, ranks: int, epochs: int) -> dict[str, dict[str, Any]]:
+    """Audit the plan over the whole archive, then, where there are shards, the loaders on those."""
+    found = audit_plan(wish.shards, wish.share, ranks, epochs)
+    print(f"\nsimulated, the order of {len(wish.shards)} shards: {found}")
+    if shards is None:
+        print("start-up and file handles: not measured; give --shards=SHARDS beside --simulate")
+        return {"order": asdict(found)}
+    read, starts = run_ranks(shards, wish.share, ranks, epochs, wish.size)
+    print(f"simulated, views of {shards}: {read}\nsimulated, {starts}")
+    return {"order": asdict(found), "views": asdict(read), "starts": asdict(starts)}
+
+
+if __name__ == "__main__":
+    run("python -m bench.plan", plan)
