@@ -12,6 +12,7 @@ import numpy as np
 from bench.judge import MEAN, SHOTS
 from bench.result import LOSS, ONLINE, Result
 from probe.statistics import Effect
+from probe.table import format_p
 from shard.files import replacing, write_bytes
 
 
@@ -100,14 +101,14 @@ class Page:
             for name, effects in (("published", row.to_published), ("thumbnail", row.to_thumbnail)):
                 if effects:
                     columns = [shown(effects[task]) for task in self.columns]
-                    lines.append([row.name, name, *columns, f"{effects[MEAN].p:.3f}"])
+                    lines.append([row.name, name, *columns, format_p(effects[MEAN].p)])
         return table(["cell", "less", *self.columns, "p"], lines)
 
     def _claim(self, claim: Claim) -> str:
         tasks = [task for task in self.columns if task != MEAN]
         scores = {claim.cell: claim.auroc, **claim.references}
         reached = [[name, *(f"{found[task]:.3f}" for task in self.columns)] for name, found in scores.items()]
-        less = [[f"less {name}", *(f"{shown(effects[task])}, p {effects[task].p:.3f}" for task in tasks)]
+        less = [[f"less {name}", *(f"{shown(effects[task])}, {format_p(effects[task].p)}" for task in tasks)]
                 for name, effects in claim.differences.items()]  # fmt: skip
         return (f"## On test patients: the claim\n\nLooked at once: {claim.cell}, {claim.seeds} seeds, {claim.draws} "
                 f"draws.\n\n{table(['', *self.columns], reached)}\n\n{table(['difference', *tasks], less)}\n\n"

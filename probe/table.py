@@ -17,7 +17,7 @@ MEAN = "Mean"  # the column over all tasks
 NAN = float("nan")
 LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\^{}", "−": "$-$", "×": r"$\times$",
+    "~": r"\textasciitilde{}", "^": r"\^{}", "−": "$-$", "×": r"$\times$", "<": "$<$",
 })  # fmt: skip
 
 
@@ -146,6 +146,11 @@ def format_cell(mean: float, low: float, high: float, *, percent: bool = False, 
     return shown if pd.isna(low) else f"{shown} [{low * scale:{form}}, {high * scale:{form}}]"
 
 
+def format_p(p: float) -> str:
+    """"p = 0.015"; never 0, which no test can show."""
+    return f"p = {p:.3f}" if p >= 0.0005 else "p < 0.001"
+
+
 def layout(
     table: pd.DataFrame, shown: Shown, encoders: Sequence[Encoder], tasks: Sequence[str], shots: Shots,
     positive: Mapping[str, float],
@@ -192,7 +197,7 @@ def layout_differences(table: pd.DataFrame) -> Sheet:
         for task in tasks:
             at = by_task.loc[task] if task in by_task.index else None
             cell = "n/a" if at is None else format_cell(at["difference"], at["low"], at["high"], signed=True)
-            row.append(cell if at is None or pd.isna(at["p_holm"]) else f"{cell}, p = {at['p_holm']:.3f}")
+            row.append(cell if at is None or pd.isna(at["p_holm"]) else f"{cell}, {format_p(at['p_holm'])}")
         rows.append(row)
     return Sheet("Paired differences of AUROC", ["", *tasks], rows)
 

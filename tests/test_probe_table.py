@@ -16,6 +16,7 @@ from probe.table import (
     TABLES,
     Sheet,
     difference_table,
+    format_p,
     layout,
     layout_differences,
     layout_shots,
@@ -96,6 +97,7 @@ def test_paired_differences_are_replicate_by_replicate_and_corrected_over_tasks(
     sheet = layout_differences(table)
     assert sheet.header == ["", "A", "B"]
     assert sheet.rows[0][:2] == ["SimCLR − Scratch", "+0.100 [+0.100, +0.100], p = 0.098"]
+    assert [format_p(p) for p in (0.0151, 0.0005, 0.0004, 0.0)] == ["p = 0.015", "p = 0.001", "p < 0.001", "p < 0.001"]
 
 
 def test_of_several_runs_the_first_is_a_reference_too_and_each_pair_comes_once() -> None:
@@ -108,9 +110,9 @@ def test_of_several_runs_the_first_is_a_reference_too_and_each_pair_comes_once()
 
 
 def test_latex_has_nothing_that_it_would_stumble_over() -> None:
-    written = to_latex([Sheet("50 % of A_1 & {B}", ["", "a\\b"], [["X − Y", "1 [0, 2]"]])], "Note.")
+    written = to_latex([Sheet("50 % of A_1 & {B}", ["", "a\\b"], [["X − Y", "1 [0, 2], p < 0.1"]])], "Note.")
     assert r"\caption{50 \% of A\_1 \& \{B\}. Note.}" in written and r"a\textbackslash{}b \\" in written
-    assert "X $-$ Y & 1 [0, 2] " in written and written.count("\\begin") == written.count("\\end") == 2
+    assert "X $-$ Y & 1 [0, 2], p $<$ 0.1 " in written and written.count("\\begin") == written.count("\\end") == 2
 
 
 def test_scores_of_blocks_of_draws_add_up_to_those_of_all() -> None:
