@@ -290,6 +290,20 @@ def test_a_time_limit_too_short_to_begin_is_said_and_not_tried_for_ever(
 
 
 @needs_cluster
+def test_slurm_itself_tells_it_before_its_time_is_up_and_it_goes_on(
+    cluster: Cluster, never_touched: Path, tmp_path: Path
+) -> None:
+    run, endless = tmp_path / "run", TRAIN_FLAGS.replace(f"--epochs={EPOCHS}", "--epochs=10000")
+    job = cluster.submit("--cpus-per-task=1", "--time=2", "--signal=B:USR1@100", f"--output={tmp_path}/log.txt",
+                         SCRIPTS / "pretrain.sbatch", SHARDS=never_touched / "shards", RUN=run, FLAGS=endless)  # fmt: skip
+    wait_until(lambda: cluster.show(job)["Restarts"] == "1", 100, "Slurm to tell it, and the job to be requeued")
+    saved = steps_done(run)
+    wait_until(lambda: f", step {saved})" in (tmp_path / "log.txt").read_text(), 60, "the next start to go on")
+    cluster.run("scancel", job)
+    assert f"saved after step {saved}, as SIGUSR1 asked" in (tmp_path / "log.txt").read_text() and saved > 0
+
+
+@needs_cluster
 def test_a_full_disk_is_said_and_with_room_the_chain_goes_on(
     cluster: Cluster, never_touched: Path, small_disk: Path, tmp_path: Path
 ) -> None:
