@@ -14,6 +14,7 @@ import pandas as pd
 
 from probe.fewshot import Draws, NotMeasurable, Rows, even, test_images, train_images
 from shard.errors import InputError
+from shard.sheet import from_cell, to_csv
 
 COLUMNS = ("task", "draw", "role", "key")
 
@@ -27,8 +28,7 @@ def write_draws(drawn: Mapping[str, Draws], labels: pd.DataFrame) -> bytes:
                      ("test", draws.test[balanced]))  # fmt: skip
             frames += [pd.DataFrame({"task": task, "draw": draw, "role": role, "key": keys[rows]})
                        for role, rows in roles]  # fmt: skip
-    content: str = pd.concat(frames).to_csv(index=False)
-    return content.encode()
+    return to_csv(pd.concat(frames))
 
 
 def read_draws(path: Path, labels: pd.DataFrame) -> dict[str, Draws]:
@@ -46,6 +46,8 @@ def read_draws(path: Path, labels: pd.DataFrame) -> dict[str, Draws]:
     if tuple(table.columns) != COLUMNS or table.empty:
         raise InputError(f"--draws-file={path}: its columns are {', '.join(table.columns)}; wanted are "
                          f"{', '.join(COLUMNS)}, and rows")  # fmt: skip
+    for name in ("task", "key"):
+        table[name] = table[name].fillna("").map(from_cell)
     row_of = pd.Series(np.arange(len(labels)), index=labels["key"].astype(str))
     unknown = table[~table["key"].isin(row_of.index)]
     if len(unknown):

@@ -17,6 +17,7 @@ from probe.study import Study, open_study
 from probe.table import difference_table, score_table, to_markdown, with_mean
 from shard.errors import InputError
 from shard.files import write_bytes
+from shard.sheet import to_csv
 from train.device import resolve_device
 
 
@@ -62,8 +63,8 @@ def _write(study: Study, measured: Measured, features: dict[str, Features]) -> N
     page = compose(study, measured, table, differences, features, out)
     write_bytes(out / "draws.csv", write_draws(study.drawn, study.labels))
     labels = {"uncertain": study.settings.uncertain, "blank": study.settings.blank}
-    write_bytes(out / "table.csv", table.assign(**labels).to_csv(index=False).encode())
-    write_bytes(out / "differences.csv", differences.assign(**labels).to_csv(index=False).encode())
+    write_bytes(out / "table.csv", to_csv(table.assign(**labels)))
+    write_bytes(out / "differences.csv", to_csv(differences.assign(**labels)))
     write_page(out, page)
     print(to_markdown(page.sheets()[:2], [page.headline, *page.verdicts, page.labels_said]))
     print(f"{out / 'report.html'} written")

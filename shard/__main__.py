@@ -1,6 +1,7 @@
-"""python -m shard build | merge | verify | info | phantom"""
+"""python -m shard build | merge | verify | info | phantom | names"""
 
 from shard.cli import run
+from shard.deidentify import names
 from shard.info import info
 from shard.merge import merge
 from shard.phantom import phantom
@@ -8,4 +9,5 @@ from shard.verify import verify
 from shard.write import build
 
 if __name__ == "__main__":
-    run("python -m shard", {"build": build, "merge": merge, "verify": verify, "info": info, "phantom": phantom})
+    run("python -m shard", {"build": build, "merge": merge, "verify": verify, "info": info, "phantom": phantom,
+                            "names": names})  # fmt: skip

@@ -23,8 +23,10 @@ TEMPORARY = ".tmp"
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, shared: bool = False, private: bool = False) -> Iterator[IO[bytes]]:
     """Open a file that takes the name `path` when the block ends well, and leaves nothing when it does not.
+
+    private: for its owner alone to read.
 
     shared: other processes may be writing the same file; the last to end well wins. Else what a killed process left
     under the temporary name is overwritten by the next.
@@ -33,6 +35,8 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}{owner}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
+            if private:
+                temporary.chmod(0o600)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -44,9 +48,9 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_bytes(path: Path, content: bytes | memoryview, *, shared: bool = False) -> None:
-    """Write `content` to `path`, whole or not at all. shared: as in replacing."""
-    with replacing(path, shared=shared) as file:
+def write_bytes(path: Path, content: bytes | memoryview, *, shared: bool = False, private: bool = False) -> None:
+    """Write `content` to `path`, whole or not at all. shared, private: as in replacing."""
+    with replacing(path, shared=shared, private=private) as file:
         file.write(content)
 
 

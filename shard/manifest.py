@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 from shard.errors import InputError
 from shard.files import sha256_of, write_bytes
+from shard.formats import SPLITS
 
 NAME = "manifest.json"
 FORMAT = "cxr-simclr-shards/2"
+LARGEST = 4096  # pixels, of --size
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,55 @@ def parse_manifest(folder: Path) -> Manifest:
         if found != FORMAT:
             raise InputError(f"{path}: format {found!r}, this version reads {FORMAT!r}; build into a new folder")
         shards = tuple(Shard(**shard) for shard in content["shards"])
-        return Manifest(**{**content, "shards": shards, "findings": tuple(content["findings"])})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        manifest = Manifest(**{**content, "shards": shards, "findings": tuple(content["findings"])})
+        _check(manifest)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a manifest ({type(error).__name__}: {error}); build the shards again") from None
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise ValueError, TypeError, KeyError or AttributeError where a value is not what a build writes.
+
+    A manifest may come from anybody: its names are those of files in its own folder, its numbers are such as sizes are.
+    """
+    settings, counts, labels = manifest.settings, manifest.counts, manifest.labels
+    splits = {shard.split for shard in manifest.shards}
+    names = [name for shard in manifest.shards for name in (shard.tar, shard.index)]
+    wanted = {
+        "shards": bool(names) and len(set(names)) == len(names) and all(map(_is_as_built, manifest.shards)),
+        "settings": _is_count(settings["rows"]) and 1 <= settings["size"] <= LARGEST
+        and isinstance(settings["size"], int) and settings["encoding"] in ("jpeg", "raw"),
+        "findings": _are_texts(manifest.findings) and len(set(manifest.findings)) == len(manifest.findings),
+        "counts": set(counts) == splits and all(set(of) == {"images", "patients"} for of in counts.values())
+        and all(_is_count(count) for of in counts.values() for count in of.values()),
+        "labels": set(labels) == splits and all(
+            list(of) == list(manifest.findings) and all(set(by) == {"1", "0", "-1", "blank"} for by in of.values())
+            and all(_is_count(count) for by in of.values() for count in by.values()) for of in labels.values()),
+        "rejected": _is_count(manifest.rejected),
+        "pixel_mean": 0 <= manifest.pixel_mean <= 1, "pixel_std": 0 <= manifest.pixel_std <= 1,
+        "software": _are_texts([*manifest.software, *manifest.software.values()]),
+    }  # fmt: skip
+    for name, fits in wanted.items():
+        if not fits:
+            raise ValueError(f"its {name} are not what a build writes")
+
+
+def _is_as_built(shard: Shard) -> bool:
+    numbers = (shard.samples, shard.tar_bytes, shard.index_bytes, shard.pixels, shard.pixel_sum, shard.pixel_square_sum)
+    hashes = (shard.tar_sha256, shard.index_sha256)
+    return (shard.split in SPLITS and all(map(_is_count, numbers)) and shard.samples > 0
+            and all(re.fullmatch("[0-9a-f]{64}", text) for text in hashes)
+            and all(re.fullmatch(rf"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.{ending}", name)
+                    for name, ending in ((shard.tar, "tar"), (shard.index, "idx"))))  # fmt: skip
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _are_texts(values: Iterable[object]) -> bool:
+    return all(type(value) is str for value in values)
 
 
 def quick_faults(folder: Path, shards: Iterable[Shard]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections import Counter
@@ -17,6 +16,7 @@ from shard.files import TEMPORARY, write_bytes
 from shard.formats import SPLITS
 from shard.manifest import NAME, Manifest, quick_faults, read_manifest
 from shard.record import FOLDER, ShardRecord, first_difference, parse_record
+from shard.sheet import to_csv
 from shard.table import Reject
 
 REJECTS = "rejects.csv"
@@ -91,14 +91,13 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
     shards = tuple(record.shard for record in records)
     kept, rows = sum(shard.samples for shard in shards), first["settings"]["rows"]
     assert kept + len(rejects) == rows, f"{kept} kept + {len(rejects)} rejected ≠ {rows} rows"
-    table = io.StringIO()
-    pd.DataFrame(rejects, columns=["key", "path", "reason"]).to_csv(table, index=False, lineterminator="\n")
-    write_bytes(out / REJECTS, table.getvalue().encode())
+    write_bytes(out / REJECTS, to_csv(pd.DataFrame(rejects, columns=["key", "path", "reason"])))
     check_max_rejects(rejects, rows, max_rejects, place=str(out / REJECTS))
     train = [shard for shard in shards if shard.split == "train"]
     if not train:
-        raise InputError(f"{out / REJECTS}: not one of {rows} rows gave a training image ({rejects[0][1]}: "
-                         f"{rejects[0][2]}); check that SRC holds the images themselves")
+        key, path, reason = rejects[0]
+        raise InputError(f"{out / REJECTS}: not one of {rows} rows gave a training image ({path or key}: {reason}); "
+                         "check that SRC holds the images themselves")
     for fault in quick_faults(out, shards):
         raise InputError(f"{fault}; run the part that made it again")
     pixels = sum(shard.pixels for shard in train)
@@ -122,10 +121,10 @@ def check_max_rejects(rejects: Sequence[Reject], rows: int, max_rejects: float, 
         raise InputError(f"--max-rejects={max_rejects}: wants a share of the rows, from 0 to 1")
     if len(rejects) > max_rejects * rows:
         (reason, count), *_ = Counter(reason for _, _, reason in rejects).most_common(1)
-        path = next(path for _, path, why in rejects if why == reason)
+        name = next(path or key for key, path, why in rejects if why == reason)
         raise InputError(
             f"{place}: {len(rejects)} of {rows} rows rejected ({len(rejects) / rows:.1%}; --max-rejects allows "
-            f"{max_rejects:.1%}), most often: {reason} ({count}, such as {path}); mend the source, or run again "
+            f"{max_rejects:.1%}), most often: {reason} ({count}, such as {name}); mend the source, or run again "
             f"with --max-rejects={-(-1000 * len(rejects) // rows) / 1000}")
 
 

@@ -20,6 +20,7 @@ Reject = tuple[str, str, str]  # key, path, reason
 TASKS = ("Cardiomegaly", "Lung Opacity", "Pleural Effusion", "Enlarged Cardiomediastinum")
 OLDEST = 120  # years: NIH's table has a patient of 414
 LONGEST_KEY = 90  # a tar's header holds names of 100 bytes, the ending included
+OUTSIDE = r"^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)"  # /data/a.jpg, C:\a.jpg, train/../../a.jpg
 _FOLDERS = {"chexpert": read_chexpert, "nih": read_nih, "mimic": read_mimic}
 
 
@@ -38,8 +39,11 @@ class Table:
     rejects: tuple[Reject, ...]
 
 
-def read_table(src: Path, dataset: Dataset = "auto", table: Path | None = None) -> Table:
-    """Read the table of the data set in folder `src`, checked: unique keys, known splits and labels, no leak.
+def read_table(
+    src: Path, dataset: Dataset = "auto", table: Path | None = None, allow_outside: bool = False
+) -> Table:
+    """Read the table of the data set in folder `src`, checked: unique keys, known splits and labels, no leak, no path
+    that leaves the folder but where allow_outside lets it.
 
     Rows that repeat another are rejected; where rows share a key but differ, all of them are.
     Raises InputError, naming file, value and cure, where the folder, a column, a label or a split can't be used.
@@ -59,6 +63,8 @@ def read_table(src: Path, dataset: Dataset = "auto", table: Path | None = None) 
         read = _FOLDERS[dataset](src)
     rows = _tidy(read)
     _check(rows, src)
+    if not allow_outside:
+        _check_inside(rows["path"], src)
     rows, rejects = _set_aside(rows)
     _check_usable(rows, src)
     return Table(dataset, read.findings, rows, tuple(rejects))
@@ -135,6 +141,14 @@ def _check(rows: pd.DataFrame, src: Path) -> None:
     if (splits > 1).any():
         leak = splits.index[splits > 1][0]
         raise InputError(f"patient {leak!r} is in more than one split; move all of a patient's images to one")
+
+
+def _check_inside(paths: pd.Series, src: Path) -> None:
+    """A table from elsewhere is not to have this machine's other files read. Links in `src` are its owner's affair."""
+    outside = paths[paths.str.contains(OUTSIDE)]
+    if len(outside):
+        raise InputError(f"{src}: path {outside.iloc[0]!r} leads out of it, and {len(outside) - 1} more do; make them "
+                         "relative to SRC or, where you trust the table, add --allow-outside=true")  # fmt: skip
 
 
 def _set_aside(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[Reject]]:

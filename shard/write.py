@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from shard import dicom
+from shard.deidentify import Pseudonyms, read_secret
 from shard.errors import InputError
 from shard.files import locked, replacing, sha256_of, write_bytes
 from shard.image import UnreadableImage, encode_jpeg, histogram, load_grey, to_square
 from shard.machine import choose_part, cores, version_of
-from shard.manifest import NAME, Shard, read_manifest
+from shard.manifest import LARGEST, NAME, Shard, read_manifest
 from shard.merge import check_max_rejects, clear_away, finish, part_name
 from shard.phantom import is_phantom
 from shard.plan import Plan, Planned, Row
@@ -41,12 +42,14 @@ class Job:
     size: int
     encoding: Encoding
     quality: int
+    hide_paths: bool = False  # which may name the patient
 
 
 def build(
     src: Path, out: Path, *, dataset: Dataset = "auto", table: Path | None = None, size: int = 256,
     encoding: Encoding = "jpeg", quality: int = 95, shard_size: int = 1000, seed: int = 0, workers: int = 0,
     partners: int = 0, part: int | None = None, parts: int | None = None, max_rejects: float = 0.01,
+    deidentify: Path | None = None, allow_outside: bool = False,
 ) -> None:  # fmt: skip
     """Write the radiographs of folder SRC as shuffled tar shards with DALI indexes and a manifest into OUT.
 
@@ -59,20 +62,31 @@ def build(
     many, for training whose second view is another image of the patient; it takes no room, and makes other shards than
     without.
 
+    --deidentify=FILE names images and patients by hashes that are keyed with the secret in FILE, which is made where it
+    is not there: in tars, indexes, rejects.csv, and so in all that is made of them. Ages over 90 become 90. What is
+    written in the pixels stays. python -m shard names says, to who has the secret, which is which.
+
+    --allow-outside=true: paths of the table may lead out of SRC.
+
     --shard-size counts samples, --workers processes (0: one a core). With --parts=N, run parts 0 to N-1 anywhere,
     then: python -m shard merge OUT. In a Slurm job array both come from the array; --part=0 --parts=1 builds all.
     """
     part, parts = choose_part(part, parts)
-    _check_numbers(size=(size, 16, 4096), quality=(quality, 1, 100), shard_size=(shard_size, 1, 10**7),
+    _check_numbers(size=(size, 16, LARGEST), quality=(quality, 1, 100), shard_size=(shard_size, 1, 10**7),
                    parts=(parts, 1, 10**5), part=(part, 0, parts - 1), workers=(workers, 0, 4096),
                    partners=(partners, 0, shard_size - 1), seed=(seed, 0, 2**63))  # fmt: skip
-    content = read_table(src, dataset, table)
+    content = read_table(src, dataset, table, allow_outside)
     rows = len(content.rows) + len(content.rejects)
     check_max_rejects(content.rejects, rows, max_rejects, place=f"the table of {src}")
+    pseudonyms = Pseudonyms(read_secret(deidentify, out)) if deidentify else None
+    if pseudonyms:
+        content = pseudonyms.hide(content)
     settings = {
         "dataset": content.dataset, "size": size, "encoding": encoding, "quality": quality, "shard_size": shard_size,
         "seed": seed, "rows": rows, "table": _table_hash(content), "synthetic": is_phantom(src),
     }  # fmt: skip
+    if pseudonyms:  # first, as it decides on what the table's hash is
+        settings = {"deidentified": pseudonyms.fingerprint(), **settings}
     if partners:  # where there are none it has no name, so that shards of before it had one are still those
         settings["partners"] = partners
     readers = dicom.READERS if dicom.is_named(content.rows["path"]) else ()
@@ -85,7 +99,8 @@ def build(
         plan = Plan(content, shard_size, seed, partners)
         if partners and part == 0:
             _say_partners(plan, len(content.rows))
-        jobs = (Job(planned, content.findings, src, out, size, encoding, quality) for planned in plan.part(part, parts))
+        jobs = (Job(planned, content.findings, src, out, size, encoding, quality, pseudonyms is not None)
+                for planned in plan.part(part, parts))  # fmt: skip
         shards, images = plan.count(part, parts)
         records = list(work_on(jobs, shards, write_shard, images=images, label="sharding", workers=workers or cores()))
         whole = {"settings": settings, "software": software, "findings": content.findings, "part": part,
@@ -126,7 +141,7 @@ def write_shard(job: Job) -> ShardRecord:
             try:
                 grey, content = _encode(job, row)
             except UnreadableImage as error:
-                rejects.append((row.key, row.path, str(error)))
+                rejects.append(_reject(job, row, error))
                 tick(rejected=1)
                 continue
             writer.add(row.key, {job.encoding.replace("jpeg", "jpg"): content, "json": _describe(job, row)})
@@ -159,6 +174,13 @@ def _encode(job: Job, row: Row) -> tuple[npt.NDArray[np.uint8], bytes]:
     return grey, encode_jpeg(grey, job.quality)
 
 
+def _reject(job: Job, row: Row, error: UnreadableImage) -> Reject:
+    """A line of rejects.csv. With the path go a reason's details: a decoder may quote the file's header."""
+    if job.hide_paths:
+        return row.key, "", str(error).partition(":")[0]
+    return row.key, row.path, str(error)
+
+
 def _describe(job: Job, row: Row) -> bytes:
     labels = dict(zip(job.findings, row.labels, strict=True))
     return json.dumps({"patient": row.patient, "split": job.planned.split, "view": row.view, "sex": row.sex,
@@ -185,11 +207,11 @@ def _is_still_true(done: ShardRecord, job: Job) -> bool:
 
 def _rejected_again(rejects: list[Reject], job: Job) -> Iterator[Reject]:
     rows = {row.key: row for row in job.planned.rows}
-    for key, path, _ in rejects:
+    for key, _, _ in rejects:
         try:
             _encode(job, rows[key])
         except UnreadableImage as error:
-            yield key, path, str(error)
+            yield _reject(job, rows[key], error)
 
 
 def _table_hash(table: Table) -> str:

@@ -295,7 +295,8 @@ def test_slurm_itself_tells_it_before_its_time_is_up_and_it_goes_on(
 ) -> None:
     run, endless = tmp_path / "run", TRAIN_FLAGS.replace(f"--epochs={EPOCHS}", "--epochs=10000")
     job = cluster.submit("--cpus-per-task=1", "--time=2", "--signal=B:USR1@100", f"--output={tmp_path}/log.txt",
-                         SCRIPTS / "pretrain.sbatch", SHARDS=never_touched / "shards", RUN=run, FLAGS=endless)  # fmt: skip
+                         SCRIPTS / "pretrain.sbatch", RUN=run, SHARDS=never_touched / "shards",
+                         FLAGS=endless)  # fmt: skip
     wait_until(lambda: cluster.show(job)["Restarts"] == "1", 100, "Slurm to tell it, and the job to be requeued")
     saved = steps_done(run)
     wait_until(lambda: f", step {saved})" in (tmp_path / "log.txt").read_text(), 60, "the next start to go on")

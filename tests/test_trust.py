@@ -1,0 +1,196 @@
+"""Shards, tables and pages of others can do no harm here, and ours say nothing of patients where they are not to."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from shard.deidentify import Pseudonyms, names
+from shard.dicom import is_installed
+from shard.errors import InputError
+from shard.files import sha256_of
+from shard.image import load_grey
+from shard.manifest import read_manifest
+from shard.read import read_labels
+from shard.sheet import from_cell, to_csv
+from shard.table import make_key
+from shard.verify import verify
+from shard.write import build
+from tests.conftest import run_module
+from tests.odd_files import write_dicom
+
+SURNAME = "Przybylski"
+
+
+@pytest.fixture
+def archive(radiographs: Path, tmp_path: Path) -> Path:
+    """24 images whose names, paths and patients hold a surname; one is broken, one is missing, one row is repeated."""
+    source, rows = tmp_path / f"of {SURNAME}", []
+    source.mkdir()
+    for number, image in enumerate(sorted(radiographs.rglob("*.jpg"))[:24]):
+        path = f"{SURNAME}_{number // 3}/{number}.jpg"
+        (source / path).parent.mkdir(exist_ok=True)
+        (source / path).write_bytes(b"GIF89a" + SURNAME.encode() if number == 7 else image.read_bytes())
+        rows.append({"path": path, "patient": f"{SURNAME}-{number // 3}", "split": "test" if number > 14 else "train",
+                     "age": f"{80 + number}", "sex": "F", "Mass": number % 2})  # fmt: skip
+    (source / f"{SURNAME}_1/5.jpg").unlink()
+    if is_installed():
+        write_dicom(source / f"{SURNAME}_0/0.dcm", load_grey(source / f"{SURNAME}_0/0.jpg", 200).astype(np.uint16) * 16,
+                    BitsStored=12, PatientName=SURNAME, PatientID=SURNAME)  # fmt: skip
+        rows[0]["path"] = f"{SURNAME}_0/0.dcm"
+    pd.DataFrame([*rows, rows[3]]).to_csv(source / "table.csv", index=False)
+    return source
+
+
+def build_hidden(archive: Path, out: Path, secret: Path, *flags: str) -> tuple[int, str]:
+    """Build as a user does; the status and all that was printed."""
+    done = run_module("shard", "build", str(archive), str(out), f"--table={archive / 'table.csv'}", "--size=64",
+                      f"--deidentify={secret}", "--max-rejects=0.5", "--shard-size=10", *flags)  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_nothing_that_is_written_says_whose_image_it_is(archive: Path, tmp_path: Path) -> None:
+    secret, out = tmp_path / "secret", tmp_path / "shards"
+    status, said = build_hidden(archive, out, secret)
+    assert status == 0 and SURNAME not in said, said
+    assert secret.stat().st_mode & 0o777 == 0o600 and len(secret.read_text().strip()) == 64
+    verify(out)
+    run_module("shard", "info", str(out), f"--html={out / 'info.html'}", f"--png={out / 'info.png'}")
+    written = [file for file in out.rglob("*") if file.is_file()]
+    assert len(written) >= 8
+    for file in written:
+        content = file.read_bytes()
+        assert SURNAME.encode() not in content and SURNAME not in file.name, file
+        assert secret.read_bytes().strip() not in content, file
+    labels = read_labels(out, read_manifest(out), ("train", "test"))
+    assert labels["key"].str.fullmatch("[0-9a-f]{20}").all() and labels["patient"].str.fullmatch("[0-9a-f]{20}").all()
+    assert labels["age"].max() == 90 and labels["age"].min() == 80
+    groups = labels.groupby("patient")["age"].agg(list)
+    assert len(groups) == 8 and sorted(groups.map(len)) == [2, 2, *[3] * 6]  # still three images a patient
+    rejects = pd.read_csv(out / "rejects.csv", keep_default_na=False)
+    assert sorted(rejects["reason"]) == ["no such file", "not an image in a known format", "repeats an earlier row"]
+    assert (rejects["path"] == "").all()
+
+
+def test_who_has_the_secret_can_tell_and_the_same_secret_gives_the_same_shards(archive: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    assert build_hidden(archive, tmp_path / "one", secret)[0] == 0
+    for part in range(2):
+        assert build_hidden(archive, tmp_path / "parts", secret, f"--part={part}", "--parts=2")[0] == 0
+        left = b"".join(file.read_bytes() for file in (tmp_path / "parts").rglob("*") if file.is_file())
+        assert SURNAME.encode() not in left  # nor does a half-done build
+    assert run_module("shard", "merge", str(tmp_path / "parts"), "--max-rejects=0.5").returncode == 0
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "parts" / file.name).read_bytes(), file
+    names(archive, tmp_path / "names.csv", deidentify=secret, table=archive / "table.csv")
+    assert stat.S_IMODE((tmp_path / "names.csv").stat().st_mode) == 0o600
+    told = pd.read_csv(tmp_path / "names.csv", keep_default_na=False)
+    labels = read_labels(tmp_path / "one", read_manifest(tmp_path / "one"), ("train", "test")).set_index("key")
+    rejects = pd.read_csv(tmp_path / "one" / "rejects.csv")
+    assert set(told["key_in_shards"]) == {*labels.index, *rejects["key"]} and len(told) == 25
+    for row in told[told["key_in_shards"].isin(labels.index) & (told["patient"] != "")].to_dict("records"):
+        number = int(Path(row["path"]).stem)
+        assert labels.loc[row["key_in_shards"], "Mass"] == number % 2
+        assert row["patient"] == f"{SURNAME}-{number // 3}"
+        assert labels.loc[row["key_in_shards"], "patient"] == row["patient_in_shards"]
+
+
+def test_a_secret_that_is_none_or_another_is_refused(archive: Path, tmp_path: Path) -> None:
+    out, secret = tmp_path / "shards", tmp_path / "secret"
+    (tmp_path / "short").write_text("swordfish\n")
+    status, said = build_hidden(archive, out, tmp_path / "short")
+    assert status == 1 and "holds 9 bytes, a secret wants 16 or more" in said and not out.exists()
+    status, said = build_hidden(archive, out, out / "secret")
+    assert status == 1 and "would be handed on with it; keep it elsewhere" in said and not out.exists()
+    assert build_hidden(archive, out, secret)[0] == 0
+    status, said = build_hidden(archive, out, tmp_path / "lost")
+    assert status == 1 and "no such file, and" in said and not (tmp_path / "lost").exists()
+    (tmp_path / "other").write_text("a" * 32)
+    status, said = build_hidden(archive, out, tmp_path / "other")
+    assert status == 1 and "holds shards of another build (deidentified" in said
+    with pytest.raises(InputError, match="lost: no such file; give the one"):
+        names(archive, tmp_path / "names.csv", deidentify=tmp_path / "lost", table=archive / "table.csv")
+
+
+def test_pseudonyms_are_hmacs() -> None:
+    one, other = Pseudonyms(b"0" * 32), Pseudonyms(b"1" * 32)
+    # printf 'patient a' | openssl dgst -sha256 -hmac 00000000000000000000000000000000
+    assert one.of("patient", "a") == "7434f2f3ecf098e706d0"
+    assert len({one.of("patient", "a"), one.of("key", "a"), other.of("patient", "a"), one.fingerprint()}) == 4
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "../secret.jpg", "a/../../secret.jpg", "..", r"..\secret.jpg",
+                                  r"C:\secret.jpg", r"\\host\secret.jpg"])  # fmt: skip
+def test_paths_that_leave_the_source_are_refused_unless_asked_for(radiographs: Path, tmp_path: Path, path: str) -> None:
+    image = next(radiographs.rglob("*.jpg"))
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "in..side.jpg").write_bytes(image.read_bytes())
+    (tmp_path / "secret.jpg").write_bytes(image.read_bytes())
+    rows = [{"path": name, "patient": name, "split": "train", "Mass": 1} for name in ("in..side.jpg", path)]
+    pd.DataFrame(rows).to_csv(source / "table.csv", index=False)
+    with pytest.raises(InputError, match=r"leads out of it, and 0 more do.*--allow-outside"):
+        build(source, tmp_path / "out", table=source / "table.csv")
+    assert not (tmp_path / "out").exists()
+    build(source, tmp_path / "out", table=source / "table.csv", allow_outside=True, max_rejects=1, workers=1)
+    assert read_manifest(tmp_path / "out").images("train") == (2 if path == "../secret.jpg" else 1)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "\n=1", "'=1", "''", "-", "plain", "",
+                                  "'a"])  # fmt: skip
+def test_a_table_holds_no_formula_and_reads_back(tmp_path: Path, text: str) -> None:
+    frame = pd.DataFrame({f"{text}x": [text, "b\r=1"], "number": [-1.5, 2]}).astype({f"{text}x": "category"})
+    (tmp_path / "table.csv").write_bytes(to_csv(frame))
+    read = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
+    assert not str(read.columns[0]).startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert not str(read.iloc[0, 0]).startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert [from_cell(str(cell)) for cell in (read.columns[0], *read.iloc[:, 0])] == [f"{text}x", text, "b =1"]
+    assert read["number"].tolist() == [-1.5, 2]
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil", ".", "..", "-rf", "$(evil)", "évil\n"])
+def test_a_key_names_a_member_of_a_tar_and_nothing_else(name: str) -> None:
+    key = make_key(name)
+    assert key and "/" not in key and "." not in key and key.isascii() and not set(key) & set("$()\n ")
+
+
+@pytest.mark.parametrize("kind", ["outside", "absolute", "link", "device"])
+def test_a_tar_with_members_that_are_no_samples_is_refused(radiographs: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "shards"
+    build(radiographs, out, size=64, workers=1)
+    path = out / "manifest.json"
+    manifest = json.loads(path.read_text())
+    shard = manifest["shards"][0]
+    member = tarfile.TarInfo({"outside": "../evil.jpg", "absolute": "/tmp/evil.jpg"}.get(kind, "evil.jpg"))
+    member.type = {"link": tarfile.SYMTYPE, "device": tarfile.CHRTYPE}.get(kind, tarfile.REGTYPE)
+    member.linkname = "/etc/passwd" if kind == "link" else ""
+    tar = out / shard["tar"]
+    with tarfile.open(tar, "a") as archive:
+        archive.addfile(member)
+    shard |= {"tar_bytes": tar.stat().st_size, "tar_sha256": sha256_of(tar)}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"not a tar of samples \(member '.*evil.jpg' is not KEY.ENDING\)"):
+        verify(out)
+
+
+@pytest.mark.parametrize("field", ["tar", "index"])
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/b.tar", "", "."])
+def test_a_manifest_names_files_of_its_own_folder_alone(
+    radiographs: Path, tmp_path: Path, field: str, name: str
+) -> None:
+    out = tmp_path / "shards"
+    build(radiographs, out, size=64, workers=1)
+    path = out / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["shards"][0][field] = name
+    path.write_text(json.dumps(manifest))
+    (tmp_path / "outside").write_bytes(os.urandom(100))
+    with pytest.raises(InputError, match="not a manifest"):
+        read_manifest(out)
