@@ -24,6 +24,7 @@ KNOWN = {SCRATCH: "#8a8a8a", THUMBNAIL: "#2f9e62", IMAGENET: "#d9822b", SIMCLR: 
 OTHERS = ("#3b7dd8", "#b4509d", "#c9a227", "#5b6abf", "#c44e52", "#17a2a2")  # runs by other names; told apart by eye
 STYLE: Any = {"text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
          "font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "svg.fonttype": "none", "axes.spines.top": False,
+         "text.parse_math": False,  # names are as tables have them, dollars too
          "axes.spines.right": False, "savefig.transparent": True, "legend.frameon": False,
          "font.family": "sans-serif"}  # fmt: skip
 PANEL = (3.5, 2.7)  # inches

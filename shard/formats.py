@@ -143,6 +143,10 @@ def read_plain(csv: Path) -> Rows:
     raw = read_csv(csv, ("path", "patient"))
     raw = raw.rename(columns={name: name.lower() for name in raw.columns if name.lower() in _DESCRIPTIVE})
     findings = tuple(name for name in raw.columns if name not in _DESCRIPTIVE)
+    for name in findings:
+        if not str(name).isprintable() or not str(name).strip():
+            raise InputError(f"{csv}: column {name!r}: a finding's name wants letters, no line breaks and the like; "
+                             "rename it")  # fmt: skip
     key = raw["key"] if "key" in raw.columns else raw["path"].str.replace(ENDING, "", regex=True)
     split = _column(raw, "split") if "split" in raw.columns else hashed_splits(raw["patient"])
     frame = pd.DataFrame({"path": raw["path"], "key": key, "patient": raw["patient"], "split": split,

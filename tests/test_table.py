@@ -132,6 +132,7 @@ def test_keys_hold_neither_dots_nor_blanks(tmp_path: Path) -> None:
         ("path,split,Mass\na.png,train,1\n", "column 'patient' is missing"),
         ("path,patient,split,Mass\na.png,p,train,1,7\nb.png,q,train,1,7\n", "row 1 has 5 cells, the header 4"),
         ("path,patient,split,Mass\na.png,p,train,1\nb.png,q,tra", "row 2 has 3 cells, the header 4"),
+        ('path,patient,split,"Ma\nss"\na.png,p,train,1\n', "a finding's name wants letters"),
         ("path,patient,split,Mass\n", "no rows below the header"),
         ("", "not a readable CSV"),
         ("path,patient,split,Mass\na.png,p,train,2\n", "label '2'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import tarfile
 from pathlib import Path
@@ -11,16 +12,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torchvision
 
 from shard.deidentify import Pseudonyms, names
 from shard.dicom import is_installed
 from shard.errors import InputError
 from shard.files import sha256_of
 from shard.image import load_grey
+from shard.info import info
 from shard.manifest import read_manifest
 from shard.read import read_labels
 from shard.sheet import from_cell, to_csv
-from shard.table import make_key
+from shard.table import TASKS, make_key, read_table
 from shard.verify import verify
 from shard.write import build
 from tests.conftest import run_module
@@ -194,3 +198,38 @@ def test_a_manifest_names_files_of_its_own_folder_alone(
     (tmp_path / "outside").write_bytes(os.urandom(100))
     with pytest.raises(InputError, match="not a manifest"):
         read_manifest(out)
+
+
+def test_pages_and_tables_hold_what_a_table_names_as_text(radiographs: Path, tmp_path: Path) -> None:
+    """Findings, keys and encoders that would be markup, a formula for TeX, a heading or a cell of its own."""
+    told = read_table(radiographs).rows
+    hostile = ["<script>alert(1)</script>", "$x_{$ & \\input{/etc/passwd}", "=HYPERLINK(1)|# b"]
+    table = pd.DataFrame({
+        "path": told["path"], "patient": "<b>" + told["patient"], "split": told["split"], "sex": told["sex"],
+        **{name: told[task].to_numpy() for name, task in zip(hostile, TASKS, strict=False)},
+    })  # fmt: skip
+    table.to_csv(tmp_path / "table.csv", index=False)
+    shards, out = tmp_path / "shards", tmp_path / "out"
+    build(radiographs, shards, table=tmp_path / "table.csv", size=64, workers=1)
+    info(shards, html=tmp_path / "info.html")
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "weights.pth")
+    done = run_module("probe", "report", f"<img src=x>{{}}%={tmp_path / 'weights.pth'}", f"--shards={shards}",
+                      f"--out={out}", f"--tasks={','.join(hostile)}", "--draws=2", "--shots=2", "--device=cpu",
+                      f"--imagenet-weights={tmp_path / 'weights.pth'}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for page in (tmp_path / "info.html", out / "report.html"):
+        text = page.read_text()
+        assert "&lt;script&gt;" in text
+        assert not re.search("<script>alert|<b>patient|<img src=x>", text), page
+    assert "&lt;img src=x&gt;" in (out / "report.html").read_text()
+    written = (out / "table.tex").read_text()
+    assert r"\textbackslash{}input" in written and not re.search(r"(?<!\\)\$x|\\input\{", written)
+    assert r"=HYPERLINK(1)\|# b" in (out / "table.md").read_text()
+    for name in ("table.csv", "differences.csv", "draws.csv"):
+        cells = pd.read_csv(out / name, dtype="str", keep_default_na=False)
+        assert not (cells["task"].str.startswith("=")).any() and "'=HYPERLINK(1)|# b" in set(cells["task"]), name
+    again = run_module("probe", "report", f"a={tmp_path / 'weights.pth'}", f"--shards={shards}", "--draws=2",
+                       f"--tasks={','.join(hostile)}", f"--out={tmp_path / 'again'}", "--shots=2", "--device=cpu",
+                       f"--draws-file={out / 'draws.csv'}", f"--imagenet-weights={tmp_path / 'weights.pth'}")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "again" / "draws.csv").read_bytes() == (out / "draws.csv").read_bytes()
