@@ -21,7 +21,7 @@ from pipeline.draw import draw_views
 from pipeline.plan import Batch
 from pipeline.recipe import Recipe, View, blur_radius
 from shard.errors import InputError
-from shard.fetch import Fetcher
+from shard.fetch import CURE, Fetcher
 
 
 def view_batches(
@@ -125,12 +125,15 @@ class _Once(Sampler[Batch]):
 
 
 def decode(fetcher: Fetcher, number: int) -> torch.Tensor:
-    """An image of the split: [1, H, W] float32 in 0…1."""
+    """An image of the split: [1, H, W] float32 in 0…1. Raises InputError naming it where it can't be decoded."""
     content = fetcher.read(number)
     if fetcher.raw_size:
         grey = np.frombuffer(content, np.uint8).reshape(fetcher.raw_size, fetcher.raw_size)
     else:
-        grey = np.asarray(Image.open(io.BytesIO(content)))
+        try:
+            grey = np.asarray(Image.open(io.BytesIO(content), formats=["JPEG"]).convert("L"))
+        except Exception as error:  # a decoder may raise anything at broken bytes
+            raise InputError(f"{fetcher.where(number)}: can't be decoded ({error}); {CURE}") from None
     return torch.from_numpy(grey.astype(np.float32) / 255)[None]
 
 

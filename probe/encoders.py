@@ -15,8 +15,8 @@ from torch import nn
 
 from probe.weights import Weights, read_weights
 from shard.errors import InputError
-from train.checkpoint import FORMAT, UnreadableTensors, load_checkpoint, load_newest_good, read_tensors
-from train.model import grey_resnet
+from train.checkpoint import FORMAT, UnreadableTensors, load_checkpoint, load_newest_good, read_tensors, taking_up
+from train.model import encoder_of, grey_resnet
 from train.presets import say_recipe
 
 # Per-channel statistics torchvision's ImageNet weights were trained with.
@@ -138,10 +138,12 @@ def open_encoder(path: Path, name: str, otherwise: Input, size: int) -> tuple[st
         if found is None:
             raise InputError(f"{path}: no checkpoint in {path / 'checkpoints'}; train first: "
                              f"python -m train --out={path}")  # fmt: skip
-        return found[1]["config"]["arch"], simclr_encoder(found[1], name, size, path)
+        with taking_up(found[0]):
+            return found[1]["config"]["arch"], simclr_encoder(found[1], name, size, path)
     if path.is_file() and path.suffix != ".safetensors" and _is_checkpoint(path):
         state = load_checkpoint(path)
-        return state["config"]["arch"], simclr_encoder(state, name, size, None)
+        with taking_up(path):
+            return state["config"]["arch"], simclr_encoder(state, name, size, None)
     weights = read_weights(path)
     return weights.arch, weights_encoder(weights, name, path.name, otherwise, size)
 
@@ -162,10 +164,7 @@ def _name_of(path: Path, given: int) -> str:
 
 def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run: Path | None = None) -> Encoder:
     """The encoder of a checkpoint's model."""
-    module, _ = grey_resnet(state["config"]["arch"])
-    prefix = "encoder."
-    weights = {name[len(prefix) :]: value for name, value in state["model"].items() if name.startswith(prefix)}
-    module.load_state_dict(weights)
+    module, _ = encoder_of(state)
     recipe = state["recipe"]
     after = f"epoch {state['epoch']}" if not state["done_in_epoch"] else f"step {state['step']}"
     kept = {key: value for key, value in state.items() if key in ("config", "recipe", "shards", "step", "epoch")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from shard.errors import InputError
 from train.checkpoint import UnreadableTensors, read_tensors
-from train.model import grey_resnet
+from train.model import check_input, grey_resnet
 
 # Residual blocks in each of the four layers, and whether they are bottlenecks.
 ARCHS: dict[tuple[tuple[int, ...], bool], str] = {
@@ -80,12 +80,22 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
                 state = {name: file.get_tensor(name) for name in list(file.keys())}
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: can't be read as safetensors ({error}); {WANTED}") from None
-        return state, json.loads(metadata["card"]) if "card" in metadata else None
+        return state, _card_in(path, lambda: json.loads(metadata["card"])) if "card" in metadata else None
     try:
         content = read_tensors(path)
     except UnreadableTensors as error:
         raise InputError(f"{path}: can't be read as weights ({error}); {WANTED}") from None
-    return content, getattr(content, "card", None)
+    return content, _card_in(path, lambda: content.card) if hasattr(content, "card") else None
+
+
+def _card_in(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
+    """A file's model card, as far as it says how images are made. Raises InputError where it does not."""
+    try:
+        card: dict[str, Any] = read()
+        check_input(**{name: card["input"][name] for name in ("size", "mean", "std")})
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: its model card can't be read ({type(error).__name__}: {error}); {WANTED}") from None
+    return card
 
 
 def _state_of(content: Any) -> dict[str, torch.Tensor]:

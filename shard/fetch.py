@@ -107,14 +107,15 @@ class Fetcher:
         if hasattr(os, "posix_fadvise"):  # its images are about to be read, in no order: better all at once
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         if number not in self._tars:
-            self._tars[number] = _check(file, path, self._shards[number], self._extension)
+            self._tars[number] = _check(file, path, self._shards[number], self._extension,
+                                         (self.raw_size or 0) ** 2)  # fmt: skip
         self._files[number] = file
         if len(self._files) > OPEN_TARS:
             self._files.popitem(last=False)  # closed as soon as no thread reads from it
         return file, self._tars[number]
 
 
-def _check(file: IO[bytes], path: Path, shard: Shard, extension: str) -> _Tar:
+def _check(file: IO[bytes], path: Path, shard: Shard, extension: str, raw_bytes: int) -> _Tar:
     """Read a tar from end to end and remember its images. Raises InputError where it is not as it was written."""
     if (size := os.fstat(file.fileno()).st_size) != shard.tar_bytes:
         raise InputError(f"{path}: {size} bytes, the manifest says {shard.tar_bytes}; {CURE}")
@@ -124,7 +125,9 @@ def _check(file: IO[bytes], path: Path, shard: Shard, extension: str) -> _Tar:
     offsets, sizes, hashes = array("q"), array("q"), array("Q")
     whole, position = hashlib.sha256(), 0
     for sample in read_index(index):
-        offset, size = sample.members[extension]
+        offset, size = sample.members.get(extension, (-1, 0))
+        if offset < position or offset + size > shard.tar_bytes or (extension == "raw" and size != raw_bytes):
+            raise InputError(f"{index}: image {sample.key} has no .{extension} of its size there; {CURE}")
         before, content = file.read(offset - position), file.read(size)
         whole.update(before)
         whole.update(content)
@@ -132,6 +135,8 @@ def _check(file: IO[bytes], path: Path, shard: Shard, extension: str) -> _Tar:
         sizes.append(size)
         hashes.append(xxh3_64_intdigest(content))
         position = offset + size
+    if len(sizes) != shard.samples:
+        raise InputError(f"{index}: {len(sizes)} images, the manifest says {shard.samples}; {CURE}")
     while rest := file.read(1 << 20):
         whole.update(rest)
     if whole.hexdigest() != shard.tar_sha256:

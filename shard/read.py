@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ def read_index(index: Path) -> list[Sample]:
         for line in lines:
             words = line.split()
             members = {words[i]: (int(words[i + 1]), int(words[i + 2])) for i in range(0, len(words), 4)}
+            if not all(0 <= number < 2**62 for place in members.values() for number in place):
+                raise ValueError(f"{line[:60]!r} is no place in a file")
             samples.append(Sample(words[3].split(".")[0], members))
     except (ValueError, IndexError) as error:
         raise InputError(f"{index}: not an index {INDEX_VERSION} ({error}); copy it again or rebuild it") from None
@@ -43,10 +46,14 @@ def read_index(index: Path) -> list[Sample]:
 
 
 def read_members(tar: Path, samples: list[Sample], extension: str) -> Iterator[bytes]:
-    """The bytes of one member of each sample, in order."""
+    """The bytes of one member of each sample, in order. Raises InputError where the tar has none there."""
     with tar.open("rb") as file:
+        end = os.fstat(file.fileno()).st_size
         for sample in samples:
-            offset, size = sample.members[extension]
+            offset, size = sample.members.get(extension, (0, end + 1))
+            if offset + size > end:
+                raise InputError(f"{tar}, image {sample.key}: its .{extension} is not in it; put back the shards as "
+                                 "they were built (python -m shard verify says which)")  # fmt: skip
             file.seek(offset)
             yield file.read(size)
 

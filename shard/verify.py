@@ -108,7 +108,7 @@ def look_at(job: Job) -> Seen:
             tick()
     if len(members) != shard.samples:
         seen.faults.append(f"{tar}: {len(members)} samples, the manifest says {shard.samples}")
-    if (job.folder / shard.index).read_text().splitlines() != lines:
+    if (job.folder / shard.index).read_bytes().decode(errors="replace").splitlines() != lines:
         read_index(job.folder / shard.index)  # says so where it is none at all
         seen.faults.append(f"{job.folder / shard.index}: does not point at the members of {shard.tar}")
     return seen

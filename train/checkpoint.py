@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise InputError(f"{path}: format {found!r}, this version reads {FORMAT!r}; train anew in another folder")
     return dict(state)
+
+
+@contextlib.contextmanager
+def taking_up(path: Path) -> Iterator[None]:
+    """Within the block a checkpoint's content is put to use; what does not fit ends in an InputError that names it."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"{path}: does not hold what a run's checkpoint does ({type(error).__name__}: {reason}); take "
+                         "another one, or train anew in another folder") from error
 
 
 def load_newest_good(run: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:

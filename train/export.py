@@ -15,9 +15,9 @@ from torch import nn
 from shard.errors import InputError
 from shard.files import write_bytes
 from train.card import CLASSES, NOTES, Card, Format, make_card, make_page
-from train.checkpoint import load_checkpoint, newest_checkpoint
+from train.checkpoint import load_checkpoint, newest_checkpoint, taking_up
 from train.journal import read_journal
-from train.model import grey_resnet
+from train.model import encoder_of
 
 SUFFIX = {"torchvision": ".pth", "timm": "", "safetensors": ".safetensors", "onnx": ".onnx"}
 PACKAGES = {"torchvision": [], "timm": ["safetensors"], "safetensors": ["safetensors"], "onnx": ["onnx", "onnxscript"]}
@@ -38,14 +38,12 @@ def export(
     if path is None:
         raise InputError(f"{run}: no checkpoint in {run / 'checkpoints'}; train first: python -m train --out={run}")
     state = load_checkpoint(path)
-    arch = state["config"]["arch"]
-    encoder, features = grey_resnet(arch)
-    prefix = "encoder."
-    encoder.load_state_dict({name[len(prefix) :]: value for name, value in state["model"].items()
-                             if name.startswith(prefix)})  # fmt: skip
     # What this run measured says nothing of a checkpoint from elsewhere.
     journal = read_journal(run) if path.resolve().is_relative_to(run.resolve()) else []
-    card = make_card(state, features, journal) | {"format": format, "note": NOTES[format]}
+    with taking_up(path):
+        arch = state["config"]["arch"]
+        encoder, features = encoder_of(state)
+        card = make_card(state, features, journal) | {"format": format, "note": NOTES[format]}
     target = out or run / "export" / f"{arch}-{format}{SUFFIX[format]}"
     files = _files(format, target, encoder, card)  # all made before the first is written
     for file, content in files.items():

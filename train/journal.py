@@ -9,11 +9,20 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from shard.errors import InputError
 from shard.files import replacing, write_bytes
 from train.config import Config, train_command
+from train.presets import say_recipe
 
 CARD, METRICS, SPEED = "run.json", "metrics.jsonl", "speed.jsonl"
 LOCK = "train"  # of the folder, held by whoever writes there
+# Kind of line → the numbers that are read of it.
+_LINES = {
+    METRICS: {"step": ("step", "epoch", "loss", "top1", "positive_similarity", "negative_similarity", "embedding_rank"),
+              "epoch": ("step", "epoch", "loss"), "online": ("step", "epoch", "knn_auroc", "linear_auroc")},
+    SPEED: {"start": ("time", "step"), "step": ("time", "step", "images_per_s", "data_wait"), "stop": ("time", "step")},
+}  # fmt: skip
+_CLOCKS = ("step", "epoch", "time")  # which are never without end, whatever a measure may be
 
 
 def write_card(run: Path, config: Config, *, ranks: int, steps_per_epoch: int) -> None:
@@ -75,12 +84,54 @@ class Journal:
         self._board.close()
 
 
+def read_card(run: Path) -> dict[str, Any]:
+    """What write_card wrote. Raises InputError where there is none, or what is there is not one."""
+    path = run / CARD
+    try:
+        card: dict[str, Any] = json.loads(path.read_text())
+        settings = card["settings"]
+        numbers = [card["steps_per_epoch"], *(settings[name] for name in ("epochs", "size", "batch_size"))]
+        texts = [card["command"], *(settings[name] for name in ("arch", "shards"))]
+        if not all(type(number) is int and 0 < number < 2**60 for number in numbers) or not all(
+            type(text) is str for text in texts
+        ):
+            raise ValueError(f"its numbers are {numbers}, its texts {texts}")
+        say_recipe(settings)
+    except FileNotFoundError:
+        raise InputError(f"{run}: no {CARD}; give the folder of a run, what python -m train had as --out") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: not a run's card ({type(error).__name__}: {error}); run the training's command "
+                         "again, which writes it anew") from None
+    return card
+
+
 def read_journal(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
-    """The journal's lines; a last line that a killed run left unfinished is not one."""
+    """The journal's lines; a last line that a killed run left unfinished is not one.
+
+    Raises InputError naming the first line that is none of a journal's.
+    """
     path = run / name
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = []
+    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not text.endswith(b"\n"):
+            break
+        try:
+            lines.append(_checked(json.loads(text), _LINES[name]))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{path}: line {number} can't be read ({type(error).__name__}: {error}); mend it, or "
+                             "remove that line alone") from None
+    return lines
+
+
+def _checked(line: dict[str, Any], kinds: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    for name, value in line.items():
+        if name != "kind" and not (type(value) in (int, float) and (abs(value) < 2**60 or name not in _CLOCKS)):
+            raise ValueError(f"{name} is {value!r}")
+    for name in kinds[line["kind"]]:
+        line[name]
+    return line
 
 
 def draw_loss(run: Path, batch_size: int) -> None:

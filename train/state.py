@@ -18,7 +18,15 @@ from shard.errors import InputError
 from shard.files import write_bytes
 from shard.machine import commit
 from shard.manifest import Manifest
-from train.checkpoint import list_checkpoints, load_checkpoint, load_newest_good, save_checkpoint, set_aside, step_of
+from train.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    load_newest_good,
+    save_checkpoint,
+    set_aside,
+    step_of,
+    taking_up,
+)
 from train.config import Config
 from train.fingerprint import PACKAGES, check_fingerprint, check_ranks, take_fingerprint
 from train.journal import METRICS, Journal
@@ -108,33 +116,48 @@ class Run:
         check_ranks(self.ranks.of_all(self._fingerprint))
         found = self._find() if self.ranks.first else None
         if found is not None:
-            done = found[1]["done_in_epoch"] % len(self.loader)
-            check_fingerprint(found[0], found[1]["fingerprint"], self._fingerprint, between_epochs=done == 0,
-                              accept=self.config.accept)  # fmt: skip
+            with taking_up(found[0]):
+                done = found[1]["done_in_epoch"] % len(self.loader)
+                check_fingerprint(found[0], found[1]["fingerprint"], self._fingerprint, between_epochs=done == 0,
+                                  accept=self.config.accept)  # fmt: skip
         found = self.ranks.from_first(found)
         if found is None:
             return 0, 0
         path, state = found
+        with taking_up(path):
+            self._take_up(path, state)
+        self.say(f"resuming from {path} (epoch {state['epoch'] + 1}, step {self.step})")
+        return state["epoch"], state["done_in_epoch"]
+
+    def _take_up(self, path: Path, state: dict[str, Any]) -> None:
+        """Raises what taking_up makes an InputError of."""
+        for name in ("epoch", "done_in_epoch", "step", "journal_lines"):
+            if type(state[name]) is not int or not 0 <= state[name] < 2**60:
+                raise ValueError(f"{name} is {state[name]!r}")
         self.model.load_state_dict(state["model"])
         self._load_optimizer(state)
         # The fingerprint holds what the loader promises, and has been compared.
         self.loader.load_state_dict({**state["loader"], "promise": self.loader.state_dict()["promise"]})
         if len(state["chance"]) == self.ranks.world:
             _set_random_state(state["chance"][self.ranks.rank], self.config.device)
-        self.step, self.loss_sum = state["step"], state["loss_sum"]
+        self.step, self.loss_sum = state["step"], float(state["loss_sum"])
         self.losses = list(state["losses"].to(self.config.device).unbind())
-        self.milestones, self.best = state["milestones"], state["best"]
+        self.milestones = [int(step) for step in state["milestones"]]
+        self.best = state["best"] and {name: float(value) for name, value in state["best"].items()}
         self.origin = state["origin"] if path.parent.parent == self.config.out else str(path)
         self._journalled = (path.parent.parent, state["journal_lines"])
-        self.say(f"resuming from {path} (epoch {state['epoch'] + 1}, step {self.step})")
-        return state["epoch"], state["done_in_epoch"]
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Its state, and the scaler's; the settings stay our own, where --accept lets them differ."""
-        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
+        own = [{name: value for name, value in group.items() if name != "params"}
+               for group in self.optimizer.param_groups]  # fmt: skip
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if not isinstance(value, torch.Tensor) or value.shape not in (parameter.shape, ()):
+                    raise ValueError(f"the optimiser's {name} is not of its weights")
         if state["scaler"]:  # empty where there was none
             self.scaler.load_state_dict(state["scaler"])
 
@@ -152,7 +175,8 @@ class Run:
             path = _checkpoint_at(there)
             return path, load_checkpoint(path)
         # It has begun, so this is not looked for again: that run may have gone on since, or dropped that checkpoint.
-        origin = Path(own[1]["origin"] or own[0].resolve())
+        with taking_up(own[0]):
+            origin = Path(own[1]["origin"] or own[0].resolve())
         if there in (origin, origin.parent.parent):
             return self._after_rot(*own)
         raise InputError(f"--resume={wanted}: {out} holds a run that did not begin there, up to step {own[1]['step']}; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from shard.errors import InputError
 from shard.files import is_locked
 from train.checkpoint import list_checkpoints, step_of
-from train.journal import CARD, LOCK, SPEED, read_journal
+from train.journal import LOCK, SPEED, read_card, read_journal
 from train.presets import say_recipe
 
 FRESH_S = 60.0  # a run that wrote nothing for as long has been killed, where locks tell nothing
@@ -21,10 +19,7 @@ FRESH_S = 60.0  # a run that wrote nothing for as long has been killed, where lo
 
 def status(run: Path) -> None:
     """Say where RUN stands and what to run next. Reads its files alone, and may be asked at any time."""
-    try:
-        card = json.loads((run / CARD).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{run}: no {CARD}; give the folder of a run, what python -m train had as --out") from None
+    card = read_card(run)
     settings = card["settings"]
     lines, speed = read_journal(run), read_journal(run, SPEED)
     total = settings["epochs"] * card["steps_per_epoch"]

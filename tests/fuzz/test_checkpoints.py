@@ -1,0 +1,128 @@
+"""Mutated checkpoints, weights, cards and journals: refused in a line, set aside, or read for what they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from probe.encoders import Input, open_encoder
+from tests.conftest import SETTINGS, Shards, newest
+from tests.fuzz import SEED, attempt, inputs, mutate, mutate_values, told
+from train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from train.config import Config
+from train.export import export
+from train.journal import CARD, METRICS, SPEED
+from train.loop import pretrain
+from train.status import status
+
+OTHERWISE = Input(32, 0.5, 0.25)
+
+
+def test_a_rotten_checkpoint_is_told_from_its_hash_and_without_one_by_its_content(
+    trained: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng([SEED, 6])
+    path = newest_checkpoint(trained)
+    assert path is not None
+    state = newest(trained)
+    small = save_checkpoint(tmp_path, 7, {**state, "model": {name: value for name, value in state["model"].items()
+                                                           if value.numel() < 2000}, "optimizer": {}})  # fmt: skip
+    original, number, no = small.read_bytes(), inputs(60), 0
+    other = tmp_path / "weights.pt"
+    for _ in range(number):
+        content = mutate(original, rng)
+        small.write_bytes(content)
+        if content != original:
+            assert "cut short or rotten" in (attempt(load_checkpoint, small)[0])
+        other.write_bytes(content)
+        no += bool(attempt(load_checkpoint, other)[0])
+        attempt(open_encoder, other, "x", OTHERWISE, 0)
+    told("checkpoints", number, number)
+    told("checkpoints without a hash", number, no)
+
+
+def test_a_checkpoint_of_other_content_is_refused_where_it_is_used(
+    trained: Path, shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its hash is right: somebody wrote it so. A run must not go on from it, nor an encoder be made of it, unasked."""
+    rng = np.random.default_rng([SEED, 7])
+    state, number, no = newest(trained), min(300, inputs(12)), 0  # each is of 130 MB
+    for turn in range(number):
+        changed = mutate_values(state, rng)
+        run = tmp_path / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        try:
+            path = save_checkpoint(run, 7, {name: value for name, value in changed.items() if isinstance(name, str)})
+        except (TypeError, OverflowError, ValueError, AttributeError):
+            continue  # not to be written either
+        lines = [attempt(open_encoder, path, "x", OTHERWISE, 0)[0], attempt(export, run, out=tmp_path / "out.pth")[0]]
+        if turn % 4 == 0:
+            settings = {**SETTINGS, "epochs": 2, "limit_steps": 1}
+            lines.append(attempt(pretrain, Config(shards=shards.folder, out=run, **settings))[0])
+        no += any(lines)
+    told("checkpoints of other content", number, no)
+
+
+def test_mutated_weights_are_refused_or_are_weights(tmp_path: Path) -> None:
+    rng = np.random.default_rng([SEED, 8])
+    torch.manual_seed(0)
+    weights = torchvision.models.resnet18(weights=None).state_dict()
+    safetensors = pytest.importorskip("safetensors.torch", reason="pip install '.[export]'")
+    number, no = inputs(30), 0
+    for turn in range(number):
+        changed: dict[str, Any] = dict(weights)
+        names = list(changed)
+        for _ in range(rng.integers(1, 4)):
+            name = names[rng.integers(0, len(names))]
+            match rng.integers(0, 4):
+                case 0:
+                    changed.pop(name, None)
+                case 1:
+                    changed[name + ".more"] = torch.zeros(2)
+                case 2:
+                    changed[name] = torch.zeros(tuple(rng.integers(0, 4, rng.integers(0, 5)).tolist()))
+                case _:
+                    changed[name] = changed.get(name, torch.zeros(1)).flatten()[:0]
+        file = tmp_path / ("w.safetensors" if turn % 2 else "w.pth")
+        if turn % 2:
+            card = mutate(b'{"input": {"size": 32, "mean": 0.5, "std": 0.25}}', rng).decode(errors="replace")
+            safetensors.save_file(changed, file, {"card": card})
+            content = file.read_bytes()
+            file.write_bytes(mutate(content[:3000], rng) + content[3000:] if turn % 4 == 1 else content)
+        else:
+            torch.save(changed, file)
+        no += bool(attempt(open_encoder, file, "x", OTHERWISE, 0)[0])
+    assert no > number / 3
+    told("weights", number, no)
+
+
+def test_a_runs_card_and_journals_may_hold_anything_and_status_says_so(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng([SEED, 9])
+    run, number, no = tmp_path / "run", inputs(80), 0
+    run.mkdir()
+    for name in (CARD, METRICS, SPEED):
+        shutil.copy(trained / name, run)
+    for turn in range(number):
+        name = (CARD, METRICS, SPEED)[turn % 3]
+        original = (trained / name).read_text()
+        if turn % 2:
+            changed = mutate(original.encode(), rng)
+        elif name == CARD:
+            changed = json.dumps(mutate_values(json.loads(original), rng)).encode()
+        else:
+            lines = mutate_values([json.loads(line) for line in original.splitlines()], rng)
+            changed = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+        (run / name).write_bytes(changed)
+        no += bool(attempt(status, run)[0])
+        (run / name).write_text(original)
+    with capsys.disabled():
+        told("cards and journals", number, no)

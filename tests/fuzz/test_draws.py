@@ -1,0 +1,45 @@
+"""Mutated draws files and parts of reports: refused, or draws that keep every promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from probe.draws_file import read_draws, write_draws
+from probe.fewshot import make_draws
+from tests.fuzz import SEED, attempt, inputs, mutate, told
+
+
+def test_mutated_draws_are_refused_or_keep_their_promises(labels: pd.DataFrame, tmp_path: Path) -> None:
+    rng = np.random.default_rng([SEED, 10])
+    path, number, no = tmp_path / "draws.csv", inputs(150), 0
+    original = write_draws({"Mass": make_draws(labels, "Mass", shots=3, draws=3, seed=0)}, labels)
+    patients, mass = labels["patient"].to_numpy(), labels["Mass"].to_numpy()
+    train = (labels["split"] == "train").to_numpy()
+    lines = original.decode().splitlines(keepends=True)
+    for turn in range(number):
+        if turn % 2:
+            path.write_bytes(mutate(original, rng))
+        else:  # whole lines: twice, gone, or of another row
+            some = list(lines)
+            for _ in range(rng.integers(1, 4)):
+                place, other = rng.integers(1, len(some), 2)
+                some[place] = [some[other], "", some[place].replace("positive", "test"),
+                               some[place].replace(",1,", ",7,")][rng.integers(0, 4)]  # fmt: skip
+            path.write_text("".join(some))
+        said, kept = attempt(read_draws, path, labels)
+        if said:
+            no += 1
+            continue
+        for draws in kept.values():
+            shots = min(draws.positive.shape[1], draws.negative.shape[1])
+            support, classes = draws.support(shots)
+            for rows in support:
+                assert len(set(patients[rows])) == len(rows) == 2 * shots
+                assert (mass[rows] == classes).all() and train[rows].all()
+                assert not set(patients[rows]) & set(patients[draws.test])
+            assert draws.balanced.any(axis=1).all() and not train[draws.test].any()
+    assert no > number / 4
+    told("draws files", number, no)
