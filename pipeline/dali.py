@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, cycle, islice, tee
@@ -165,6 +166,10 @@ class _Feed:
         for batch, contents, _ in self._recent:
             if not self._fetcher.raw_size and (found := self._undecodable(batch, contents)):
                 return found
+        if said := re.search(r"decode sample #(\d+)", str(error)):  # what DALI alone can't, of a batch unknown
+            images = [self._fetcher.where(image) for batch, *_ in self._recent
+                      for image in batch.images.tolist()[int(said[1]) :: len(batch.samples)]]  # its partner's as well
+            return InputError(f"{' or '.join(images)}: can't be decoded by DALI; {CURE}")
         return out_of_memory(error)
 
     def _undecodable(self, batch: Batch, contents: list[bytes]) -> InputError | None:
@@ -367,5 +372,5 @@ def _arguments(batch_size: int, device: torch.device, threads: int) -> dict[str,
             "prefetch_queue_depth": BATCHES_QUEUED}  # fmt: skip
 
 
-def _iterate(pipeline: Any, names: list[str]) -> Any:
-    return DALIGenericIterator([pipeline], names)
+def _iterate(pipeline: Any, names: list[str]) -> Iterator[Any]:
+    yield from DALIGenericIterator([pipeline], names)  # which runs the first batch as soon as it is made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -32,18 +33,40 @@ def read_features(
     """
     cache.mkdir(parents=True, exist_ok=True)
     backend = _backend()
-    files = {encoder.name: cache / f"{_key(encoder, manifest, splits, backend, device)}.npy" for encoder in encoders
-             if encoder.module is not None}  # fmt: skip
-    wanted = [encoder for encoder in encoders if encoder.name in files and not files[encoder.name].exists()]
+    keys = {encoder.name: _key(encoder, manifest, splits, backend, device) for encoder in encoders
+            if encoder.module is not None}  # fmt: skip
+    known = {name: _kept(cache, key) for name, key in keys.items()}
+    wanted = [encoder for encoder in encoders if encoder.name in keys and known[encoder.name] is None]
     for images in dict.fromkeys(encoder.input for encoder in wanted):
         alike = [encoder for encoder in wanted if encoder.input == images]
         modules = [encoder.module for encoder in alike if encoder.module is not None]
         found = extract_features(modules, shards, manifest, splits, images, backend=backend, batch_size=batch_size,
                                  device=device, workers=workers)  # fmt: skip
         for encoder, features in zip(alike, found, strict=True):
-            with replacing(files[encoder.name], shared=True) as file:  # other tasks of an array may be at it too
+            known[encoder.name] = features
+            # Other tasks of an array may be at it too.
+            with replacing(cache / f"{keys[encoder.name]}-{_hash(features)}.npy", shared=True) as file:
                 np.save(file, features)
-    return {name: np.load(file) for name, file in files.items()}
+    return {name: features for name, features in known.items() if features is not None}
+
+
+def _kept(cache: Path, key: str) -> Features | None:
+    """The features that were kept under a key; None where there are none, or their bytes are not those written."""
+    for file in sorted(cache.glob(f"{key}-*.npy")):
+        with contextlib.suppress(ValueError, EOFError):  # cut short, or no such file at all
+            features: Features = np.load(file)
+            if file.stem.endswith(f"-{_hash(features)}"):
+                return features
+        print(f"warning: {file} is cut short or rotten; it is removed, and its features are made anew")
+        file.unlink(missing_ok=True)
+    return None
+
+
+def _hash(features: Features) -> str:
+    """Of what features are, for the name of their file, so that rot is told of."""
+    digest = hashlib.sha256(f"{features.dtype} {features.shape}".encode())
+    digest.update(np.ascontiguousarray(features).data)
+    return digest.hexdigest()[:16]
 
 
 def read_images(

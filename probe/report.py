@@ -9,14 +9,14 @@ import torch
 from probe.compose import compose
 from probe.draws_file import write_draws
 from probe.features import Features, read_features
-from probe.measure import Measured, add_up, list_units, measure
+from probe.measure import Measured, Unit, add_up, list_units, measure
 from probe.page import write_page
 from probe.parts import read_parts, read_settings, units_of, write_part
 from probe.settings import Settings
 from probe.study import Study, open_study
 from probe.table import difference_table, score_table, to_markdown, with_mean
 from shard.errors import InputError
-from shard.files import write_bytes
+from shard.files import locked, write_bytes
 from shard.sheet import to_csv
 from train.device import resolve_device
 
@@ -28,6 +28,12 @@ def make_report(settings: Settings, part: int, parts: int) -> None:
     study = open_study(settings)
     units = units_of(list_units(study), part, parts)
     settings.out.mkdir(parents=True, exist_ok=True)
+    with locked(settings.out, "report", shared=parts > 1):
+        _make(study, units, part, parts)
+
+
+def _make(study: Study, units: list[Unit], part: int, parts: int) -> None:
+    settings = study.settings
     needed = {unit.encoder for unit in units}
     features = _features(study, needed if parts > 1 else None)
     found = measure(study, units, features, torch.device(resolve_device(settings.device)))
@@ -41,7 +47,8 @@ def make_report(settings: Settings, part: int, parts: int) -> None:
 def merge_report(out: Path) -> None:
     """Write the report of the parts in --out."""
     study = open_study(read_settings(out))
-    _write(study, add_up(*read_parts(study)), _features(study, None))
+    with locked(out, "report"):
+        _write(study, add_up(*read_parts(study)), _features(study, None))
 
 
 def _features(study: Study, needed: set[str] | None) -> dict[str, Features]:

@@ -223,7 +223,7 @@ def test_two_nodes_give_the_losses_of_one_process_on_the_joint_batch(
     assert cluster.show(job)["NodeList"] == "n[1-2]"
     losses = [[line["loss"] for line in read_journal(tmp_path / name) if line["kind"] == "step"]
               for name in ("one", "two")]  # fmt: skip
-    assert len(losses[0]) == 6
+    assert len(losses[0]) == 6 and '"ranks": 2' in (tmp_path / "two" / CARD).read_text()
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # in float32
 
 
@@ -273,11 +273,15 @@ def test_a_node_drained_in_mid_run_leaves_the_run_to_another(
 def test_a_time_limit_too_short_to_begin_is_said_and_not_tried_for_ever(
     cluster: Cluster, never_touched: Path, tmp_path: Path
 ) -> None:
-    given = {"SHARDS": never_touched / "shards", "RUN": tmp_path / "run", "FLAGS": TRAIN_FLAGS}
+    python, site = tmp_path / "slow-python", tmp_path / "site.sh"
+    python.write_text(f"#!/bin/sh\n[ $SLURM_RESTART_COUNT ] || sleep 30\nexec {sys.executable} \"$@\"\n")
+    python.chmod(0o755)
+    site.write_text(f"PYTHON=({python})\nenter_environment() {{ export OMP_NUM_THREADS=1; }}\nSCRATCH_LOCAL=\n")
+    given = {"SHARDS": never_touched / "shards", "RUN": tmp_path / "run", "FLAGS": TRAIN_FLAGS, "SITE": site}
     for limit in ("--time=3", "--time=60"):
         job = cluster.submit("--cpus-per-task=1", limit, f"--output={tmp_path}/log.txt", SCRIPTS / "pretrain.sbatch",
                              **given)  # fmt: skip
-        wait_until(lambda job=job: bool(cluster.processes(job, "srun")), 30, "training to be started")  # type: ignore[misc]
+        wait_until(lambda job=job: bool(cluster.processes(job, "sleep 30")), 30, "training to be started")  # type: ignore[misc]
         cluster.run("scancel", "--signal=USR1", "--batch", job)
         if limit == "--time=3":
             cluster.wait(job, "FAILED")
@@ -294,9 +298,11 @@ def test_slurm_itself_tells_it_before_its_time_is_up_and_it_goes_on(
     cluster: Cluster, never_touched: Path, tmp_path: Path
 ) -> None:
     run, endless = tmp_path / "run", TRAIN_FLAGS.replace(f"--epochs={EPOCHS}", "--epochs=10000")
-    job = cluster.submit("--cpus-per-task=1", "--time=2", "--signal=B:USR1@100", f"--output={tmp_path}/log.txt",
+    job = cluster.submit("--cpus-per-task=1", "--time=30", "--signal=B:USR1@110", f"--output={tmp_path}/log.txt",
                          SCRIPTS / "pretrain.sbatch", RUN=run, SHARDS=never_touched / "shards",
                          FLAGS=endless)  # fmt: skip
+    wait_until(lambda: steps_done(run) > 0, 90, "a checkpoint")
+    cluster.run("scontrol", "update", f"jobid={job}", "timelimit=2")  # its end is near now
     wait_until(lambda: cluster.show(job)["Restarts"] == "1", 100, "Slurm to tell it, and the job to be requeued")
     saved = steps_done(run)
     wait_until(lambda: f", step {saved})" in (tmp_path / "log.txt").read_text(), 60, "the next start to go on")
@@ -320,6 +326,21 @@ def test_a_full_disk_is_said_and_with_room_the_chain_goes_on(
     jobs = submit_chain(cluster, tmp_path, "pretrain", **given)
     cluster.wait(jobs["chain"], "COMPLETED")
     assert log_of(run, "chain", jobs["chain"]).endswith(f"All is done: {run}\n")
+
+
+@needs_cluster
+def test_a_part_is_built_by_hand_and_a_python_that_is_none_is_named(
+    cluster: Cluster, radiographs: Path, tmp_path: Path
+) -> None:
+    given = {"SRC": radiographs, "SHARDS": tmp_path / "shards", "FLAGS": "--size=64 --shard-size=10"}
+    script = SCRIPTS / "shard.sbatch"
+    job = cluster.submit("--array=2", "--cpus-per-task=1", script, cwd=tmp_path, PARTS=4, **given)
+    cluster.wait(job, "COMPLETED")
+    assert [file.name for file in (tmp_path / "shards").glob("part-*.json")] == ["part-00002-of-00004.json"]
+    (tmp_path / "site.sh").write_text("PYTHON=(python-of-nowhere)\nenter_environment() { :; }\n")
+    job = cluster.submit("--cpus-per-task=1", f"--output={tmp_path}/log.txt", script, SITE=tmp_path / "site.sh", **given)
+    cluster.wait(job, "FAILED")
+    assert "python-of-nowhere: no such command; set PYTHON and enter_environment in" in (tmp_path / "log.txt").read_text()
 
 
 @needs_cluster
