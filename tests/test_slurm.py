@@ -338,9 +338,9 @@ def test_a_part_is_built_by_hand_and_a_python_that_is_none_is_named(
     cluster.wait(job, "COMPLETED")
     assert [file.name for file in (tmp_path / "shards").glob("part-*.json")] == ["part-00002-of-00004.json"]
     (tmp_path / "site.sh").write_text("PYTHON=(python-of-nowhere)\nenter_environment() { :; }\n")
-    job = cluster.submit("--cpus-per-task=1", f"--output={tmp_path}/log.txt", script, SITE=tmp_path / "site.sh", **given)
-    cluster.wait(job, "FAILED")
-    assert "python-of-nowhere: no such command; set PYTHON and enter_environment in" in (tmp_path / "log.txt").read_text()
+    log, given["SITE"] = tmp_path / "log.txt", tmp_path / "site.sh"
+    cluster.wait(cluster.submit("--cpus-per-task=1", f"--output={log}", script, **given), "FAILED")
+    assert "python-of-nowhere: no such command; set PYTHON and enter_environment in" in log.read_text()
 
 
 @needs_cluster
