@@ -1,6 +1,7 @@
 # make demo    synthetic radiographs → shards → SimCLR → 10-shot report, in out/demo
 # make test    the tests          make lint   ruff and mypy
 # make kills   a build and a training killed with -9 at twenty random moments each, 5 minutes
+# make faults  every fault against every command, 20 minutes, into docs/faults.md
 # make fuzz    at least 1,200 mutated inputs of each kind that is read, and a table of what became of them
 # make gpu-check    on a machine with a GPU: its tests, benches and a killed run, in 8 minutes, into docs/gpu.md
 # All make the virtual environment .venv and install into it first, where that is not done yet.
@@ -11,7 +12,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/installed
 DEMO   := out/demo
 
-.PHONY: demo test kills fuzz gpu-check lint clean
+.PHONY: demo test kills faults fuzz gpu-check lint clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -23,6 +24,9 @@ test: $(READY)
 
 kills: $(READY)
 	KILLS=20 $(RUN) -m pytest -s -k killed_at_random_moments tests/test_kills.py tests/test_resume.py
+
+faults: $(READY)
+	FAULTS=all $(RUN) -m pytest -q -s tests/faults
 
 fuzz: $(READY)
 	FUZZ=1200 $(RUN) -m pytest -q -s tests/fuzz

@@ -46,7 +46,9 @@ def read_features(
             known[encoder.name] = features
             # Other tasks of an array may be at it too.
             with replacing(cache / f"{keys[encoder.name]}-{_hash(features)}.npy", shared=True) as file:
-                np.save(file, features)
+                # As np.save does, which writes by itself, and of a full disk says only how many items were left.
+                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(features))
+                file.write(np.ascontiguousarray(features).data)
     return {name: features for name, features in known.items() if features is not None}
 
 

@@ -38,6 +38,9 @@ def run(name: str, commands: Command | Mapping[str, Command], argv: Sequence[str
     Exit status: 0 done, 1 the input can't be used, 2 the command line can't be read, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or log that knows no é, as in a C locale, gets \xe9
+            stream.reconfigure(errors="backslashreplace")
     try:
         call = bind(name, commands, arguments)
     except InputError as error:
@@ -46,6 +49,8 @@ def run(name: str, commands: Command | Mapping[str, Command], argv: Sequence[str
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a scheduler ends a job: like Ctrl-C
     try:
         call()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: None)  # all is done: nothing is left to be ended
     except InputError as error:
         sys.exit(_complain(name, error, 1))
     except BrokenPipeError:  # who reads what we print has had enough, as head(1) does
