@@ -213,7 +213,7 @@ def to_markdown(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
 
 
 def to_latex(sheets: Sequence[Sheet], note: str) -> str:
-    """The tables as LaTeX, to be \\input where booktabs is loaded; the note is in their captions."""
+    r"""The tables as LaTeX, to be \input where booktabs is loaded; the note is in their captions."""
     parts = []
     for title, header, rows in sheets:
         lines = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in (header, *rows)]

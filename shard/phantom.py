@@ -40,6 +40,7 @@ class View(NamedTuple):
     age: int
 
     def path(self, split: str) -> str:
+        """Where its image lies in a split, as in CheXpert."""
         kind = "lateral" if self.lateral else "frontal"
         return f"{split}/patient{self.patient:05d}/study{self.study}/view{self.view}_{kind}.jpg"
 
