@@ -19,7 +19,6 @@ import pytest
 from shard.manifest import NAME
 from tests.conftest import ROOT, Shards, run_module
 from tests.faults.commands import COMMANDS, Command, Place
-from train.checkpoint import list_checkpoints
 
 ALL = os.environ.get("FAULTS") == "all"
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
@@ -359,4 +358,3 @@ def test_after_a_fault_the_same_command_ends_as_if_nothing_had_been(
     trial = Trial(COMMANDS[name], place, untouched, seconds, random.Random(f"{SEED} {fault} {name}"))
     table[fault, name] = FAULTS[fault](trial)
     print(f"{fault} × {name}: {table[fault, name]}")
-    assert name != "train" or list_checkpoints(place.out)

@@ -1,0 +1,85 @@
+"""What the docs say can be done: marked commands are run, all others are at least understood, links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.loader import has_dali
+from shard.cli import bind
+from shard.errors import InputError
+from tests.conftest import ROOT
+
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "slurm").glob("*.s*"))]  # fmt: skip
+BLOCK = re.compile(r"<!-- run -->\n```sh\n(.*?)```", re.S)
+RUNNABLE = [(file, block) for file in DOCS for block in BLOCK.findall(file.read_text())]
+
+
+def commands_in(text: str) -> list[tuple[str, bool]]:
+    """Each `python -m …` without a placeholder, and whether it is in a block of code, and so names all it wants."""
+    joined = re.sub(r"\\\n\s*", "", text)
+    blocks = re.findall(r"^(?:    )?(python -m .*)$", joined, re.M)
+    inline = [" ".join(words.split()) for words in re.findall(r"`(python -m [^`]+)`", text)]
+    lines = [(re.sub(r"\s+#.*$", "", line), True) for line in blocks] + [(line, False) for line in inline]
+    return [(line, whole) for line, whole in lines if not re.search(r"[…|<>;$]", line)]
+
+
+COMMANDS = sorted({(file.relative_to(ROOT).as_posix(), *found) for file in DOCS
+                   for found in commands_in(file.read_text())})  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "line", "whole"), COMMANDS)
+def test_a_command_that_is_told_of_is_understood(
+    file: str, line: str, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, *arguments = shlex.split(line)[2:]
+    if not (ROOT / module.replace(".", "/")).with_suffix(".py").exists() and not (ROOT / module).is_dir():
+        pytest.skip(f"{module} is not ours")
+    handed = list[tuple[str, Any]]()
+    with monkeypatch.context() as patched:
+        patched.setattr("shard.cli.run", lambda name, commands: handed.append((name, commands)))
+        runpy.run_module(module if "." in module else f"{module}.__main__", run_name="__main__")
+    name, commands = handed[0]
+    try:
+        bind(name, commands, arguments)
+    except InputError as error:
+        lacking = re.search("received no value for the required argument|missing required flags|--out=DIR|no encoder",
+                            str(error))  # fmt: skip
+        assert lacking and not whole, f"{file}: {line}: {error}"
+
+
+def test_many_commands_are_told_of() -> None:
+    assert len(COMMANDS) > 40 and RUNNABLE
+
+
+@pytest.mark.parametrize(("file", "block"), RUNNABLE, ids=[file.name for file, _ in RUNNABLE])
+def test_a_block_that_is_marked_runs_as_it_stands(file: Path, block: str, tmp_path: Path) -> None:
+    script = block if has_dali() else block.replace(" --dali", "")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
+                   "PYTHONPATH": str(ROOT)}  # fmt: skip
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=environment, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("file", [file for file in DOCS if file.suffix == ".md"], ids=lambda file: file.name)
+def test_links_lead_somewhere(file: Path) -> None:
+    text = file.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (file.parent / target).exists() or target == "docs/faults.md", target
+    headings = {re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-")
+                for line in re.findall(r"^#+ (.*)$", text, re.M)}  # fmt: skip
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        assert anchor in headings, anchor
+    for path in re.findall(r"`((?:tests|slurm|docs|shard|pipeline|train|probe|bench)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / path).exists() or path == "slurm/site.sh", path
