@@ -124,14 +124,15 @@ for checking in yes no; do
 done
 wait=afterany
 STEPS="${steps[*]}" job chain 0 chain.sbatch cores "$RUN"
+printf -v place %q "$RUN" # as a shell reads it, if there is a space in it
 cat <<EOF
 
 Each waits for the one before. If one fails, those after it are cancelled, and
-  $RUN/logs/cxr-chain-$last.log
+  $place/logs/cxr-chain-$last.log
 says which and why. When that is mended, run the same command again: it goes on.
 
 Watch:   squeue --me
-         tail -f $RUN/logs/*.log
-         ${PYTHON[*]} -m train status $RUN
+         tail -f $place/logs/*.log
+         ${PYTHON[*]} -m train status $place
 Stop:    scancel ${ids[*]}
 EOF

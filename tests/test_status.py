@@ -12,7 +12,7 @@ import pytest
 from shard.errors import InputError
 from shard.files import locked
 from tests.conftest import DALI, Shards, run_module, train_here
-from train.journal import LOCK, SPEED
+from train.journal import CARD, LOCK, SPEED
 from train.status import status
 
 
@@ -56,6 +56,11 @@ def test_of_a_run_that_goes_on_and_one_that_was_killed(
     old = [json.dumps({**json.loads(line), "time": time.time() - 3600}) for line in lines[:-1]]
     (tmp_path / SPEED).write_text("\n".join(old) + "\n")
     assert "last line 1:00:00 ago" in (said := said_of(tmp_path, capfd)) and "not running; next:" in said
+    assert "its shards are not on this machine" not in said
+    card = json.loads((tmp_path / CARD).read_text())
+    card["settings"]["shards"] = "/local/of-a-node"
+    (tmp_path / CARD).write_text(json.dumps(card))
+    assert "its shards are not on this machine" in said_of(tmp_path, capfd)
 
 
 def test_of_what_is_no_run(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def status(run: Path) -> None:
         print("it was writing a moment ago, and its lock is free: killed, or on a disk without locks; look at its job. "
               f"To go on: {card['command']}")  # fmt: skip
     else:
-        print(f"not running; next: {card['command']}")
+        elsewhere = "" if Path(settings["shards"]).exists() else (
+            "  (its shards are not on this machine, maybe on a node's own disk: submit its job again, or say --shards=)")
+        print(f"not running; next: {card['command']}{elsewhere}")
 
 
 def _say_measures(lines: list[dict[str, Any]]) -> None:
