@@ -43,7 +43,7 @@ def status(run: Path) -> None:
               f"To go on: {card['command']}")  # fmt: skip
     else:
         elsewhere = "" if Path(settings["shards"]).exists() else (
-            "  (its shards are not on this machine, maybe on a node's own disk: submit its job again, or say --shards=)")
+            "  (its shards are not on this machine, maybe on a node's disk: submit its job again, or say --shards=)")
         print(f"not running; next: {card['command']}{elsewhere}")
 
 
