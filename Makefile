@@ -45,8 +45,9 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 DEMO_IMAGES := 2400
-# DALI is to be had for Linux alone; elsewhere torchvision makes the views.
-DEMO_TRAIN  := $(if $(filter Linux,$(shell uname -s)),--dali) --arch=resnet18 --size=64 --epochs=12 --batch-size=64 --lr=1e-3 \
+# DALI is to be had for Linux alone; where it is not installed, torchvision makes the views.
+DALI         = $(shell $(RUN) -c 'from pipeline.loader import has_dali; print("--dali" if has_dali() else "")')
+DEMO_TRAIN   = $(DALI) --arch=resnet18 --size=64 --epochs=12 --batch-size=64 --lr=1e-3 \
                --temperature=0.2 --schedule=cosine --warmup-epochs=1
 
 $(DEMO)/radiographs/valid.csv: | $(READY)
