@@ -3,6 +3,7 @@
 # make kills   a build and a training killed with -9 at twenty random moments each, 5 minutes
 # make faults  every fault against every command, 20 minutes, into docs/faults.md
 # make fuzz    at least 1,200 mutated inputs of each kind that is read, and a table of what became of them
+# make pictures the pictures in docs/, of the demo (the screenshot wants Debian's chromium)
 # make gpu-check    on a machine with a GPU: its tests, benches and a killed run, in 8 minutes, into docs/gpu.md
 # All make the virtual environment .venv and install into it first, where that is not done yet.
 
@@ -12,7 +13,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/installed
 DEMO   := out/demo
 
-.PHONY: demo test kills faults fuzz gpu-check lint clean
+.PHONY: demo test kills faults fuzz pictures gpu-check lint clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -59,6 +60,14 @@ $(DEMO)/shards/manifest.json: $(DEMO)/radiographs/valid.csv
 $(DEMO)/report.html: $(DEMO)/shards/manifest.json
 	$(RUN) -m train $(DEMO_TRAIN) --shards=$(DEMO)/shards --out=$(DEMO)/run
 	$(RUN) -m probe report $(DEMO)/run --shards=$(DEMO)/shards --out=$(DEMO)
+
+pictures: $(DEMO)/report.html
+	mkdir -p docs/pictures
+	$(RUN) -m pipeline preview $(DEMO)/shards --out=docs/pictures/views.png --images=3 --size=128
+	$(RUN) -m bench.io $(DEMO)/shards --json=out/bench-io.json --plot=docs/pictures/io.svg
+	cp $(DEMO)/run/loss.png docs/pictures/loss.png
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1000,1300 \
+	    --screenshot=docs/pictures/report.png file://$(CURDIR)/$(DEMO)/report.html
 
 clean:
 	rm -rf out

@@ -94,7 +94,7 @@ def kill_9(trial: Trial) -> str:
 def sigterm(trial: Trial) -> str:
     """SIGTERM"""
     statuses = trial.ended_by(signal.SIGTERM)
-    assert set(statuses) <= {0, 75, 130, -signal.SIGTERM}, statuses  # the last: before Python was there to hear it
+    assert set(statuses) <= {0, 75, 130, -signal.SIGTERM}, statuses  # the last: Python was not there to hear it yet, or leaving
     trial.ends()
     return f"ended with status {', '.join(map(str, statuses))}; again: the same"
 
