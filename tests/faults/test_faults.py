@@ -94,7 +94,8 @@ def kill_9(trial: Trial) -> str:
 def sigterm(trial: Trial) -> str:
     """SIGTERM"""
     statuses = trial.ended_by(signal.SIGTERM)
-    assert set(statuses) <= {0, 75, 130, -signal.SIGTERM}, statuses  # the last: Python was not there to hear it yet, or leaving
+    # -15: Python was not there yet to hear it, or was about to leave.
+    assert set(statuses) <= {0, 75, 130, -signal.SIGTERM}, statuses
     trial.ends()
     return f"ended with status {', '.join(map(str, statuses))}; again: the same"
 
