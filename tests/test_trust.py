@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import stat
 import tarfile
 from pathlib import Path
@@ -18,6 +20,7 @@ import torchvision
 from shard.deidentify import Pseudonyms, names
 from shard.dicom import is_installed
 from shard.errors import InputError
+from shard.fetch import Fetcher
 from shard.files import sha256_of
 from shard.image import load_grey
 from shard.info import info
@@ -27,8 +30,9 @@ from shard.sheet import from_cell, to_csv
 from shard.table import TASKS, make_key, read_table
 from shard.verify import verify
 from shard.write import build
-from tests.conftest import run_module
+from tests.conftest import Shards, newest, run_module, train_here
 from tests.odd_files import write_dicom
+from train.checkpoint import save_checkpoint
 
 SURNAME = "Przybylski"
 
@@ -233,3 +237,46 @@ def test_pages_and_tables_hold_what_a_table_names_as_text(radiographs: Path, tmp
                        f"--draws-file={out / 'draws.csv'}", f"--imagenet-weights={tmp_path / 'weights.pth'}")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "again" / "draws.csv").read_bytes() == (out / "draws.csv").read_bytes()
+
+
+@pytest.mark.parametrize(("offset", "size"), [(-512, 100), (512, -1), (512, 2**60), (10**9, 100), (2**70, 1)])
+def test_an_index_that_points_out_of_its_tar_reads_nothing(
+    shards: Shards, tmp_path: Path, offset: int, size: int
+) -> None:
+    """Its hash is right: whoever wrote it meant it so."""
+    shutil.copytree(shards.folder, tmp_path / "shards")
+    shard = shards.manifest.shards[0]
+    index = tmp_path / "shards" / shard.index
+    header, first, *rest = index.read_text().splitlines()
+    words = first.split()
+    for ending in (0, 4):
+        changed = " ".join([*words[: ending + 1], str(offset), str(size), *words[ending + 3 :]])
+        index.write_text("\n".join([header, changed, *rest]) + "\n")
+        signed = dataclasses.replace(shard, index_sha256=sha256_of(index), index_bytes=index.stat().st_size)
+        manifest = dataclasses.replace(shards.manifest, shards=(signed,))
+        with pytest.raises(InputError, match=r"not an index|has no \.jpg of its size there|is not in it"):
+            Fetcher(tmp_path / "shards", manifest, shard.split).read(0)
+            read_labels(tmp_path / "shards", manifest, (shard.split,))
+
+
+@pytest.mark.parametrize("harm", ["shape", "no tensor", "step", "settings"])
+def test_a_run_goes_on_from_no_optimiser_of_other_weights(
+    shards: Shards, trained: Path, tmp_path: Path, harm: str
+) -> None:
+    state = newest(trained)
+    first = state["optimizer"]["state"][0]
+    if harm == "shape":
+        first["exp_avg"] = torch.zeros(3, 3)
+    elif harm == "no tensor":
+        first["exp_avg_sq"] = "x"
+    elif harm == "step":
+        state["step"] = -4
+    else:  # those stay our own, whatever is in the file
+        state["optimizer"]["param_groups"][0] |= {"betas": "x", "eps": None, "weight_decay": 7.0}
+    save_checkpoint(tmp_path, 12, state)
+    if harm == "settings":
+        train_here(shards, tmp_path, epochs=3, limit_steps=13, accept=("epochs",))
+        assert newest(tmp_path)["optimizer"]["param_groups"][0]["weight_decay"] == 0
+        return
+    with pytest.raises(InputError, match="does not hold what a run's checkpoint does"):
+        train_here(shards, tmp_path, epochs=3)
