@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from functools import partial
 
 import pytest
@@ -65,6 +66,7 @@ def test_recomputed_gradients_are_those_of_one_plain_backward() -> None:
     assert model.state_dict().keys() == twin.state_dict().keys()
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles with g++, which is not here")
 def test_a_compiled_model_gives_the_same_gradients_by_micro_batches() -> None:
     """Its statistics move once, though the compiler has a graph of its own for each of the two passes."""
     model, twin = Small(dropout=0.0), Small(dropout=0.0)

@@ -220,6 +220,12 @@ def test_views_larger_than_the_sharded_images_are_warned_about(
     assert "warning" not in capfd.readouterr().err
 
 
+def test_without_a_compiler_compile_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "compiler-of-nowhere")
+    with pytest.raises(InputError, match="--compile: PyTorch compiles with compiler-of-nowhere, which is not here"):
+        Config(shards=tmp_path, out=tmp_path, compile=True)
+
+
 def test_the_journal_drops_what_a_resumed_run_does_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path, 0, 0)
     for step in (1, 2, 3):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -93,6 +95,8 @@ class Config:
             raise InputError("--precision=fp16: wants a GPU; on a CPU use bf16 or fp32")
         if self.compile and self.recompute:
             raise InputError("--compile --recompute: the compiler decides itself what to compute again; drop one")
+        if self.compile and shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
+            raise InputError(f"--compile: PyTorch compiles with {compiler}, which is not here; Debian: apt install g++")
         # All that can be told without PyTorch, which takes a second to import, has been told.
         from train.device import resolve_device, resolve_precision
 

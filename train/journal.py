@@ -18,8 +18,8 @@ CARD, METRICS, SPEED = "run.json", "metrics.jsonl", "speed.jsonl"
 LOCK = "train"  # of the folder, held by whoever writes there
 # Kind of line → the numbers that are read of it.
 _LINES = {
-    METRICS: {"step": ("step", "epoch", "loss", "top1", "positive_similarity", "negative_similarity", "embedding_rank"),
-              "epoch": ("step", "epoch", "loss"), "online": ("step", "epoch", "knn_auroc", "linear_auroc")},
+    METRICS: {"step": ("step", "epoch", "loss"), "epoch": ("step", "epoch", "loss"),
+              "online": ("step", "epoch", "knn_auroc", "linear_auroc")},
     SPEED: {"start": ("time", "step"), "step": ("time", "step", "images_per_s", "data_wait"), "stop": ("time", "step")},
 }  # fmt: skip
 _CLOCKS = ("step", "epoch", "time")  # which are never without end, whatever a measure may be
@@ -126,6 +126,7 @@ def read_journal(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
 
 
 def _checked(line: dict[str, Any], kinds: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    line = {name: math.nan if value is None and name not in _CLOCKS else value for name, value in line.items()}
     for name, value in line.items():
         if name != "kind" and not (type(value) in (int, float) and (abs(value) < 2**60 or name not in _CLOCKS)):
             raise ValueError(f"{name} is {value!r}")

@@ -14,6 +14,8 @@ from train.checkpoint import list_checkpoints, step_of
 from train.journal import LOCK, SPEED, read_card, read_journal
 from train.presets import say_recipe
 
+_MEASURES = {"top1": "top-1 {:.1%}", "positive_similarity": "positive similarity {:.3f}",
+             "negative_similarity": "negative {:.3f}", "embedding_rank": "embedding rank {:.1f}"}  # fmt: skip
 FRESH_S = 60.0  # a run that wrote nothing for as long has been killed, where locks tell nothing
 
 
@@ -51,9 +53,8 @@ def _say_measures(lines: list[dict[str, Any]]) -> None:
     steps = [line for line in lines if line["kind"] == "step"]
     if steps:
         last = steps[-1]
-        print(f"loss {last['loss']:.4f} at step {last['step']}; top-1 {last['top1']:.1%}, positive similarity "
-              f"{last['positive_similarity']:.3f}, negative {last['negative_similarity']:.3f}, embedding rank "
-              f"{last['embedding_rank']:.1f}")  # fmt: skip
+        told = ", ".join(form.format(last[name]) for name, form in _MEASURES.items() if name in last)
+        print(f"loss {last['loss']:.4f} at step {last['step']}" + (f"; {told}" if told else ""))
     online = [line for line in lines if line["kind"] == "online"]
     if online:
         best = max(online, key=lambda line: float(line["linear_auroc"]))
