@@ -11,8 +11,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,19 +38,25 @@ class Trial:
     undisturbed: Place
     seconds: float
     chance: random.Random
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, **how: Any) -> subprocess.Popen[str]:
+        """Start the command; what is not ended by the end of the trial is killed then."""
+        self.started.append(self.command.start(self.place, **how))
+        return self.started[-1]
 
     def fails(self, *wanted: str, process: subprocess.Popen[str] | None = None) -> str:
         """It ends in one line that says all that is wanted; returns that line."""
-        said, error = (process or self.command.start(self.place)).communicate(timeout=120)
+        said, error = (process or self.start()).communicate(timeout=120)
         lines = [line for line in error.splitlines() if not line.startswith("  ")]  # a table of differences may precede
         assert len(lines) == 1 and "Traceback" not in said + error, error
         assert all(word in lines[0] for word in wanted), lines[0]
         self.command.check_whole(self.place)
         return lines[0]
 
-    def ends(self, **how: object) -> None:
+    def ends(self, **how: Any) -> None:
         """Run (again), it ends well, with the same as the undisturbed one."""
-        process = self.command.start(self.place, **how)  # type: ignore[arg-type]
+        process = self.start(**how)
         _, error = process.communicate(timeout=240)
         assert process.returncode == 0, error
         self.command.check_whole(self.place)
@@ -66,7 +73,7 @@ class Trial:
         """Send it a signal at random moments, each time anew; the statuses it ended with."""
         statuses = []
         for _ in range(times):
-            process = self.command.start(self.place)
+            process = self.start()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(self.chance.uniform(0.1, 1.0) * self.seconds)
             process.send_signal(number)
@@ -123,7 +130,7 @@ def shrinks(trial: Trial) -> str:
     file = trial.damaged()
     content = file.read_bytes()
     if trial.command.name == "train":  # amid the run
-        process = trial.command.start(trial.place)
+        process = trial.start()
         trial.is_amid(process)
         file.write_bytes(content[: len(content) // 2])
         trial.fails(file.name, process=process)
@@ -152,7 +159,7 @@ def rots(trial: Trial) -> str:
 
 def own_file_rots(trial: Trial) -> str:
     """own file of which bits flip, amid the work"""
-    process = trial.command.start(trial.place)
+    process = trial.start()
     trial.is_amid(process)
     time.sleep(trial.seconds / 20)
     process.kill()
@@ -166,7 +173,7 @@ def own_file_rots(trial: Trial) -> str:
     if trial.command.name != "build":
         trial.ends()
         return "told from its hash, set aside or made anew; again: the same"
-    done = trial.command.start(trial.place)
+    done = trial.start()
     done.communicate(timeout=120)
     if done.returncode == 0:  # finished shards are not read again, to go on at once; who reads them next tells
         checked = run_module("shard", "verify", str(trial.place.out))
@@ -177,7 +184,7 @@ def own_file_rots(trial: Trial) -> str:
 
 def clock_backwards(trial: Trial) -> str:
     """clock that goes backwards"""
-    process = trial.command.start(trial.place)
+    process = trial.start()
     trial.is_amid(process)
     process.kill()
     process.communicate()
@@ -193,10 +200,10 @@ def clock_backwards(trial: Trial) -> str:
 
 def two_at_once(trial: Trial) -> str:
     """two processes on one folder"""
-    first = trial.command.start(trial.place)
+    first = trial.start()
     trial.is_amid(first)
     first.send_signal(signal.SIGSTOP)
-    second = trial.command.start(trial.place)
+    second = trial.start()
     if trial.command.name == "probe":  # parts share their folder; of the same part both write the same
         first.send_signal(signal.SIGCONT)
         for process in (first, second):
@@ -357,5 +364,10 @@ def test_after_a_fault_the_same_command_ends_as_if_nothing_had_been(
     assert (place.shards / NAME).exists() or name == "build"
     untouched, seconds = undisturbed[name]
     trial = Trial(COMMANDS[name], place, untouched, seconds, random.Random(f"{SEED} {fault} {name}"))
-    table[fault, name] = FAULTS[fault](trial)
+    try:
+        table[fault, name] = FAULTS[fault](trial)
+    finally:
+        for process in trial.started:
+            process.kill()
+            process.communicate()
     print(f"{fault} × {name}: {table[fault, name]}")
