@@ -22,6 +22,7 @@ from probe.settings import Settings, from_plain
 from probe.statistics import METRICS, resample, score
 from probe.study import open_study
 from shard.errors import InputError
+from shard.files import locked
 from shard.formats import CHEXPERT_FINDINGS
 from shard.table import TASKS
 from tests.conftest import Shards, run_module
@@ -160,6 +161,12 @@ def test_the_same_draws_give_the_same_table(
     make_report(settings_of(trained, shards, tmp_path, weights, draws_file=report / "draws.csv"), 0, 1)
     for name in ("table.csv", "differences.csv", "draws.csv", "table.tex"):
         assert (tmp_path / name).read_bytes() == (report / name).read_bytes(), name
+
+
+def test_two_at_once_on_one_folder_are_refused(shards: Shards, trained: Path, weights: Path, tmp_path: Path) -> None:
+    with locked(tmp_path, "report"), pytest.raises(InputError, match="another process is writing there"):
+        make_report(settings_of(trained, shards, tmp_path, weights), 0, 1)
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_parts_give_what_one_process_gives(shards: Shards, trained: Path, weights: Path, tmp_path: Path) -> None:
