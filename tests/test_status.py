@@ -63,6 +63,15 @@ def test_of_a_run_that_goes_on_and_one_that_was_killed(
     assert "its shards are not on this machine" in said_of(tmp_path, capfd)
 
 
+@pytest.mark.parametrize(("name", "value"), [("preset", "x"), ("epochs", 0), ("size", "64"), ("arch", None)])
+def test_of_a_card_that_is_none(trained: Path, tmp_path: Path, name: str, value: object) -> None:
+    card = json.loads((trained / CARD).read_text())
+    card["settings"][name] = value
+    (tmp_path / CARD).write_text(json.dumps(card))
+    with pytest.raises(InputError, match="not a run's card"):
+        status(tmp_path)
+
+
 def test_of_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no run\.json; give the folder of a run"):
         status(tmp_path)
