@@ -10,12 +10,12 @@ die() {
     exit 1
 }
 
-# Makes the paths in the variables of those names absolute, where they are set.
+# Makes the paths in the variables of those names absolute and of one spelling, where they are set.
 make_absolute() {
     local name
     for name; do
-        if [[ -n ${!name:-} && ${!name} != /* ]]; then
-            printf -v "$name" %s "$PWD/${!name}"
+        if [[ -n ${!name:-} ]]; then
+            printf -v "$name" %s "$(realpath --canonicalize-missing --no-symlinks -- "${!name}")"
         fi
     done
 }
@@ -27,6 +27,8 @@ if [[ -z ${SITE:-} ]]; then
     SITE=slurm/site.sh
     [[ -r $SITE ]] || SITE=slurm/site.example.sh
 fi
+# shellcheck source=slurm/site.example.sh
+source slurm/site.example.sh # for what a site's file leaves out
 # shellcheck source=slurm/site.example.sh
 source "$SITE"
 
@@ -48,6 +50,10 @@ begin() {
     enter_environment
     command -v "${PYTHON[0]}" >/dev/null ||
         die "${PYTHON[0]}: no such command; set PYTHON and enter_environment in $SITE, see slurm/site.example.sh"
+    "${PYTHON[@]}" -c 'import sys; from importlib.util import find_spec
+sys.exit(not all(map(find_spec, ("fire", "simplejpeg", "torch"))))' 2>/dev/null ||
+        die "${PYTHON[*]}: cannot import what cxr-simclr needs; install it, as docs/cluster.md says, or set PYTHON and" \
+            "enter_environment in $SITE, see slurm/site.example.sh"
 }
 
 # Puts this job, of an array this task alone, back into the queue, and ends. Slurm ends the caller: the last call.

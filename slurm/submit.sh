@@ -79,18 +79,27 @@ submit() {
     esac
 }
 
+if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
+    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' slurm/submit.sh
+    exit 0
+fi
 wanted=("$@")
 ((${#wanted[@]})) || wanted=(shard pretrain probe)
 for step in "${wanted[@]}"; do
     [[ $step =~ ^(shard|pretrain|sweep|probe)$ ]] || die "$step: no such step; there are shard, pretrain, sweep, probe"
 done
-: "${SHARDS:?set SHARDS to the folder of the shards, made by the step shard}"
-: "${RUN:?set RUN to the folder of the run}"
+[[ -n ${SHARDS:-} ]] || die "set SHARDS to the folder of the shards, made by the step shard"
+[[ -n ${RUN:-} ]] || die "set RUN to the folder of the run"
+for flags in "${SHARD_FLAGS:-}" "${TRAIN_FLAGS:-}" "${PROBE_FLAGS:-}"; do
+    [[ ! " $flags" =~ " --"(deidentify|table|imagenet-weights|draws-file|cache|resume)=([^/ ][^ ]*) ]] ||
+        [[ ${BASH_REMATCH[1]} == resume && ${BASH_REMATCH[2]} =~ ^(auto|never)$ ]] ||
+        die "--${BASH_REMATCH[1]}=${BASH_REMATCH[2]}: give an absolute path; jobs run in $PWD"
+done
 if [[ -r $SHARDS/manifest.json && " ${wanted[*]} " == *" shard "* ]]; then
     echo "$SHARDS has its manifest.json: not sharded again"
     mapfile -t wanted < <(printf '%s\n' "${wanted[@]}" | grep -vx shard)
 elif [[ " ${wanted[*]} " == *" shard "* ]]; then
-    : "${SRC:?set SRC to the folder that holds the radiographs and their table}"
+    [[ -n ${SRC:-} ]] || die "set SRC to the folder that holds the radiographs and their table"
     [[ -d $SRC ]] || die "SRC=$SRC: no such folder"
 elif [[ ! -r $SHARDS/manifest.json ]]; then
     die "SHARDS=$SHARDS: no manifest.json there; run the step shard too"
@@ -106,6 +115,9 @@ for number in "$shard_parts" "$probe_parts" "$runs"; do
         die "SHARD_PARTS=$shard_parts PROBE_PARTS=$probe_parts, $runs runs: each wants a whole number from 1"
 done
 export SRC SHARDS RUN SETTINGS SITE
+# Who submits at the same moment waits here, and then finds the jobs of who was first. (The lock ends with its owner.)
+exec 9>"${TMPDIR:-/tmp}/cxr-simclr-submit-$(id -u).lock"
+flock 9
 mark="cxr-simclr " # the comment of a job, with the folder where it writes
 for folder in "$SHARDS" "$RUN"; do
     busy=$(squeue --me --noheader --format='%i|%k' | awk -F'|' -v made="$mark$folder" '$2 == made {print $1}' | paste -sd ' ')
@@ -133,6 +145,7 @@ says which and why. When that is mended, run the same command again: it goes on.
 
 Watch:   squeue --me
          tail -f $place/logs/*.log
-         ${PYTHON[*]} -m train status $place
+$(if [[ " ${wanted[*]} " == *" pretrain "* ]]; then echo "         ${PYTHON[*]} -m train status $place"; fi
+    if [[ " ${wanted[*]} " == *" sweep "* ]]; then echo "         ${PYTHON[*]} -m train status $place/NAME   # of each run"; fi)
 Stop:    scancel ${ids[*]}
 EOF

@@ -274,7 +274,8 @@ def test_a_time_limit_too_short_to_begin_is_said_and_not_tried_for_ever(
     cluster: Cluster, never_touched: Path, tmp_path: Path
 ) -> None:
     python, site = tmp_path / "slow-python", tmp_path / "site.sh"
-    python.write_text(f"#!/bin/sh\n[ $SLURM_RESTART_COUNT ] || sleep 30\nexec {sys.executable} \"$@\"\n")
+    python.write_text("#!/bin/sh\n[ $SLURM_RESTART_COUNT ] || [ \"$2\" != train ] || sleep 30\n"
+                      f'exec {sys.executable} "$@"\n')  # fmt: skip
     python.chmod(0o755)
     site.write_text(f"PYTHON=({python})\nenter_environment() {{ export OMP_NUM_THREADS=1; }}\nSCRATCH_LOCAL=\n")
     given = {"SHARDS": never_touched / "shards", "RUN": tmp_path / "run", "FLAGS": TRAIN_FLAGS, "SITE": site}
@@ -341,6 +342,28 @@ def test_a_part_is_built_by_hand_and_a_python_that_is_none_is_named(
     log, given["SITE"] = tmp_path / "log.txt", tmp_path / "site.sh"
     cluster.wait(cluster.submit("--cpus-per-task=1", f"--output={log}", script, **given), "FAILED")
     assert "python-of-nowhere: no such command; set PYTHON and enter_environment in" in log.read_text()
+    (tmp_path / "python").symlink_to("/bin/false")
+    given["SITE"].write_text(f"PYTHON=({tmp_path / 'python'})\n")
+    cluster.wait(cluster.submit("--cpus-per-task=1", f"--output={log}", script, **given), "FAILED")
+    assert "cannot import what cxr-simclr needs" in log.read_text()
+
+
+@needs_cluster
+def test_of_two_at_the_same_moment_one_is_refused_however_the_folder_is_spelled(
+    cluster: Cluster, never_touched: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "here").mkdir()
+    given = {**cluster.environment, **CORES, "SHARDS": str(never_touched / "shards"),
+             "TRAIN_FLAGS": TRAIN_FLAGS.replace(f"--epochs={EPOCHS}", "--epochs=10000")}  # fmt: skip
+    both = [subprocess.Popen([SCRIPTS / "submit.sh", "pretrain"], cwd=tmp_path / "here", env={**given, "RUN": run},
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for run in ("../run", f"{tmp_path}/here/../run/")]  # fmt: skip
+    said = [process.communicate(timeout=120) for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    assert sum("jobs that write there are queued or running: " in error for _, error in said) == 1
+    out = next(out for out, _ in said if out)
+    assert f"{tmp_path}/run/logs/cxr-chain-" in out and "/../" not in out
+    cluster.run("scancel", *[line.split()[2].strip(",") for line in out.splitlines() if " job " in line][:2])
 
 
 @needs_cluster
@@ -365,6 +388,8 @@ def test_a_partition_that_is_none_is_refused_before_anything_is_submitted(
      ({"SHARDS": "shards", "RUN": "run"}, ["probe"], "/shards: no manifest.json there; run the step shard too"),
      ({"SHARDS": "shards", "RUN": "run"}, ["prob"], "prob: no such step; there are shard, pretrain, sweep, probe"),
      ({"SHARDS": "shards", "RUN": "run", "SRC": ".", "SHARD_PARTS": "0"}, [], "SHARD_PARTS=0 "),
+     ({"SHARDS": "shards", "RUN": "run", "SRC": ".", "SHARD_FLAGS": "--size=64 --deidentify=secret"}, [],
+      "--deidentify=secret: give an absolute path; jobs run in"),
      ({"SHARDS": "shards", "RUN": "run", "SRC": ".", "SITE": "none.sh"}, [], "/none.sh: no such file")],
 )  # fmt: skip
 def test_what_submit_is_given_is_checked_first(
