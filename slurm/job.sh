@@ -56,6 +56,13 @@ sys.exit(not all(map(find_spec, ("fire", "simplejpeg", "torch"))))' 2>/dev/null 
             "enter_environment in $SITE, see slurm/site.example.sh"
 }
 
+# Flags as words, into the array `flags`: as a shell splits them, so that quotes keep a blank within one.
+split_flags() {
+    xargs -r true <<<"$1" 2>/dev/null || die "$1: cannot be split into flags; close the quotes"
+    # shellcheck disable=SC2034 # the jobs use it
+    mapfile -d '' -t flags < <(xargs -r printf '%s\0' <<<"$1")
+}
+
 # Puts this job, of an array this task alone, back into the queue, and ends. Slurm ends the caller: the last call.
 requeue() {
     echo "$(date '+%F %T') $job_name is requeued$1"

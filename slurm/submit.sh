@@ -10,7 +10,7 @@
 #
 # To set: SRC, SHARDS, RUN as in the scripts of those names, paths relative to where you are or absolute; the site's
 # settings in slurm/site.sh. Where wanted: SHARD_PARTS (16) and PROBE_PARTS (1), tasks of their arrays; SETTINGS or
-# SEEDS (5), a sweep's; SHARD_FLAGS, TRAIN_FLAGS, PROBE_FLAGS, as --size=320; SHARD_OPTIONS, TRAIN_OPTIONS,
+# SEEDS (5), a sweep's; SHARD_FLAGS, TRAIN_FLAGS, PROBE_FLAGS, as --size=320 or "--tasks='Edema,Lung Opacity'"; SHARD_OPTIONS, TRAIN_OPTIONS,
 # PROBE_OPTIONS for sbatch, as "--time=12:00:00 --mem=32G". Leaves what the steps leave, and all logs in RUN/logs.
 set -euo pipefail
 
@@ -90,13 +90,16 @@ for step in "${wanted[@]}"; do
 done
 [[ -n ${SHARDS:-} ]] || die "set SHARDS to the folder of the shards, made by the step shard"
 [[ -n ${RUN:-} ]] || die "set RUN to the folder of the run"
-for flags in "${SHARD_FLAGS:-}" "${TRAIN_FLAGS:-}" "${PROBE_FLAGS:-}"; do
-    [[ ! " $flags" =~ " --"(deidentify|table|imagenet-weights|draws-file|cache|resume)=([^/ ][^ ]*) ]] ||
+[[ $RUN != *%* ]] || die "RUN=$RUN: Slurm reads a % in the name of a log as its own; choose another name"
+for given in "${SHARD_FLAGS:-}" "${TRAIN_FLAGS:-}" "${PROBE_FLAGS:-}"; do
+    split_flags "$given"
+    [[ ! " $given" =~ " --"(deidentify|table|imagenet-weights|draws-file|cache|resume)=([^/ ][^ ]*) ]] ||
         [[ ${BASH_REMATCH[1]} == resume && ${BASH_REMATCH[2]} =~ ^(auto|never)$ ]] ||
         die "--${BASH_REMATCH[1]}=${BASH_REMATCH[2]}: give an absolute path; jobs run in $PWD"
 done
 if [[ -r $SHARDS/manifest.json && " ${wanted[*]} " == *" shard "* ]]; then
     echo "$SHARDS has its manifest.json: not sharded again"
+    [[ -z ${SHARD_FLAGS:-} ]] || echo "SHARD_FLAGS=$SHARD_FLAGS: not looked at; for other shards name another folder"
     mapfile -t wanted < <(printf '%s\n' "${wanted[@]}" | grep -vx shard)
 elif [[ " ${wanted[*]} " == *" shard "* ]]; then
     [[ -n ${SRC:-} ]] || die "set SRC to the folder that holds the radiographs and their table"
@@ -133,6 +136,7 @@ for checking in yes no; do
     for step in "${wanted[@]}"; do
         submit "$step"
     done
+    [[ $checking == no ]] || job chain 0 chain.sbatch cores "$RUN"
 done
 wait=afterany
 STEPS="${steps[*]}" job chain 0 chain.sbatch cores "$RUN"

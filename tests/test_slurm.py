@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ SCRIPTS = ROOT / "slurm"
 SHARD_FLAGS: dict[str, int] = {"size": 64, "shard_size": 10, "partners": 2}
 EPOCHS = 10
 TRAIN_FLAGS = " ".join([*SMALL, f"--epochs={EPOCHS}", "--checkpoint-minutes=0", "--online-every=0"])
-PROBE_FLAGS = "--shots=1,5 --draws=4 --device=cpu"
+PROBE_FLAGS = "--shots=1,5 --draws=4 --device=cpu '--tasks=Lung Opacity,Pleural Effusion'"
 CORES = {"SHARD_OPTIONS": "--cpus-per-task=1", "TRAIN_OPTIONS": "--cpus-per-task=1",
          "PROBE_OPTIONS": "--cpus-per-task=1"}  # fmt: skip
 
@@ -59,7 +60,7 @@ def never_touched(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for command in ((["train", "--dali", f"--shards={out / 'shards'}", f"--out={out / 'run'}", "--workers=1"],
                      TRAIN_FLAGS), (["probe", "report", out / "run", f"--shards={out / 'shards'}"], PROBE_FLAGS)):
-        words = [sys.executable, "-m", *command[0], *command[1].split()]
+        words = [sys.executable, "-m", *command[0], *shlex.split(command[1])]
         subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     return out
 
@@ -390,6 +391,8 @@ def test_a_partition_that_is_none_is_refused_before_anything_is_submitted(
      ({"SHARDS": "shards", "RUN": "run", "SRC": ".", "SHARD_PARTS": "0"}, [], "SHARD_PARTS=0 "),
      ({"SHARDS": "shards", "RUN": "run", "SRC": ".", "SHARD_FLAGS": "--size=64 --deidentify=secret"}, [],
       "--deidentify=secret: give an absolute path; jobs run in"),
+     ({"SHARDS": "shards", "RUN": "run", "SRC": ".", "PROBE_FLAGS": "--tasks='Lung Opacity"}, [], "close the quotes"),
+     ({"SHARDS": "shards", "RUN": "10%jx", "SRC": "."}, [], "10%jx: Slurm reads a % in the name of a log"),
      ({"SHARDS": "shards", "RUN": "run", "SRC": ".", "SITE": "none.sh"}, [], "/none.sh: no such file")],
 )  # fmt: skip
 def test_what_submit_is_given_is_checked_first(
