@@ -2,7 +2,7 @@
 # make test    the tests          make lint   ruff and mypy
 # make kills   a build and a training killed with -9 at twenty random moments each, 5 minutes
 # make faults  every fault against every command, 20 minutes, into docs/faults.md
-# make fuzz    at least 1,200 mutated inputs of each kind that is read, and a table of what became of them
+# make fuzz    1,200 mutated inputs of each kind that is read, and a table of what became of them, 10 minutes
 # make pictures the pictures in docs/, of the demo (the screenshot wants Debian's chromium)
 # make gpu-check    on a machine with a GPU: its tests, benches and a killed run, in 8 minutes, into docs/gpu.md
 # All make the virtual environment .venv and install into it first, where that is not done yet.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from pipeline.loader import Backend, has_dali, image_loader
 from probe.encoders import Encoder, Input
-from shard.files import replacing
+from shard.files import replacing, sha256_of
 from shard.machine import version_of
 from shard.manifest import Manifest
+from train.checkpoint import HASH_DIGITS
 
 Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
@@ -44,31 +45,35 @@ def read_features(
                                  device=device, workers=workers)  # fmt: skip
         for encoder, features in zip(alike, found, strict=True):
             known[encoder.name] = features
-            # Other tasks of an array may be at it too.
-            with replacing(cache / f"{keys[encoder.name]}-{_hash(features)}.npy", shared=True) as file:
-                # As np.save does, which writes by itself, and of a full disk says only how many items were left.
-                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(features))
-                file.write(np.ascontiguousarray(features).data)
+            _keep(cache, keys[encoder.name], features)
     return {name: features for name, features in known.items() if features is not None}
 
 
 def _kept(cache: Path, key: str) -> Features | None:
     """The features that were kept under a key; None where there are none, or their bytes are not those written."""
     for file in sorted(cache.glob(f"{key}-*.npy")):
-        with contextlib.suppress(ValueError, EOFError):  # cut short, or no such file at all
+        if file.stem.endswith(f"-{sha256_of(file)[:HASH_DIGITS]}"):
             features: Features = np.load(file)
-            if file.stem.endswith(f"-{_hash(features)}"):
-                return features
+            return features
         print(f"warning: {file} is cut short or rotten; it is removed, and its features are made anew")
         file.unlink(missing_ok=True)
     return None
 
 
-def _hash(features: Features) -> str:
-    """Of what features are, for the name of their file, so that rot is told of."""
-    digest = hashlib.sha256(f"{features.dtype} {features.shape}".encode())
-    digest.update(np.ascontiguousarray(features).data)
-    return digest.hexdigest()[:16]
+def _keep(cache: Path, key: str, features: Features) -> None:
+    """Write what np.save does, under a name with the file's hash, so that rot is told of.
+
+    By itself np.save says of a full disk only how many items were left.
+    """
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(features))
+    parts, digest = (header.getbuffer(), np.ascontiguousarray(features).data), hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    name = f"{key}-{digest.hexdigest()[:HASH_DIGITS]}.npy"
+    with replacing(cache / name, shared=True) as file:  # other tasks of an array may be at it too
+        for part in parts:
+            file.write(part)
 
 
 def read_images(

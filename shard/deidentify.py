@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -69,10 +70,9 @@ def _make_secret(path: Path) -> None:
     draft = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
     write_bytes(draft, f"{secrets.token_hex(32)}\n".encode(), private=True)
     try:
-        os.link(draft, path)
-        print(f"{path}: a new secret; who has it can tell which image is whose: keep it, apart from the shards")
-    except FileExistsError:  # of the tasks of an array, which begin at once, the first one's counts
-        pass
+        with contextlib.suppress(FileExistsError):  # of an array's tasks, which begin at once, the first one's counts
+            os.link(draft, path)
+            print(f"{path}: a new secret; who has it can tell which image is whose: keep it, apart from the shards")
     finally:
         draft.unlink()
 

@@ -81,14 +81,12 @@ def build(
     pseudonyms = Pseudonyms(read_secret(deidentify, out)) if deidentify else None
     if pseudonyms:
         content = pseudonyms.hide(content)
+    # Neither of the first and last has a name where there is none: shards of before they had one are still those.
     settings = {
-        "dataset": content.dataset, "size": size, "encoding": encoding, "quality": quality, "shard_size": shard_size,
-        "seed": seed, "rows": rows, "table": _table_hash(content), "synthetic": is_phantom(src),
+        **({"deidentified": pseudonyms.fingerprint()} if pseudonyms else {}), "dataset": content.dataset, "size": size,
+        "encoding": encoding, "quality": quality, "shard_size": shard_size, "seed": seed, "rows": rows,
+        "table": _table_hash(content), "synthetic": is_phantom(src), **({"partners": partners} if partners else {}),
     }  # fmt: skip
-    if pseudonyms:  # first, as it decides on what the table's hash is
-        settings = {"deidentified": pseudonyms.fingerprint(), **settings}
-    if partners:  # where there are none it has no name, so that shards of before it had one are still those
-        settings["partners"] = partners
     readers = dicom.READERS if dicom.is_named(content.rows["path"]) else ()
     software = {name: version_of(name) for name in ("pillow", "simplejpeg", *readers)}
     if _is_built(out, settings):

@@ -93,9 +93,10 @@ done
 [[ $RUN != *%* ]] || die "RUN=$RUN: Slurm reads a % in the name of a log as its own; choose another name"
 for given in "${SHARD_FLAGS:-}" "${TRAIN_FLAGS:-}" "${PROBE_FLAGS:-}"; do
     split_flags "$given"
-    [[ ! " $given" =~ " --"(deidentify|table|imagenet-weights|draws-file|cache|resume)=([^/ ][^ ]*) ]] ||
-        [[ ${BASH_REMATCH[1]} == resume && ${BASH_REMATCH[2]} =~ ^(auto|never)$ ]] ||
-        die "--${BASH_REMATCH[1]}=${BASH_REMATCH[2]}: give an absolute path; jobs run in $PWD"
+    for flag in "${flags[@]}"; do
+        [[ ! $flag =~ ^--(deidentify|table|imagenet[-_]weights|draws[-_]file|cache|resume)=([^/~].*)$ ||
+            $flag =~ ^--resume=(auto|never)$ ]] || die "$flag: give an absolute path; jobs run in $PWD"
+    done
 done
 if [[ -r $SHARDS/manifest.json && " ${wanted[*]} " == *" shard "* ]]; then
     echo "$SHARDS has its manifest.json: not sharded again"
