@@ -1,1 +1,5 @@
 """Shards → batches of two augmented views on the device."""
+
+from shard.environment import check_environment
+
+check_environment()

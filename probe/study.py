@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +74,7 @@ class Study:
 def open_study(settings: Settings) -> Study:
     """Read and check all of it. Raises InputError, before any work, where something can't be used."""
     manifest = read_manifest(settings.shards)
-    tasks = _choose_tasks(settings, manifest)
+    tasks = choose_tasks(settings, manifest)
     if not [split for split in manifest.counts if split != "train"]:
         raise InputError(f"{settings.shards}: has a training split alone; a probe is tested on patients of another")
     otherwise = Input(settings.size or Recipe.size, manifest.pixel_mean, manifest.pixel_std)
@@ -101,15 +102,24 @@ def open_study(settings: Settings) -> Study:
     return Study(settings, manifest, labels, encoders, tasks, drawn, measured, unmeasured)
 
 
-def _choose_tasks(settings: Settings, manifest: Manifest) -> list[str]:
+def choose_tasks(settings: Settings, manifest: Manifest) -> list[str]:
+    """The findings to probe: those asked for, else those of the published study that the archive has.
+
+    Says so, and what else there is, where it lacks one. Raises InputError where there is nothing to probe.
+    """
     for task in settings.tasks:
         if task not in manifest.findings:
             raise InputError(f"--tasks={task}: not a finding of {settings.shards}; "
                              f"it has: {', '.join(manifest.findings)}")  # fmt: skip
-    chosen = list(dict.fromkeys(settings.tasks)) or [task for task in TASKS if task in manifest.findings]
+    if settings.tasks:
+        return list(dict.fromkeys(settings.tasks))
+    chosen = [task for task in TASKS if task in manifest.findings]
     if not chosen:
         raise InputError(f"{settings.shards}: none of {', '.join(TASKS)} is a finding of it; "
                          "name some with --tasks=A,B")  # fmt: skip
+    if len(chosen) < len(TASKS):  # another archive, which may call the same thing by another name
+        print(f"tasks: {', '.join(chosen)}, as in the published study; --tasks=A,B takes others of: "
+              f"{', '.join(name for name in manifest.findings if name not in chosen)}", file=sys.stderr)  # fmt: skip
     return chosen
 
 

@@ -16,8 +16,8 @@ import torch
 from bench import memory, step
 from bench.gpu_check import Check, page
 from bench.gpu_check import check as gpu_check
-from bench.io import Setting, _jpeg_rows
 from bench.io import bench as bench_io
+from bench.rows import Setting, jpeg_rows
 from bench.shard import bench as bench_shard
 from bench.turns import Runner
 from pipeline.loader import has_dali
@@ -34,7 +34,7 @@ ROWS = {"torchvision", "published", "opencv", "read", "decode-turbojpeg",
 def test_every_row_of_bench_io_makes_batches(shards: Shards) -> None:
     """In this process; the command below starts one for each of its rows."""
     setting = Setting(shards.folder, shards.manifest, Recipe(size=32), batch_size=8, threads=1)
-    rows = _jpeg_rows(setting)
+    rows = jpeg_rows(setting)
     assert {row.name for row in rows} >= ROWS
     for row in rows:
         assert list(islice(row.start(*row.arguments), 12)) == [8] * 12, row.name  # more than an epoch

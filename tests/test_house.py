@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 MAY_IMPORT = {
@@ -43,6 +45,13 @@ def test_only_pipeline_dali_and_the_benchs_rival_import_dali() -> None:
     users = [file.relative_to(ROOT).as_posix() for package in MAY_IMPORT for file in (ROOT / package).glob("**/*.py")
              if any(module.startswith("nvidia") for module in imports_of(file))]  # fmt: skip
     assert users == ["pipeline/dali.py", "bench/rivals.py"]
+
+
+@pytest.mark.parametrize("module", ["shard", "pipeline", "train", "probe", "bench.io"])
+def test_a_python_without_our_libraries_is_told_of_its_environment(module: str) -> None:
+    done = subprocess.run([sys.executable, "-S", "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1 and "source .venv/bin/activate" in done.stderr
 
 
 def test_importing_everything_prints_nothing_and_loads_no_dali() -> None:

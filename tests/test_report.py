@@ -6,6 +6,7 @@ import base64
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from probe.measure import ALL, BALANCED, LINEAR, Key, add_up, list_units, measur
 from probe.report import make_report, merge_report
 from probe.settings import Settings, from_plain
 from probe.statistics import METRICS, resample, score
-from probe.study import open_study
+from probe.study import choose_tasks, open_study
 from shard.errors import InputError
 from shard.files import locked
 from shard.formats import CHEXPERT_FINDINGS
@@ -256,6 +257,22 @@ def test_a_task_or_shots_without_examples_are_said_and_the_others_go_on(
     assert set(table["task"]) == {"Lung Opacity"}
     row = next(line for line in said.splitlines() if line.startswith("| SimCLR |")).split("|")
     assert np.isfinite(float(row[2].split()[0])) and row[3].strip() == row[4].strip() == "n/a"
+
+
+def test_an_archive_without_all_the_published_tasks_is_told_what_it_has(
+    shards: Shards, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def chosen(findings: tuple[str, ...], *tasks: str) -> tuple[list[str], str]:
+        settings = Settings(encoders=("a",), shards=shards.folder, out=shards.folder, tasks=tasks)
+        return choose_tasks(settings, replace(shards.manifest, findings=findings)), capsys.readouterr().err
+
+    assert chosen(shards.manifest.findings) == (list(TASKS), "")
+    assert chosen(("Effusion", "Cardiomegaly"), "Effusion") == (["Effusion"], "")
+    tasks, said = chosen(("Effusion", "Cardiomegaly"))
+    assert tasks == ["Cardiomegaly"]
+    assert said == "tasks: Cardiomegaly, as in the published study; --tasks=A,B takes others of: Effusion\n"
+    with pytest.raises(InputError, match=r"none of Cardiomegaly, .* name some with --tasks=A,B"):
+        chosen(("Effusion",))
 
 
 def test_labels_from_a_table_are_escaped_in_the_page(
