@@ -150,7 +150,8 @@ says which and why. When that is mended, run the same command again: it goes on.
 
 Watch:   squeue --me
          tail -f $place/logs/*.log
-$(if [[ " ${wanted[*]} " == *" pretrain "* ]]; then echo "         ${PYTHON[*]} -m train status $place"; fi
-    if [[ " ${wanted[*]} " == *" sweep "* ]]; then echo "         ${PYTHON[*]} -m train status $place/NAME   # of each run"; fi)
+$(if [[ " ${wanted[*]} " == *" pretrain "* || " ${wanted[*]} " == *" sweep "* ]]; then
+    echo "         ${PYTHON[*]} -m train status $place"
+fi)
 Stop:    scancel ${ids[*]}
 EOF

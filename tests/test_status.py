@@ -31,6 +31,17 @@ def test_of_a_run_that_is_done(trained: Path, capfd: pytest.CaptureFixture[str])
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
+def test_of_a_sweep_it_says_where_each_run_stands(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("seed-0", "seed-1"):
+        (tmp_path / name).symlink_to(trained)
+    said = said_of(tmp_path, capfd)
+    assert [line.split(":")[0] for line in said.splitlines() if "step 12 of 12" in line] == [
+        str(tmp_path / name) for name in ("seed-0", "seed-1")]  # fmt: skip
+    assert said.count("done; next: ") == 2
+
+
 def test_the_command_it_gives_goes_on_with_the_run(
     shards: Shards, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,7 +56,10 @@ def train(
 
 
 def status(run: Path) -> None:
-    """Say where RUN stands and what to run next. Reads its files alone, and may be asked at any time."""
+    """Say where RUN stands, or each run in the folder RUN of a sweep, and what to run next.
+
+    Reads their files alone, and may be asked at any time.
+    """
     from train.status import status
 
     status(run)

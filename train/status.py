@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from shard.files import is_locked
 from train.checkpoint import list_checkpoints, step_of
-from train.journal import LOCK, SPEED, read_card, read_journal
+from train.journal import CARD, LOCK, SPEED, read_card, read_journal
 from train.presets import say_recipe
 
 _MEASURES = {"top1": "top-1 {:.1%}", "positive_similarity": "positive similarity {:.3f}",
@@ -20,7 +20,18 @@ FRESH_S = 60.0  # a run that wrote nothing for as long has been killed, where lo
 
 
 def status(run: Path) -> None:
-    """Say where RUN stands and what to run next. Reads its files alone, and may be asked at any time."""
+    """Say where RUN stands and what to run next; of a folder of runs, as a sweep leaves it, where each does.
+
+    Reads their files alone, and may be asked at any time. Raises InputError where there is no run.
+    """
+    several = [] if (run / CARD).exists() else sorted(card.parent for card in run.glob(f"*/{CARD}"))
+    for number, one in enumerate(several or [run]):
+        if number:
+            print()
+        _say_status(one)
+
+
+def _say_status(run: Path) -> None:
     card = read_card(run)
     settings = card["settings"]
     lines, speed = read_journal(run), read_journal(run, SPEED)
