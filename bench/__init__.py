@@ -3,3 +3,4 @@
 from shard.environment import check_environment
 
 check_environment()
+check_environment("psutil", "pip install --constraint constraints.txt --editable '.[bench]'")

@@ -33,6 +33,7 @@ from train.checkpoint import list_checkpoints, load_checkpoint
 from train.journal import SPEED, read_journal
 
 BUDGET_S = 480.0
+DOCS = Path("docs")
 IMAGES = 1500  # phantoms, where no shards are given
 
 
@@ -48,12 +49,14 @@ class Check:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-def check(*, shards: Path | None = None, out: Path = Path("docs"), on_cpu: bool = False) -> None:
+def check(*, shards: Path | None = None, out: Path = DOCS, on_cpu: bool = False) -> None:
     """Run everything that wants a GPU, and write OUT/gpu.md and OUT/gpu.json.
 
     --shards: real ones; phantoms are made without. What does not end within its share of 8 minutes is ended, and the
-    page says so. --on-cpu=true runs the same without a GPU, to see that the check itself works.
+    page says so. --on-cpu=true runs the same without a GPU, to see that the check itself works, and wants another OUT.
     """
+    if on_cpu and out == DOCS:
+        raise InputError(f"--on-cpu --out={out}: a page there is of a GPU; name another folder")
     if not torch.cuda.is_available() and not on_cpu:
         raise InputError("no GPU: PyTorch sees none here; run it where nvidia-smi shows one")
     until = time.monotonic() + BUDGET_S
@@ -64,7 +67,7 @@ def check(*, shards: Path | None = None, out: Path = Path("docs"), on_cpu: bool 
         parts: list[tuple[str, float, Callable[[float], Check]]] = [
             ("tests", 0.3, partial(_module, "tests", ["pytest", "-q", "-m", "gpu", "tests"])),
             ("views", 0.1, partial(_compare_views, made)),
-            ("killed and resumed in fp16", 0.15, partial(_kill_and_resume, made, place / "run", on_cpu)),
+            ("killed and resumed", 0.15, partial(_kill_and_resume, made, place / "run", on_cpu)),
             ("bench.io", 0.4, partial(_bench, "bench.io", [str(made), "--rounds=3", "--seconds=1"], place / "io.json")),
             ("bench.step", 0.6, partial(_bench, "bench.step", [str(made), "--rounds=3", "--seconds=2", *small],
                                         place / "step.json")),
@@ -91,7 +94,8 @@ def page(checks: list[Check], machine: dict[str, str | int]) -> str:
     shown = "\n".join(f"- {name}: {value}" for name, value in machine.items())
     parts = [f"## {check.name}: {'ok' if check.ok else 'FAILED'}\n\n`{check.command}`, {check.seconds:.0f} s\n\n"
              f"```\n{check.text.strip()}\n```\n" for check in checks]  # fmt: skip
-    return f"# On a GPU\n\nWritten by `make gpu-check`.\n\n{shown}\n\n" + "\n".join(parts)
+    title = "The check of a GPU, without one" if machine["gpu"] == "none" else "On a GPU"
+    return f"# {title}\n\nWritten by `make gpu-check`.\n\n{shown}\n\n" + "\n".join(parts)
 
 
 def _make_shards(place: Path) -> Path:
@@ -153,7 +157,7 @@ def _kill_and_resume(shards: Path, out: Path, on_cpu: bool, seconds: float) -> C
     process.send_signal(signal.SIGKILL)
     process.wait()
     stood = max((line["step"] for line in read_journal(out, SPEED)), default=0)
-    done = _module("killed and resumed in fp16", words, max(1.0, seconds - (time.monotonic() - begun)))
+    done = _module("killed and resumed", words, max(1.0, seconds - (time.monotonic() - begun)))
     losses = [line["loss"] for line in read_journal(out) if line["kind"] == "epoch"]
     done.ok = done.ok and "resuming from" in done.text and len(losses) == 2 and losses[1] < losses[0]
     if done.ok:

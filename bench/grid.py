@@ -12,11 +12,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from shard.cli import flag_of
 from shard.errors import InputError
 from shard.manifest import read_manifest
 from shard.record import first_difference
 from train.checkpoint import load_newest_good
-from train.config import flag_of
 
 # What all cells share and a cell may change: small enough for two cores, and the optimiser's schedule is no cell's
 # advantage. The published recipe's own schedule is a cell.
@@ -149,5 +149,5 @@ def _train(trial: Trial, workers: int) -> None:
     with log.open("a") as file:
         status = subprocess.run(trial.command(workers), stdout=file, stderr=file).returncode
     if status or not trial.is_done():
-        raise InputError(f"{trial.run}: the run ended with status {status}, see {log}; run the same command again to "
-                         "go on")
+        how = f"with status {status}" if status else "before its last epoch"
+        raise InputError(f"{trial.run}: the run ended {how}, see {log}; run the same command again to go on")

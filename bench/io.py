@@ -10,19 +10,17 @@ import os
 import statistics
 import tempfile
 from dataclasses import asdict
-from json import dumps
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from bench.machine import describe_machine
+from bench.figures import spread, write_figures
 from bench.rows import Row, Setting, choose_rows
 from bench.turns import Runner
 from pipeline.recipe import Recipe
-from shard.cli import run
+from shard.cli import check_numbers, run
 from shard.errors import InputError
-from shard.files import write_bytes
 from shard.machine import cores, version_of
 from shard.manifest import read_manifest
 
@@ -36,16 +34,15 @@ def bench(
 ) -> None:  # fmt: skip
     """Print images/s of each loader that can run here and of its limits, and write them as JSON.
 
-    --backends=dali-fused,opencv chooses rows (decode is always there). --threads: 0 for one a core. A row has a turn
-    of --seconds in each round, its warm-up left out; median, low and high are over rounds. cold: the first pass of a
-    loader begun anew over files that the page cache has been asked to forget. --plot: a picture of the rows.
+    Rows, of which --backends=dali-fused,opencv chooses (the limit, decode, stays): decode and decode-turbojpeg, which
+    make nothing; read, which does not decode; dali-fused and torchvision, what trains here; dali-fused-raw, of images
+    that need no decoder; the rivals dali-stock, opencv and published; on a GPU also decode-gpu, dali-gpu and
+    dali-fused-to-gpu. --threads: 0 for one a core. A row has a turn of --seconds in each round, its warm-up left out;
+    median, low and high are over rounds. cold: the first pass of a loader begun anew over files that the page cache has
+    been asked to forget. --plot: a picture of the rows.
     """
-    for name, value, low in (("rounds", rounds, 1), ("batch-size", batch_size, 1), ("threads", threads, 0),
-                             ("size", size, 16)):  # fmt: skip
-        if value < low:
-            raise InputError(f"--{name}={value}: wants a number of at least {low}")
-    if not seconds > 0:
-        raise InputError(f"--seconds={seconds}: wants a number above 0")
+    check_numbers(rounds=(rounds, 1, 10**4), batch_size=(batch_size, 1, 10**5), threads=(threads, 0, 4096),
+                  size=(size, 16, 4096), seconds=(seconds, 0.001, 3600))  # fmt: skip
     manifest = read_manifest(shards)
     if manifest.images("train") < batch_size:
         raise InputError(f"--batch-size={batch_size}: {shards} has {manifest.images('train')} images; lower it")
@@ -53,7 +50,7 @@ def bench(
     setting = Setting(shards, manifest, recipe, batch_size, threads or cores())
     for path in (json, plot):
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)  # which may fail, and better now than later
     with tempfile.TemporaryDirectory(prefix="bench-io-") as scratch:
         rows = choose_rows(setting, Path(scratch), backends)
         try:
@@ -66,30 +63,37 @@ def bench(
     print(f"\n{shards}: {manifest.images('train')} training images, {manifest.settings['encoding']}; batch {batch_size}"
           f", {size} px, {setting.threads} threads, {rounds} rounds of {seconds:g} s\n")  # fmt: skip
     _print(table)
-    machine = {**describe_machine(), "opencv": version_of("opencv-python-headless"), "numba": version_of("numba")}
-    print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
     settings = {"size": size, "batch_size": batch_size, "threads": setting.threads, "rounds": rounds,
                 "seconds": seconds}  # fmt: skip
-    content = {"machine": machine, "shards": manifest.fingerprint(), "settings": settings, "rows": table}
-    write_bytes(json, (dumps(content, indent=1) + "\n").encode())
+    write_figures(json, {"shards": manifest.fingerprint(), "settings": settings, "rows": table},
+                  opencv=version_of("opencv-python-headless"), numba=version_of("numba"))  # fmt: skip
     if plot:
         _plot(table, plot)
-    print(f"{json} written" + (f", {plot} drawn" if plot else ""))
+        print(f"{plot} drawn")
 
 
 def _measure(rows: list[Row], setting: Setting, rounds: int, seconds: float) -> None:
     with tqdm(total=len(rows) * (rounds + 1), desc="turns", unit=" turns", disable=None) as bar:
-        for row in rows:
-            row.runner, row.turns = Runner(row.start, row.arguments), []
-            row.runner.turn(0.0)  # compiles, and is not counted
-            _forget(row.arguments[0])
-            row.cold = row.runner.first_pass(setting.manifest.images("train"), max(seconds, 2.0))
-            bar.update()
-        for _ in range(rounds):
+        for number in range(rounds + 1):
             for row in rows:
-                assert row.runner is not None and row.turns is not None
-                row.turns.append(row.runner.turn(seconds))
+                try:
+                    _begin(row, setting, seconds) if number == 0 else _turn(row, seconds)
+                except RuntimeError as error:
+                    raise InputError(f"row {row.name}: {error}; leave it out: name the others with --backends") from (
+                        error)  # fmt: skip
                 bar.update()
+
+
+def _begin(row: Row, setting: Setting, seconds: float) -> None:
+    row.runner, row.turns = Runner(row.start, row.arguments), []
+    row.runner.turn(0.0)  # compiles, and is not counted
+    _forget(row.arguments[0])
+    row.cold = row.runner.first_pass(setting.manifest.images("train"), max(seconds, 2.0))
+
+
+def _turn(row: Row, seconds: float) -> None:
+    assert row.runner is not None and row.turns is not None
+    row.turns.append(row.runner.turn(seconds))
 
 
 def _forget(setting: Setting) -> None:
@@ -111,7 +115,7 @@ def _table(rows: list[Row]) -> list[dict[str, Any]]:
         shares = [turn.gpu_share for turn in turns if turn.gpu_share is not None]
         table.append({
             "name": row.name,
-            "images_per_s": {"median": medians[row.name], "low": min(rates), "high": max(rates)},
+            "images_per_s": spread(rates),
             "cpu_ms": (cpu_ms := statistics.median(turn.cpu_ms for turn in turns)),
             "share_of_decode": medians[row.name] / medians[row.limit] if row.limit in medians else None,
             "times_published": medians[row.name] / PUBLISHED_RATE,

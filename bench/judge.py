@@ -14,9 +14,10 @@ import torch
 
 from probe.encoders import Encoder, Input, open_encoder, scratch_encoder, thumbnail_encoder
 from probe.features import Features, read_features
-from probe.fewshot import Draws, make_draws, resolve_labels
+from probe.fewshot import Draws, NotMeasurable, make_draws, resolve_labels
 from probe.linear import probe_draws, standardise
 from probe.statistics import Effect, Scores, holm, mean_of, over_seeds, resample, score
+from shard.errors import InputError
 from shard.manifest import Manifest, read_manifest
 from shard.read import read_labels
 
@@ -36,7 +37,7 @@ class Exam:
     drawn: dict[str, Draws]
     patients: np.ndarray[tuple[int], np.dtype[np.int64]]
 
-    def sit(self, features: Features) -> dict[str, Scores]:
+    def score(self, features: Features) -> dict[str, Scores]:
         """The AUROC of each task, and the mean over them, in every replicate."""
         train = (self.labels["split"] == "train").to_numpy()
         standard, found = standardise(features, train), {}
@@ -55,7 +56,7 @@ def tasks_of(manifest: Manifest) -> list[str]:
 def set_exam(shards: Path, split: str, draws: int) -> Exam:
     """The exam on the patients of a split; what supports it is of training patients, as ever.
 
-    Raises NotMeasurable where a task has too few examples.
+    Raises InputError where a task has too few examples.
     """
     manifest = read_manifest(shards)
     tasks = tasks_of(manifest)
@@ -65,8 +66,21 @@ def set_exam(shards: Path, split: str, draws: int) -> Exam:
     patients = np.full(len(labels), -1)
     held_out = (labels["split"] == split).to_numpy()
     patients[held_out] = pd.factorize(labels["patient"][held_out])[0]
-    drawn = {task: make_draws(labels, task, shots=SHOTS, draws=draws, seed=0) for task in tasks}
+    drawn = {}
+    for task in tasks:
+        try:
+            drawn[task] = make_draws(labels, task, shots=SHOTS, draws=draws, seed=0)
+            drawn[task].support(SHOTS)
+        except NotMeasurable as reason:
+            raise InputError(f"{shards}: {task} is not measurable with {SHOTS} shots on split {split!r} ({reason}); "
+                             "build shards of more images") from None  # fmt: skip
     return Exam(split, labels, drawn, patients)
+
+
+def check_exams(shards: Path, draws: int) -> None:
+    """Raise InputError where an exam of the study could not be set, which would show after hours of training."""
+    for split in ("valid", "test"):
+        set_exam(shards, split, draws)
 
 
 class Candidates:
@@ -97,9 +111,9 @@ class Candidates:
         return found[encoder.name]
 
 
-def by_task(sat: Sequence[dict[str, Scores]]) -> Seeds:
+def by_task(scored: Sequence[dict[str, Scores]]) -> Seeds:
     """What each seed's exam gave, task by task."""
-    return {task: [one[task] for one in sat] for task in sat[0]}
+    return {task: [one[task] for one in scored] for task in scored[0]}
 
 
 def difference(mine: Sequence[Scores], theirs: Sequence[Scores]) -> Effect:

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from functools import partial
-from json import dumps
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +20,9 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from bench.machine import describe_machine
-from shard.cli import run
+from bench.figures import write_figures
+from shard.cli import check_numbers, run
 from shard.errors import InputError
-from shard.files import write_bytes
 from train.config import Arch
 from train.device import autocast, make_fast, resolve_device, resolve_precision
 from train.large_batch import backward_by_micro_batches, recompute_blocks
@@ -44,16 +42,19 @@ def bench(
 ) -> None:  # fmt: skip
     """Print peak memory and images/s of a training step against the batch, and write them as JSON.
 
-    Peak memory is a process's on a CPU, Python and PyTorch included; what PyTorch has allocated on a GPU. What by the
-    two batches before it would not fit is not tried, and the estimate said.
+    --batches: images a step, each as two views; --modes: plain steps, recompute (python -m train --recompute) and
+    micro-batch (--micro-batch=N). Peak memory is a process's on a CPU, Python and PyTorch included; what PyTorch has
+    allocated on a GPU. A batch that would not fit, as the two before it tell, is skipped; its estimate is printed. On a
+    CPU the step of a batch above 256 is timed without a warm-up.
     """
     for mode in modes:
         if mode not in MODES:
             raise InputError(f"--modes={','.join(modes)}: no mode {mode!r}; there are {', '.join(MODES)}")
-    if micro_batch < 1:
-        raise InputError(f"--micro-batch={micro_batch}: wants a number of at least 1")
-    for batch in batches:
-        if batch < 2 or ("micro-batch" in modes and batch % micro_batch):
+    check_numbers(micro_batch=(micro_batch, 1, 10**6), size=(size, 32, 4096))
+    for batch in batches or (0,):
+        if batch < 2:
+            raise InputError(f"--batches={','.join(map(str, batches))}: wants numbers of images, each at least 2")
+        if "micro-batch" in modes and batch % micro_batch:
             raise InputError(f"--batches={','.join(map(str, batches))}: {batch} is no multiple of "
                              f"--micro-batch={micro_batch}")  # fmt: skip
     json.parent.mkdir(parents=True, exist_ok=True)
@@ -65,11 +66,7 @@ def bench(
                 rows.append(_row(mode, batch, before, micro_batch, arch, size))
                 bar.update()
     _print(rows, arch, size, micro_batch)
-    machine = describe_machine()
-    print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
-    settings = {"arch": arch, "size": size, "micro_batch": micro_batch}
-    write_bytes(json, (dumps({"machine": machine, "settings": settings, "rows": rows}, indent=1) + "\n").encode())
-    print(f"{json} written")
+    write_figures(json, {"settings": {"arch": arch, "size": size, "micro_batch": micro_batch}, "rows": rows})
 
 
 def _row(
@@ -160,8 +157,8 @@ def _print(rows: list[dict[str, Any]], arch: str, size: int, micro_batch: int) -
     print(f"{'mode':14}{'batch':>7}{'peak MB':>10}{'images/s':>10}")
     for row in rows:
         if row["peak_mb"] is None:
-            print(f"{row['mode']:14}{row['batch']:7}  does not fit: about {row['estimate_mb']:,.0f} MB, "
-                  f"{row['there_mb']:,.0f} are there")  # fmt: skip
+            wants = f"about {row['estimate_mb']:,.0f} MB" if row["estimate_mb"] else "ended for want of memory"
+            print(f"{row['mode']:14}{row['batch']:7}  does not fit: {wants}, {row['there_mb']:,.0f} MB are there")
         else:
             print(f"{row['mode']:14}{row['batch']:7}{row['peak_mb']:10,.0f}{row['images_per_s']:10.2f}")
     for mode in dict.fromkeys(row["mode"] for row in rows):

@@ -94,7 +94,7 @@ def _probe(wish: Wish, trainer: Trainer | Missing, training: Need) -> Need:
     ]  # fmt: skip
     need.missing.append(f"what is learned from the features: no bench measures it at this size; --time leaves it "
                         f"{LEARNING_H:g} h, and FLAGS=--shots=1,5,10,50 leaves fits on all labels out")  # fmt: skip
-    rate = gpu_rate(wish, trainer, Need("not asked twice"))
+    rate, _ = gpu_rate(wish, trainer)
     if rate is None:
         need.missing.append("hours: follow from the rate of a GPU, see pre-train")
         return need

@@ -7,19 +7,17 @@ bench.step and bench.memory have left, prints the plan with all that it assumes,
 from __future__ import annotations
 
 from dataclasses import asdict
-from json import dumps
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from bench.machine import describe_machine
+from bench.audit import audit_plan, run_ranks
+from bench.figures import ARCHIVE, write_figures
 from bench.needs import LEARNING_H, list_needs, weigh
-from bench.ranks import audit_plan, run_ranks
 from bench.rates import read_rates
 from bench.wish import SHORT_SIDE, Need, Wish
-from shard.cli import run
+from shard.cli import check_numbers, run
 from shard.errors import InputError
-from shard.files import write_bytes
 from shard.manifest import parse_manifest
 from train.config import Arch, Config
 
@@ -27,18 +25,21 @@ START_H = 0.25  # that a job may take to begin, which is in no rate
 
 
 def plan(
-    *, images: int = 224_316, source: str = "2320x2828", tasks: int = 16, cores: int = 4, short_side: int = 256,
+    *, images: int = ARCHIVE, source: str = "2320x2828", tasks: int = 16, cores: int = 4, short_side: int = 256,
     gpus: int = 1, gpus_per_node: int = 8, gpu_rate: float | None = None, arch: Arch = "resnet50", size: int = 224,
     epochs: int = 100, batch_size: int = 0, safety: float = 1.5, benches: Path = Path(), shards: Path | None = None,
     simulate: int = 0, simulate_epochs: int = 3, json: Path = Path("bench-plan.json"),
 ) -> None:  # fmt: skip
     """Print what sharding, pre-training and probing an archive take, by rates measured here, and the sbatch lines.
 
-    --images of --source=WxH pixels are sharded by --tasks of --cores each to --short-side pixels, and trained on for
-    --epochs by --gpus, at most --gpus-per-node on one, --batch-size images a step on all (0: 64 on each). --benches is
-    the folder with the other benches' JSON; what isn't in there is said to be not measured. A CPU's rate tells nothing
-    of a GPU: where none was measured, --gpu-rate states the images/s that one trains on. --safety multiplies the time
-    and memory that the scheduler is asked for. --shards: real ones, by which an image is weighed.
+    The archive: --images of --source=WIDTHxHEIGHT pixels are sharded to --short-side pixels by a job array of --tasks,
+    each of --cores. --shards: real ones, by which an image is weighed.
+
+    The training: --epochs of --arch at --size pixels by --gpus, at most --gpus-per-node on a node, with --batch-size
+    images a step on all of them (0: 64 on each). --benches is the folder with the other benches' JSON; what isn't in
+    there is said to be not measured. A CPU's rate tells nothing of a GPU: where none was measured, --gpu-rate states
+    the images/s that one trains on. --safety multiplies the time and memory that the scheduler is asked for.
+
     --simulate=64 audits --simulate-epochs of so many ranks in this process: the order of --images and, with --shards,
     views of those, and then measures each rank's start, file handles and memory. --json keeps it all.
     """
@@ -52,14 +53,11 @@ def plan(
     rates = read_rates(benches, wish)
     needs = list_needs(wish, rates, weight)
     lines = sbatch_lines(wish, needs)
-    json.parent.mkdir(parents=True, exist_ok=True)
+    json.parent.mkdir(parents=True, exist_ok=True)  # which may fail, and better now than later
     _print(wish, needs, lines)
     simulated = _simulate(wish, shards, simulate, simulate_epochs) if simulate else {}
-    content = {"machine": describe_machine(), "wish": asdict(wish), "rates": asdict(rates),
-               "needs": [asdict(need) for need in needs], "sbatch": lines[:-1], "submit": lines[-1],
-               "simulated": simulated}  # fmt: skip
-    write_bytes(json, (dumps(content, indent=1) + "\n").encode())
-    print(f"\n{json} written")
+    write_figures(json, {"wish": asdict(wish), "rates": asdict(rates), "needs": [asdict(need) for need in needs],
+                         "sbatch": lines[:-1], "submit": lines[-1], "simulated": simulated})  # fmt: skip
     if faults := [fault for found in simulated.values() for fault in found.get("faults", ())]:
         raise InputError(f"--simulate={simulate}: the audit failed ({faults[0]}); don't train on so many ranks, and "
                          f"report it with {json}")  # fmt: skip
@@ -77,9 +75,11 @@ def sbatch_lines(wish: Wish, needs: list[Need]) -> list[str]:
                      "epochs": (wish.epochs, Config.epochs),
                      "batch-size": (wish.batch_size, Config.batch_size)})  # fmt: skip
     to_shard = _ask(wish, by_name["shard"])
-    to_train = (f"--nodes={wish.nodes} --ntasks-per-node={wish.gpus_a_node} --gres=gpu:{wish.gpus_a_node} "
-                f"{_ask(wish, by_name['pre-train'])}").rstrip()  # fmt: skip
-    to_probe = f"--gres=gpu:1 {_ask(wish, by_name['probe'], LEARNING_H)}"
+    # One GPU is what scripts and site settings ask for, and there it may have a type.
+    gpus = f" --gres=gpu:{wish.gpus_a_node}" if wish.gpus_a_node > 1 else ""
+    to_train = (f"--nodes={wish.nodes} --ntasks-per-node={wish.gpus_a_node}{gpus} {_ask(wish, by_name['pre-train'])}"
+                ).rstrip()  # fmt: skip
+    to_probe = _ask(wish, by_name["probe"], LEARNING_H)
     shards, both = 'SHARDS="$SHARDS"', 'SHARDS="$SHARDS" RUN="$RUN"'
     return [
         f'sharded=$(SRC="$SRC" {shards}{building and f" FLAGS={building}"} sbatch --parsable '
@@ -122,8 +122,8 @@ def _print(wish: Wish, needs: list[Need], lines: list[str]) -> None:
             ("hours", 9), ("core_hours", 12), ("gpu_hours", 11), ("disk_gb", 9), ("memory_mb", 12))]  # fmt: skip
         print(f"{need.name:20}{''.join(cells)}  {need.shape}")
     print("\n?: not measured. Memory: of a task or, in training, a node. No figure has the safety factor in it.")
-    for word, name in (("assumed", "assumed"), ("missing", "not measured")):
-        print(f"\n{name}:")
+    for word in ("assumed", "missing"):
+        print(f"\n{word}:")
         print("\n".join(f"- {need.name}: {said}" for need in needs for said in getattr(need, word)))
     print(f"""
 for the scheduler: {wish.safety:g} times (--safety) these hours and memory, as checkpoints and the online probe are in
@@ -131,8 +131,9 @@ no rate, and {60 * START_H:.0f} minutes to begin. What isn't known is left to th
 time, ask for less: training saves, is requeued and goes on.
 """)
     print("# SRC: the folder with the radiographs; SHARDS, RUN: folders to come, which all nodes see")
+    print(f"\nall of it, checked before and gone on with after a failure, with your site's options:\n\n{lines[-1]}")
+    print("\nor job by job, with the partition, account and GPU type that your site wants put in:\n")
     print("\n".join(lines[:-1]))
-    print(f"\nor all of it, checked before and gone on with after a failure:\n\n{lines[-1]}")
 
 
 def _figure(need: Need, name: str) -> str:
@@ -144,22 +145,20 @@ def _figure(need: Need, name: str) -> str:
 
 
 def _check_simulation(wish: Wish, ranks: int, epochs: int) -> None:
-    for name, value, least in (("simulate", ranks, 0), ("simulate-epochs", epochs, 1)):
-        if not least <= value <= 4096:
-            raise InputError(f"--{name}={value}: wants a number from {least} to 4096")
-    if wish.images < ranks * wish.share:
-        raise InputError(f"--simulate={ranks}: ranks of {wish.share} images a step want more than --images="
+    check_numbers(simulate=(ranks, 0, 4096), simulate_epochs=(epochs, 1, 4096))
+    if wish.images < ranks * wish.images_a_gpu:
+        raise InputError(f"--simulate={ranks}: ranks of {wish.images_a_gpu} images a step want more than --images="
                          f"{wish.images}; lower it, or --batch-size")  # fmt: skip
 
 
 def _simulate(wish: Wish, shards: Path | None, ranks: int, epochs: int) -> dict[str, dict[str, Any]]:
     """Audit the plan over the whole archive, then, where there are shards, the loaders on those."""
-    found = audit_plan(wish.shards, wish.share, ranks, epochs)
+    found = audit_plan(wish.shards, wish.images_a_gpu, ranks, epochs)
     print(f"\nsimulated, the order of {len(wish.shards)} shards: {found}")
     if shards is None:
         print("start-up and file handles: not measured; give --shards=SHARDS beside --simulate")
         return {"order": asdict(found)}
-    read, starts = run_ranks(shards, wish.share, ranks, epochs, wish.size)
+    read, starts = run_ranks(shards, wish.images_a_gpu, ranks, epochs, wish.size)
     print(f"simulated, views of {shards}: {read}\nsimulated, {starts}")
     return {"order": asdict(found), "views": asdict(read), "starts": asdict(starts)}
 

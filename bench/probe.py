@@ -5,7 +5,6 @@ On features of noise with some signal, as many and as wide as a ResNet-50's of C
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -16,14 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from bench.machine import describe_machine
+from bench.figures import write_figures
 from probe.features import Features
 from probe.fewshot import Rows
 from probe.linear import INVERSE_L2, probe_draws
 from probe.statistics import resample, score
-from shard.cli import run
-from shard.errors import InputError
-from shard.files import write_bytes
+from shard.cli import check_numbers, run
 
 TRAINING, TESTED = 2000, 234  # images; those that are tested as many as valid.csv has
 
@@ -45,14 +42,10 @@ def bench_probe(
     """Time ours and scikit-learn's logistic regression, interleaved, on the same support sets, in seconds.
 
     One round is all ENCODERS × TASKS × DRAWS probes. Says how far the decision values are apart, and what the metrics
-    with their intervals over draws and patients take beside. --json keeps the figures.
+    with their intervals over draws and patients take beside. --json=FILE keeps the figures.
     """
-    for name, value in (("encoders", encoders), ("tasks", tasks), ("draws", draws), ("shots", shots), ("width", width),
-                        ("rounds", rounds)):  # fmt: skip
-        if not 1 <= value <= 10**5:
-            raise InputError(f"--{name}={value}: wants a number from 1 to 100000")
-    if 2 * shots > TRAINING // 2:
-        raise InputError(f"--shots={shots}: wants at most {TRAINING // 4}")
+    check_numbers(encoders=(encoders, 1, 10**5), draws=(draws, 1, 10**5), shots=(shots, 1, TRAINING // 4),
+                  width=(width, 1, 10**5), tasks=(tasks, 1, width), rounds=(rounds, 1, 10**4))  # fmt: skip
     work = [_make(np.random.default_rng(number), tasks, draws, shots, width) for number in range(encoders)]
     _ours(work[:1])  # warm-up
     rows: dict[str, Callable[[list[Work]], list[np.ndarray]]] = {"ours": _ours, "scikit-learn": _one_by_one}
@@ -72,7 +65,7 @@ def bench_probe(
         print(f"round {number + 1} of {rounds}: {said}", file=sys.stderr)
     _show(seconds, apart, f"{encoders} encoders × {tasks} tasks × {draws} draws, {shots} shots, {width} features")
     if json is not None:
-        _write(json, seconds, apart)
+        write_figures(json, {"seconds": seconds, "apart": apart})
 
 
 def _make(rng: np.random.Generator, tasks: int, draws: int, shots: int, width: int) -> Work:
@@ -121,11 +114,6 @@ def _show(seconds: dict[str, list[float]], apart: float, what: str) -> None:
     ratio = statistics.median(seconds["scikit-learn"]) / statistics.median(seconds["ours"])
     print(f"ours is {ratio:.1f} × as fast; decision values at most {apart:.1e} apart; "
           "statistics: all metrics of all draws in 2,001 replicates over draws and patients")  # fmt: skip
-
-
-def _write(path: Path, seconds: dict[str, list[float]], apart: float) -> None:
-    content = {"machine": describe_machine(), "seconds": seconds, "apart": apart}
-    write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -129,9 +129,9 @@ def read_rates(folder: Path, wish: Wish) -> Rates:
     What is absent, unreadable, or of another size or network than is wished for, is Missing; nothing raises.
     """
 
-    def read(name: str, flags: str, parse: Callable[[Any, Wish], Read], to: str = "--json") -> Read | Missing:
+    def read(name: str, flags: str, parse: Callable[[Any, Wish], Read]) -> Read | Missing:
         path = folder / f"bench-{name}.json"
-        command = f"python -m bench.{name}{flags}" + (f" {to}={path}" if folder != Path() else "")
+        command = f"python -m bench.{name}{flags}" + (f" --json={path}" if folder != Path() else "")
         try:
             return parse(json.loads(path.read_text()), wish)
         except FileNotFoundError:
@@ -144,7 +144,7 @@ def read_rates(folder: Path, wish: Wish) -> Rates:
     side = "" if wish.short_side == SHORT_SIDE else f" --size={wish.short_side}"
     arch = "" if wish.arch == Config.arch else f" --arch={wish.arch}"
     size = "" if wish.size == Config.size else f" --size={wish.size}"
-    return Rates(read("shard", side, _sharder, "--json-out"), read("io", f" SHARDS{size}", _loader),
+    return Rates(read("shard", side, _sharder), read("io", f" SHARDS{size}", _loader),
                  read("step", f" SHARDS --rows=ours{arch}{size}", _trainer), read("memory", arch + size, _memory))
 
 
@@ -171,7 +171,8 @@ def _sharder(content: Any, wish: Wish) -> Sharder:
 def _loader(content: Any, wish: Wish) -> Loader:
     _check(content["settings"], size=wish.size)
     rows = {row["name"]: row for row in content["rows"]}
-    name = "dali-fused" if "dali-fused" in rows else "dali-fused-raw"  # all that raw shards have
+    raw = "decode" not in rows and "dali-fused-raw" in rows  # of raw shards, which need no decoder
+    name = "dali-fused-raw" if raw else "dali-fused"
     if name not in rows:
         raise _Unfit("has no row dali-fused, which is what trains")
     gpu_mb = _positive(rows["dali-fused-to-gpu"]["peak_mb"]) if "dali-fused-to-gpu" in rows else None
@@ -183,6 +184,8 @@ def _trainer(content: Any, wish: Wish) -> Trainer:
     rates = [row["images_per_s"]["median"] for row in content["rows"] if row["name"] == "ours"]
     if not rates:
         raise _Unfit("has no row ours")
+    if content["machine"]["dali"] == "not installed":
+        raise _Unfit("is of torchvision's views, as DALI was not installed")
     return Trainer(_machine(content), _positive(rates[0]), int(content["settings"]["batch_size"]))
 
 

@@ -7,6 +7,7 @@ valid; the claim, on those of split test, is made once and kept.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from bench.grid import BASE, Cell, Trial, choose_cells, train_all
-from bench.judge import MEAN, SHOTS, TASKS, Candidates, Exam, Seeds, by_task, correct, difference, set_exam, tasks_of
+from bench.judge import (
+    MEAN,
+    SHOTS,
+    TASKS,
+    Candidates,
+    Exam,
+    Seeds,
+    by_task,
+    check_exams,
+    correct,
+    difference,
+    set_exam,
+    tasks_of,
+)
 from bench.machine import describe_machine
 from bench.recipe_page import Claim, Page, Row, write_page
 from bench.result import Result, read_result, result_of, write_result
 from probe.statistics import Effect, over_seeds
-from shard.cli import run
+from shard.cli import check_numbers, run
 from shard.errors import InputError
 from shard.files import write_bytes
 from shard.machine import cores
@@ -35,24 +49,23 @@ def bench_recipe(
     """Train the grid's cells on SHARDS, a run a cell and seed, and compare them; run again, it goes on.
 
     SHARDS are built with --partners, have the splits train, valid and test, and labels of Cardiomegaly, (Pleural)
-    Effusion or Lung Opacity (NIH's have). --cells names some, by default all; those that may be chosen have --seeds
-    seeds, the others one. What a run came to is kept in --out/results, and its folder may be deleted. --claim scores
-    the chosen cell on the test patients, once: the figures are kept in --out and shown from there. --page writes it all
-    in Markdown, with a figure beside it.
+    Effusion or Lung Opacity (NIH's have). --cells names some, by default all (bench/grid.py lists them); those that may
+    be chosen have --seeds seeds, the others one. --draws: of support sets, the same for all. What a run came to is kept
+    in --out/results, and its folder may be deleted. --claim scores the chosen cell on the test patients, once: the
+    figures are kept in --out and shown from there. --page writes it all in Markdown, with a figure beside it.
     """
-    for name, value, low, high in (("seeds", seeds, 1, 100), ("draws", draws, 2, 10**4), ("workers", workers, 0, 4096)):
-        if not low <= value <= high:
-            raise InputError(f"--{name}={value}: wants a number from {low} to {high}")
+    check_numbers(seeds=(seeds, 1, 100), draws=(draws, 2, 10**4), workers=(workers, 0, 4096))
     manifest, chosen = read_manifest(shards), choose_cells(cells)
     _check(shards, manifest, chosen)
+    check_exams(shards, draws)
     study = _Study(shards, out, chosen, seeds, draws, workers, manifest)
     study.train()
-    sat = study.validate()
-    best = study.choose(sat)
+    scored = study.validate()
+    best = study.choose(scored)
     made = study.claim(best) if claim else study.kept_claim()
     if made and made.cell != best.name:
         print(f"the claim in {out / CLAIM} is of {made.cell!r}; by now {best.name!r} would be chosen")
-    result = Page(str(shards), manifest.counts, draws, BASE, study.rows(sat), best.name, made, describe_machine())
+    result = Page(str(shards), manifest.counts, draws, BASE, study.rows(scored), best.name, made, describe_machine())
     print(result.text())
     if page is not None:
         write_page(page, result)
@@ -72,7 +85,7 @@ def _check(shards: Path, manifest: Manifest, cells: Sequence[Cell]) -> None:
 
 
 @dataclass(frozen=True)
-class _Sat:
+class _Scored:
     """What the exam gave: each cell's seeds, the random weights' at each size, and the thumbnail's."""
 
     cells: dict[str, Seeds]
@@ -109,10 +122,13 @@ class _Study:
     def train(self) -> None:
         """Train what has no result yet, seed by seed, and keep what each run comes to on validation patients."""
         trials = [trial for cell in self.cells for trial in self.trials(cell) if self._result(trial) is None]
+        for trial in trials:
+            if trial.kept.exists():
+                print(f"{trial.kept}: is of other draws, settings or shards, or cut short; made anew", file=sys.stderr)
         train_all(sorted(trials, key=lambda trial: trial.seed), self.workers, self._keep)
 
     def _keep(self, trial: Trial) -> None:
-        scores = self.valid.sit(self.candidates.trained(trial.run))
+        scores = self.valid.score(self.candidates.trained(trial.run))
         write_result(trial.kept, self._identity(trial), result_of(trial.run, scores))
 
     def _result(self, trial: Trial) -> Result | None:
@@ -127,33 +143,33 @@ class _Study:
         """Of every seed of a trained cell."""
         return [result for trial in self.trials(cell) if (result := self._result(trial)) is not None]
 
-    def validate(self) -> _Sat:
+    def validate(self) -> _Scored:
         """All of them on validation patients."""
         cells = {cell.name: by_task([result.scores for result in self.results(cell)]) for cell in self.cells}
-        return _Sat(cells, self._scratch(self.valid, self.cells), self._thumbnail(self.valid))
+        return _Scored(cells, self._scratch(self.valid, self.cells), self._thumbnail(self.valid))
 
     def _scratch(self, exam: Exam, cells: Sequence[Cell]) -> dict[int, Seeds]:
-        return {size: by_task([exam.sit(self.candidates.scratch(BASE["arch"], seed, size))
+        return {size: by_task([exam.score(self.candidates.scratch(BASE["arch"], seed, size))
                                for seed in range(self.seeds)])
                 for size in sorted({_size(cell) for cell in cells})}  # fmt: skip
 
     def _thumbnail(self, exam: Exam) -> Seeds:
-        return by_task([exam.sit(self.candidates.thumbnail(BASE["size"]))])
+        return by_task([exam.score(self.candidates.thumbnail(BASE["size"]))])
 
-    def choose(self, sat: _Sat) -> Cell:
+    def choose(self, scored: _Scored) -> Cell:
         """The best of those with every seed, by the mean over tasks; of all, where none has."""
         repeated = [cell for cell in self.cells if cell.repeated] or self.cells
-        return max(repeated, key=lambda cell: over_seeds(sat.cells[cell.name][MEAN]).mean)
+        return max(repeated, key=lambda cell: over_seeds(scored.cells[cell.name][MEAN]).mean)
 
-    def rows(self, sat: _Sat) -> list[Row]:
+    def rows(self, scored: _Scored) -> list[Row]:
         """A row a cell, and those of the baselines before them."""
-        to_published = _compare({cell.name: (sat.cells[cell.name], sat.cells[cell.rival])
+        to_published = _compare({cell.name: (scored.cells[cell.name], scored.cells[cell.rival])
                                  for cell in self.cells if cell.name != cell.rival})  # fmt: skip
-        to_thumbnail = _compare({name: (seeds, sat.thumbnail) for name, seeds in sat.cells.items()})
-        rows = [Row("Thumbnail", {}, _means(sat.thumbnail), {}, {}, [])]
-        rows += [Row(f"Scratch, {size} px", {}, _means(seeds), {}, {}, []) for size, seeds in sat.scratch.items()]
+        to_thumbnail = _compare({name: (seeds, scored.thumbnail) for name, seeds in scored.cells.items()})
+        rows = [Row("Thumbnail", {}, _means(scored.thumbnail), {}, {}, [])]
+        rows += [Row(f"Scratch, {size} px", {}, _means(seeds), {}, {}, []) for size, seeds in scored.scratch.items()]
         for cell in self.cells:
-            rows.append(Row(cell.name, cell.settings, _means(sat.cells[cell.name]), to_published.get(cell.name, {}),
+            rows.append(Row(cell.name, cell.settings, _means(scored.cells[cell.name]), to_published.get(cell.name, {}),
                             to_thumbnail[cell.name], self.results(cell)))  # fmt: skip
         return rows
 
@@ -169,11 +185,11 @@ class _Study:
         # Their weights, which may be gone where the results alone were kept.
         train_all([trial for cell in cells for trial in self.trials(cell) if not trial.is_done()], self.workers)
         exam = set_exam(self.shards, "test", self.draws)
-        sat = {cell.name: by_task([exam.sit(self.candidates.trained(trial.run)) for trial in self.trials(cell)])
+        scored = {cell.name: by_task([exam.score(self.candidates.trained(trial.run)) for trial in self.trials(cell)])
                for cell in cells}  # fmt: skip
-        mine = sat[best.name]
+        mine = scored[best.name]
         references = {"Scratch": self._scratch(exam, [best])[_size(best)],
-                      **{name: seeds for name, seeds in sat.items() if name != best.name},
+                      **{name: seeds for name, seeds in scored.items() if name != best.name},
                       "Thumbnail": self._thumbnail(exam)}  # fmt: skip
         tasks = [task for task in mine if task != MEAN]
         # Each reference on each task is a comparison of its own, and all are corrected for.
@@ -190,7 +206,11 @@ class _Study:
         path = self.out / CLAIM
         if not path.exists():
             return None
-        kept = Claim.from_plain(json.loads(path.read_text()))
+        try:
+            kept = Claim.from_plain(json.loads(path.read_text()))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path}: is no claim ({type(error).__name__}: {error}); put back the one that was made: "
+                             "another would look at the test patients a second time") from None  # fmt: skip
         if kept.shards != self.manifest.fingerprint():
             raise InputError(f"{path}: was made on other shards than {self.shards}; choose another --out")
         return kept

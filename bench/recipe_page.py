@@ -12,7 +12,7 @@ import numpy as np
 from bench.judge import MEAN, SHOTS
 from bench.result import LOSS, ONLINE, Result
 from probe.statistics import Effect
-from probe.table import format_p
+from probe.table import format_cell, format_p
 from shard.files import replacing, write_bytes
 
 
@@ -100,7 +100,7 @@ class Page:
         for row in self.rows:
             for name, effects in (("published", row.to_published), ("thumbnail", row.to_thumbnail)):
                 if effects:
-                    columns = [shown(effects[task]) for task in self.columns]
+                    columns = [_cell(effects[task]) for task in self.columns]
                     lines.append([row.name, name, *columns, format_p(effects[MEAN].p)])
         return table(["cell", "less", *self.columns, "p"], lines)
 
@@ -108,7 +108,7 @@ class Page:
         tasks = [task for task in self.columns if task != MEAN]
         scores = {claim.cell: claim.auroc, **claim.references}
         reached = [[name, *(f"{found[task]:.3f}" for task in self.columns)] for name, found in scores.items()]
-        less = [[f"less {name}", *(f"{shown(effects[task])}, {format_p(effects[task].p)}" for task in tasks)]
+        less = [[f"less {name}", *(f"{_cell(effects[task])}, {format_p(effects[task].p)}" for task in tasks)]
                 for name, effects in claim.differences.items()]  # fmt: skip
         return (f"## On test patients: the claim\n\nLooked at once: {claim.cell}, {claim.seeds} seeds, {claim.draws} "
                 f"draws.\n\n{table(['', *self.columns], reached)}\n\n{table(['difference', *tasks], less)}\n\n"
@@ -152,15 +152,14 @@ def _draw(path: Path, page: Page) -> None:
     plt.close(figure)
 
 
-def shown(effect: Effect) -> str:
-    """+0.031 [+0.008, +0.054]."""
-    return f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]"
-
-
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cell(effect: Effect) -> str:
+    return format_cell(effect.mean, effect.low, effect.high, signed=True)
 
 
 def _settings(settings: dict[str, Any]) -> str:

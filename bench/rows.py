@@ -64,13 +64,14 @@ def choose_rows(setting: Setting, scratch: Path, wanted: tuple[str, ...]) -> lis
     """
     rows = jpeg_rows(setting) if setting.manifest.settings["encoding"] == "jpeg" else raw_rows(setting)
     known = [row.name for row in rows]
-    strange = [name for name in wanted if name not in known and name != "dali-fused-raw"]
+    known += ["dali-fused-raw"] if has_dali() and "dali-fused-raw" not in known else []
+    strange = [name for name in wanted if name not in known]
     if strange:
         raise InputError(f"--backends={','.join(wanted)}: no row {strange[0]!r} here; there are {', '.join(known)}")
     rows = [row for row in rows if not wanted or row.name in (*wanted, "decode", "decode-gpu")]
-    if has_dali() and "dali-fused-raw" not in known and (not wanted or "dali-fused-raw" in wanted):
+    names = [row.name for row in rows]
+    if has_dali() and "dali-fused-raw" not in names and (not wanted or "dali-fused-raw" in wanted):
         raw = _write_raw(setting, scratch)
-        names = [row.name for row in rows]
         beside = names.index("dali-fused") + 1 if "dali-fused" in names else len(rows)
         rows.insert(beside, Row("dali-fused-raw", _views, (raw, "dali-fused", "cpu")))
     return rows

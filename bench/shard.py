@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import functools
 import io
-import json
 import statistics
 import subprocess
 import sys
@@ -24,10 +23,9 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
-from bench.machine import describe_machine
-from shard.cli import run
+from bench.figures import ARCHIVE, spread, write_figures
+from shard.cli import check_numbers, run
 from shard.errors import InputError
-from shard.files import write_bytes
 from shard.formats import CHEXPERT_FINDINGS
 from shard.image import load_grey, reduction
 from shard.machine import cores
@@ -51,19 +49,19 @@ Turn = Callable[[], float]  # runs one turn, gives images/s
 
 def bench(
     *, src: Path | None = None, size: int = 256, rounds: int = 5, workers: tuple[int, ...] = (1, 2),
-    memory_rows: tuple[int, ...] = (2000, 224_316), json_out: Path = Path("bench-shard.json"),
+    memory_rows: tuple[int, ...] = (2000, ARCHIVE), json: Path = Path("bench-shard.json"),
 ) -> None:  # fmt: skip
     """Print images/s of a plain Pillow loop, of decoding and encoding alone, and of the sharder; write them as JSON.
 
-    Sources are phantoms, or the JPEGs in folder SRC, resized to each source's size. The limit decodes with the scaling
+    Sources are phantoms, or the first dozen JPEGs in the folder --src, resized to each source's size. --workers: a row
+    of the sharder for each number of processes. The limit decodes with the scaling
     that the sharder uses, and encodes; the sharder reads, resizes, checks, hashes and writes besides. Median and range
     are over rounds, start-up excluded. Memory is the peak of the building process and of its largest worker, over a
     part of a table of so many rows (--memory-rows).
     """
-    for name, value, low in (("rounds", rounds, 1), ("size", size, 16), ("workers", min(workers, default=0), 1)):
-        if value < low:
-            raise InputError(f"--{name}={value}: wants a number of at least {low}")
-    json_out.parent.mkdir(parents=True, exist_ok=True)
+    check_numbers(rounds=(rounds, 1, 10**4), size=(size, 16, 4096), workers=(min(workers, default=0), 1, 4096),
+                  memory_rows=(min(memory_rows, default=1), 1, 10**9))  # fmt: skip
+    json.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-shard-") as folder:
         place = Path(folder)
         files = {name: _make_sources(place, src, name) for name in SOURCES}
@@ -74,7 +72,7 @@ def bench(
                 for row, turn in rows.items():
                     rates[name][row].append(turn())
         memory = [_measure_memory(place, files["390x320"], rows, max(workers)) for rows in memory_rows]
-    _report(rates, {name: files[name] for name in SOURCES}, memory, size, json_out)
+    _report(rates, files, memory, size, json)
 
 
 def _make_sources(place: Path, src: Path | None, name: str) -> list[bytes]:
@@ -209,7 +207,7 @@ def _children(process: int) -> list[int]:
 
 def _report(
     rates: dict[str, dict[str, list[float]]], files: dict[str, list[bytes]], memory: list[dict[str, int]], size: int,
-    json_out: Path,
+    json: Path,
 ) -> None:  # fmt: skip
     rows: list[dict[str, Any]] = []
     print(f"\nshort side {size} px, quality {QUALITY}, {cores()} cores")
@@ -222,18 +220,14 @@ def _report(
                             for base in ("plain Pillow loop", "decode + encode"))  # fmt: skip
             median = statistics.median(values)
             rows.append({"source": name, "kilobytes": kilobytes, "name": row, "rounds": len(values), "of_plain": plain,
-                         "images_per_s": {"median": median, "low": min(values), "high": max(values)},
+                         "images_per_s": spread(values),
                          "of_limit": limit})  # fmt: skip
             print(f"{name:18}{kilobytes:6.0f}  {row:20}{median:10.1f}{min(values):9.1f}{max(values):9.1f}"
                   f"{plain:8.2f}×{limit:10.0%}")
     for used in memory:
         print(f"table of {used['rows']} rows: the process {used['process_mb']} MB at its peak, "
               f"the largest worker {used['largest_worker_mb']} MB")
-    machine = describe_machine()
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    content = {"machine": machine, "size": size, "rows": rows, "memory": memory}
-    write_bytes(json_out, (json.dumps(content, indent=1) + "\n").encode())
-    print(f"{json_out} written")
+    write_figures(json, {"size": size, "rows": rows, "memory": memory})
 
 
 if __name__ == "__main__":

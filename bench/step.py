@@ -7,10 +7,10 @@ for it: together they would not fit into memory. Ours is the trainer's own code;
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,14 @@ import torchvision
 from torch import nn
 from tqdm import tqdm
 
-from bench.machine import describe_machine
+from bench.figures import ARCHIVE, spread, write_figures
 from bench.rivals import published_views
 from bench.turns import Runner, gpu_share
 from pipeline.loader import has_dali
 from pipeline.recipe import Recipe
-from shard.cli import run
+from shard.cli import check_numbers, run
 from shard.errors import InputError
 from shard.fetch import Fetcher
-from shard.files import write_bytes
 from shard.machine import cores
 from shard.manifest import read_manifest
 from train.config import Arch, Config, check_batch
@@ -37,7 +36,7 @@ from train.model import PROJECTION
 from train.setup import set_up
 from train.step import forward_backward, update
 
-ARCHIVE, EPOCHS = 224_316, 100  # CheXpert's images, and the published run's epochs
+EPOCHS = 100  # the published run's
 PARTS = ("data", "forward_backward", "optimizer")
 
 
@@ -74,26 +73,23 @@ def bench(
     those of 100 epochs of CheXpert's 224,316 images at that rate.
     """
     known = {"published": _published, "plain-amp": _plain_amp, "ours": _ours, "ours-compiled": _ours_compiled}
-    for name, value, low in (("rounds", rounds, 1), ("size", size, 32), ("workers", workers, 0)):
-        if value < low:
-            raise InputError(f"--{name}={value}: wants a number of at least {low}")
+    check_numbers(rounds=(rounds, 1, 10**4), size=(size, 32, 4096), workers=(workers, 0, 4096),
+                  batch_size=(batch_size, 2, 10**6), seconds=(seconds, 0, 3600))  # fmt: skip
     for row in rows:
         if row not in known:
             raise InputError(f"--rows={','.join(rows)}: no row {row!r}; there are {', '.join(known)}")
     check_batch(shards, batch_size)
-    read_manifest(shards)
+    read_manifest(shards)  # raises here, not in a row's process
+    if not has_dali() and (not rows or {"ours", "ours-compiled"} & set(rows)):
+        print("ours: NVIDIA DALI is not installed (Linux only); torchvision makes its views", file=sys.stderr)
     json.parent.mkdir(parents=True, exist_ok=True)
     setting = Setting(shards, arch, size, batch_size, workers or cores())
     table = _measure({name: known[name] for name in rows or known}, setting, rounds, seconds)
     print(f"\n{shards}: {arch}, {size} px, batch {batch_size}, {setting.workers} workers, {rounds} rounds\n")
     _print(table)
-    machine = describe_machine()
-    print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
     settings = {"arch": arch, "size": size, "batch_size": batch_size, "workers": setting.workers, "rounds": rounds,
                 "seconds": seconds}  # fmt: skip
-    content = {"machine": machine, "settings": settings, "rows": table}
-    write_bytes(json, (dumps(content, indent=1) + "\n").encode())
-    print(f"{json} written")
+    write_figures(json, {"settings": settings, "rows": table})
 
 
 def _measure(
@@ -129,14 +125,12 @@ def _summarise(name: str, turns: list[Any], published: list[Any] | None) -> dict
     steps = [step for some, _ in turns for step in some]
     total = sum(getattr(step, part) for step in steps for part in PARTS)
     shares = [share for _, share in turns if share is not None]
-    rate = statistics.median(rates)
     return {
-        "name": name, "images_per_s": {"median": rate, "low": min(rates), "high": max(rates)},
-        "times_published": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-        if ratios else None,
+        "name": name, "images_per_s": (rate := spread(rates)),
+        "times_published": spread(ratios) if ratios else None,
         "shares": {part: sum(getattr(step, part) for step in steps) / total for part in PARTS},
         "gpu_share": statistics.median(shares) if shares else None,
-        "hours": ARCHIVE * EPOCHS / rate / 3600, "steps": len(steps),
+        "hours": ARCHIVE * EPOCHS / rate["median"] / 3600, "steps": len(steps),
     }  # fmt: skip
 
 

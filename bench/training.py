@@ -19,7 +19,8 @@ from train.state import MILESTONE
 def need_of_training(wish: Wish, rates: Rates, bytes_an_image: float, shards: str = "") -> Need:
     """Of pre-training on the GPUs that are wished for. shards: the fingerprint of those it will read, where known."""
     need = Need("pre-train", shape=f"{count(wish.nodes, 'node')} × {count(wish.gpus_a_node, 'GPU')}")
-    rate = gpu_rate(wish, rates.trainer, need)
+    rate, said = gpu_rate(wish, rates.trainer)
+    (need.missing if rate is None else need.assumed).append(said)
     if rate is not None:
         need.hours = wish.images * wish.epochs / rate / wish.gpus / 3600
         need.gpu_hours = need.hours * wish.gpus
@@ -28,9 +29,12 @@ def need_of_training(wish: Wish, rates: Rates, bytes_an_image: float, shards: st
         if wish.gpus > 1:
             need.assumed.append(f"on {wish.gpus} GPUs {wish.gpus} times as many: what they tell one another is in no "
                                 "rate")  # fmt: skip
+    if isinstance(rates.trainer, Trainer) and rates.trainer.batch != wish.images_a_gpu:
+        need.assumed.append(f"images/s as measured with {rates.trainer.batch} images a step on one GPU, not the "
+                            f"{wish.images_a_gpu:,} that are planned")  # fmt: skip
     if wish.batch_size != Config.batch_size:
-        need.assumed.append(f"images/s as with the published batch of {Config.batch_size}; whether {wish.batch_size:,} "
-                            "learn as much, and at which --lr, is not in this plan")  # fmt: skip
+        need.assumed.append(f"whether batches of {wish.batch_size:,} images learn as much as the published ones of "
+                            f"{Config.batch_size}, and at which --lr, is not in this plan")  # fmt: skip
     checkpoint = _keep_checkpoints(wish, need)
     if isinstance(rates.loader, Missing):
         need.missing.append(f"cores and main memory: {rates.loader}")
@@ -47,22 +51,18 @@ def need_of_training(wish: Wish, rates: Rates, bytes_an_image: float, shards: st
     return need
 
 
-def gpu_rate(wish: Wish, trainer: Trainer | Missing, need: Need) -> float | None:
-    """Images/s that one GPU trains on, stated or measured; None where neither is so. `need` is told which."""
+def gpu_rate(wish: Wish, trainer: Trainer | Missing) -> tuple[float | None, str]:
+    """Images/s that one GPU trains on, None where they are neither stated nor measured; and which it is, in words."""
     cure = "on a machine with the GPU, or state --gpu-rate=IMAGES_PER_S"
     if wish.gpu_rate is not None:
-        need.assumed.append(f"{wish.gpu_rate:,.1f} images/s a GPU: stated by --gpu-rate, not measured")
-        return wish.gpu_rate
+        return wish.gpu_rate, f"{wish.gpu_rate:,.1f} images/s a GPU: stated by --gpu-rate, not measured"
     if isinstance(trainer, Missing):
-        need.missing.append(f"GPU-hours: {trainer} {cure}")
-    elif not trainer.machine.gpu:
-        need.missing.append("GPU-hours: not measured (bench-step.json is of a CPU, which tells nothing of a GPU); run: "
-                            f"python -m bench.step SHARDS --rows=ours {cure}")  # fmt: skip
-    else:
-        need.assumed.append(f"{trainer.images_per_s:,.1f} images/s a GPU, if yours is as fast: bench-step.json, batch "
-                            f"{trainer.batch}; {trainer.machine}")  # fmt: skip
-        return trainer.images_per_s
-    return None
+        return None, f"GPU-hours: {trainer} {cure}"
+    if not trainer.machine.gpu:
+        return None, ("GPU-hours: not measured (bench-step.json is of a CPU, which tells nothing of a GPU); run: "
+                      f"python -m bench.step SHARDS --rows=ours {cure}")  # fmt: skip
+    return trainer.images_per_s, (f"{trainer.images_per_s:,.1f} images/s a GPU, if yours is as fast: bench-step.json, "
+                                  f"batch {trainer.batch}; {trainer.machine}")  # fmt: skip
 
 
 @cache
@@ -97,14 +97,14 @@ def _fit_gpu(wish: Wish, memory: Memory | Missing, need: Need) -> None:
     elif not memory.machine.gpu:
         need.missing.append("GPU memory: not measured (bench-memory.json is of a CPU); run: python -m bench.memory on "
                             "a machine with the GPU")  # fmt: skip
-    elif (peak := memory.at(wish.share)) is None:
-        need.missing.append(f"GPU memory: not measured for {wish.share} images; run: python -m bench.memory "
-                            f"--batches={wish.share} on a machine with the GPU")  # fmt: skip
+    elif (peak := memory.at(wish.images_a_gpu)) is None:
+        need.missing.append(f"GPU memory: not measured for {wish.images_a_gpu} images; run: python -m bench.memory "
+                            f"--batches={wish.images_a_gpu} on a machine with the GPU")  # fmt: skip
     else:
         fits = "" if peak <= memory.there_mb else (
             f", more than the {memory.there_mb:,.0f} MB there: put --recompute or --micro-batch into FLAGS")
-        need.assumed.append(f"GPU memory: {peak:,.0f} MB for {wish.share} images, plain steps in bench-memory.json"
-                            f"{fits}; {memory.machine.gpu}")  # fmt: skip
+        need.assumed.append(f"GPU memory: {peak:,.0f} MB for {wish.images_a_gpu} images, plain steps in "
+                            f"bench-memory.json{fits}; {memory.machine.gpu}")  # fmt: skip
 
 
 def _keep_checkpoints(wish: Wish, need: Need) -> int:

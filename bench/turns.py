@@ -28,9 +28,9 @@ class Turn:
 
 
 class Runner:
-    """A loader's process. `start` is called there, with `arguments`, and gives image counts without end.
+    """A process of its own. `start` is called there, with `arguments`, and gives without end what is measured.
 
-    measure: what a turn is, of what `start` gives and some seconds; of loaders' by default.
+    measure: what a turn is, of what `start` gives and some seconds; by default of a loader's counts of images.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Runner:
         return self._ask(("turn", seconds))
 
     def first_pass(self, images: int, seconds: float) -> float:
-        """Images/s of a loader begun anew, its start included, over so many images or seconds."""
+        """Images/s of a loader begun anew, its start included, over so many images or seconds. Raises RuntimeError."""
         rate: float = self._ask(("first", images, seconds))
         return rate
 
@@ -142,7 +142,7 @@ def _memory() -> float:
 
 
 def gpu_share() -> float | None:
-    """The share of the last moments in which the GPU worked; None where there is none, or it does not tell."""
+    """The share of nvidia-smi's last window, up to a second, in which the GPU worked; None where it does not tell."""
     if not torch.cuda.is_available():
         return None
     identity = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"

@@ -6,14 +6,14 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from shard.cli import check_numbers
 from shard.errors import InputError
-from train.config import LIMITS, Arch, flag_of
+from train.config import LIMITS, Arch
 
 SHORT_SIDE, SHARD_SIZE = 256, 1000  # pixels, and images in a shard, as python -m shard build has them
 # Name → lowest, highest value.
 OWN_LIMITS = {"images": (1, 10**9), "tasks": (1, 10**5), "cores": (1, 4096), "short_side": (16, 4096),
               "gpus": (1, 10**5), "gpus_per_node": (1, 64), "safety": (1, 100)}  # fmt: skip
-TRAINING_LIMITS = {name: LIMITS[name] for name in ("size", "epochs", "batch_size")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,8 @@ class Wish:
     safety: float
 
     def __post_init__(self) -> None:
-        for name, (low, high) in {**OWN_LIMITS, **TRAINING_LIMITS}.items():
-            if not low <= getattr(self, name) <= high:  # NaN is not either
-                raise InputError(f"{flag_of(name)}={getattr(self, name)}: wants a number from {low} to {high}")
+        limits = {**OWN_LIMITS, **{name: LIMITS[name] for name in ("size", "epochs", "batch_size")}}
+        check_numbers(**{name: (getattr(self, name), *bounds) for name, bounds in limits.items()})
         if not re.fullmatch(r"[1-9]\d{1,5}x[1-9]\d{1,5}", self.source):
             raise InputError(f"--source={self.source}: wants a radiograph's size in pixels, as in --source=2320x2828")
         if self.gpu_rate is not None and not 0 < self.gpu_rate < math.inf:
@@ -84,7 +83,7 @@ class Wish:
         return self.gpus // self.gpus_a_node
 
     @property
-    def share(self) -> int:
+    def images_a_gpu(self) -> int:
         """Images a step on each GPU."""
         return self.batch_size // self.gpus
 

@@ -17,7 +17,7 @@ from pipeline.loader import Maker, has_dali, make_views
 from pipeline.partners import Patients
 from pipeline.plan import Batch
 from pipeline.recipe import Recipe, View
-from shard.errors import InputError
+from shard.cli import check_numbers
 from shard.fetch import Fetcher
 from shard.files import replacing
 from shard.manifest import read_manifest
@@ -30,11 +30,8 @@ def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, siz
     The views are those of the first epoch of a run with this seed. Each backend makes them by the same numbers:
     what differs between them is rounding. With --patient-positive=p, view 2 is often of another image of the patient.
     """
-    if not 0 <= patient_positive <= 1:
-        raise InputError(f"--patient-positive={patient_positive}: wants a number from 0 to 1")
-    for name, value, low, high in (("images", images, 1, 64), ("size", size, 16, 2048), ("seed", seed, 0, 2**63 - 1)):
-        if not low <= value <= high:
-            raise InputError(f"--{name}={value}: wants a number from {low} to {high}")
+    check_numbers(images=(images, 1, 64), size=(size, 16, 2048), seed=(seed, 0, 2**63 - 1),
+                  patient_positive=(patient_positive, 0, 1))  # fmt: skip
     print("\n".join(draw_preview(shards, out, images=images, size=size, seed=seed, patient_positive=patient_positive)))
 
 

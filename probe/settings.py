@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from probe.fewshot import Blank, Shots, Uncertain
+from shard.cli import check_numbers, flag_of
 from shard.errors import InputError
-from train.config import Device, flag_of
+from train.config import Device
 
 Protocol = Literal["ours", "paper"]
 BASELINES = ("scratch", "thumbnail", "imagenet")
@@ -50,10 +51,7 @@ class Settings:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name, (low, high) in LIMITS.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InputError(f"{flag_of(name)}={value}: wants a number from {low} to {high}")
+        check_numbers(**{name: (getattr(self, name), *limits) for name, limits in LIMITS.items()})
         for word in self.baselines:
             if word not in BASELINES:
                 raise InputError(f"--baselines={word}: not one of {', '.join(BASELINES)}")

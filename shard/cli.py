@@ -65,6 +65,18 @@ def run(name: str, commands: Command | Mapping[str, Command], argv: Sequence[str
         sys.exit(_complain(name, InputError(f"interrupted; to go on: {again}"), 130))
 
 
+def flag_of(name: str) -> str:
+    """A setting as its flag: batch_size is --batch-size."""
+    return "--" + name.replace("_", "-")
+
+
+def check_numbers(**settings: tuple[float, float, float]) -> None:
+    """Raise InputError for the first setting that is out of its bounds: name=(value, lowest, highest)."""
+    for name, (value, low, high) in settings.items():
+        if not low <= value <= high:  # NaN is not either
+            raise InputError(f"{flag_of(name)}={value}: wants a number from {low} to {high}")
+
+
 def bind(name: str, commands: Command | Mapping[str, Command], argv: list[str]) -> Callable[[], None]:
     """Return the call that `argv` asks for, its arguments checked and typed, without making it."""
     if isinstance(commands, Mapping) and "" in commands and (not argv or argv[0].startswith("-")):

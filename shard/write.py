@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shard import dicom
+from shard.cli import check_numbers
 from shard.deidentify import Pseudonyms, read_secret
 from shard.errors import InputError
 from shard.files import locked, replacing, sha256_of, write_bytes
@@ -72,9 +73,9 @@ def build(
     then: python -m shard merge OUT. In a Slurm job array both come from the array; --part=0 --parts=1 builds all.
     """
     part, parts = choose_part(part, parts)
-    _check_numbers(size=(size, 16, LARGEST), quality=(quality, 1, 100), shard_size=(shard_size, 1, 10**7),
-                   parts=(parts, 1, 10**5), part=(part, 0, parts - 1), workers=(workers, 0, 4096),
-                   partners=(partners, 0, shard_size - 1), seed=(seed, 0, 2**63))  # fmt: skip
+    check_numbers(size=(size, 16, LARGEST), quality=(quality, 1, 100), shard_size=(shard_size, 1, 10**7),
+                  parts=(parts, 1, 10**5), part=(part, 0, parts - 1), workers=(workers, 0, 4096),
+                  partners=(partners, 0, shard_size - 1), seed=(seed, 0, 2**63))  # fmt: skip
     content = read_table(src, dataset, table, allow_outside)
     rows = len(content.rows) + len(content.rejects)
     check_max_rejects(content.rejects, rows, max_rejects, place=f"the table of {src}")
@@ -117,12 +118,6 @@ def _say_partners(plan: Plan, images: int) -> None:
     print(f"--partners: {with_partners} of {images} images ({with_partners / max(1, images):.0%}) lie in one shard "
           f"with others of their patient; 0 bytes more on the disk (copies beside each image would be {copies} images, "
           f"{copies / max(1, images):.1f} times as much again)")  # fmt: skip
-
-
-def _check_numbers(**flags: tuple[int, int, int]) -> None:
-    for name, (value, low, high) in flags.items():
-        if not low <= value <= high:
-            raise InputError(f"--{name.replace('_', '-')}={value}: wants a number from {low} to {high}")
 
 
 def write_shard(job: Job) -> ShardRecord:

@@ -128,7 +128,7 @@ def test_bench_shard_prints_every_row_and_writes_it(
 ) -> None:
     monkeypatch.setattr("bench.shard.TURN_S", 0.02)
     monkeypatch.setattr("bench.shard.SOURCES", {"390x320": ((390, 320), 0.0, 90), "1000x800": ((1000, 800), 3.0, 90)})
-    bench_shard(size=64, rounds=2, workers=(1, 2), memory_rows=(50, 5000), json_out=tmp_path / "new" / "shard.json")
+    bench_shard(size=64, rounds=2, workers=(1, 2), memory_rows=(50, 5000), json=tmp_path / "new" / "shard.json")
     page, content = capsys.readouterr().out, json.loads((tmp_path / "new" / "shard.json").read_text())
     rows = {(row["source"], row["name"]): row for row in content["rows"]}
     assert len(rows) == 8 and all(page.count(name) >= 2 for _, name in rows)
@@ -142,7 +142,7 @@ def test_bench_shard_prints_every_row_and_writes_it(
 
 def test_bench_shard_names_a_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no \*\.jpg"):
-        bench_shard(src=tmp_path, json_out=tmp_path / "shard.json")
+        bench_shard(src=tmp_path, json=tmp_path / "shard.json")
     assert not (tmp_path / "shard.json").exists()
 
 

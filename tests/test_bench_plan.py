@@ -22,9 +22,9 @@ from bench import io as bench_io
 from bench import plan as bench_plan
 from bench import shard as bench_shard
 from bench import step as bench_step
+from bench.audit import Audit, audit, audit_plan, run_ranks
 from bench.needs import LEARNING_H
 from bench.plan import plan
-from bench.ranks import Audit, audit, audit_plan, run_ranks
 from bench.turns import Turn
 from bench.wish import SHARD_SIZE, SHORT_SIDE
 from pipeline.plan import Batch, Plan
@@ -169,7 +169,7 @@ def test_a_rate_that_is_stated_is_taken_and_said_to_be_stated(
 
 @pytest.mark.parametrize(
     ("name", "step", "figure", "command"),
-    [("shard", "shard", "core_hours", "python -m bench.shard --json-out="),
+    [("shard", "shard", "core_hours", "python -m bench.shard --json="),
      ("io", "pre-train", "cores", "python -m bench.io SHARDS --json="),
      ("step", "pre-train", "gpu_hours", "python -m bench.step SHARDS --rows=ours --arch=resnet18 --json="),
      ("memory", "pre-train", "", "python -m bench.memory --arch=resnet18 --json=")],
@@ -427,6 +427,6 @@ def test_ranks_that_are_too_many_are_told_before_they_start(shards: Shards, monk
     images = shards.manifest.images("train")
     with pytest.raises(InputError, match=f"--simulate=500: .* has {images} images .*; lower it to {images}"):
         run_ranks(shards.folder, 1, 500, 1, 32)
-    monkeypatch.setattr("bench.ranks.resource.getrlimit", lambda _: (100, 200))
+    monkeypatch.setattr("bench.audit.resource.getrlimit", lambda _: (100, 200))
     with pytest.raises(InputError, match=r"--simulate=64: in one process that may take .* no more than 200 are"):
         run_ranks(shards.folder, 1, 64, 1, 32)

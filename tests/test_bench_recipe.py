@@ -124,17 +124,18 @@ def test_the_whole_study_goes_on_where_it_stopped_and_looks_at_test_patients_onc
     best = claim["cell"]
     trained = Candidates(three_splits.folder, out / "features", 1)
     exam = set_exam(three_splits.folder, "test", 5)
-    sat = [exam.sit(trained.trained(Trial(Cell(best, {}), seed, three_splits.folder, out).run)) for seed in range(2)]
-    references = {"Scratch": [exam.sit(trained.scratch("resnet18", seed, 32)) for seed in range(2)],
-                  "published": [exam.sit(trained.trained(Trial(cells[0], seed, three_splits.folder, out).run))
+    scored = [exam.score(trained.trained(Trial(Cell(best, {}), seed, three_splits.folder, out).run))
+              for seed in range(2)]  # fmt: skip
+    references = {"Scratch": [exam.score(trained.scratch("resnet18", seed, 32)) for seed in range(2)],
+                  "published": [exam.score(trained.trained(Trial(cells[0], seed, three_splits.folder, out).run))
                                 for seed in range(2)],
-                  "Thumbnail": [exam.sit(trained.thumbnail(32))] * 2}  # fmt: skip
-    wanted = {(name, task): over_seeds([one[task] - other[task] for one, other in zip(sat, others, strict=True)])
+                  "Thumbnail": [exam.score(trained.thumbnail(32))] * 2}  # fmt: skip
+    wanted = {(name, task): over_seeds([one[task] - other[task] for one, other in zip(scored, others, strict=True)])
               for name, others in references.items() if name != best for task in exam.drawn}  # fmt: skip
     for ((name, task), effect), p in zip(wanted.items(), holm([one.p for one in wanted.values()]), strict=True):
         found = claim["differences"][name][task]
         assert found == pytest.approx([*effect[:3], p, 2], nan_ok=True)
-        assert claim["auroc"][task] == pytest.approx(np.mean([one[task].both[0] for one in sat]))
+        assert claim["auroc"][task] == pytest.approx(np.mean([one[task].both[0] for one in scored]))
 
 
 def test_a_result_is_read_back_and_no_other_is_taken_for_it(tmp_path: Path) -> None:
@@ -174,11 +175,11 @@ def test_a_cell_is_compared_to_its_rival_and_corrected_for_all_cells(three_split
     noise[..., 0] = 0
     names = ("published", "published, large", "small", "large")
     cells = [Cell(names[0], {}), Cell(names[1], {}, names[1]), Cell(names[2], {}), Cell(names[3], {}, names[1])]
-    sat = {name: {"mean": [Scores(*(value + one))]}
+    scored = {name: {"mean": [Scores(*(value + one))]}
            for name, value, one in zip(names, (0.6, 0.7, 0.61, 0.72), noise, strict=True)}  # fmt: skip
     study = recipe._Study(three_splits.folder, tmp_path, cells, 1, 5, 1, three_splits.manifest)
-    rows = {row.name: row for row in study.rows(recipe._Sat(sat, {}, sat["published"]))}
-    alone = {name: difference(sat[name]["mean"], sat[rival]["mean"])
+    rows = {row.name: row for row in study.rows(recipe._Scored(scored, {}, scored["published"]))}
+    alone = {name: difference(scored[name]["mean"], scored[rival]["mean"])
              for name, rival in (("small", names[0]), ("large", names[1]))}  # fmt: skip
     for name, p in zip(alone, holm([effect.p for effect in alone.values()]), strict=True):
         assert rows[name].to_published == {"mean": alone[name]._replace(p=p)}
@@ -222,9 +223,9 @@ def test_only_a_cell_with_every_seed_is_chosen(three_splits: Shards, tmp_path: P
     study = recipe._Study(three_splits.folder, tmp_path, cells, 3, 5, 1, three_splits.manifest)
     assert [len(study.trials(cell)) for cell in cells] == [3, 1, 3]
     values = {"published": [0.6, 0.5, 0.5], "lucky": [0.9], "sure": [0.55, 0.55, 0.6]}
-    sat = recipe._Sat({name: {"mean": [Scores(*np.full((3, 9), value)) for value in seeds]}
+    scored = recipe._Scored({name: {"mean": [Scores(*np.full((3, 9), value)) for value in seeds]}
                        for name, seeds in values.items()}, {}, {})  # fmt: skip
-    assert study.choose(sat).name == "sure"
+    assert study.choose(scored).name == "sure"
 
 
 def test_shards_that_cannot_carry_the_study_are_refused(shards: Shards, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.recipe import Where
+from shard.cli import check_numbers, flag_of
 from shard.errors import InputError
 from shard.manifest import parse_manifest
 from train.presets import PRESETS, Preset, SamePatient
@@ -82,10 +83,7 @@ class Config:
     accept: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, (low, high) in LIMITS.items():
-            value = getattr(self, name)
-            if not low <= value <= high:  # NaN is not either
-                raise InputError(f"{flag_of(name)}={value}: wants a number from {low} to {high}")
+        check_numbers(**{name: (getattr(self, name), *limits) for name, limits in LIMITS.items()})
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise InputError(f"--micro-batch={self.micro_batch}: does not divide --batch-size={self.batch_size}; "
                              f"{_divisors(self.batch_size)} do")
@@ -137,11 +135,6 @@ def train_command(settings: dict[str, Any]) -> str:
     given.pop("limit_steps", None)
     return " ".join(["python -m train", *(flag_of(name) + ("" if value is True else f"={shlex.quote(str(value))}")
                                           for name, value in given.items())])  # fmt: skip
-
-
-def flag_of(name: str) -> str:
-    """A setting's flag on the command line."""
-    return f"--{name.replace('_', '-')}"
 
 
 def _divisors(number: int) -> str:

@@ -1,0 +1,28 @@
+"""Figures as every bench keeps them: spread over rounds, and a JSON file that says what they were measured on."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from bench.machine import describe_machine
+from shard.files import write_bytes
+
+ARCHIVE = 224_316  # CheXpert's images
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The median of what some rounds gave, the lowest and the highest."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def write_figures(path: Path, content: dict[str, Any], **beside: str) -> None:
+    """Print the machine, and write it and `content` as JSON to `path`; beside: versions that count for this bench."""
+    machine = {**describe_machine(), **beside}
+    print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, (dumps({"machine": machine, **content}, indent=1) + "\n").encode())
+    print(f"{path} written")
