@@ -13,13 +13,14 @@ import pandas as pd
 import torch
 
 from probe.encoders import Encoder, Input, open_encoder, scratch_encoder, thumbnail_encoder
-from probe.features import Features, read_features
+from probe.features import read_features
 from probe.fewshot import Draws, NotMeasurable, make_draws, resolve_labels
-from probe.linear import probe_draws, standardise
+from probe.linear import probe_draws
 from probe.statistics import Effect, Scores, holm, mean_of, over_seeds, resample, score
 from shard.errors import InputError
 from shard.manifest import Manifest, read_manifest
 from shard.read import read_labels
+from train.frozen import Features, standardise
 
 TASKS = ("Cardiomegaly", "Effusion", "Pleural Effusion", "Lung Opacity")  # of which a set has some; NIH's has three
 SHOTS = 10

@@ -16,11 +16,11 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from bench.figures import write_figures
-from probe.features import Features
 from probe.fewshot import Rows
 from probe.linear import INVERSE_L2, probe_draws
 from probe.statistics import resample, score
 from shard.cli import check_numbers, run
+from train.frozen import Features
 
 TRAINING, TESTED = 2000, 234  # images; those that are tested as many as valid.csv has
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +21,7 @@ from pipeline.plan import Batch
 from pipeline.recipe import Recipe, View
 from shard.cli import check_numbers
 from shard.fetch import Fetcher
-from shard.files import replacing
+from shard.files import write_bytes
 from shard.manifest import read_manifest
 
 
@@ -32,16 +34,16 @@ def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, siz
     """
     check_numbers(images=(images, 1, 64), size=(size, 16, 2048), seed=(seed, 0, 2**63 - 1),
                   patient_positive=(patient_positive, 0, 1))  # fmt: skip
-    print("\n".join(draw_preview(shards, out, images=images, size=size, seed=seed, patient_positive=patient_positive)))
+    content, said = draw_preview(shards, Recipe(size=size, patient_positive=patient_positive), images=images, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, content)
+    print("\n".join([*said, f"{out} written"]))
 
 
-def draw_preview(
-    shards: Path, out: Path, *, images: int, size: int, seed: int, patient_positive: float = 0.0
-) -> list[str]:  # fmt: skip
-    """Draw it, and say what was drawn, a line a view."""
-    manifest = read_manifest(shards)
-    # Shown as grey levels, so nothing is taken out.
-    recipe = Recipe(size=size, mean=0.0, std=1.0, patient_positive=patient_positive)
+def draw_preview(shards: Path, recipe: Recipe, *, images: int, seed: int) -> tuple[bytes, list[str]]:
+    """The PNG, and what it shows in words: a line a view, and one on all. Raises InputError as the loader does."""
+    manifest, patient_positive = read_manifest(shards), recipe.patient_positive
+    recipe = replace(recipe, mean=0.0, std=1.0)  # shown as grey levels, so nothing is taken out
     fetcher, patients = Fetcher(shards, manifest, "train"), Patients(shards, manifest, "train")
     numbers = np.random.default_rng(seed).permutation(len(fetcher))[:images]
     wanted, seconds = Batch(0, 0, numbers), numbers
@@ -57,21 +59,20 @@ def draw_preview(
     for row, (line, number, second) in enumerate(zip(axes, numbers.tolist(), seconds.tolist(), strict=True)):
         image, other, key = reference.decode(fetcher, number), reference.decode(fetcher, second), fetcher.key(number)
         pictures = [(f"{key}\n{image.shape[2]}×{image.shape[1]}", image)]
-        for view, drawn in enumerate(reference.draw(recipe, seed, 0, number, image, other)):
+        for view, parameters in enumerate(reference.draw(recipe, seed, 0, number, image, other)):
             partner = f" (of {fetcher.key(second)})" if view and second != number else ""
-            said.append(f"{key} view {view + 1}{partner}: {_describe(drawn)}")
+            said.append(f"{key} view {view + 1}{partner}: {_describe(parameters)}")
             for maker in makers:
-                title = f"view {view + 1}{', partner' * bool(partner)}, {maker}\n{_describe(drawn, short=True)}"
+                title = f"view {view + 1}{', partner' * bool(partner)}, {maker}\n{_describe(parameters, short=True)}"
                 pictures.append((title, made[maker][view][row]))
         for axis, (title, picture) in zip(line, pictures, strict=True):
             axis.imshow(picture[0].numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set_title(title, fontsize=6.5)
             axis.axis("off")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as file:
-        figure.savefig(file, dpi=110, format="png")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, format="png")
     plt.close(figure)
-    return [*said, f"{out}: {len(numbers)} images with two views each by {', '.join(makers)}"]
+    return drawn.getvalue(), [*said, f"{len(numbers)} images with two views each by {', '.join(makers)}"]
 
 
 def _describe(view: View, *, short: bool = False) -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from pipeline.preview import draw_preview
-from probe.features import Features
-from probe.figures import Picture, draw_forest, draw_journals, draw_roc, draw_scores, draw_shots
+from pipeline.recipe import Recipe
+from probe.figures import Picture, colours, draw_forest, draw_journals, draw_roc, draw_scores, draw_shots
 from probe.gallery import map_test_images, neighbours
-from probe.linear import standardise
 from probe.measure import ALL, BALANCED, FINETUNE, LINEAR, Measured
 from probe.notes import list_commands, list_facts, list_notes
 from probe.page import Page, Section
@@ -31,40 +30,41 @@ from probe.table import (
     layout_shots,
     with_mean_column,
 )
+from train.frozen import Features, standardise
 from train.journal import read_journal
 
 
 def compose(
-    study: Study, measured: Measured, table: pd.DataFrame, differences: pd.DataFrame, features: Mapping[str, Features],
-    out: Path,
+    study: Study, measured: Measured, table: pd.DataFrame, differences: pd.DataFrame, features: Mapping[str, Features]
 ) -> Page:  # fmt: skip
-    """The page; features as read_features gives them, out: where the views are drawn on their way into it."""
+    """The page; features as read_features gives them."""
     tasks, shots = study.tasks, study.headline
     positive = {task: float(draws.test_labels.mean()) for task, draws in study.drawn.items()}
-    there = [encoder.name for encoder in study.encoders if encoder.module is not None]
+    palette = colours([encoder.name for encoder in study.present])
     shown = [one for one in TABLES if one.probe != FINETUNE or study.settings.finetune]
     sheets = [layout(table, one, study.encoders, tasks, shots, positive) for one in shown]
     main = layout(table, MAIN, study.encoders, tasks, shots, positive)
-    columns = [task for task in with_mean_column(tasks) if task in study.drawn or task == MEAN]
+    columns = with_mean_column([task for task in tasks if task in study.drawn])
     all_shots = [str(one) for one in study.settings.all_shots if any(one in some for some in study.measured.values())]
     standard = _standardised(study, features)
     published = _published(study, measured)
     sections = [
-        Section(f"Frozen features, {_words(shots)}", _EXPLAIN, [draw_scores(table, there, columns, str(shots))],
+        Section(f"Frozen features, {_words(shots)}", _EXPLAIN, [draw_scores(table, palette, columns, str(shots))],
                 [main]),
         Section("Paired differences", _PAIRED, draw_forest(differences),
                 [layout_differences(differences)] if len(differences) else []),
         Section("How many labels are needed", _SHOTS,
-                [draw_shots(table, there, task, all_shots) for task in columns] if len(all_shots) > 1 else [],
+                [draw_shots(table, palette, task, all_shots) for task in columns] if len(all_shots) > 1 else [],
                 [layout_shots(table, study.encoders, tasks, all_shots)] if len(all_shots) > 1 else []),
         Section("ROC curves", "Mean over draws, on all labelled test images.",
-                [draw_roc({name: measured.rocs[name, task] / study.draws for name in there
-                           if (name, task) in measured.rocs}, task) for task in study.drawn]),
+                [draw_roc({name: measured.rocs[name, task] / study.draws for name in palette
+                           if (name, task) in measured.rocs}, palette, task)
+                 for task in study.drawn if shots in study.measured[task]]),
         Section("Other measures", "", [], sheets),
         *published,
         *_sliced(study, table),
         Section("What the features see", _GALLERY, [neighbours(study, standard), *map_test_images(study, standard)]),
-        *_pretraining(study, out),
+        *_pretraining(study, palette),
     ]  # fmt: skip
     if study.settings.protocol == "paper":
         sections = [*published, *(section for section in sections if section not in published)]
@@ -97,7 +97,7 @@ def _words(shots: object) -> str:
 def _standardised(study: Study, features: Mapping[str, Features]) -> Features:
     """Features of the encoder that pictures are of: the first that was given."""
     given = [one.name for one in study.encoders if one.is_given]
-    return standardise(features[given[0]], (study.labels["split"] == "train").to_numpy())
+    return standardise(features[given[0]], study.train)
 
 
 def _headline(study: Study, table: pd.DataFrame, differences: pd.DataFrame, measured: Measured) -> str:
@@ -141,7 +141,7 @@ def _published(study: Study, measured: Measured) -> list[Section]:
     """The published protocol beside ours, and what it makes of noise."""
     if not measured.peaks:
         return []
-    names = [one.name for one in study.encoders if one.module is not None] + [NOISE]
+    names = [*(one.name for one in study.present), NOISE]
     tasks = [task for task in study.drawn if (names[0], task, ALL) in measured.peaks]
     sheets = []
     for test, which in ((ALL, "all labelled test images"), (BALANCED, "balanced test sets")):
@@ -193,20 +193,23 @@ def _sliced(study: Study, table: pd.DataFrame) -> list[Section]:
     return [Section("Slices: sex, age, view", text, [], [Sheet("AUROC by slice", ["", *study.drawn], rows)])]
 
 
-def _pretraining(study: Study, out: Path) -> list[Section]:
-    """How the runs learned, and from what views."""
+def _pretraining(study: Study, palette: Mapping[str, str]) -> list[Section]:
+    """How the runs learned, and from what views: those of the first run, of the report's own shards."""
     runs = [one for one in study.encoders if one.run is not None]
     if not runs:
         return []
     journals = {one.name: read_journal(one.run) for one in runs if one.run is not None}
-    drawn = [draw_journals(journals, "loss", "NT-Xent loss", "epoch"),
-             draw_journals(journals, "alignment", "Alignment (lower: views agree)", "step"),
-             draw_journals(journals, "uniformity", "Uniformity (lower: spread out)", "step")]  # fmt: skip
-    draw_preview(study.settings.shards, out / "views.png", images=4, size=runs[0].input.size, seed=0)
+    drawn = [draw_journals(journals, palette, "loss", "NT-Xent loss", "epoch"),
+             draw_journals(journals, palette, "alignment", "Alignment (lower: views agree)", "step"),
+             draw_journals(journals, palette, "uniformity", "Uniformity (lower: spread out)", "step")]  # fmt: skip
+    assert runs[0].state is not None
+    recipe = Recipe(**runs[0].state["recipe"])
+    if runs[0].state["shards"] != study.manifest.fingerprint():  # where a patient's images may lie apart
+        recipe = replace(recipe, patient_positive=0.0)
+    content, _ = draw_preview(study.settings.shards, recipe, images=4, seed=0)
     of = " synthetic" if study.manifest.settings.get("synthetic") else ""
     views = Picture("views", f"Rows of a{of} radiograph and two augmented views of it by each backend, with their "
-                             "parameters", (out / "views.png").read_bytes(), "png")  # fmt: skip
-    (out / "views.png").unlink()
+                             "parameters", content, "png")  # fmt: skip
     text = ("NT-Xent of the epochs; alignment: the mean squared distance of an image's two views on the sphere; "
             "uniformity: the log of the mean potential between all views (Wang & Isola, 2020). Of training batches.")
     return [Section("Pre-training", text, [picture for picture in drawn if picture]),

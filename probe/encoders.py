@@ -15,7 +15,7 @@ from torch import nn
 
 from probe.weights import Weights, read_weights
 from shard.errors import InputError
-from train.checkpoint import FORMAT, UnreadableTensors, load_checkpoint, load_newest_good, read_tensors, taking_up
+from train.checkpoint import FORMAT, UnreadableTensors, load_checkpoint, load_newest, read_tensors, taking_up
 from train.model import encoder_of, grey_resnet
 from train.presets import say_recipe
 
@@ -134,7 +134,7 @@ def open_encoder(path: Path, name: str, otherwise: Input, size: int) -> tuple[st
     if not path.exists():
         raise InputError(f"{path}: no such run or file of weights; a run is the --out of python -m train")
     if path.is_dir() and not (path / "model.safetensors").exists():
-        found = load_newest_good(path)
+        found = load_newest(path)
         if found is None:
             raise InputError(f"{path}: no checkpoint in {path / 'checkpoints'}; train first: "
                              f"python -m train --out={path}")  # fmt: skip
@@ -203,7 +203,10 @@ def imagenet_encoder(arch: str, wanted: Input, weights: Path | None) -> Encoder:
 
     Raises InputError where a given file doesn't fit.
     """
-    default = torchvision.models.get_model_weights(arch).DEFAULT
+    # Not the second ones, which torchvision takes by default where it has them: trained with label smoothing and mixed
+    # images, their features are known to tell less to a linear probe (Kornblith et al., 2021, "Why do better loss
+    # functions lead to less transferable features?"); and not every ResNet has them.
+    default = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
     if weights is not None:
         if not weights.exists():
             raise InputError(f"--imagenet-weights={weights}: no such file; wanted is the file of {default}")

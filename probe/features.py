@@ -15,12 +15,15 @@ from tqdm import tqdm
 
 from pipeline.loader import Backend, has_dali, image_loader
 from probe.encoders import Encoder, Input
+from shard.errors import InputError
 from shard.files import replacing, sha256_of
 from shard.machine import version_of
 from shard.manifest import Manifest
 from train.checkpoint import HASH_DIGITS
+from train.fingerprint import hash_code
+from train.frozen import Features
 
-Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+CODE = ("pipeline/loader.py", "pipeline/dali.py", "pipeline/reference.py", "probe/features.py")
 
 
 def read_features(
@@ -30,7 +33,8 @@ def read_features(
     """Features of every image of the splits by each encoder's name, those of `cache` where they are there.
 
     What is not is computed, encoders that want the same images together, and kept there by a hash of the weights, the
-    shards, and how the images were made. An encoder that can't be had is left out.
+    shards, and how the images were made. An encoder that can't be had is left out. Raises InputError where features
+    are no numbers.
     """
     cache.mkdir(parents=True, exist_ok=True)
     backend = _backend()
@@ -44,6 +48,9 @@ def read_features(
         found = extract_features(modules, shards, manifest, splits, images, backend=backend, batch_size=batch_size,
                                  device=device, workers=workers)  # fmt: skip
         for encoder, features in zip(alike, found, strict=True):
+            if not np.isfinite(features).all():
+                raise InputError(f"{encoder.name}: makes features that are no numbers ({encoder.source}); leave it out "
+                                 "or take an earlier checkpoint")  # fmt: skip
             known[encoder.name] = features
             _keep(cache, keys[encoder.name], features)
     return {name: features for name, features in known.items() if features is not None}
@@ -105,8 +112,9 @@ def _backend() -> Backend:
 
 
 def _key(encoder: Encoder, manifest: Manifest, splits: Sequence[str], backend: str, device: torch.device) -> str:
-    decides = [encoder.sha256(), manifest.fingerprint(), *splits, backend, device.type,
-               *map(version_of, ("torch", "torchvision", "nvidia-dali-cuda120"))]  # fmt: skip
+    """A hash of all that decides an encoder's features, the code that makes the images included."""
+    decides = [encoder.sha256(), manifest.fingerprint(), *splits, backend, device.type, hash_code(CODE),
+               *map(version_of, ("torch", "torchvision", "nvidia-dali-cuda120", "pillow"))]  # fmt: skip
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
 
 

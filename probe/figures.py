@@ -21,7 +21,7 @@ from probe.measure import ALL, GRID, LINEAR, Curve
 
 INK = "#010203"  # stands for the text's colour, dark on a light page and light on a dark one
 KNOWN = {SCRATCH: "#8a8a8a", THUMBNAIL: "#2f9e62", IMAGENET: "#d9822b", SIMCLR: "#3b7dd8"}
-OTHERS = ("#3b7dd8", "#b4509d", "#c9a227", "#5b6abf", "#c44e52", "#17a2a2")  # runs by other names; told apart by eye
+OTHERS = ("#b4509d", "#c9a227", "#5b6abf", "#c44e52", "#17a2a2")  # runs by other names; told apart by eye
 STYLE: Any = {"text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
          "font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "svg.fonttype": "none", "axes.spines.top": False,
          "text.parse_math": False,  # names are as tables have them, dollars too
@@ -40,28 +40,28 @@ class Picture(NamedTuple):
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """An encoder's colour is its own, whichever others are there."""
+    """A colour for each encoder of a page, the same in all its figures: baselines and SimCLR have their own."""
     free = [name for name in names if name not in KNOWN]
-    return KNOWN | {name: OTHERS[place % len(OTHERS)] for place, name in enumerate(free)}
+    return {name: KNOWN.get(name) or OTHERS[free.index(name) % len(OTHERS)] for name in names}
 
 
-def draw_scores(table: pd.DataFrame, names: Sequence[str], tasks: Sequence[str], shots: str) -> Picture:
-    """AUROC of each encoder by task, with intervals."""
+def draw_scores(table: pd.DataFrame, palette: Mapping[str, str], tasks: Sequence[str], shots: str) -> Picture:
+    """AUROC of each encoder of the palette (see colours) by task, with intervals."""
     found = _auroc(table).set_index(["encoder", "task", "shots"])
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(5.2, 0.9 + 0.15 * len(tasks) * (len(names) + 1)), layout="constrained")
-        for place, name in enumerate(names):
+        figure, axes = plt.subplots(figsize=(5.2, 0.9 + 0.15 * len(tasks) * (len(palette) + 1)), layout="constrained")
+        for place, (name, colour) in enumerate(palette.items()):
             cells = [_cell(found, (name, task, shots)) for task in tasks]
-            height = [row + (place - (len(names) - 1) / 2) * 0.17 for row in range(len(tasks))]
+            height = [row + (place - (len(palette) - 1) / 2) * 0.17 for row in range(len(tasks))]
             mean, low, high = np.array(cells).T
             axes.errorbar(mean, height, xerr=[mean - low, high - mean], fmt="o", ms=4, lw=1.5, label=name,
-                          color=colours(names)[name])  # fmt: skip
+                          color=colour)  # fmt: skip
         axes.axvline(0.5, color=INK, ls=":", lw=1)
         axes.set_yticks(range(len(tasks)), tasks)
         axes.invert_yaxis()
         axes.set_xlabel("AUROC (dotted: chance)")
-        figure.legend(loc="outside upper center", ncols=len(names))
-        said = "; ".join(f"{name} {_said(found, (name, tasks[-1], shots))}" for name in names)
+        figure.legend(loc="outside upper center", ncols=len(palette))
+        said = "; ".join(f"{name} {_said(found, (name, tasks[-1], shots))}" for name in palette)
         return Picture("scores", f"AUROC by task with intervals. {tasks[-1]}: {said}. The tables hold all of it.",
                        _svg(figure, "scores"))  # fmt: skip
 
@@ -88,33 +88,33 @@ def draw_forest(differences: pd.DataFrame) -> list[Picture]:
     return pictures
 
 
-def draw_shots(table: pd.DataFrame, names: Sequence[str], task: str, all_shots: Sequence[str]) -> Picture:
+def draw_shots(table: pd.DataFrame, palette: Mapping[str, str], task: str, all_shots: Sequence[str]) -> Picture:
     """AUROC of each encoder against the number of labelled examples, with bands."""
     found = _auroc(table).set_index(["encoder", "task", "shots"])
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=PANEL, layout="constrained")
         places = np.arange(len(all_shots))
-        for name in names:
+        for name, colour in palette.items():
             mean, low, high = np.array([_cell(found, (name, task, shots)) for shots in all_shots]).T
-            axes.plot(places, mean, "o-", ms=3, lw=1.5, color=colours(names)[name], label=name)
-            axes.fill_between(places, low, high, color=colours(names)[name], alpha=0.18, lw=0)
+            axes.plot(places, mean, "o-", ms=3, lw=1.5, color=colour, label=name)
+            axes.fill_between(places, low, high, color=colour, alpha=0.18, lw=0)
         axes.set_xticks(places, all_shots)
         axes.axhline(0.5, color=INK, ls=":", lw=1)
         axes.set(title=task, xlabel="labelled examples a class", ylabel="AUROC")
         axes.legend()
         least, most = all_shots[0], all_shots[-1]
         said = "; ".join(f"{name} from {_said(found, (name, task, least))} with {least} to "
-                         f"{_said(found, (name, task, most))} with {most}" for name in names)  # fmt: skip
+                         f"{_said(found, (name, task, most))} with {most}" for name in palette)  # fmt: skip
         return Picture(f"shots-{_slug(task)}", f"AUROC against labelled examples, {task}: {said}.",
                        _svg(figure, f"shots-{_slug(task)}"))  # fmt: skip
 
 
-def draw_roc(rocs: Mapping[str, Curve], task: str) -> Picture:
+def draw_roc(rocs: Mapping[str, Curve], palette: Mapping[str, str], task: str) -> Picture:
     """The mean ROC curve of each encoder; rocs: true positive rates on GRID by encoder."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(2.9, 2.9), layout="constrained")
         for name, curve in rocs.items():
-            axes.plot([0, *GRID], [0, *curve], color=colours(list(rocs))[name], lw=1.5, label=name)
+            axes.plot([0, *GRID], [0, *curve], color=palette[name], lw=1.5, label=name)
         axes.plot([0, 1], [0, 1], color=INK, ls=":", lw=1)
         axes.set(title=task, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         axes.legend(loc="lower right")
@@ -123,16 +123,18 @@ def draw_roc(rocs: Mapping[str, Curve], task: str) -> Picture:
                        _svg(figure, f"roc-{_slug(task)}"))  # fmt: skip
 
 
-def draw_journals(journals: Mapping[str, list[dict[str, Any]]], what: str, title: str, kind: str) -> Picture | None:
+def draw_journals(
+    journals: Mapping[str, list[dict[str, Any]]], palette: Mapping[str, str], what: str, title: str, kind: str
+) -> Picture | None:
     """A measure of the journals' lines of one kind against epochs, a curve a run; None where no run has it."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=PANEL, layout="constrained")
         said = []
-        for place, (name, lines) in enumerate(journals.items()):
+        for name, lines in journals.items():
             chosen = [line for line in lines if line["kind"] == kind and what in line]
             if chosen:
                 axes.plot([line["epoch"] for line in chosen], [line[what] for line in chosen], "-", lw=1.5, ms=3,
-                          color=OTHERS[place % len(OTHERS)], label=name,
+                          color=palette[name], label=name,
                           marker="o" if len(chosen) < 40 else None)  # fmt: skip
                 said.append(f"{name} from {chosen[0][what]:.3f} to {chosen[-1][what]:.3f}")
         axes.set(title=title, xlabel="epoch")

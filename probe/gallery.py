@@ -10,11 +10,12 @@ import torch
 from sklearn.manifold import TSNE
 
 from probe.encoders import Input
-from probe.features import Features, read_images
+from probe.features import read_images
 from probe.fewshot import Rows
 from probe.figures import Picture, draw_map, draw_neighbours
 from probe.measure import Curve
 from probe.study import Study
+from train.frozen import Features
 
 NEIGHBOURS = 5
 SHOWN = 112  # pixels a side

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from probe.features import Features
 from probe.fewshot import Rows
+from train.frozen import NEIGHBOURS, TEMPERATURE, Features
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07  # of the weighted vote, as in Wu et al., 2018, and fixed
 BLOCK = 4096  # test images at a time
 
 

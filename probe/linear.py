@@ -9,23 +9,12 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from probe.features import Features
 from probe.fewshot import Rows
+from train.frozen import Features
 
 INVERSE_L2 = 1.0  # scikit-learn's C, on features whose expected squared length is 1; fixed: ten shots can't choose it
 STEPS, CLOSE = 100, 1e-10  # Newton's, and where it stops: the largest change of a decision value
 Floats = npt.NDArray[np.float64]
-
-
-def standardise(features: Features, train: npt.NDArray[np.bool_]) -> Features:
-    """Features standardised by the training images, whose labels are not looked at, and divided by √F.
-
-    The division makes a vector's expected squared length 1, so that one strength of L2 means the same for encoders of
-    any width F. Without it 20 examples in 512 dimensions are separated as if nothing held the weights back.
-    """
-    mean, std = features[train].mean(axis=0), features[train].std(axis=0)
-    standardised: Features = (features - mean) / np.maximum(std, 1e-6) / np.float32(np.sqrt(features.shape[1]))
-    return standardised
 
 
 def probe_draws(

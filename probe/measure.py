@@ -17,15 +17,17 @@ from sklearn.metrics import roc_curve
 from tqdm import tqdm
 
 from probe.encoders import Encoder
-from probe.features import Features, read_images
+from probe.features import read_images
 from probe.fewshot import Shots
 from probe.finetune import finetune
 from probe.knn import knn_draws
-from probe.linear import fit_all, probe_draws, standardise
+from probe.linear import fit_all, probe_draws
 from probe.paper import NOISE, Peaks, noise_features, published_draws
 from probe.slices import count, find_slices, is_large_enough
 from probe.statistics import Resamples, Scores, join, resample, score
 from probe.study import Study
+from shard.errors import InputError
+from train.frozen import Features, standardise
 
 LINEAR, KNN, FINETUNE = "linear", "knn", "finetune"
 BALANCED, ALL = "balanced", "all"  # test sets; the slices of the second are others
@@ -67,7 +69,7 @@ class Measured:
 def list_units(study: Study) -> list[Unit]:
     """All the work there is, encoder by encoder."""
     units = []
-    for encoder in [one.name for one in study.encoders if one.module is not None] + [NOISE]:
+    for encoder in [*(one.name for one in study.present), NOISE]:
         for task in study.drawn:
             units += [Unit("draws", encoder, task, first, min(first + BLOCK, study.draws))
                       for first in range(0, study.draws, BLOCK)]  # fmt: skip
@@ -81,27 +83,33 @@ def list_units(study: Study) -> list[Unit]:
 
 def _learners(study: Study) -> list[str]:
     """The encoders that have something to fine-tune."""
-    return [one.name for one in study.encoders if one.module is not None and any(True for _ in one.module.parameters())]
+    return [one.name for one in study.present if one.module is not None and any(True for _ in one.module.parameters())]
 
 
 def measure(
     study: Study, units: Sequence[Unit], features: Mapping[str, Features], device: torch.device
 ) -> list[Measured]:
-    """What each unit finds, in their order; features as read_features gives them."""
-    train = (study.labels["split"] == "train").to_numpy()
+    """What each unit finds, in their order; features as read_features gives them.
+
+    Raises InputError where a probe does not converge.
+    """
     raw: dict[str, Features] = {}
     standard: dict[str, Features] = {}
     found = []
     for unit in tqdm(units, desc="probing", unit=" units", disable=None):
         if unit.encoder not in raw:  # one at a time: an archive's features are gigabytes
             raw = {unit.encoder: _features(unit.encoder, features, study)}
-            standard = {unit.encoder: standardise(raw[unit.encoder], train)}
-        if unit.kind == "draws":
-            found.append(_measure_draws(study, unit, raw[unit.encoder], standard[unit.encoder]))
-        elif unit.kind == "all":
-            found.append(_measure_all(study, unit, standard[unit.encoder]))
-        else:
-            found.append(_measure_finetuned(study, unit, device))
+            standard = {unit.encoder: standardise(raw[unit.encoder], study.train)}
+        try:
+            if unit.kind == "draws":
+                found.append(_measure_draws(study, unit, raw[unit.encoder], standard[unit.encoder]))
+            elif unit.kind == "all":
+                found.append(_measure_all(study, unit, standard[unit.encoder]))
+            else:
+                found.append(_measure_finetuned(study, unit, device))
+        except ArithmeticError as reason:
+            raise InputError(f"{unit.encoder}, {unit.task}: {reason}; leave out the encoder, or the task by naming "
+                             "others with --tasks") from reason  # fmt: skip
     return found
 
 
@@ -154,11 +162,11 @@ def _measure_draws(study: Study, unit: Unit, raw: Features, features: Features) 
                 _score(measured, study, Key(unit.encoder, KNN, shots, unit.task, ALL), decisions, resamples, some)
     if headline != "all" and headline in study.measured[unit.task]:
         rows, classes = (part[some] for part in draws.support(headline))
-        for test, members in ((ALL, None), (BALANCED, draws.balanced[some])):
-            measured.peaks[unit.encoder, unit.task, test] = published_draws(
-                raw, rows, classes, draws.test, draws.test_labels, members, seed=study.settings.seed,
-                first=unit.first,
-            )  # fmt: skip
+        sets = {ALL: np.ones((len(rows), len(draws.test)), bool), BALANCED: draws.balanced[some]}
+        peaks = published_draws(raw, rows, classes, draws.test, draws.test_labels, list(sets.values()),
+                                seed=study.settings.seed, first=unit.first)  # fmt: skip
+        for test, found in zip(sets, peaks, strict=True):
+            measured.peaks[unit.encoder, unit.task, test] = found
     return measured
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 
+from probe.encoders import SIDE
 from probe.linear import INVERSE_L2
 from probe.statistics import REPLICATES
 from probe.study import Study
@@ -34,7 +35,7 @@ def list_notes(study: Study) -> list[str]:
         f"{settings.labels_said} Features are frozen, standardised by the unlabelled training images and divided by "
         f"the square root of the encoder's width; logistic regression with L2, C = {INVERSE_L2:g} fixed beforehand, to "
         "convergence; final, not peak, accuracy.",
-        "An encoder that does not beat the 16×16 thumbnail has learned nothing that the grey levels do not say.",
+        f"An encoder that does not beat the {SIDE}×{SIDE} thumbnail has learned nothing that grey levels do not say.",
         *(f"{encoder.name}: {encoder.source}; {encoder.input.size} px." for encoder in study.encoders),
         *(f"{reason}." for reason in study.unmeasured),
     ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from probe.features import Features
 from probe.fewshot import Rows
+from train.frozen import Features
 
 EPOCHS, LR = 100, 1e-3  # the study names neither: Adam's own rate, and as many epochs as its pre-training had
 NOISE = "Pure noise"
@@ -24,18 +25,19 @@ class Peaks(NamedTuple):
 
 def published_draws(
     features: Features, support: Rows, labels: Rows, test: Rows, test_labels: Rows,
-    members: npt.NDArray[np.bool_] | None, *, seed: int, first: int = 0,
-) -> Peaks:  # fmt: skip
+    sets: Sequence[npt.NDArray[np.bool_]], *, seed: int, first: int = 0,
+) -> list[Peaks]:  # fmt: skip
     """The published protocol on each draw: a linear layer on frozen features, Adam, all examples a step, peak accuracy.
 
-    features: [images, F], as the encoder gives them; support, labels: [D, n]; test: [N] rows; members: [D, N], the
-    images that each draw is tested on, all where None; first: the number of the first draw. A step is an epoch.
+    features: [images, F], as the encoder gives them; support, labels: [D, n]; test: [N] rows; sets: test sets, [D, N]
+    each, the images that each draw is tested on, for which there are as many peaks; first: the number of the first
+    draw. A step is an epoch.
     """
     examples = torch.from_numpy(features[support])  # [D, n, F]
     wanted = torch.from_numpy(labels).float()
     tested = torch.from_numpy(features[test])
     truth = torch.from_numpy(test_labels == 1)
-    counted = torch.ones(len(support), len(test)) if members is None else torch.from_numpy(members).float()
+    counted = torch.from_numpy(np.stack(sets)).float()  # [sets, D, N]
     weights, bias = _start(features.shape[1], seed, range(first, first + len(support)))
     optimizer = torch.optim.Adam([weights, bias], lr=LR)
     accuracies = []
@@ -48,9 +50,9 @@ def published_draws(
         optimizer.step()
         with torch.no_grad():
             right = ((weights @ tested.T + bias[:, None] > 0) == truth).float() * counted
-            accuracies.append(right.sum(1) / counted.sum(1))
-    over_epochs = torch.stack(accuracies).double().numpy()  # [EPOCHS, D]
-    return Peaks(over_epochs.max(axis=0), over_epochs[-1])
+            accuracies.append(right.sum(2) / counted.sum(2))
+    over_epochs = torch.stack(accuracies, 1).double().numpy()  # [sets, EPOCHS, D]
+    return [Peaks(one.max(axis=0), one[-1]) for one in over_epochs]
 
 
 def _start(width: int, seed: int, draws: range) -> tuple[torch.Tensor, torch.Tensor]:

@@ -65,16 +65,19 @@ def read_parts(study: Study) -> tuple[list[Unit], list[Measured]]:
     files = {path: _read(path) for path in sorted(folder.glob("*-of-*.npz"))}
     parts = {head["parts"] for head, _ in files.values()}
     if len(parts) > 1:
-        raise InputError(f"{folder}: parts of {' and of '.join(map(str, sorted(parts)))}; remove those of one")
+        few, many = min(parts), max(parts)
+        raise InputError(f"{folder}: some are parts of {few}, others of {many}; remove {folder}/*-of-{few}.npz or "
+                         f"{folder}/*-of-{many}.npz")  # fmt: skip
     for path, (head, _) in files.items():
         if head["fingerprint"] != study.fingerprint:
-            raise InputError(f"{path}: of other settings, draws, shards or weights than the part before it; remove it, "
-                             f"and make it again with --part={head['part']} --parts={head['parts']}")  # fmt: skip
+            raise InputError(f"{path}: of other settings, draws, shards or weights than there are now; remove it, and "
+                             f"make it again with --part={head['part']} --parts={head['parts']}")  # fmt: skip
     there = {head["part"] for head, _ in files.values()}
     missing = sorted(set(range(*parts)) - there)
     if missing:
-        raise InputError(f"{folder}: {len(missing)} of {max(parts)} parts missing; make them with --part="
-                         f"{', '.join(map(str, missing[:8]))} --parts={max(parts)}")  # fmt: skip
+        rest = f" and so on for {', '.join(map(str, missing[1:8]))}" if missing[1:] else ""
+        raise InputError(f"{folder}: {len(missing)} of {max(parts)} parts missing; make them with --part={missing[0]} "
+                         f"--parts={max(parts)}{rest}")  # fmt: skip
     units: list[Unit] = []
     found: list[Measured] = []
     for _, (head, arrays) in sorted(files.items(), key=lambda item: int(item[1][0]["part"])):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from probe.compose import compose
 from probe.draws_file import write_draws
-from probe.features import Features, read_features
+from probe.features import read_features
 from probe.measure import Measured, Unit, add_up, list_units, measure
 from probe.page import write_page
 from probe.parts import read_parts, read_settings, units_of, write_part
@@ -19,6 +20,7 @@ from shard.errors import InputError
 from shard.files import locked, write_bytes
 from shard.sheet import to_csv
 from train.device import resolve_device
+from train.frozen import Features
 
 
 def make_report(settings: Settings, part: int, parts: int) -> None:
@@ -45,8 +47,9 @@ def _make(study: Study, units: list[Unit], part: int, parts: int) -> None:
 
 
 def merge_report(out: Path) -> None:
-    """Write the report of the parts in --out."""
-    study = open_study(read_settings(out))
+    """Write the report of the parts in `out`. Raises InputError where some are missing, or of another report."""
+    # The folder may have been moved, or be named from another place.
+    study = open_study(replace(read_settings(out), out=out))
     with locked(out, "report"):
         _write(study, add_up(*read_parts(study)), _features(study, None))
 
@@ -67,7 +70,7 @@ def _write(study: Study, measured: Measured, features: dict[str, Features]) -> N
     scores = with_mean(measured.scores, study.drawn)
     table = score_table(scores)
     differences = difference_table(study.encoders, scores, study.tasks, study.headline)
-    page = compose(study, measured, table, differences, features, out)
+    page = compose(study, measured, table, differences, features)
     write_bytes(out / "draws.csv", write_draws(study.drawn, study.labels))
     labels = {"uncertain": study.settings.uncertain, "blank": study.settings.blank}
     write_bytes(out / "table.csv", to_csv(table.assign(**labels)))

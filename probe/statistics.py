@@ -89,7 +89,7 @@ def score(
     decisions: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], patients: npt.NDArray[np.integer],
     resamples: Resamples, members: npt.NDArray[np.bool_] | None = None, first: int = 0,
 ) -> Scores:  # fmt: skip
-    """METRICS of each replicate, each the mean over its draws; of some draws alone, what they add to it (see `join`).
+    """METRICS of each replicate, each the mean over its draws; of some draws alone, their share of it (see `join`).
 
     decisions: [D, N], above 0 for positive, whose logistic is the probability; labels: [N] of 0 and 1; patients: [N],
     numbers from 0; members: [D, N], the images that each draw is tested on, all where None. A metric that its images
@@ -107,14 +107,14 @@ def score(
     of_draws = np.empty((len(decisions), len(METRICS)))
     given = (order, last, ranked > 0, probability, held, labels.astype(np.int8), patients.astype(np.int32))
 
-    def some(start: int) -> None:
+    def score_some(start: int) -> None:
         some = slice(start, start + CHUNK)
         kept = of_draws[: len(of_draws) if start == 0 else 0]  # the first replicate is of all patients
         _score(*given, resamples.draws.shape[1], draw_counts[some], resamples.patients[some], both[some],
                of_patients[some], kept)  # fmt: skip
 
     with ThreadPoolExecutor(cores()) as threads:
-        list(threads.map(some, range(0, len(both), CHUNK)))
+        list(threads.map(score_some, range(0, len(both), CHUNK)))
     return Scores(both, of_patients, of_draws)
 
 
@@ -122,12 +122,12 @@ def score(
 def _score(order, last, said, probability, held, labels, patients, all_draws,  # type: ignore[no-untyped-def]
            draw_counts, patient_counts, both, of_patients, of_draws):  # fmt: skip
     draws, images = order.shape
-    sums, counts, bins = np.empty(BINS), np.empty(BINS), np.empty(BINS)
+    sums = np.empty(BINS)
     found = np.empty(5)
     for replicate in range(len(both)):
         both[replicate], of_patients[replicate] = 0.0, 0.0
         for draw in range(draws):
-            sums[:], counts[:], bins[:] = 0.0, 0.0, 0.0
+            sums[:] = 0.0
             # Down the ranking: true and false positives so far, and at the last threshold.
             true, false, true_before, false_before, area, precision = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             true_said, false_said = 0.0, 0.0
@@ -143,7 +143,6 @@ def _score(order, last, said, probability, held, labels, patients, all_draws,  #
                         false += weight
                         false_said += weight * said[draw, place]
                     bin = min(int(probability[draw, place] * BINS), BINS - 1)
-                    counts[bin] += weight
                     sums[bin] += weight * (probability[draw, place] - label)
                 if last[draw, place] and true + false > true_before + false_before:
                     area += (false - false_before) * (true + true_before) / 2

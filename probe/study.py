@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from pipeline.recipe import Recipe
@@ -40,6 +41,16 @@ class Study:
     unmeasured: list[str]
 
     @property
+    def present(self) -> list[Encoder]:
+        """The encoders that can be had."""
+        return [one for one in self.encoders if one.module is not None]
+
+    @functools.cached_property
+    def train(self) -> npt.NDArray[np.bool_]:
+        """[images] whether an image is of the training split."""
+        return np.asarray(self.labels["split"] == "train")
+
+    @property
     def draws(self) -> int:
         """How many draws there are of each task."""
         return len(next(iter(self.drawn.values())).balanced)
@@ -58,9 +69,8 @@ class Study:
 
         The same for all tasks, so that a mean over tasks is of the same patients in each replicate.
         """
-        train = (self.labels["split"] == "train").to_numpy()
-        numbers = np.full(len(train), -1)
-        numbers[~train] = np.unique(self.labels["patient"].to_numpy()[~train], return_inverse=True)[1]
+        numbers = np.full(len(self.train), -1)
+        numbers[~self.train] = np.unique(self.labels["patient"].to_numpy()[~self.train], return_inverse=True)[1]
         return numbers
 
     @functools.cached_property
@@ -97,8 +107,8 @@ def open_study(settings: Settings) -> Study:
         if not measured[task]:
             del drawn[task], measured[task]
     if not drawn:
-        raise InputError(f"--shots={','.join(settings.shots)}: no task can be measured ({'; '.join(unmeasured)}); "
-                         "lower it")  # fmt: skip
+        raise InputError(f"--shots={','.join(settings.shots)}: no task can be measured ({'; '.join(unmeasured)}); ask "
+                         "for fewer shots, other --tasks or draws, or give shards with more labels")  # fmt: skip
     return Study(settings, manifest, labels, encoders, tasks, drawn, measured, unmeasured)
 
 

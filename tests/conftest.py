@@ -20,7 +20,7 @@ from pipeline.loader import has_dali
 from shard.manifest import Manifest, read_manifest
 from shard.phantom import phantom
 from shard.write import build
-from train.checkpoint import load_checkpoint, newest_checkpoint
+from train.checkpoint import list_checkpoints, load_checkpoint
 from train.config import Config
 from train.journal import METRICS
 from train.loop import pretrain
@@ -128,9 +128,7 @@ def train_here(shards: Shards, out: Path, **settings: Any) -> None:
 
 def newest(run: Path) -> dict[str, Any]:
     """The state in a run's newest checkpoint."""
-    path = newest_checkpoint(run)
-    assert path is not None, run
-    return load_checkpoint(path)
+    return load_checkpoint(list_checkpoints(run)[0])
 
 
 def equal_states(one: Any, other: Any) -> bool:

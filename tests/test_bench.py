@@ -110,14 +110,13 @@ def test_preview_draws_a_png_and_prints_the_parameters(
     assert "torchvision" in said and (not has_dali() or "dali-fused, dali-stock" in said)
 
 
-def test_preview_says_which_second_views_are_of_a_partner(partner_shards: Shards, tmp_path: Path) -> None:
+def test_preview_says_which_second_views_are_of_a_partner(partner_shards: Shards) -> None:
     folder, manifest = partner_shards.folder, partner_shards.manifest
     patient_of = read_labels(folder, manifest, ("train",)).set_index("key")["patient"]
 
     def pairs(probability: float) -> list[tuple[str, str]]:
-        said = "\n".join(draw_preview(folder, tmp_path / "views.png", images=8, size=32, seed=0,
-                                      patient_positive=probability))  # fmt: skip
-        return re.findall(r"^(\S+) view 2 \(of (\S+)\): ", said, re.MULTILINE)
+        _, said = draw_preview(folder, Recipe(size=32, patient_positive=probability), images=8, seed=0)
+        return re.findall(r"^(\S+) view 2 \(of (\S+)\): ", "\n".join(said), re.MULTILINE)
 
     assert not pairs(0.0) and len(found := pairs(1.0)) > 2
     assert all(one != other and patient_of[one] == patient_of[other] for one, other in found)

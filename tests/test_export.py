@@ -22,10 +22,10 @@ from torch import nn
 
 from shard.errors import InputError
 from tests.conftest import ROOT
-from train.card import CARD_INSIDE, NOTES, Format
 from train.checkpoint import save_checkpoint
 from train.export import export
 from train.model import SimCLR, grey_resnet
+from train.model_card import CARD_INSIDE, NOTES, Format
 
 MEAN, STD, SIZE, STEP = 0.5031, 0.2907, 64, 40
 SUFFIX = {"torchvision": ".pth", "timm": "", "safetensors": ".safetensors", "onnx": ".onnx"}

@@ -10,13 +10,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from probe.features import Features
 from probe.fewshot import Rows, make_draws
 from probe.finetune import finetune
 from probe.knn import NEIGHBOURS, TEMPERATURE, knn_draws
-from probe.linear import fit_all, probe_draws, standardise
+from probe.linear import fit_all, probe_draws
 from probe.paper import EPOCHS, LR, noise_features, published_draws
 from probe.statistics import resample, score
+from train.frozen import Features, standardise
 
 
 def test_standardising_looks_at_training_rows_alone_and_gives_length_one() -> None:
@@ -92,7 +92,10 @@ def test_nearest_neighbours_are_scikit_learns(shots: int) -> None:
 def test_the_published_protocol_is_a_layer_trained_by_adam_one_draw_after_the_other() -> None:
     features, support, classes, test, truth = drawn(8, 5)
     members = np.random.default_rng(0).random((5, 100)) < 0.5
-    found = published_draws(features, support, classes, test, truth, members, seed=3, first=7)
+    sets = [np.ones_like(members), members]
+    everywhere, found = published_draws(features, support, classes, test, truth, sets, seed=3, first=7)
+    (alone,) = published_draws(features, support, classes, test, truth, sets[:1], seed=3, first=7)
+    assert np.array_equal(everywhere, alone) and not np.array_equal(everywhere, found)
     scaled = torch.from_numpy(features)
     for draw in range(5):
         start = 2 * torch.rand(9, generator=torch.Generator().manual_seed(3 * 10**6 + 7 + draw)) - 1
@@ -119,7 +122,8 @@ def test_the_peak_of_pure_noise_is_well_above_chance_and_its_last_epoch_is_not()
     features = (np.abs(rng.normal(size=(1000, 512))) * rng.gamma(1, 1, 512)).astype(np.float32)
     support = np.array([rng.choice(800, 20, replace=False) for _ in range(200)])
     classes = np.tile(np.repeat([1, 0], 10), (200, 1))
-    found = published_draws(features, support, classes, np.arange(864, 1000), truth, None, seed=0)
+    (found,) = published_draws(features, support, classes, np.arange(864, 1000), truth, [np.ones((200, 136), bool)],
+                               seed=0)  # fmt: skip
     said = [100 * np.mean(found.peak), 100 * np.percentile(found.peak, 95), 100 * np.mean(found.final)]
     print("pure noise: peak {:.1f} %, one draw in twenty above {:.1f} %; last epoch {:.1f} %".format(*said))
     assert said[0] > 53 and said[1] > 58 and said[2] == pytest.approx(50, abs=1)

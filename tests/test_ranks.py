@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from shard.errors import InputError
-from tests.conftest import DALI, ROOT, SMALL, Shards
+from tests.conftest import DALI, ROOT, SMALL, Shards, newest
 from tests.one_rank import CASES, IMAGES, PATIENTS, joint_batch, take_step
-from train.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
+from train.checkpoint import list_checkpoints
 from train.fingerprint import check_ranks
 from train.journal import METRICS, SPEED, read_journal
 from train.ranks import Ranks, find_ranks, first_host
@@ -135,7 +135,7 @@ def test_three_ranks_told_to_stop_and_killed_go_on_exactly(shards: Shards, tmp_p
 
     ended = ends(start([parts] * 3, slurm=True))
     assert [status for status, _, _ in ended] == [0] * 3 and "resuming from" in ended[0][1], ended
-    one, other = (load_checkpoint(newest_checkpoint(tmp_path / name) or Path()) for name in ("whole", "parts"))
+    one, other = (newest(tmp_path / name) for name in ("whole", "parts"))
     assert one["step"] == other["step"] == 12
     assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
     assert (tmp_path / "whole" / METRICS).read_bytes() == (tmp_path / "parts" / METRICS).read_bytes()

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torchvision
 
-from probe.linear import probe_draws, standardise
+from probe.linear import probe_draws
 from probe.measure import ALL, BALANCED, LINEAR, Key, add_up, list_units, measure
 from probe.report import make_report, merge_report
 from probe.settings import Settings, from_plain
@@ -27,6 +27,7 @@ from shard.files import locked
 from shard.formats import CHEXPERT_FINDINGS
 from shard.table import TASKS
 from tests.conftest import Shards, run_module
+from train.frozen import standardise
 
 SHOTS = ("1", "3", "all")
 FIGURES = {"scores.svg", "loss.svg", "alignment.svg", "uniformity.svg", "neighbours.png", "views.png",
@@ -193,6 +194,11 @@ def test_parts_give_what_one_process_gives(shards: Shards, trained: Path, weight
     table = pd.read_csv(tmp_path / "parts" / "table.csv")
     assert table.groupby("probe")["draws"].max().to_dict() == {"linear": 60, "knn": 60, "finetune": 1}
     assert "full fine-tuning" in (tmp_path / "parts" / "report.html").read_text()
+    shutil.copytree(tmp_path / "parts" / "parts", tmp_path / "moved" / "parts")
+    written = (tmp_path / "parts" / "report.html").stat().st_mtime_ns
+    merge_report(tmp_path / "moved")  # where the parts lie, not where they were made
+    assert (tmp_path / "moved" / "table.csv").read_bytes() == whole[Path("table.csv")].read_bytes()
+    assert (tmp_path / "parts" / "report.html").stat().st_mtime_ns == written
     one = tmp_path / "parts" / "parts" / "1-of-3.npz"
     one.write_bytes(b"cut")
     with pytest.raises(InputError, match=r"1-of-3\.npz: not a part that can be read"):

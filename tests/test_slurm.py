@@ -22,7 +22,7 @@ from shard.write import build
 from tests import slurm_cluster
 from tests.conftest import ROOT, SMALL, run_module, same_run
 from tests.slurm_cluster import Cluster, wait_until
-from train.checkpoint import newest_checkpoint, step_of
+from train.checkpoint import list_checkpoints, step_of
 from train.journal import CARD, SPEED, read_journal
 
 SCRIPTS = ROOT / "slurm"
@@ -74,8 +74,7 @@ def submit_chain(cluster: Cluster, cwd: Path, *steps: str, **given: Any) -> dict
 
 def steps_done(run: Path) -> int:
     """The step of a run's newest checkpoint."""
-    newest = newest_checkpoint(run)
-    return step_of(newest) if newest else 0
+    return max(map(step_of, list_checkpoints(run)), default=0)
 
 
 def log_of(run: Path, name: str, job: str) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipeline.recipe import Where
 from shard.cli import run
-from train.card import Format
 from train.config import Arch, Config, Device, Optimizer, Precision, Schedule, check_batch
+from train.model_card import Format
 from train.presets import Preset, SamePatient, with_preset
 
 # What the commands do is imported by who does it: PyTorch takes seconds, and a flag that is wrong is told of before.

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,7 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: Iterable[
 
 def list_checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, the newest first."""
-    return sorted((run / "checkpoints").glob("step-*.pt"), reverse=True)
-
-
-def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint with the most steps, None where there is none."""
-    return next(iter(list_checkpoints(run)), None)
+    return sorted((run / "checkpoints").glob("step-[0-9]*.pt"), reverse=True)
 
 
 def step_of(path: Path) -> int:
@@ -118,6 +114,17 @@ def load_newest_good(run: Path) -> tuple[Path, dict[str, Any], list[Path]] | Non
         raise InputError(f"{rotten[0].parent}: {', '.join(path.name for path in rotten)}: cut short or rotten, and "
                          "there is no other; remove them to train anew")
     return None
+
+
+def load_newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """load_newest_good for who only reads a run: newer ones that are not whole are told of on stderr and left there."""
+    found = load_newest_good(run)
+    if found is None:
+        return None
+    path, state, rotten = found
+    for other in rotten:
+        print(f"warning: {other} is cut short or rotten; {path} is taken", file=sys.stderr)
+    return path, state
 
 
 def set_aside(path: Path) -> Path:

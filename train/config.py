@@ -86,11 +86,9 @@ class Config:
         check_numbers(**{name: (getattr(self, name), *limits) for name, limits in LIMITS.items()})
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise InputError(f"--micro-batch={self.micro_batch}: does not divide --batch-size={self.batch_size}; "
-                             f"{_divisors(self.batch_size)} do")
+                             f"{divisors(self.batch_size)} do")
         if self.warmup_epochs > self.epochs:
             raise InputError(f"--warmup-epochs={self.warmup_epochs:g}: more than --epochs={self.epochs}; lower it")
-        if self.precision == "fp16" and self.device == "cpu":
-            raise InputError("--precision=fp16: wants a GPU; on a CPU use bf16 or fp32")
         if self.compile and self.recompute:
             raise InputError("--compile --recompute: the compiler decides itself what to compute again; drop one")
         if self.compile and shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
@@ -137,7 +135,7 @@ def train_command(settings: dict[str, Any]) -> str:
                                           for name, value in given.items())])  # fmt: skip
 
 
-def _divisors(number: int) -> str:
+def divisors(number: int) -> str:
     """The largest few numbers that divide `number`, for a message."""
     fitting = [part for part in range(1, number // 2 + 1) if number % part == 0][-4:]
     return ", ".join(map(str, fitting))

@@ -14,10 +14,10 @@ from torch import nn
 
 from shard.errors import InputError
 from shard.files import write_bytes
-from train.card import CLASSES, NOTES, Card, Format, make_card, make_page
-from train.checkpoint import load_checkpoint, newest_checkpoint, taking_up
+from train.checkpoint import load_checkpoint, load_newest, taking_up
 from train.journal import read_journal
 from train.model import encoder_of
+from train.model_card import CLASSES, NOTES, Card, Format, make_card, make_page
 
 SUFFIX = {"torchvision": ".pth", "timm": "", "safetensors": ".safetensors", "onnx": ".onnx"}
 PACKAGES = {"torchvision": [], "timm": ["safetensors"], "safetensors": ["safetensors"], "onnx": ["onnx", "onnxscript"]}
@@ -34,10 +34,10 @@ def export(
     --out: the file, or timm's folder; by default in RUN/export. --checkpoint: this one, not the newest.
     """
     _check(run, format, out, checkpoint)
-    path = checkpoint or newest_checkpoint(run)
-    if path is None:
+    found = (checkpoint, load_checkpoint(checkpoint)) if checkpoint else load_newest(run)
+    if found is None:
         raise InputError(f"{run}: no checkpoint in {run / 'checkpoints'}; train first: python -m train --out={run}")
-    state = load_checkpoint(path)
+    path, state = found
     # What this run measured says nothing of a checkpoint from elsewhere.
     journal = read_journal(run) if path.resolve().is_relative_to(run.resolve()) else []
     with taking_up(path):

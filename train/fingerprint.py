@@ -20,12 +20,12 @@ ROOT = Path(__file__).parent.parent
 CODE = (
     *(f"pipeline/{name}.py" for name in ("recipe", "plan", "partners", "draw", "ahead", "fused", "dali", "reference",
                                          "loader")),
-    *(f"train/{name}.py" for name in ("setup", "device", "model", "loss", "large_batch", "distributed", "optim")),
-    "train/step.py",
+    *(f"train/{name}.py" for name in ("setup", "device", "model", "loss", "large_batch", "distributed", "optim",
+                                      "step")),
 )
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "numba", "numpy", "pillow", "timm")
 RANKS, THREADS = "ranks", "threads"
-NEVER = {"arch", "optimizer", "shards", "batch_size"}  # can be accepted: a state of another would not fit
+NEVER_ACCEPTED = {"arch", "optimizer", "shards", "batch_size"}  # a state of another would not fit
 
 Fingerprint = dict[str, str | int | float | bool]
 
@@ -60,7 +60,7 @@ def check_fingerprint(
     differing = differences(then, now)
     # Other ranks have other threads each.
     allowed = {*accept, *((RANKS, THREADS) if between_epochs and RANKS in differing else ())}
-    if wrong := [name for name in accept if name not in {**then, **now} or name in NEVER]:
+    if wrong := [name for name in accept if name not in {**then, **now} or name in NEVER_ACCEPTED]:
         raise InputError(f"--accept={','.join(accept)}: {wrong[0]} is nothing that could be accepted; "
                          f"{', '.join(differing) or 'nothing'} differs")  # fmt: skip
     refused = {name: pair for name, pair in differing.items() if name not in allowed}
@@ -71,15 +71,15 @@ def check_fingerprint(
     for name, one, other in rows:
         print(f"  {name:{widths[0]}}  {one:{widths[1]}}  {other}", file=sys.stderr)
     ranks = "; another number of ranks goes on from an epoch's end alone" if RANKS in refused else ""
-    accepting = "" if NEVER & refused.keys() else f", or go on all the same with --accept={','.join(refused)}"
+    accepting = "" if NEVER_ACCEPTED & refused.keys() else f", or go on all the same with --accept={','.join(refused)}"
     raise InputError(f"{path}: made under what gives other numbers, {', '.join(refused)}; go back to that, or train "
                      f"anew with another --out{accepting}{ranks}")
 
 
-def hash_code() -> str:
-    """A hash of the code that decides a run's numbers, of what it does: comments and docstrings are not looked at."""
+def hash_code(files: Sequence[str] = CODE) -> str:
+    """A hash of the code in some files, named from the root: of what it does, not of comments and docstrings."""
     digest = hashlib.sha256()
-    for name in CODE:
+    for name in files:
         tree = ast.parse((ROOT / name).read_text())
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:

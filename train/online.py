@@ -20,11 +20,11 @@ from shard.manifest import Manifest
 from shard.read import read_labels
 from train.config import Config
 from train.device import autocast
+from train.frozen import NEIGHBOURS, TEMPERATURE, standardise
 
 MOST_IMAGES = 2000
 HELD_OUT = 0.25  # of the patients
 LEAST = 10  # positives and as many negatives, in each part, for a finding to be scored
-NEIGHBOURS, WARMTH = 20, 0.07  # Wu et al., 2018
 BATCH = 64
 
 
@@ -63,7 +63,7 @@ class OnlineProbe:
                       "from and as many held out", flush=True)  # fmt: skip
             self._said = True
             return {}
-        features = _standardise(self._embed(encoder, stopped), ~chosen.held_out)
+        features = standardise(self._embed(encoder, stopped), ~chosen.held_out)
         for finding in chosen.findings:
             truth = chosen.labels[finding].to_numpy()
             known = np.isin(truth, (0, 1))
@@ -120,15 +120,9 @@ def _choose(shards: Path, manifest: Manifest, seed: int) -> _Chosen:
     return _Chosen(samples.tolist(), labels, held_out, [name for name in names if has_enough(name)])
 
 
-def _standardise(features: Any, fit: Any) -> Any:
-    """By the images learned from, and divided by √F: the strength of L2 then means the same for any width."""
-    mean, std = features[fit].mean(axis=0), features[fit].std(axis=0)
-    return (features - mean) / np.maximum(std, 1e-6) / np.float32(np.sqrt(features.shape[1]))
-
-
 def _vote(known: Any, truth: Any, asked: Any) -> Any:
     """The weighted share of positives among each one's nearest neighbours by cosine."""
     cosine = F.normalize(torch.from_numpy(asked), dim=1) @ F.normalize(torch.from_numpy(known), dim=1).T
     nearest, which = cosine.topk(min(NEIGHBOURS, len(known)), dim=1)
-    weight = torch.softmax(nearest / WARMTH, dim=1)
+    weight = torch.softmax(nearest / TEMPERATURE, dim=1)
     return (weight * torch.from_numpy(truth.astype(np.float32))[which]).sum(1).numpy()

@@ -85,6 +85,9 @@ def find_ranks() -> Ranks:
         host, port = "127.0.0.1", 29500
     elif "SLURM_STEP_NUM_TASKS" in said:  # absent in a batch script, which is one process whatever --ntasks
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "MASTER_PORT")
+        if not said.get("SLURM_STEP_NODELIST") or not said.get("SLURM_JOB_ID", "").isdigit():
+            shown = ", ".join(f"{name}={said.get(name)}" for name in ("SLURM_STEP_NODELIST", "SLURM_JOB_ID"))
+            raise InputError(f"{shown}: not what srun sets; start with srun or torchrun")
         host, port = first_host(said["SLURM_STEP_NODELIST"]), FIRST_PORT + int(said["SLURM_JOB_ID"]) * 8 % PORTS
         if not is_known(host):  # its name is Slurm's alone; srun most often runs on the first node itself
             host = said.get("SLURM_LAUNCH_NODE_IPADDR", host)

@@ -13,7 +13,7 @@ from pipeline.recipe import Recipe
 from shard.errors import InputError
 from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
-from train.config import Config
+from train.config import Config, divisors
 from train.device import make_fast
 from train.distributed import synchronise_batchnorm
 from train.large_batch import recompute_blocks
@@ -69,11 +69,11 @@ def _share_of_batch(config: Config, world: int) -> int:
     """Images a step on each rank."""
     if config.batch_size % world:
         raise InputError(f"--batch-size={config.batch_size}: the batch of all ranks, and {world} can't share it; use "
-                         f"{config.batch_size // world * world or world}")
+                         f"--batch-size={config.batch_size // world * world or world}")
     share = config.batch_size // world
     if config.micro_batch and share % config.micro_batch:
         raise InputError(f"--micro-batch={config.micro_batch}: does not divide the {share} images that each of {world} "
-                         f"ranks has of --batch-size={config.batch_size}")  # fmt: skip
+                         f"ranks has of --batch-size={config.batch_size}; {divisors(share)} do")  # fmt: skip
     return share
 
 

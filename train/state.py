@@ -21,6 +21,7 @@ from shard.manifest import Manifest
 from train.checkpoint import (
     list_checkpoints,
     load_checkpoint,
+    load_newest,
     load_newest_good,
     save_checkpoint,
     set_aside,
@@ -179,6 +180,9 @@ class Run:
             origin = Path(own[1]["origin"] or own[0].resolve())
         if there in (origin, origin.parent.parent):
             return self._after_rot(*own)
+        if there.is_relative_to(out.resolve()):
+            raise InputError(f"--resume={wanted}: is of the run in {out} itself, which goes on from its newest; to "
+                             "branch off there, choose another --out")  # fmt: skip
         raise InputError(f"--resume={wanted}: {out} holds a run that did not begin there, up to step {own[1]['step']}; "
                          "choose another --out")
 
@@ -231,7 +235,7 @@ def _checkpoint_at(path: Path) -> Path:
     """A checkpoint named by itself or by its run."""
     if path.is_file():
         return path
-    found = load_newest_good(path) if path.is_dir() else None
+    found = load_newest(path) if path.is_dir() else None
     if found is None:
         raise InputError(f"--resume={path}: no checkpoint there; give a run's folder, one of its checkpoints, auto or "
                          "never")

@@ -36,9 +36,11 @@ def _say_status(run: Path) -> None:
     settings = card["settings"]
     lines, speed = read_journal(run), read_journal(run, SPEED)
     total = settings["epochs"] * card["steps_per_epoch"]
-    step = max([line["step"] for line in (*lines, *speed)], default=0)
+    # The last lines', not the largest: what was lost when a run was killed stays in the second.
+    step = max((some[-1]["step"] for some in (lines, speed) if some), default=0)
     epochs = [line for line in lines if line["kind"] == "epoch"]
-    done = bool(epochs) and epochs[-1]["epoch"] >= settings["epochs"]
+    saved = max(map(step_of, list_checkpoints(run)), default=0)  # the last epoch's line is before its checkpoint
+    done = bool(epochs) and epochs[-1]["epoch"] >= settings["epochs"] and saved >= total
     print(f"{run}: {settings['arch']} at {settings['size']} px, batch {settings['batch_size']}, step {step} of {total},"
           f" epoch {step / card['steps_per_epoch']:.2f} of {settings['epochs']}; {say_recipe(settings)}")  # fmt: skip
     _say_measures(lines)

@@ -37,7 +37,7 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
     """
     recipe, config = state["recipe"], state["config"]
     lines = [line for line in journal if line.get("step", 0) <= state["step"]]
-    data = {"fingerprint": state.get("shards") or state.get("settings", {}).get("shards"), **state.get("data", {})}
+    data = {"fingerprint": state.get("shards"), **state.get("data", {})}
     card = {
         "name": f"SimCLR {config['arch']} for chest X-rays",
         "use": "for research; not for diagnosis",
