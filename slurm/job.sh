@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced first by every job here: goes to the root of the repository, reads the site's settings, enters its environment.
+# Sourced first by every job: goes to the root of the repository, reads the site's settings, enters its environment.
 # What a job is given by the environment are paths and flags; paths may be relative to where it was submitted. Leaves
 # nothing; begin() makes FOLDER/logs.
 set -euo pipefail
@@ -33,7 +33,7 @@ source slurm/site.example.sh # for what a site's file leaves out
 source "$SITE"
 
 # This job as Slurm names it: 123, or 123_4 in an array. The number alone may stand for the whole array.
-job_name=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-${SLURM_JOB_ID:-}}
+job_id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-${SLURM_JOB_ID:-}}
 # shellcheck disable=SC2034 # the jobs use it
 CORES=${SLURM_CPUS_PER_TASK:-1}
 
@@ -43,17 +43,17 @@ begin() {
     mkdir -p "$1/logs"
     log=$(readlink -f "/proc/$$/fd/1" || true)
     if [[ -f $log && $(dirname "$log") != "$(readlink -f "$1/logs")" ]]; then
-        ln -sf "$log" "$1/logs/${SLURM_JOB_NAME:-job}-$job_name.log"
+        ln -sf "$log" "$1/logs/${SLURM_JOB_NAME:-job}-$job_id.log"
     fi
-    echo "$(date '+%F %T') ${SLURM_JOB_NAME:-$0} $job_name begins on ${SLURM_JOB_NODELIST:-$(hostname)}" \
+    echo "$(date '+%F %T') ${SLURM_JOB_NAME:-$0} $job_id begins on ${SLURM_JOB_NODELIST:-$(hostname)}" \
         "(start $((${SLURM_RESTART_COUNT:-0} + 1)))"
     enter_environment
     command -v "${PYTHON[0]}" >/dev/null ||
         die "${PYTHON[0]}: no such command; set PYTHON and enter_environment in $SITE, see slurm/site.example.sh"
     "${PYTHON[@]}" -c 'import sys; from importlib.util import find_spec
 sys.exit(not all(map(find_spec, ("fire", "simplejpeg", "torch"))))' 2>/dev/null ||
-        die "${PYTHON[*]}: cannot import what cxr-simclr needs; install it, as docs/cluster.md says, or set PYTHON and" \
-            "enter_environment in $SITE, see slurm/site.example.sh"
+        die "${PYTHON[*]}: cannot import what cxr-simclr needs; install it, as docs/cluster.md says, or set PYTHON" \
+            "and enter_environment in $SITE, see slurm/site.example.sh"
 }
 
 # Flags as words, into the array `flags`: as a shell splits them, so that quotes keep a blank within one.
@@ -65,15 +65,15 @@ split_flags() {
 
 # Puts this job, of an array this task alone, back into the queue, and ends. Slurm ends the caller: the last call.
 requeue() {
-    echo "$(date '+%F %T') $job_name is requeued$1"
-    scontrol requeue "$job_name"
+    echo "$(date '+%F %T') $job_id is requeued$1"
+    scontrol requeue "$job_id"
     exit 75
 }
 
 # The seconds until Slurm ends this job; 0 where it has no end, or does not say.
 seconds_left() {
     local end
-    end=$(squeue --noheader --jobs="$job_name" --format=%e 2>/dev/null || true)
+    end=$(squeue --noheader --jobs="$job_id" --format=%e 2>/dev/null || true)
     end=$(date -d "$end" +%s 2>/dev/null || date +%s)
     echo $((end - $(date +%s)))
 }

@@ -10,15 +10,16 @@
 #
 # To set: SRC, SHARDS, RUN as in the scripts of those names, paths relative to where you are or absolute; the site's
 # settings in slurm/site.sh. Where wanted: SHARD_PARTS (16) and PROBE_PARTS (1), tasks of their arrays; SETTINGS or
-# SEEDS (5), a sweep's; SHARD_FLAGS, TRAIN_FLAGS, PROBE_FLAGS, as --size=320 or "--tasks='Edema,Lung Opacity'"; SHARD_OPTIONS, TRAIN_OPTIONS,
-# PROBE_OPTIONS for sbatch, as "--time=12:00:00 --mem=32G". Leaves what the steps leave, and all logs in RUN/logs.
+# SEEDS (5), a sweep's; SHARD_FLAGS, TRAIN_FLAGS, PROBE_FLAGS, as --size=320 or "--tasks='Edema,Lung Opacity'";
+# SHARD_OPTIONS, TRAIN_OPTIONS, PROBE_OPTIONS for sbatch, as "--time=12:00:00 --mem=32G". Leaves what the steps leave,
+# and all logs in RUN/logs.
 set -euo pipefail
 
 # shellcheck source=slurm/job.sh
 source "$(dirname "${BASH_SOURCE[0]}")/job.sh"
 
-# job NAME TASKS SCRIPT gpu|cores FOLDER OPTION…: checks that Slurm would take a job or, the second time, submits it, to
-# begin when the last one is done. TASKS: of its array, 0 for a job by itself; FOLDER: where it writes.
+# job NAME TASKS SCRIPT gpu|cores FOLDER OPTION…: checks that Slurm would take a job or, the second time, submits it,
+# to begin when the last one is done. TASKS: of its array, 0 for a job by itself; FOLDER: where it writes.
 job() {
     local name=$1 tasks=$2 script=$PWD/slurm/$3 on=$4 folder=$5 output=%x-%j array=
     shift 5
@@ -56,7 +57,8 @@ submit() {
     case $1 in
         shard)
             read -ra options <<<"${SHARD_OPTIONS:-}"
-            FLAGS=${SHARD_FLAGS:-} PARTS=$shard_parts job shard "$shard_parts" shard.sbatch cores "$SHARDS" "${options[@]}"
+            FLAGS=${SHARD_FLAGS:-} PARTS=$shard_parts \
+                job shard "$shard_parts" shard.sbatch cores "$SHARDS" "${options[@]}"
             MERGE=1 job merge 0 shard.sbatch cores "$SHARDS" --cpus-per-task=1 --time=01:00:00
             ;;
         pretrain)
@@ -83,20 +85,33 @@ if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
     sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' slurm/submit.sh
     exit 0
 fi
-wanted=("$@")
-((${#wanted[@]})) || wanted=(shard pretrain probe)
-for step in "${wanted[@]}"; do
+(($#)) || set -- shard pretrain probe
+for step; do
     [[ $step =~ ^(shard|pretrain|sweep|probe)$ ]] || die "$step: no such step; there are shard, pretrain, sweep, probe"
+done
+[[ " $* " != *" pretrain "* || " $* " != *" sweep "* ]] ||
+    die "pretrain sweep: both write into RUN; name one, or submit them one by one with another RUN"
+wanted=() # each once, in their order
+for step in shard pretrain sweep probe; do
+    [[ " $* " != *" $step "* ]] || wanted+=("$step")
 done
 [[ -n ${SHARDS:-} ]] || die "set SHARDS to the folder of the shards, made by the step shard"
 [[ -n ${RUN:-} ]] || die "set RUN to the folder of the run"
 [[ $RUN != *%* ]] || die "RUN=$RUN: Slurm reads a % in the name of a log as its own; choose another name"
-for given in "${SHARD_FLAGS:-}" "${TRAIN_FLAGS:-}" "${PROBE_FLAGS:-}"; do
-    split_flags "$given"
+
+# Ends where flags hold what jobs can't be given so.
+check_flags() {
+    local flag
+    split_flags "$1"
     for flag in "${flags[@]}"; do
         [[ ! $flag =~ ^--(deidentify|table|imagenet[-_]weights|draws[-_]file|cache|resume)=([^/~].*)$ ||
             $flag =~ ^--resume=(auto|never)$ ]] || die "$flag: give an absolute path; jobs run in $PWD"
+        [[ ! $flag =~ ^--(no)?(dali|shards|out|workers|parts?)(=.*)?$ ]] ||
+            die "$flag: the scripts set it, by SHARDS, RUN, SHARD_PARTS, PROBE_PARTS and --cpus-per-task; leave it out"
     done
+}
+for given in "${SHARD_FLAGS:-}" "${TRAIN_FLAGS:-}" "${PROBE_FLAGS:-}"; do
+    check_flags "$given"
 done
 if [[ -r $SHARDS/manifest.json && " ${wanted[*]} " == *" shard "* ]]; then
     echo "$SHARDS has its manifest.json: not sharded again"
@@ -112,11 +127,15 @@ fi
 shard_parts=${SHARD_PARTS:-16} probe_parts=${PROBE_PARTS:-1} runs=${SEEDS:-5}
 if [[ " ${wanted[*]} " == *" sweep "* && -n ${SETTINGS:-} ]]; then
     [[ -r $SETTINGS ]] || die "SETTINGS=$SETTINGS: no such file"
-    runs=$(grep -Evc '^[[:space:]]*(#|$)' "$SETTINGS" || true)
+    mapfile -t lines < <(grep -Ev '^[[:space:]]*(#|$)' "$SETTINGS")
+    runs=${#lines[@]}
+    ((runs)) || die "SETTINGS=$SETTINGS: names no run; a line is a run's name and its flags"
+    for line in "${lines[@]}"; do
+        check_flags "$line"
+    done
 fi
-for number in "$shard_parts" "$probe_parts" "$runs"; do
-    [[ $number =~ ^[1-9][0-9]*$ ]] ||
-        die "SHARD_PARTS=$shard_parts PROBE_PARTS=$probe_parts, $runs runs: each wants a whole number from 1"
+for given in SHARD_PARTS="$shard_parts" PROBE_PARTS="$probe_parts" SEEDS="$runs"; do
+    [[ ${given#*=} =~ ^[1-9][0-9]*$ ]] || die "$given: wants a whole number from 1"
 done
 export SRC SHARDS RUN SETTINGS SITE
 # Who submits at the same moment waits here, and then finds the jobs of who was first. (The lock ends with its owner.)
@@ -124,7 +143,8 @@ exec 9>"${TMPDIR:-/tmp}/cxr-simclr-submit-$(id -u).lock"
 flock 9
 mark="cxr-simclr " # the comment of a job, with the folder where it writes
 for folder in "$SHARDS" "$RUN"; do
-    busy=$(squeue --me --noheader --format='%i|%k' | awk -F'|' -v made="$mark$folder" '$2 == made {print $1}' | paste -sd ' ')
+    busy=$(squeue --me --noheader --format='%i|%k' |
+        awk -F'|' -v made="$mark$folder" '$2 == made {print $1}' | paste -sd ' ')
     [[ -z $busy ]] ||
         die "$folder: jobs that write there are queued or running: $busy; watch them with squeue --me, or scancel them"
 done

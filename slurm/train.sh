@@ -18,8 +18,8 @@ stage_shards() {
     fi
 }
 
-# Trains RUN with the flags that follow, on as many ranks as the job has tasks, until it is finished or told to stop; then
-# it has saved, and this job is requeued to go on. Kept in RUN: checkpoints, journals, the loss curve.
+# Trains RUN with the flags that follow, on as many ranks as the job has tasks, until it is finished or told to stop;
+# then it has saved, and this job is requeued to go on. Kept in RUN: checkpoints, journals, the loss curve.
 train() {
     local run=$1 status=0 step=
     shift

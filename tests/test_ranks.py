@@ -18,7 +18,6 @@ import torch
 from shard.errors import InputError
 from tests.conftest import DALI, ROOT, SMALL, Shards, newest
 from tests.one_rank import CASES, IMAGES, PATIENTS, joint_batch, take_step
-from train.checkpoint import list_checkpoints
 from train.fingerprint import check_ranks
 from train.journal import METRICS, SPEED, read_journal
 from train.ranks import Ranks, find_ranks, first_host
@@ -121,7 +120,7 @@ def test_three_ranks_told_to_stop_and_killed_go_on_exactly(shards: Shards, tmp_p
     ended = ends(told)
     assert [status for status, _, _ in ended] == [75, 0, 0], ended
     assert "as another rank asked; the same command goes on" in ended[0][1]
-    stopped_at = load_checkpoint(list_checkpoints(tmp_path / "parts")[0])["step"]
+    stopped_at = newest(tmp_path / "parts")["step"]
 
     killed = start([parts] * 3, slurm=True)
     wait_for_step(killed, tmp_path / "parts", stopped_at + 2)

@@ -15,7 +15,7 @@ import torchvision
 from probe.encoders import Input, open_encoder
 from tests.conftest import SETTINGS, Shards, newest
 from tests.fuzz import SEED, attempt, inputs, mutate, mutate_values, told
-from train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import Config
 from train.export import export
 from train.journal import CARD, METRICS, SPEED
@@ -29,7 +29,7 @@ def test_a_rotten_checkpoint_is_told_from_its_hash_and_without_one_by_its_conten
     trained: Path, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng([SEED, 6])
-    path, state = list_checkpoints(trained)[0], newest(trained)
+    state = newest(trained)
     small = save_checkpoint(tmp_path, 7, {**state, "model": {name: value for name, value in state["model"].items()
                                                            if value.numel() < 2000}, "optimizer": {}})  # fmt: skip
     original, number, no = small.read_bytes(), inputs(60), 0
