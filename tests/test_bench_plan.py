@@ -59,7 +59,7 @@ def benches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_benches(folder: Path, monkeypatch: pytest.MonkeyPatch, gpu: str) -> None:
-    monkeypatch.setattr("bench.shard.describe_machine", lambda: machine(gpu))
+    monkeypatch.setattr("bench.figures.describe_machine", lambda: machine(gpu))
     sources = {"390x320": 900.0, "1000x800 smooth": 120.0, "1000x800 grain": 100.0}
     bench_shard._report(
         {name: {"plain Pillow loop": [9.0], "decode + encode": [2 * rate], "sharder, 1 worker": [0.75 * rate],
@@ -290,6 +290,12 @@ def test_the_last_line_has_submit_sh_ask_for_the_same(benches: Path, tmp_path: P
         assert options.items() <= other["asked"].items() and one["given"].items() <= other["given"].items()
 
 
+def test_steps_are_submitted_once_and_in_their_order(tmp_path: Path) -> None:
+    jobs = submit(["slurm/submit.sh probe shard pretrain probe"], tmp_path)
+    names = [Path(job["script"]).name for job in jobs if "test-only" not in job["asked"]]
+    assert names == ["shard.sbatch", "shard.sbatch", "pretrain.sbatch", "probe.sbatch", "chain.sbatch"]
+
+
 def test_the_lines_ask_for_what_is_needed(benches: Path, tmp_path: Path) -> None:
     """Twice the hours, as --safety says, and a quarter, up to the next; twice the memory, up to a GiB."""
     content = planned(benches, gpus=64, gpus_per_node=8, images=10_000_000, epochs=200)
@@ -299,13 +305,13 @@ def test_the_lines_ask_for_what_is_needed(benches: Path, tmp_path: Path) -> None
     assert shard["mem"] == f"{-(-2 * (150 * 100 + 140) // 1024)}G"
     assert (train["nodes"], train["ntasks-per-node"], train["gres"], train["cpus-per-task"]) == ("8", "8", "gpu:8", "7")
     assert train["time"] == "1-11:00:00"  # 10,000,000 × 200 / (500 × 64) / 3600 = 17.36 hours
-    assert probe["gres"] == "gpu:1" and probe["time"] == "1-13:30:00"  # 16.67 hours, twice, and 4
+    assert "gres" not in probe and probe["time"] == "1-13:30:00"  # 16.67 hours, twice, and 4
     quick = planned(benches)
     assert [job["asked"]["time"] for job in submit(quick["sbatch"], tmp_path)] == [
         "00:30:00", "01:00:00", "00:30:00", "04:15:00"]  # fmt: skip
     assert "--nodes=2 --ntasks-per-node=2 --gres=gpu:2" in quick["sbatch"][2]
     alone = planned(benches, gpus=1, batch_size=64, epochs=100, arch="resnet50", gpu_rate=1.0)["sbatch"][2]
-    assert "--nodes=1 --ntasks-per-node=1 --gres=gpu:1" in alone and "FLAGS" not in alone
+    assert "--nodes=1 --ntasks-per-node=1 --" in alone and "gres" not in alone and "FLAGS" not in alone
 
 
 def submit(lines: list[str], place: Path) -> list[dict[str, Any]]:
