@@ -17,7 +17,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from pipeline.loader import Maker, has_dali, make_views
+from pipeline.loader import Maker, default_backend, make_views
 from pipeline.plan import Batch, Plan
 from pipeline.recipe import Recipe
 from shard.errors import InputError
@@ -126,7 +126,7 @@ def run_ranks(folder: Path, batch_size: int, ranks: int, epochs: int, size: int)
     batch_size = min(batch_size, images // ranks)
     process = psutil.Process()
     _allow_handles(process.num_fds() + ranks * (min(tars, OPEN_TARS) + SPARE_HANDLES), ranks)
-    maker: Maker = "dali-fused" if has_dali() else "torchvision"
+    maker: Maker = "dali-fused" if default_backend() == "dali" else "torchvision"
     recipe = Recipe(size=size, mean=manifest.pixel_mean, std=manifest.pixel_std)
     plan = Plan(tuple(shard.samples for shard in manifest.of_split("train")), batch_size, world=ranks)
     assert plan.steps, plan

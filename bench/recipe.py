@@ -34,7 +34,7 @@ from bench.recipe_page import Claim, Page, Row, write_page
 from bench.result import Result, read_result, result_of, write_result
 from probe.statistics import Effect, over_seeds
 from shard.cli import check_numbers, run
-from shard.errors import InputError
+from shard.errors import NOT_OURS, InputError
 from shard.files import write_bytes
 from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
@@ -208,7 +208,7 @@ class _Study:
             return None
         try:
             kept = Claim.from_plain(json.loads(path.read_text()))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except NOT_OURS as error:
             raise InputError(f"{path}: is no claim ({type(error).__name__}: {error}); put back the one that was made: "
                              "another would look at the test patients a second time") from None  # fmt: skip
         if kept.shards != self.manifest.fingerprint():

@@ -32,7 +32,7 @@ from shard.machine import cores
 from shard.phantom import phantom
 from shard.plan import Planned, Row
 from shard.pool import work_on
-from shard.record import FOLDER
+from shard.record import UNFINISHED
 from shard.write import Job, write_shard
 
 QUALITY = 95
@@ -100,7 +100,7 @@ def _make_sources(place: Path, src: Path | None, name: str) -> list[bytes]:
 def _rows(place: Path, contents: list[bytes], size: int, workers: tuple[int, ...]) -> dict[str, Turn]:
     """What runs, by name; each turn handles the same images as often as fits its time."""
     folder = Path(tempfile.mkdtemp(dir=place))
-    (folder / "out" / FOLDER).mkdir(parents=True)
+    (folder / "out" / UNFINISHED).mkdir(parents=True)
     names = [f"{number}.jpg" for number in range(len(contents))]
     for name, content in zip(names, contents, strict=True):
         (folder / name).write_bytes(content)
@@ -145,7 +145,7 @@ def _shard(folder: Path, names: list[str], repeats: int, size: int, workers: int
                 for copy in range(copies) for name in names]  # fmt: skip
         return Job(Planned(stem, "train", rows), CHEXPERT_FINDINGS, folder, folder / "out", size, "jpeg", QUALITY)
 
-    for done in (folder / "out" / FOLDER).iterdir():
+    for done in (folder / "out" / UNFINISHED).iterdir():
         done.unlink()  # or nothing would be left to do
     # Each worker writes four shards: few enough for the rows of an hour, many enough to end together.
     jobs = [job(f"warm-{number}", 1) for number in range(workers)]

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, cycle, islice, tee
 from typing import Any, TypeVar
 
 import numpy as np
-import simplejpeg
 import torch
 from nvidia.dali import Pipeline, fn, math, pipeline_def, types
 from nvidia.dali.plugin.numba import NumbaFunction
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
-from pipeline.ahead import read_ahead
-from pipeline.draw import draw_views
+from pipeline.feed import BATCHES_QUEUED, Feed, fused_parameters, stock_parameters
 from pipeline.fused import Workspaces, dali_constants, dali_functions
 from pipeline.plan import Batch
 from pipeline.recipe import Recipe
-from shard.errors import InputError
-from shard.fetch import CURE, Fetcher
+from shard.fetch import Fetcher
 
 NO_BLUR_SIGMA = 0.01  # a window of 3 whose outer taps are exp(-5000): the identity, and no branch in the graph
-BATCHES_QUEUED = 2  # made before they are asked for, by each pipeline
 PIPELINES = 4  # side by side on a CPU, at most: each holds its own batches in memory
 Made = TypeVar("Made")
 
@@ -40,13 +34,13 @@ def view_batches(
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if fused:
-            feed = _Feed(fetcher, batches, lambda batch, shapes: fused_parameters(recipe, seed, batch, shapes))
+            feed = Feed(fetcher, batches, lambda batch, shapes: fused_parameters(recipe, seed, batch, shapes))
             side = 2 * max(feed.first_shape)  # generous: most images of a set are about as large as its first
             spaces = Workspaces(threads, recipe, side, side)
             graph = _fused_views(feed, recipe, half, spaces, **_arguments(feed.batch_size, device, threads))
             graph.spaces = spaces  # its threads work in there, and it waits for them before it goes
         else:
-            feed = _Feed(fetcher, batches, lambda batch, shapes: stock_parameters(recipe, seed, batch, shapes))
+            feed = Feed(fetcher, batches, lambda batch, shapes: stock_parameters(recipe, seed, batch, shapes))
             graph = _stock_views(feed, recipe, half, **_arguments(feed.batch_size, device, threads))
         for (made,) in feed.naming_faults(_iterate(graph, ["view1", "view2"])):
             yield made["view1"], made["view2"]
@@ -61,7 +55,7 @@ def image_batches(
     """Each batch's images whole, resized and normalised, on the device."""
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[torch.Tensor]:
-        feed = _Feed(fetcher, batches, lambda batch, shapes: (shapes.astype(np.int32),))
+        feed = Feed(fetcher, batches, lambda batch, shapes: (shapes.astype(np.int32),))
         graph = _whole_images(feed, size, mean, std, **_arguments(feed.batch_size, device, threads))
         for (made,) in feed.naming_faults(_iterate(graph, ["image"])):
             yield made["image"]
@@ -75,12 +69,9 @@ def decode_batches(
     """Read and decode and do nothing else: yields how many images, a batch at a time."""
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[int]:
-        feed = _Feed(fetcher, batches, lambda batch, shapes: ())
+        feed = Feed(fetcher, batches, lambda batch, shapes: ())
         graph = _decoded(feed, **_arguments(feed.batch_size, device, threads))
-        graph.build()
-        while True:
-            (images,) = graph.run()
-            yield len(images)
+        yield from feed.naming_faults(_counted(graph))
 
     return _side_by_side(start, batches, threads, 1 if device.type == "cuda" else PIPELINES)
 
@@ -104,124 +95,14 @@ def _side_by_side(
             return
 
 
-class _Feed:
-    """What a pipeline is fed, a batch at a time: the images' bytes, and arrays of `parameters(batch, shapes)`."""
-
-    def __init__(
-        self, fetcher: Fetcher, batches: Iterable[Batch], parameters: Callable[[Batch, Any], tuple[Any, ...]]
-    ) -> None:
-        self._fetcher, self._draw = fetcher, parameters
-        self._read = read_ahead(fetcher, batches)
-        # What DALI still reads, since it makes no copies, and where to look for an image that it can't decode.
-        self._recent: deque[tuple[Batch, list[bytes], Any]] = deque(maxlen=BATCHES_QUEUED + 3)
-        self._first = self._next()
-        self.batch_size = len(self._recent[0][0].samples)
-        self.paired = self._recent[0][0].partners is not None
-        self.first_shape = self._shapes(*self._recent[0][:2])[0]
-        self.raw_size = fetcher.raw_size
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        yield self._first
-        while True:
-            try:
-                yield self._next()
-            except StopIteration:
-                return
-
-    def inputs(self, kinds: list[Any], dimensions: list[int]) -> list[Any]:
-        """The pipeline's inputs: bytes, with partners those of view 2, then each of the parameters' arrays."""
-        encoded = 1 + self.paired
-        inputs: list[Any] = fn.external_source(
-            source=iter(self), num_outputs=encoded + len(kinds), batch=True, no_copy=True,
-            dtype=[types.UINT8] * encoded + kinds, ndim=[1] * encoded + dimensions,
-        )  # fmt: skip
-        return inputs
-
-    def naming_faults(self, made: Any) -> Iterator[Any]:
-        """What the pipeline makes; where it fails, an InputError that names the image, or the settings to lower."""
-        try:
-            yield from made
-        except (RuntimeError, MemoryError) as error:
-            raise self._explain(error) or error from error
-
-    def _next(self) -> tuple[Any, ...]:
-        batch, contents = next(self._read)
-        drawn = self._draw(batch, self._shapes(batch, contents))
-        encoded = [np.frombuffer(content, np.uint8) for content in contents]
-        self._recent.append((batch, contents, drawn))
-        if batch.partners is None:
-            return (encoded, *drawn)
-        return (encoded[: len(batch.samples)], encoded[len(batch.samples) :], *drawn)
-
-    def _shapes(self, batch: Batch, contents: list[bytes]) -> Any:
-        """Heights and widths of what is read for a batch, [·, 2]."""
-        if self._fetcher.raw_size:
-            return np.full((len(contents), 2), self._fetcher.raw_size)
-        try:
-            return np.array([simplejpeg.decode_jpeg_header(content)[:2] for content in contents])
-        except ValueError as error:
-            raise self._undecodable(batch, contents) or error from error
-
-    def _explain(self, error: Exception) -> InputError | None:
-        for batch, contents, _ in self._recent:
-            if not self._fetcher.raw_size and (found := self._undecodable(batch, contents)):
-                return found
-        if said := re.search(r"decode sample #(\d+)", str(error)):  # what DALI alone can't, of a batch unknown
-            images = [self._fetcher.where(image) for batch, *_ in self._recent
-                      for image in batch.images.tolist()[int(said[1]) :: len(batch.samples)]]  # its partner's as well
-            return InputError(f"{' or '.join(images)}: can't be decoded by DALI; {CURE}")
-        return out_of_memory(error)
-
-    def _undecodable(self, batch: Batch, contents: list[bytes]) -> InputError | None:
-        """The first image of a batch that libjpeg-turbo, on the CPU, can't decode."""
-        for number, content in zip(batch.images.tolist(), contents, strict=True):
-            try:
-                simplejpeg.decode_jpeg(content, colorspace="GRAY")
-            except ValueError as fault:
-                return InputError(f"{self._fetcher.where(number)}: can't be decoded ({fault}); {CURE}")
-        return None
-
-
-def out_of_memory(error: Exception) -> InputError | None:
-    """What to lower, where DALI says that memory ran out; None where it says something else."""
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or any(said in text for said in ("out of memory", "alloc")):
-        return InputError("memory ran out while views were made: lower --batch-size or --size, make them on the CPU "
-                          f"with --views=cpu, or lower --workers ({str(error).strip().splitlines()[-1]})")
-    return None
-
-
-def draw_batch(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, Any]:
-    """The views' parameters, [B, 2, 8], and which second views are of a partner, [B]; shapes as _Feed gives them."""
-    if batch.partners is None:
-        return draw_views(recipe, seed, batch.epoch, batch.samples, shapes), np.zeros(len(batch.samples), bool)
-    of_views = np.stack(np.split(shapes, 2), axis=1)
-    return draw_views(recipe, seed, batch.epoch, batch.samples, of_views), batch.partners != batch.samples
-
-
-def stock_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:
-    """What stock operators are fed: start, extent, flip, sigma, brightness, contrast of view 1, then of view 2, after
-    them, in a batch with partners, which second views are of one."""
-    drawn, paired = draw_batch(recipe, seed, batch, shapes)
-    whole, real = drawn.astype(np.int32), drawn.astype(np.float32)
-    parts = (
-        np.ascontiguousarray(part) for view in range(2) for part in
-        (whole[:, view, 0:2], whole[:, view, 2:4], whole[:, view, 4], *(real[:, view, k] for k in (5, 6, 7)))
+def _inputs(feed: Feed, kinds: list[Any], dimensions: list[int]) -> list[Any]:
+    """The graph's inputs: bytes, with partners those of view 2, then each of the parameters' arrays."""
+    encoded = 1 + feed.paired
+    inputs: list[Any] = fn.external_source(
+        source=iter(feed), num_outputs=encoded + len(kinds), batch=True, no_copy=True,
+        dtype=[types.UINT8] * encoded + kinds, ndim=[1] * encoded + dimensions,
     )  # fmt: skip
-    return (*parts, *(() if batch.partners is None else (paired,)))
-
-
-def fused_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:
-    """What the fused operator is fed: the views' parameters, [B, 2, 8], within a box that holds both crops and is all
-    that is decoded, and that box's start and extent. In a batch with partners there follow the same of their boxes,
-    each image's holding its own crop alone, and which second views are of one."""
-    drawn, paired = draw_batch(recipe, seed, batch, shapes)
-    starts, ends = drawn[:, :, 0:2].copy(), drawn[:, :, 0:2] + drawn[:, :, 2:4]  # [B, 2, 2]
-    starts[~paired] = starts[~paired].min(axis=1, keepdims=True)
-    ends[~paired] = ends[~paired].max(axis=1, keepdims=True)
-    drawn[:, :, 0:2] -= starts
-    boxes = [np.ascontiguousarray(part[:, view], np.int32) for view in range(2) for part in (starts, ends - starts)]
-    return (drawn, *boxes[:2]) if batch.partners is None else (drawn, *boxes, paired)
+    return inputs
 
 
 STOCK_KINDS = [types.INT32, types.INT32, types.INT32, types.FLOAT, types.FLOAT, types.FLOAT] * 2
@@ -233,24 +114,24 @@ BOX_KINDS, BOX_DIMENSIONS = [types.INT32, types.INT32], [1, 1]
 
 
 @pipeline_def(enable_conditionals=True)
-def _stock_views(feed: _Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
+def _stock_views(feed: Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
     if feed.paired:
-        encoded, others, *drawn, paired = feed.inputs([*STOCK_KINDS, types.BOOL], [*STOCK_DIMENSIONS, 0])
+        encoded, others, *drawn, paired = _inputs(feed, [*STOCK_KINDS, types.BOOL], [*STOCK_DIMENSIONS, 0])
         image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
         if paired:  # noqa: SIM108 – a sample's, for DALI, which knows no other form
             other = decode(others, feed.raw_size, on_gpu=on_gpu())
         else:
             other = image
     else:
-        encoded, *drawn = feed.inputs(STOCK_KINDS, STOCK_DIMENSIONS)
+        encoded, *drawn = _inputs(feed, STOCK_KINDS, STOCK_DIMENSIONS)
         image = other = decode(encoded, feed.raw_size, on_gpu=on_gpu())
     return make_view(image, drawn[:6], recipe, half=half), make_view(other, drawn[6:], recipe, half=half)
 
 
 @pipeline_def(enable_conditionals=True)
-def _fused_views(feed: _Feed, recipe: Recipe, half: bool, spaces: Workspaces) -> tuple[Any, Any]:
+def _fused_views(feed: Feed, recipe: Recipe, half: bool, spaces: Workspaces) -> tuple[Any, Any]:
     if feed.paired:
-        encoded, others, drawn, start, extent, its_start, its_extent, paired = feed.inputs(
+        encoded, others, drawn, start, extent, its_start, its_extent, paired = _inputs(feed,
             [types.FLOAT64, *BOX_KINDS, *BOX_KINDS, types.BOOL], [2, *BOX_DIMENSIONS, *BOX_DIMENSIONS, 0])
         image = decode_box(encoded, start, extent, feed.raw_size)
         if paired:  # noqa: SIM108
@@ -258,7 +139,7 @@ def _fused_views(feed: _Feed, recipe: Recipe, half: bool, spaces: Workspaces) ->
         else:
             other = image
     else:
-        encoded, drawn, start, extent = feed.inputs([types.FLOAT64, *BOX_KINDS], [2, *BOX_DIMENSIONS])
+        encoded, drawn, start, extent = _inputs(feed, [types.FLOAT64, *BOX_KINDS], [2, *BOX_DIMENSIONS])
         image = other = decode_box(encoded, start, extent, feed.raw_size)
     same = [np.repeat(array[None], feed.batch_size, axis=0) for array in dali_constants(spaces, recipe)]
     constants = fn.external_source(source=lambda: same, num_outputs=3, batch=True, no_copy=True)
@@ -267,15 +148,15 @@ def _fused_views(feed: _Feed, recipe: Recipe, half: bool, spaces: Workspaces) ->
 
 
 @pipeline_def
-def _whole_images(feed: _Feed, size: int, mean: float, std: float) -> Any:
-    encoded, extent = feed.inputs([types.INT32], [1])
+def _whole_images(feed: Feed, size: int, mean: float, std: float) -> Any:
+    encoded, extent = _inputs(feed, [types.INT32], [1])
     image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
     return normalise(resize(image, extent, size), mean, std)
 
 
 @pipeline_def
-def _decoded(feed: _Feed) -> Any:
-    (encoded,) = feed.inputs([], [])
+def _decoded(feed: Feed) -> Any:
+    (encoded,) = _inputs(feed, [], [])
     return decode(encoded, feed.raw_size, on_gpu=on_gpu())
 
 
@@ -374,3 +255,14 @@ def _arguments(batch_size: int, device: torch.device, threads: int) -> dict[str,
 
 def _iterate(pipeline: Any, names: list[str]) -> Iterator[Any]:
     yield from DALIGenericIterator([pipeline], names)  # which runs the first batch as soon as it is made
+
+
+def _counted(pipeline: Any) -> Iterator[int]:
+    """How many images each batch has, until there is no other."""
+    pipeline.build()
+    while True:
+        try:
+            (images,) = pipeline.run()
+        except StopIteration:
+            return
+        yield len(images)

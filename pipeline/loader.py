@@ -23,8 +23,8 @@ Backend = Literal["dali", "torchvision"]
 Maker = Literal["dali-fused", "dali-stock", "torchvision"]
 Views = tuple[torch.Tensor, torch.Tensor]
 
-# A core makes 1,000 to 2,500 images/s (two 224 px views of a 390×320 JPEG each), and an H100 trains a ResNet-50 on
-# about 1,400; python -m bench.io says what they are on your machine.
+# A core makes 1,000 to 2,500 images/s (two 224 px views of a 390×320 JPEG each), and an H100 trains a ResNet-50, we
+# estimate, on about 1,400; python -m bench.io says what they are on your machine.
 CORES_THAT_FEED_A_GPU = 4
 
 
@@ -191,13 +191,21 @@ def image_loader(
 
     samples: the numbers of those wanted, in the order wanted; None for all.
     """
-    from pipeline import reference
+    if backend == "dali":
+        make = _dali().image_batches
+    else:
+        from pipeline import reference  # as above
 
-    make = _dali().image_batches if backend == "dali" else reference.image_batches
+        make = reference.image_batches
     start = partial(make, Fetcher(folder, manifest, split), size=size, mean=mean, std=std, device=device,
                     workers=workers or cores())  # fmt: skip
     wanted = range(manifest.images(split)) if samples is None else samples
     return ImageLoader(cut_into_batches(wanted, batch_size), start)
+
+
+def default_backend() -> Backend:
+    """DALI where it is installed, for who has no reason to choose."""
+    return "dali" if has_dali() else "torchvision"
 
 
 def has_dali() -> bool:

@@ -29,8 +29,9 @@ def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, siz
             patient_positive: float = 0.0) -> None:  # fmt: skip
     """Draw rows of image, view 1, view 2 by each backend from the training split of SHARDS, and print the parameters.
 
-    The views are those of the first epoch of a run with this seed. Each backend makes them by the same numbers:
-    what differs between them is rounding. With --patient-positive=p, view 2 is often of another image of the patient.
+    The views are those of the first epoch of a run of the published recipe with this seed. Each backend makes them by
+    the same numbers: what differs between them is rounding. With --patient-positive=p, view 2 is often of another
+    image of the patient.
     """
     check_numbers(images=(images, 1, 64), size=(size, 16, 2048), seed=(seed, 0, 2**63 - 1),
                   patient_positive=(patient_positive, 0, 1))  # fmt: skip

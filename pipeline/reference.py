@@ -21,7 +21,8 @@ from pipeline.draw import draw_views
 from pipeline.plan import Batch
 from pipeline.recipe import Recipe, View, blur_radius
 from shard.errors import InputError
-from shard.fetch import CURE, Fetcher
+from shard.fetch import Fetcher
+from shard.read import CURE
 
 
 def view_batches(

@@ -29,9 +29,12 @@ def report(
 
     --tasks=A,B names findings of the shards, by default those of the published table. --uncertain and --blank say what
     becomes of such labels; left out, if nothing is said. --draws-file: another report's draws.csv, instead of drawing
-    anew. --baselines: of scratch, thumbnail, imagenet. --finetune=N fine-tunes whole encoders as well, on the first N
-    draws. --protocol=paper puts the published protocol, which is shown in any case, first. --cache: where features are
-    kept (OUT/features). --size: the images' side, 0 for what each encoder was trained at.
+    anew. --baselines: of scratch, thumbnail, imagenet, whose weights are downloaded or --imagenet-weights=FILE.
+    --finetune=N fine-tunes whole encoders as well, on the first N draws. --protocol=paper puts the published protocol,
+    which is shown in any case, first. --cache: where features are kept (OUT/features). --size: the images' side, 0 for
+    what each encoder was trained at. --seed: of the draws, the bootstrap and random weights. --batch-size, --device,
+    --workers (0: one a core): for the features.
+
     --part=K --parts=N measures a part, as tasks of a Slurm job array do; then: python -m probe merge OUT.
     """
     settings = locals()

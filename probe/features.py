@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.loader import Backend, has_dali, image_loader
+from pipeline.loader import Backend, default_backend, image_loader
 from probe.encoders import Encoder, Input
 from shard.errors import InputError
 from shard.files import replacing, sha256_of
@@ -23,7 +23,7 @@ from train.checkpoint import HASH_DIGITS
 from train.fingerprint import hash_code
 from train.frozen import Features
 
-CODE = ("pipeline/loader.py", "pipeline/dali.py", "pipeline/reference.py", "probe/features.py")
+CODE = ("pipeline/loader.py", "pipeline/dali.py", "pipeline/feed.py", "pipeline/reference.py", "probe/features.py")
 
 
 def read_features(
@@ -37,7 +37,7 @@ def read_features(
     are no numbers.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    backend = _backend()
+    backend = default_backend()
     keys = {encoder.name: _key(encoder, manifest, splits, backend, device) for encoder in encoders
             if encoder.module is not None}  # fmt: skip
     known = {name: _kept(cache, key) for name, key in keys.items()}
@@ -97,7 +97,7 @@ def read_images(
         if not len(chosen):
             continue
         samples = (wanted[chosen] - ends[place] + manifest.images(split)).tolist()
-        loader = image_loader(_backend(), shards, manifest, split=split, size=size,
+        loader = image_loader(default_backend(), shards, manifest, split=split, size=size,
                               mean=images.mean, std=images.std, batch_size=batch_size, device=device, workers=workers,
                               samples=samples)  # fmt: skip
         read = torch.cat([batch.float() for batch in loader])
@@ -105,10 +105,6 @@ def read_images(
             found = torch.empty(len(wanted), *read.shape[1:], device=read.device)
         found[torch.from_numpy(chosen).to(read.device)] = read
     return found
-
-
-def _backend() -> Backend:
-    return "dali" if has_dali() else "torchvision"
 
 
 def _key(encoder: Encoder, manifest: Manifest, splits: Sequence[str], backend: str, device: torch.device) -> str:

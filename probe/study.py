@@ -18,9 +18,9 @@ from probe.encoders import Encoder, Input, open_encoders
 from probe.fewshot import Draws, NotMeasurable, Rows, Shots, make_draws, resolve_labels
 from probe.settings import Settings
 from shard.errors import InputError
+from shard.formats import TASKS
 from shard.manifest import Manifest, read_manifest
 from shard.read import read_labels
-from shard.table import TASKS
 
 
 @dataclass(frozen=True)

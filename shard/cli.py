@@ -113,7 +113,7 @@ def _check_flags(name: str, command: Command, argv: list[str]) -> None:
         if not word.startswith("--") or flag not in known:
             raise InputError(f"unknown flag {word}{_closest(flag, known, '--')}; see: {name} --help")
         if flag in seen:
-            raise InputError(f"--{flag.replace('_', '-')} is given twice; keep one")
+            raise InputError(f"{flag_of(flag)} is given twice; keep one")
         seen.add(flag)
 
 
@@ -149,7 +149,7 @@ class _Remembered:
 
 def _parse(flag: str, hint: Any, text: str) -> Any:
     """Read the words of one flag as its type hint says."""
-    shown = f"--{flag.replace('_', '-')}={text}"
+    shown = f"{flag_of(flag)}={text}"
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
     if typing.get_origin(hint) is typing.Literal:
@@ -171,7 +171,7 @@ def _parse(flag: str, hint: Any, text: str) -> Any:
             wanted = "a whole number" if hint is int else "a number"
             raise InputError(f"{shown}: wants {wanted}") from None
     if text == "" or (text == "True" and hint is Path):  # fire's word for a flag without a value
-        raise InputError(f"--{flag.replace('_', '-')}: wants a value, as in --{flag.replace('_', '-')}=VALUE")
+        raise InputError(f"{flag_of(flag)}: wants a value, as in {flag_of(flag)}=VALUE")
     return Path(text).expanduser() if hint is Path else hint(text)
 
 
@@ -187,8 +187,10 @@ def _complain(name: str, error: InputError, status: int) -> int:
 
 def _print_commands(name: str, commands: Mapping[str, Command]) -> None:
     print(f"usage: {name} COMMAND [FLAGS]; {name} COMMAND --help says more\n")
+    words = list(commands)
     for word, command in commands.items():
-        print(f"  {word:10} {(inspect.getdoc(command) or '').splitlines()[0]}")
+        twin = next(other for other in words if commands[other] is command)
+        print(f"  {word:10} " + (_promise(command).splitlines()[0] if twin == word else f"The same as {twin}."))
 
 
 def _print_help(name: str, command: Command, others: Sequence[str] = ()) -> None:
@@ -201,16 +203,29 @@ def _print_help(name: str, command: Command, others: Sequence[str] = ()) -> None
         elif parameter.default is inspect.Parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             words.append(flag.upper())
         else:
-            shown = "" if parameter.default is inspect.Parameter.empty else f" (default {_show(parameter.default)})"
-            flags.append(f"  --{flag.replace('_', '-')}={_show_hint(hints[flag])}{shown}")
+            if parameter.default is inspect.Parameter.empty:
+                words.append(f"{flag_of(flag)}=…")
+            flags.append(f"  {flag_of(flag)}={_show_hint(hints[flag])}{_show_default(parameter.default)}")
     for other in others:
         print(f"usage: {name} {other} …; see {name} {other} --help")
-    print(f"usage: {name} {' '.join(words)} [FLAGS]\n\n{inspect.getdoc(command)}\n\nflags:")
-    print("\n".join(flags))
+    print("usage:", " ".join([name, *words, *(["[FLAGS]"] if flags else [])]) + f"\n\n{_promise(command)}")
+    if flags:
+        print("\n".join(["", "flags:", *flags]))
 
 
-def _show(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _promise(command: Command) -> str:
+    """What a docstring says to users: all but which exceptions it raises."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(text for text in paragraphs if not text.startswith("Raises "))
+
+
+def _show_default(value: Any) -> str:
+    if value is inspect.Parameter.empty:
+        return "  (required)"
+    if value is None or value == ():
+        return ""
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f" (default {shown.lower() if isinstance(value, bool) else shown})"
 
 
 def _show_hint(hint: Any) -> str:
@@ -220,4 +235,4 @@ def _show_hint(hint: Any) -> str:
         return _show_hint(typing.get_args(hint)[0])
     if typing.get_origin(hint) is tuple:
         return "A,B,…"
-    return {int: "N", float: "X", bool: "true|false", str: "NAME", Path: "PATH"}[hint]
+    return {int: "N", float: "X", bool: "true|false", str: "TEXT", Path: "PATH"}[hint]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 ENDINGS = (".dcm", ".dicom")
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue: ITU-R BT.601
 READERS = ("pydicom", "pylibjpeg-openjpeg", "python-gdcm")  # packages that decide what a pixel is
 
 
@@ -31,7 +32,7 @@ def is_dicom(content: bytes) -> bool:
     return content[128:132] == b"DICM"
 
 
-def is_named(paths: pd.Series) -> bool:
+def any_dicom(paths: pd.Series) -> bool:
     """Whether any of the paths ends as DICOM files do."""
     return bool(paths.str.lower().str.endswith(ENDINGS).any())
 
@@ -66,7 +67,7 @@ def read(data: Any) -> Deep:
     if photometric == "PALETTE COLOR":
         values = apply_color_lut(values, data)
     if values.ndim == 3:
-        luma = values[:, :, :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+        luma = values[:, :, :3].astype(np.float32) @ LUMA
         return Deep(luma, (0.0, 255.0) if values.dtype == np.uint8 else None, inverted=False)
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise UnsupportedDicom(f"DICOM with photometric interpretation {photometric} is not supported")
@@ -85,7 +86,8 @@ def _apply_voi(values: npt.NDArray[Any], data: Any) -> tuple[npt.NDArray[Any], t
         lut_bits = int(data.VOILUTSequence[0].LUTDescriptor[2])
         return apply_voi(values, data), (0.0, 2.0**lut_bits - 1)
     centre, width = (_first(data.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    if centre is None or width is None or width < (0 if data.get("VOILUTFunction") == "LINEAR_EXACT" else 1):
+    narrowest = 1.0 if data.get("VOILUTFunction") in (None, "", "LINEAR") else np.finfo(np.float32).tiny
+    if centre is None or width is None or width < narrowest:
         return values, None  # no window, or one that the standard forbids
     # What the window makes of values far outside it is what it shows as black and as white.
     ends = apply_windowing(np.array([centre - 100 * (width + 1), centre + 100 * (width + 1)]), data)

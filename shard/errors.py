@@ -1,6 +1,8 @@
 """InputError: what a user can mend. Every other exception is ours to mend."""
 
 LONGEST = 700
+# What goes wrong where JSON is read that is none of ours, or cut short.
+NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 class InputError(Exception):

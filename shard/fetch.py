@@ -18,10 +18,10 @@ from xxhash import xxh3_64_intdigest
 from shard.errors import InputError
 from shard.files import sha256_of
 from shard.manifest import Manifest, Shard, wrong_hash
-from shard.read import read_index
+from shard.read import CURE, read_index
+from shard.tar import ENDINGS
 
 OPEN_TARS = 64  # far below the 1,024 files that a process may hold open by default
-CURE = "put back the shards as they were built (python -m shard verify says which differ), then run the same command"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Fetcher:
         self._folder, self._shards = folder, manifest.of_split(split)
         raw = manifest.settings["encoding"] == "raw"
         self.raw_size: int | None = manifest.settings["size"] if raw else None
-        self._extension = "jpg" if self.raw_size is None else "raw"
+        self._ending = ENDINGS[manifest.settings["encoding"]]
         self._ends = list(accumulate(shard.samples for shard in self._shards))
         self._tars: dict[int, _Tar] = {}
         self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
@@ -99,6 +99,7 @@ class Fetcher:
         return shard, number - self._ends[shard] + self._shards[shard].samples
 
     def _open(self, number: int) -> tuple[IO[bytes], _Tar]:
+        """A shard's tar, checked when it is first opened. The caller holds the lock."""
         if number in self._files:
             self._files.move_to_end(number)
             return self._files[number], self._tars[number]
@@ -107,7 +108,7 @@ class Fetcher:
         if hasattr(os, "posix_fadvise"):  # its images are about to be read, in no order: better all at once
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         if number not in self._tars:
-            self._tars[number] = _check(file, path, self._shards[number], self._extension,
+            self._tars[number] = _check(file, path, self._shards[number], self._ending,
                                          (self.raw_size or 0) ** 2)  # fmt: skip
         self._files[number] = file
         if len(self._files) > OPEN_TARS:
@@ -115,7 +116,7 @@ class Fetcher:
         return file, self._tars[number]
 
 
-def _check(file: IO[bytes], path: Path, shard: Shard, extension: str, raw_bytes: int) -> _Tar:
+def _check(file: IO[bytes], path: Path, shard: Shard, ending: str, raw_bytes: int) -> _Tar:
     """Read a tar from end to end and remember its images. Raises InputError where it is not as it was written."""
     if (size := os.fstat(file.fileno()).st_size) != shard.tar_bytes:
         raise InputError(f"{path}: {size} bytes, the manifest says {shard.tar_bytes}; {CURE}")
@@ -125,9 +126,9 @@ def _check(file: IO[bytes], path: Path, shard: Shard, extension: str, raw_bytes:
     offsets, sizes, hashes = array("q"), array("q"), array("Q")
     whole, position = hashlib.sha256(), 0
     for sample in read_index(index):
-        offset, size = sample.members.get(extension, (-1, 0))
-        if offset < position or offset + size > shard.tar_bytes or (extension == "raw" and size != raw_bytes):
-            raise InputError(f"{index}: image {sample.key} has no .{extension} of its size there; {CURE}")
+        offset, size = sample.members.get(ending, (-1, 0))
+        if offset < position or offset + size > shard.tar_bytes or (ending == "raw" and size != raw_bytes):
+            raise InputError(f"{index}: image {sample.key} has no .{ending} of its size there; {CURE}")
         before, content = file.read(offset - position), file.read(size)
         whole.update(before)
         whole.update(content)

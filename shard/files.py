@@ -26,10 +26,8 @@ TEMPORARY = ".tmp"
 def replacing(path: Path, *, shared: bool = False, private: bool = False) -> Iterator[IO[bytes]]:
     """Open a file that takes the name `path` when the block ends well, and leaves nothing when it does not.
 
-    private: for its owner alone to read.
-
     shared: other processes may be writing the same file; the last to end well wins. Else what a killed process left
-    under the temporary name is overwritten by the next.
+    under the temporary name is overwritten by the next. private: for its owner alone to read.
     """
     owner = f".{socket.gethostname()}-{os.getpid()}" if shared else ""
     temporary = path.with_name(f".{path.name}{owner}{TEMPORARY}")
@@ -76,7 +74,8 @@ def locked(folder: Path, name: str, *, shared: bool = False, patience_s: float =
         until = time.monotonic() + patience_s
         while not _lock(file, shared):
             if time.monotonic() >= until:
-                raise InputError(f"{folder}: another process is writing there; let it end, or end it")
+                raise InputError(f"{folder}: another process is writing there, who holds {path.name}; let it end, or "
+                                 "end it")
             time.sleep(0.1)
         yield
 

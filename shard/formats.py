@@ -28,10 +28,12 @@ NIH_FINDINGS = (
     "Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )  # fmt: skip
 NIH_OPACITIES = ("Infiltration", "Consolidation", "Pneumonia", "Edema", "Atelectasis", "Mass", "Nodule")
+# What the published study probes, in its order.
+TASKS = ("Cardiomegaly", "Lung Opacity", "Pleural Effusion", "Enlarged Cardiomediastinum")
 MIMIC_SPLITS = {"train": "train", "validate": "valid", "test": "test"}
 ENDING = r"(?i)\.(?:jpe?g|png|tiff?|dcm|dicom|bmp|jp2|webp|gif|pgm)$"
-_NAMES = ("key",)  # beside those wanted, columns whose cells differ row by row
-_DESCRIPTIVE = ("path", "key", "patient", "split", "view", "sex", "age")
+_UNLIKE = ("key",)  # beside those wanted, columns whose cells differ row by row
+_NOT_FINDINGS = ("path", "key", "patient", "split", "view", "sex", "age")
 
 
 class Rows(NamedTuple):
@@ -50,10 +52,7 @@ def read_chexpert(src: Path) -> Rows:
         if split == "train" or csv.exists():
             frames.append(read_csv(csv, ("Path",)).assign(split=split))
     raw = pd.concat(frames, ignore_index=True)
-    findings = tuple(name for name in CHEXPERT_FINDINGS if name in raw.columns)
-    if not findings:
-        raise InputError(f"{home / 'train.csv'}: none of CheXpert's findings is a column, such as Cardiomegaly; "
-                         "for a table of your own use --dataset=csv --table=PATH")
+    findings = _chexpert_findings(raw, home / "train.csv", "for a table of your own use --dataset=csv --table=PATH")
     # The prefix is CheXpert-v1.0/, CheXpert-v1.0-small/ or a re-host's own: what counts starts at the split's folder.
     path = raw["Path"].str.replace(r"^(?:.*?/)?(?=(?:train|valid|test)/)", "", regex=True)
     patient = path.str.extract(r"(patient\d+)", expand=False)
@@ -66,6 +65,13 @@ def read_chexpert(src: Path) -> Rows:
                           "split": raw["split"], "view": view, "sex": _column(raw, "Sex"),
                           "age": _column(raw, "Age")})  # fmt: skip
     return Rows(findings, frame.join(raw[list(findings)]))
+
+
+def _chexpert_findings(table: pd.DataFrame, csv: Path, cure: str) -> tuple[str, ...]:
+    findings = tuple(name for name in CHEXPERT_FINDINGS if name in table.columns)
+    if not findings:
+        raise InputError(f"{csv}: none of CheXpert's findings is a column, such as Cardiomegaly; {cure}")
+    return findings
 
 
 def _chexpert_homes(src: Path) -> list[Path]:
@@ -86,22 +92,32 @@ def _in_batches(src: Path, path: pd.Series, patient: pd.Series) -> pd.Series:
 
 
 def read_nih(src: Path) -> Rows:
-    """NIH ChestX-ray14: Data_Entry_2017*.csv, images in images/ or images_*/images/, official lists where they are.
+    """NIH ChestX-ray14: Data_Entry_2017*.csv, images in images/ or images_*/images/, test_list.txt where it is.
 
-    "Lung Opacity" is added as the union of the seven opacities, to stand for CheXpert's finding of that name.
+    With that official list a patient is tested on where the list says so, and others whom a hash would have put into
+    split test are trained on. "Lung Opacity" is added as the union of the seven opacities, to stand for CheXpert's
+    finding of that name.
     """
-    raw = read_csv(_only(src, "Data_Entry_2017*.csv"), ("Image Index", "Finding Labels", "Patient ID"))
+    csv = _only(src, "Data_Entry_2017*.csv")
+    raw = read_csv(csv, ("Image Index", "Finding Labels", "Patient ID"))
     name, patient = raw["Image Index"], raw["Patient ID"]
     folders = [src, src / "images", *sorted(src.glob("images_*/images"))]
     places = {file.name: file.relative_to(src).as_posix() for folder in folders if folder.is_dir()
               for file in folder.iterdir() if file.suffix.lower() == ".png"}  # fmt: skip
-    listed = raw["Finding Labels"].str.split("|")
+    listed = raw["Finding Labels"].map(lambda text: [name.strip() for name in text.split("|")])
+    for image, names in zip(name, listed, strict=True):
+        for unknown in set(names).difference(NIH_FINDINGS):
+            raise InputError(f"{csv}: Finding Labels {unknown!r} of {image}: none of {', '.join(NIH_FINDINGS)}; "
+                             "replace it by the original")  # fmt: skip
     labels = pd.DataFrame({finding: listed.map(lambda names, f=finding: float(f in names)) for finding in NIH_FINDINGS})
     labels["Lung Opacity"] = labels[list(NIH_OPACITIES)].max(axis=1)
     split = hashed_splits(patient)
     test_list = src / "test_list.txt"
     if test_list.exists():
         official = name.isin(set(test_list.read_text().split()))
+        if not official.any():
+            raise InputError(f"{test_list}: names none of the {len(name)} images of {csv.name}; take it away, and a "
+                             "hash of patients makes the splits")  # fmt: skip
         split = split.where(split != "test", "train").where(~official, "test")
     frame = pd.DataFrame({"path": name.map(lambda file: places.get(file, f"images/{file}")),
                           "key": name.str.replace(ENDING, "", regex=True), "patient": patient, "split": split,
@@ -116,10 +132,7 @@ def read_mimic(src: Path) -> Rows:
               "split": ("dicom_id", "split")}  # fmt: skip
     tables = {name: _only(src, f"mimic-cxr-*-{name}.csv*") for name in wanted}
     raw, labels, splits = (read_csv(csv, wanted[name]) for name, csv in tables.items())
-    findings = tuple(name for name in CHEXPERT_FINDINGS if name in labels.columns)
-    if not findings:
-        raise InputError(f"{tables['chexpert']}: none of CheXpert's findings is a column, such as Cardiomegaly; "
-                         "replace it by the original")
+    findings = _chexpert_findings(labels, tables["chexpert"], "replace it by the original")
     study = ["subject_id", "study_id"]
     labels, splits = labels[[*study, *findings]].drop_duplicates(), splits[["dicom_id", "split"]].drop_duplicates()
     for name, table, columns in (("chexpert", labels, study), ("split", splits, ["dicom_id"])):
@@ -140,15 +153,14 @@ def read_mimic(src: Path) -> Rows:
 
 def read_plain(csv: Path) -> Rows:
     """A plain CSV: path, patient, findings; key, else made of path; split, else by patient hash."""
-    raw = read_csv(csv, ("path", "patient"))
-    raw = raw.rename(columns={name: name.lower() for name in raw.columns if name.lower() in _DESCRIPTIVE})
-    findings = tuple(name for name in raw.columns if name not in _DESCRIPTIVE)
+    raw = read_csv(csv, ("path", "patient"), any_case=_NOT_FINDINGS)
+    findings = tuple(name for name in raw.columns if name not in _NOT_FINDINGS)
     for name in findings:
         if not str(name).isprintable() or not str(name).strip():
             raise InputError(f"{csv}: column {name!r}: a finding's name wants letters, no line breaks and the like; "
                              "rename it")  # fmt: skip
     key = raw["key"] if "key" in raw.columns else raw["path"].str.replace(ENDING, "", regex=True)
-    split = _column(raw, "split") if "split" in raw.columns else hashed_splits(raw["patient"])
+    split = _column(raw, "split").str.strip() if "split" in raw.columns else hashed_splits(raw["patient"])
     frame = pd.DataFrame({"path": raw["path"], "key": key, "patient": raw["patient"], "split": split,
                           "view": _column(raw, "view"), "sex": _column(raw, "sex"),
                           "age": _column(raw, "age")})  # fmt: skip
@@ -167,32 +179,39 @@ def hashed_splits(patient: pd.Series) -> pd.Series:
     return patient.map({name: split(name) for name in patient.unique()})
 
 
-def read_csv(csv: Path, wanted: tuple[str, ...]) -> pd.DataFrame:
+def read_csv(csv: Path, wanted: tuple[str, ...], any_case: tuple[str, ...] = ()) -> pd.DataFrame:
     """A CSV's cells as the text they are, blank as "": patient 007 is not 7, and NA may be a name.
 
-    The columns `wanted` are of dtype str, the others categories.
-    Raises InputError where there is no such file, table, row, or column of those `wanted`.
+    The columns `wanted` are of dtype str and without blanks around them, the others categories. any_case: columns that
+    may be called so in capitals too. Raises InputError where there is no such file, table, row, or column of those
+    `wanted`, or one of any_case is there twice.
     """
     try:
-        _check_cells(csv)
+        names = {name: name.strip().lower() for name in _read_header(csv) if name.strip().lower() in any_case}
         # Few words, often repeated, are kept once: the table of an archive takes megabytes, not gigabytes.
-        kinds = defaultdict(lambda: "category", dict.fromkeys((*wanted, *_NAMES), "str"))
-        frame = pd.read_csv(csv, dtype=kinds, keep_default_na=False, index_col=False)
+        own = [name for name in names if names[name] in (*wanted, *_UNLIKE)]
+        kinds = defaultdict(lambda: "category", dict.fromkeys((*wanted, *_UNLIKE, *own), "str"))
+        frame: pd.DataFrame = pd.read_csv(csv, dtype=kinds, keep_default_na=False, index_col=False)
+        frame = frame.rename(columns=names)
     except FileNotFoundError:
         raise InputError(f"{csv}: no such file; the data set's table is wanted there") from None
     except (ValueError, OSError, EOFError, zlib.error, csv_module.Error) as error:  # pandas' own are ValueErrors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{csv}: not a readable CSV ({reason}); replace it by the original") from None
+    if twice := [name for name in names.values() if list(names.values()).count(name) > 1]:
+        shown = " and ".join(name for name in names if names[name] == twice[0])
+        raise InputError(f"{csv}: columns {shown} are both its {twice[0]}; leave one out")
     for column in wanted:
         if column not in frame.columns:
             raise InputError(f"{csv}: column {column!r} is missing; it has: {', '.join(map(str, frame.columns[:20]))}")
+        frame[column] = frame[column].str.strip()  # "1" and " 1" are one patient, who must not be in two splits
     if frame.empty:
         raise InputError(f"{csv}: no rows below the header; replace it by the original")
     return frame
 
 
-def _check_cells(csv: Path) -> None:
-    """Every row must have as many cells as the header: pandas fills up a row cut short, and says nothing."""
+def _read_header(csv: Path) -> list[str]:
+    """The names of the columns. Every row must have as many cells: pandas fills up one cut short, and says nothing."""
     with (gzip.open if csv.suffix == ".gz" else open)(csv, "rt", encoding="utf-8-sig", newline="") as file:
         rows = csv_module.reader(file)
         header = next(rows, [])
@@ -200,11 +219,15 @@ def _check_cells(csv: Path) -> None:
             if row and len(row) != len(header):
                 raise InputError(f"{csv}: row {number} has {len(row)} cells, the header {len(header)}; "
                                  "replace it by the original")
+    return header
 
 
 def _only(src: Path, pattern: str) -> Path:
-    """The first file of that name; a name that says what is wanted where there is none."""
-    return next(iter(sorted(src.glob(pattern))), src / pattern)
+    """The file of that name; a name that says what is wanted where there is none."""
+    found = sorted(src.glob(pattern))
+    if len(found) > 1:
+        raise InputError(f"{src}: has {' and '.join(file.name for file in found)}; which one is it? Keep one there")
+    return found[0] if found else src / pattern
 
 
 def _column(raw: pd.DataFrame, name: str) -> pd.Series:

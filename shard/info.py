@@ -11,9 +11,11 @@ import jinja2
 import numpy as np
 from PIL import Image, ImageDraw
 
+from shard.errors import NOT_OURS, InputError
 from shard.files import write_bytes
 from shard.manifest import Manifest, Shard, read_manifest
-from shard.read import Sample, read_index, read_members
+from shard.read import CURE, Sample, read_index, read_members
+from shard.tar import ENDINGS
 
 SHEET = 64  # images on a contact sheet, eight a row
 TILE = 160  # pixels
@@ -22,8 +24,8 @@ TILE = 160  # pixels
 def info(out: Path, *, png: Path | None = None, html: Path | None = None) -> None:
     """Print what is in the shards of OUT: images, patients and labels by split, sizes, settings, pixel statistics.
 
-    --png and --html write a contact sheet of 64 images as well, spread evenly over the shards, the page with the
-    same text and what is known of each image.
+    --png=FILE: a contact sheet of 64 images as well, spread evenly over the shards. --html=FILE: a page with them, the
+    same text, and what is known of each image.
     """
     manifest = read_manifest(out)
     text = describe(out, manifest)
@@ -82,15 +84,19 @@ def choose(out: Path, manifest: Manifest) -> list[tuple[Shard, Sample]]:
 def _tile(out: Path, manifest: Manifest, shard: Shard, sample: Sample) -> tuple[str, str, Image.Image]:
     """Key, facts and picture of one sample."""
     size = manifest.settings["size"]
-    raw = manifest.settings["encoding"] == "raw"
-    (content,) = read_members(out / shard.tar, [sample], "raw" if raw else "jpg")
-    image = Image.frombytes("L", (size, size), content) if raw else Image.open(io.BytesIO(content))
-    (described,) = (json.loads(text) for text in read_members(out / shard.tar, [sample], "json"))
-    marks = {1: "", -1: " (uncertain)"}
-    found = [name + marks[label] for name, label in described["labels"].items() if label in marks]
-    facts = f"{shard.split}, {described['view'] or 'view not said'}: {', '.join(found) or 'no finding marked'}"
+    encoding, marks = manifest.settings["encoding"], {1: "", -1: " (uncertain)"}
     square = Image.new("L", (TILE, TILE))
-    image.thumbnail((TILE, TILE))
+    try:
+        content, text = (next(read_members(out / shard.tar, [sample], ending))
+                         for ending in (ENDINGS[encoding], "json"))  # fmt: skip
+        image = Image.frombytes("L", (size, size), content) if encoding == "raw" else Image.open(io.BytesIO(content))
+        image.thumbnail((TILE, TILE))
+        described = json.loads(text)
+        found = [name + marks[label] for name, label in described["labels"].items() if label in marks]
+        facts = f"{shard.split}, {described['view'] or 'view not said'}: {', '.join(found) or 'no finding marked'}"
+    except (OSError, *NOT_OURS) as error:
+        raise InputError(f"{out / shard.tar}, image {sample.key}: can't be shown ({type(error).__name__}: {error}); "
+                         f"{CURE}") from None  # fmt: skip
     square.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
     return sample.key, facts, square
 

@@ -54,7 +54,7 @@ def array_task() -> tuple[int, int] | None:
     if not all(text.isdigit() for text in found):
         raise InputError(f"{shown}: its array can't be read; give --part and --parts")
     task, low, high, parts = map(int, found)
-    if parts == 1 and task > 1:  # one task of an array, submitted again alone
+    if parts == 1 and task > 0:  # one task of an array, submitted again alone
         raise InputError(f"{shown}: the only task of its array, of how many parts? Give --part and --parts")
     step = (high - low) // (parts - 1) if parts > 1 else 1
     if low + step * (parts - 1) != high or (task - low) % max(step, 1):

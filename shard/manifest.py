@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shard.errors import InputError
+from shard.errors import NOT_OURS, InputError
 from shard.files import sha256_of, write_bytes
 from shard.formats import SPLITS
 
-NAME = "manifest.json"
+MANIFEST = "manifest.json"
 FORMAT = "cxr-simclr-shards/2"
-LARGEST = 4096  # pixels, of --size
+LARGEST_SIZE = 4096  # pixels, of --size
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write manifest.json, whole or not at all."""
-        write_bytes(folder / NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        write_bytes(folder / MANIFEST, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -90,7 +90,7 @@ def parse_manifest(folder: Path) -> Manifest:
     """Read a folder's manifest without a look at what it describes. Raises InputError as read_manifest does."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; make shards with: python -m shard build SRC {folder}")
-    path = folder / NAME
+    path = folder / MANIFEST
     if not path.exists():
         parts = len(list(folder.glob("part-*.json")))
         cure = f"merge its {parts} parts with: python -m shard merge {folder}" if parts else (
@@ -104,7 +104,7 @@ def parse_manifest(folder: Path) -> Manifest:
         shards = tuple(Shard(**shard) for shard in content["shards"])
         manifest = Manifest(**{**content, "shards": shards, "findings": tuple(content["findings"])})
         _check(manifest)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except NOT_OURS as error:
         raise InputError(f"{path}: not a manifest ({type(error).__name__}: {error}); build the shards again") from None
     return manifest
 
@@ -119,7 +119,7 @@ def _check(manifest: Manifest) -> None:
     names = [name for shard in manifest.shards for name in (shard.tar, shard.index)]
     wanted = {
         "shards": bool(names) and len(set(names)) == len(names) and all(map(_is_as_built, manifest.shards)),
-        "settings": _is_count(settings["rows"]) and 1 <= settings["size"] <= LARGEST
+        "settings": _is_count(settings["rows"]) and 1 <= settings["size"] <= LARGEST_SIZE
         and isinstance(settings["size"], int) and settings["encoding"] in ("jpeg", "raw"),
         "findings": _are_texts(manifest.findings) and len(set(manifest.findings)) == len(manifest.findings),
         "counts": set(counts) == splits and all(set(of) == {"images", "patients"} for of in counts.values())

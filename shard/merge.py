@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from shard.errors import InputError
+from shard.errors import NOT_OURS, InputError
 from shard.files import TEMPORARY, write_bytes
 from shard.formats import SPLITS
-from shard.manifest import NAME, Manifest, quick_faults, read_manifest
-from shard.record import FOLDER, ShardRecord, first_difference, parse_record
+from shard.manifest import MANIFEST, Manifest, quick_faults, read_manifest
+from shard.record import UNFINISHED, ShardRecord, first_difference, parse_record, parse_rejects
 from shard.sheet import to_csv
 from shard.table import Reject
 
@@ -25,10 +25,12 @@ REJECTS = "rejects.csv"
 def merge(out: Path, *, max_rejects: float = 0.01) -> None:
     """Join the parts that a job array wrote into OUT under one manifest.
 
+    --max-rejects: how many rows may be left out, as a share of all.
+
     Raises InputError where a part is missing or comes from a build with other settings or another table, and where
-    more than --max-rejects (a share of all rows) were rejected.
+    more than --max-rejects were rejected.
     """
-    if (out / NAME).exists():
+    if (out / MANIFEST).exists():
         read_manifest(out)
         clear_away(out)
         print(f"{out}: merged already; nothing to do")
@@ -55,7 +57,7 @@ def clear_away(out: Path) -> None:
     """Remove what only an unfinished build needs; a build killed in here is cleared away by the next."""
     for leftover in (*out.glob(f".*{TEMPORARY}"), *out.glob("part-*.json")):
         leftover.unlink(missing_ok=True)
-    shutil.rmtree(out / FOLDER, ignore_errors=True)  # a network file system may keep a lock's file a while
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # a network file system may keep a lock's file a while
 
 
 def part_name(part: int, parts: int) -> str:
@@ -67,9 +69,8 @@ def _read_part(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_text())
         records = [parse_record(record) for record in content["shards"]]
-        rejects = [(str(key), str(path), str(reason)) for key, path, reason in content["rejects"]]
-        return {**content, "shards": records, "rejects": rejects}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return {**content, "shards": records, "rejects": parse_rejects(content["rejects"])}
+    except NOT_OURS as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{file}: not a part's record ({reason}); remove it and build that part again") from None
 
@@ -99,7 +100,7 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
         raise InputError(f"{out / REJECTS}: not one of {rows} rows gave a training image ({path or key}: {reason}); "
                          "check that SRC holds the images themselves")
     for fault in quick_faults(out, shards):
-        raise InputError(f"{fault}; run the part that made it again")
+        raise InputError(f"{fault}; run the same build again")
     pixels = sum(shard.pixels for shard in train)
     mean = sum(shard.pixel_sum for shard in train) / pixels
     square = sum(shard.pixel_square_sum for shard in train) / pixels

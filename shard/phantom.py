@@ -15,12 +15,15 @@ import numpy as np
 from PIL import Image
 
 from shard.anatomy import State, device, expose, frontal, lateral
+from shard.cli import check_numbers
 from shard.errors import InputError
 from shard.files import write_bytes
-from shard.formats import CHEXPERT_FINDINGS
+from shard.formats import (
+    CHEXPERT_FINDINGS,
+    TASKS,  # State's order is that of TASKS
+)
 from shard.machine import cores
 from shard.pool import tick, work_on
-from shard.table import TASKS  # State's order is that of TASKS
 
 COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_FINDINGS)
 MARK = "SYNTHETIC radiographs: drawn by cxr-simclr's phantom, no patient was ever imaged."
@@ -120,7 +123,7 @@ def _draw(job: tuple[list[list[View]], Path, int, str]) -> None:
 
 
 def _claim(out: Path, readme: str) -> None:
-    """Make `out` ours or refuse; what another phantom left is cleared away, what this one left is kept."""
+    """Make `out` ours or refuse; what another phantom left is cleared away, what this one left is written over."""
     mark = out / "README.txt"
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file; name a folder that is new or empty")
@@ -142,19 +145,15 @@ def is_phantom(folder: Path) -> bool:
 
 
 def phantom(out: Path, *, images: int = 2000, seed: int = 0, workers: int = 0) -> None:
-    """Write `images` synthetic radiographs to the folder `out` in CheXpert's layout, a fifth in valid.
+    """Write --images synthetic radiographs to the folder OUT in CheXpert's layout, a fifth of them in valid.
 
-    8-bit grey JPEGs of about 390x320; the tables come last, so a table in place names whole images only.
-    The same arguments give the same bytes, however many processes (`workers`; 0: one a core) draw them.
-    With more than one, a script that calls this guards its main module: `if __name__ == "__main__"`.
-    Raises InputError where a number is out of range or `out` holds anything but a phantom.
+    8-bit grey JPEGs of about 390x320; the tables come last, so a table in place names whole images only. The same
+    --images and --seed give the same bytes, however many --workers (0: one a core) draw them.
+
+    Raises InputError where a number is out of range or OUT holds anything but a phantom.
     """
-    if images < 20:
-        raise InputError(f"--images={images}: too few to fill two splits; ask for 20 or more")
-    if images > 100_000:  # patients of train would be numbered into those of valid
-        raise InputError(f"--images={images}: more than 100000; ask for fewer")
-    if seed < 0 or workers < 0:
-        raise InputError(f"--seed={seed} --workers={workers}: below 0; give 0 or more")
+    # Fewer would not fill two splits; of more, patients of train would be numbered into those of valid.
+    check_numbers(images=(images, 20, 100_000), seed=(seed, 0, 2**63), workers=(workers, 0, 4096))
     _claim(out, f"{MARK}\nMade by: python -m shard phantom OUT --images={images} --seed={seed}\n")
     held = max(8, round(0.2 * images))
     plans = {"train": _plan(seed, images - held, 1, 3), "valid": _plan(seed, held, FIRST_VALID, 1)}

@@ -7,24 +7,27 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from shard.errors import InputError
+from shard.errors import NOT_OURS, InputError
 from shard.manifest import Manifest, Shard
 from shard.tar import INDEX_VERSION
+
+CURE = "put back the shards as they were built (python -m shard verify says which differ), then run the same command"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Where one sample lies in its tar: extension → (offset, size) in bytes."""
+    """Where one sample lies in its tar: ending → (offset, size) in bytes."""
 
     key: str
     members: dict[str, tuple[int, int]]
 
 
 def read_index(index: Path) -> list[Sample]:
-    """The samples of a tar, in order, from its DALI index (v1.2: extension, offset, size, name of each member).
+    """The samples of a tar, in order, from its DALI index (v1.2: ending, offset, size, name of each member).
 
     Raises InputError where it is not one.
     """
@@ -45,15 +48,14 @@ def read_index(index: Path) -> list[Sample]:
     return samples
 
 
-def read_members(tar: Path, samples: list[Sample], extension: str) -> Iterator[bytes]:
+def read_members(tar: Path, samples: list[Sample], ending: str) -> Iterator[bytes]:
     """The bytes of one member of each sample, in order. Raises InputError where the tar has none there."""
     with tar.open("rb") as file:
         end = os.fstat(file.fileno()).st_size
         for sample in samples:
-            offset, size = sample.members.get(extension, (0, end + 1))
+            offset, size = sample.members.get(ending, (0, end + 1))
             if offset + size > end:
-                raise InputError(f"{tar}, image {sample.key}: its .{extension} is not in it; put back the shards as "
-                                 "they were built (python -m shard verify says which)")  # fmt: skip
+                raise InputError(f"{tar}, image {sample.key}: its .{ending} is not in it; {CURE}")
             file.seek(offset)
             yield file.read(size)
 
@@ -76,13 +78,19 @@ def label_frame(folder: Path, shards: list[Shard], findings: tuple[str, ...]) ->
         try:
             for sample, text in zip(samples, read_members(folder / shard.tar, samples, "json"), strict=True):
                 key = sample.key
-                content = json.loads(text)
-                rows.append({"key": key, **{name: content[name] for name in ("patient", "split", "view")}, "sex":
-                             content.get("sex", ""), "age": content.get("age"), **content["labels"]})  # fmt: skip
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{folder / shard.tar}, image {key}: its labels can't be read ({error}); put back the "
-                             "shards as they were built (python -m shard verify says which)") from None
-    frame: pd.DataFrame = pd.DataFrame(rows, columns=["key", "patient", "split", "view", "sex", "age", *findings])
-    for name in ("age", *findings):
-        frame[name] = frame[name].astype("float64")
+                rows.append({"key": key, **_describe(json.loads(text), findings)})
+        except (OSError, *NOT_OURS) as error:
+            raise InputError(f"{folder / shard.tar}, image {key}: its labels can't be read ({error}); {CURE}") from None
+    columns = ["key", "patient", "split", "view", "sex", "age", *findings]
+    frame: pd.DataFrame = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(("age", *findings), "float64"))
     return frame
+
+
+def _describe(content: Any, findings: tuple[str, ...]) -> dict[str, Any]:
+    """A row of the labels' frame from a sample's JSON. Raises one of NOT_OURS where it is none."""
+    labels = {name: content["labels"].get(name) for name in findings}
+    if not all(label in (1, 0, -1, None) for label in labels.values()):
+        raise ValueError(f"labels {labels}")
+    age = content.get("age")
+    return {**{name: content[name] for name in ("patient", "split", "view")}, "sex": content.get("sex", ""),
+            "age": age if age is None else float(age), **labels}  # fmt: skip

@@ -7,15 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shard.errors import InputError
+from shard.errors import NOT_OURS, InputError
 from shard.files import write_bytes
 from shard.manifest import Shard
 from shard.table import Reject
 
-FOLDER = "build"
+UNFINISHED = "build"
 _BEGUN = "begun.json"
-# A record of another build, of another version, or cut short by a disk that filled up: the shard is written anew.
-_UNUSABLE = (ValueError, TypeError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -30,31 +28,35 @@ class ShardRecord:
 
     def write(self, folder: Path, stem: str) -> None:
         """Write it beside the shard, whole or not at all; the shard is finished when this is there."""
-        write_bytes(folder / FOLDER / f"{stem}.json", json.dumps(asdict(self)).encode())
+        write_bytes(folder / UNFINISHED / f"{stem}.json", json.dumps(asdict(self)).encode())
 
 
 def parse_record(content: dict[str, Any]) -> ShardRecord:
-    """A record from its JSON. Raises ValueError, TypeError, KeyError or AttributeError where it is none."""
-    rejects = [(str(key), str(path), str(reason)) for key, path, reason in content["rejects"]]
-    return ShardRecord(**{**content, "shard": Shard(**content["shard"]), "rejects": rejects})
+    """A record from its JSON. Raises one of NOT_OURS where it is none."""
+    return ShardRecord(**{**content, "shard": Shard(**content["shard"]), "rejects": parse_rejects(content["rejects"])})
+
+
+def parse_rejects(content: Any) -> list[Reject]:
+    """Rejected rows from JSON. Raises one of NOT_OURS where they are none."""
+    return [(str(key), str(path), str(reason)) for key, path, reason in content]
 
 
 def read_record(folder: Path, stem: str) -> ShardRecord | None:
-    """The record of a finished shard; None where there is none that can be used."""
+    """The record of a finished shard; None where there is none that can be used, and the shard is written anew."""
     try:
-        return parse_record(json.loads((folder / FOLDER / f"{stem}.json").read_text()))
-    except (FileNotFoundError, *_UNUSABLE):
+        return parse_record(json.loads((folder / UNFINISHED / f"{stem}.json").read_text()))
+    except (FileNotFoundError, *NOT_OURS):  # of another build or version, or cut short by a disk that filled up
         return None
 
 
 def begin(out: Path, settings: dict[str, Any], software: dict[str, str]) -> None:
     """Remember what is built in `out`. Raises InputError where something else is, half done."""
-    path, now = out / FOLDER / _BEGUN, {"settings": settings, "software": software}
+    path, now = out / UNFINISHED / _BEGUN, {"settings": settings, "software": software}
     if path.exists():
         try:
             begun = json.loads(path.read_text())
             difference = first_difference({**begun["settings"], **begun["software"]}, {**settings, **software})
-        except _UNUSABLE:
+        except NOT_OURS:
             difference = f"{path} can't be read"
         if difference:
             raise InputError(f"{out}: holds an unfinished build with other settings ({difference}); "

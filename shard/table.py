@@ -16,8 +16,6 @@ from shard.formats import SPLITS, Rows, read_chexpert, read_mimic, read_nih, rea
 
 Dataset = Literal["auto", "chexpert", "nih", "mimic", "csv"]
 Reject = tuple[str, str, str]  # key, path, reason
-# What the published study probes, in its order.
-TASKS = ("Cardiomegaly", "Lung Opacity", "Pleural Effusion", "Enlarged Cardiomediastinum")
 OLDEST = 120  # years: NIH's table has a patient of 414
 LONGEST_KEY = 90  # a tar's header holds names of 100 bytes, the ending included
 OUTSIDE = r"^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)"  # /data/a.jpg, C:\a.jpg, train/../../a.jpg
@@ -53,7 +51,8 @@ def read_table(
     if dataset == "auto":
         dataset = _recognise(src, table)
     if dataset == "csv" and table is None:
-        raise InputError("--dataset=csv: wants --table=PATH, a CSV with the columns path, patient, split and findings")
+        raise InputError("--dataset=csv: wants --table=PATH, a CSV with the columns path, patient, maybe split, and "
+                         "findings")  # fmt: skip
     if dataset != "csv" and table is not None:
         raise InputError(f"--table={table}: goes with --dataset=csv, not with {dataset}")
     if dataset == "csv":
@@ -61,12 +60,13 @@ def read_table(
         read = read_plain(table)
     else:
         read = _FOLDERS[dataset](src)
-    rows = _tidy(read)
-    _check(rows, src)
+    source = table or src
+    rows = _tidy(read, source)
+    _check(rows, source)
     if not allow_outside:
         _check_inside(rows["path"], src)
     rows, rejects = _set_aside(rows)
-    _check_usable(rows, src)
+    _check_usable(rows, src, source)
     return Table(dataset, read.findings, rows, tuple(rejects))
 
 
@@ -84,7 +84,7 @@ def _recognise(src: Path, table: Path | None) -> Dataset:
                      "mimic-cxr-*-metadata.csv.gz (MIMIC-CXR-JPG) is in it; name your own table with --table=PATH")
 
 
-def _tidy(read: Rows) -> pd.DataFrame:
+def _tidy(read: Rows, source: Path) -> pd.DataFrame:
     """The frame itself, changed: keys that tars and indexes can hold, labels as numbers."""
     rows = read.frame  # its only reference: an archive's table is not held twice
     rows["key"] = rows["key"].map(make_key)
@@ -96,8 +96,8 @@ def _tidy(read: Rows) -> pd.DataFrame:
         wrong = ~(values.isin((1, 0, -1)) | text.isin(("", "nan", "NaN", "NA")))
         if wrong.any():
             value, path = text[wrong].iloc[0], rows["path"][wrong].iloc[0]
-            raise InputError(f"finding {finding!r}: label {str(value)!r} of {path} "
-                             "is not 1, 0, -1 or blank; mend the table or leave the column out")
+            raise InputError(f"{source}: finding {finding!r}: label {str(value)!r} of {path} is not 1, 0, -1 or blank; "
+                             "mend the table or leave the column out")  # fmt: skip
         rows[finding] = values
     return rows
 
@@ -119,7 +119,8 @@ def make_key(name: str) -> str:
     """A sample's key from its path: letters, digits, _ and -, at most 90 of them.
 
     Readers cut keys at the first dot, and indexes at blanks. Where a name is too long or has other characters than
-    those of a path, a hash of it keeps names apart that would become the same.
+    those of a path, a hash of it keeps names apart that would become the same. (a/b and a_b do become the same: their
+    rows are rejected.)
     """
     key = re.sub(r"[^A-Za-z0-9_-]+", "_", name.strip("/"))
     if 0 < len(key) <= LONGEST_KEY and not re.search(r"[^A-Za-z0-9_./ -]", name):
@@ -127,20 +128,21 @@ def make_key(name: str) -> str:
     return f"{key[: LONGEST_KEY - 13] or 'image'}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
-def _check(rows: pd.DataFrame, src: Path) -> None:
+def _check(rows: pd.DataFrame, source: Path) -> None:
     for name in ("path", "patient"):
         blank = rows[rows[name].str.strip() == ""]
         if len(blank):
             row = f"row {blank.index[0] + 1} of {len(rows)}"
-            raise InputError(f"{src}: {name} is blank in {row}; fill it in or leave the row out")
+            raise InputError(f"{source}: {name} is blank in {row}; fill it in or leave the row out")
     unknown = rows[~rows["split"].isin(SPLITS)]
     if len(unknown):
         split, path = unknown["split"].iloc[0], unknown["path"].iloc[0]
-        raise InputError(f"split {split!r} of {path}: not one of {', '.join(SPLITS)}")
+        raise InputError(f"{source}: split {split!r} of {path}: not one of {', '.join(SPLITS)}; mend it")
     splits = rows.groupby("patient")["split"].nunique()
-    if (splits > 1).any():
-        leak = splits.index[splits > 1][0]
-        raise InputError(f"patient {leak!r} is in more than one split; move all of a patient's images to one")
+    if len(leaks := splits.index[splits > 1]):
+        where = sorted(rows["split"][rows["patient"] == leaks[0]].unique())
+        raise InputError(f"{source}: patient {leaks[0]!r} is in more than one split, {' and '.join(where)} "
+                         f"({len(leaks)} such patients); move all of a patient's images to one")  # fmt: skip
 
 
 def _check_inside(paths: pd.Series, src: Path) -> None:
@@ -168,11 +170,12 @@ def _names(rows: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(rows["key"], rows["path"], strict=True))
 
 
-def _check_usable(rows: pd.DataFrame, src: Path) -> None:
+def _check_usable(rows: pd.DataFrame, src: Path, source: Path) -> None:
     if not (rows["split"] == "train").any():
-        raise InputError("no row is in split 'train'; there would be nothing to train on")
-    if not any((src / path).exists() for path in rows["path"].sample(min(200, len(rows)), random_state=0)):
-        raise InputError(f"{src / rows['path'].iloc[0]}: no such image, nor any of 200 rows tried; "
+        raise InputError(f"{source}: no row is in split 'train': there would be nothing to train on; mend the splits")
+    tried = rows["path"].sample(min(200, len(rows)), random_state=0)
+    if not any((src / path).exists() for path in tried):
+        raise InputError(f"{src / rows['path'].iloc[0]}: no such image, nor any of {len(tried)} rows tried; "
                          "SRC is the folder that the table's paths start from")
-    if dicom.is_named(rows["path"]) and not dicom.is_installed():
+    if dicom.any_dicom(rows["path"]) and not dicom.is_installed():
         raise InputError(f"{src}: holds DICOM files; to read them: pip install '.[dicom]'")

@@ -6,6 +6,7 @@ import tarfile
 from typing import IO
 
 INDEX_VERSION = "v1.2"
+ENDINGS = {"jpeg": "jpg", "raw": "raw"}  # of an image's member, by encoding
 
 
 class TarWriter:

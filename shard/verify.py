@@ -11,13 +11,14 @@ from typing import Any
 
 import simplejpeg
 
-from shard.errors import InputError
+from shard.cli import check_numbers
+from shard.errors import NOT_OURS, InputError
 from shard.files import sha256_of
 from shard.machine import cores
 from shard.manifest import Manifest, Shard, parse_manifest, quick_faults, wrong_hash
 from shard.pool import tick, work_on
 from shard.read import read_index
-from shard.tar import INDEX_VERSION
+from shard.tar import ENDINGS, INDEX_VERSION
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,13 @@ def verify(out: Path, *, quick: bool = False, decode: bool = False, workers: int
     """Check the shards in OUT against their manifest: sizes, hashes, members, index offsets, counts and labels.
 
     --decode decodes every image too. --quick looks at sizes and at the indexes' hashes alone, as every loader does
-    before it starts. Raises InputError with the first fault and the number of faults.
+    before it starts.
+
+    Raises InputError with the first fault and the number of faults.
     """
     if quick and decode:
         raise InputError("--quick --decode: give one of them")
+    check_numbers(workers=(workers, 0, 4096))
     manifest = parse_manifest(out)
     faults = list(quick_faults(out, manifest.shards))
     if not faults and not quick:
@@ -129,7 +133,7 @@ def _walk(tar: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def _sample_faults(job: Job, contents: dict[str, bytes], seen: Seen) -> list[str]:
-    ending = "raw" if job.encoding == "raw" else "jpg"
+    ending = ENDINGS[job.encoding]
     if set(contents) != {ending, "json"}:
         return [f"has {sorted(contents)}, not {ending} and json"]
     return _image_faults(job, contents[ending]) + _label_faults(job, contents["json"], seen)
@@ -155,7 +159,7 @@ def _label_faults(job: Job, content: bytes, seen: Seen) -> list[str]:
         patient, split, labels = described["patient"], described["split"], described["labels"]
         if list(labels) != list(job.findings) or not all(label in (1, 0, -1, None) for label in labels.values()):
             return [f"its labels are {labels}"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except NOT_OURS as error:
         return [f"its json can't be read ({type(error).__name__}: {error})"]
     seen.patients.add(patient)
     for finding, label in labels.items():

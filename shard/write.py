@@ -20,14 +20,14 @@ from shard.errors import InputError
 from shard.files import locked, replacing, sha256_of, write_bytes
 from shard.image import UnreadableImage, encode_jpeg, histogram, load_grey, to_square
 from shard.machine import choose_part, cores, version_of
-from shard.manifest import LARGEST, NAME, Shard, read_manifest
+from shard.manifest import LARGEST_SIZE, MANIFEST, Shard, read_manifest
 from shard.merge import check_max_rejects, clear_away, finish, part_name
 from shard.phantom import is_phantom
 from shard.plan import Plan, Planned, Row
 from shard.pool import tick, work_on
-from shard.record import FOLDER, ShardRecord, begin, first_difference, read_record
+from shard.record import UNFINISHED, ShardRecord, begin, first_difference, read_record
 from shard.table import Dataset, Reject, Table, read_table
-from shard.tar import TarWriter
+from shard.tar import ENDINGS, TarWriter
 
 Encoding = Literal["jpeg", "raw"]
 
@@ -54,26 +54,25 @@ def build(
 ) -> None:  # fmt: skip
     """Write the radiographs of folder SRC as shuffled tar shards with DALI indexes and a manifest into OUT.
 
-    Images become grey, their short side SIZE pixels (never enlarged): KEY.jpg or, with --encoding=raw, KEY.raw,
-    SIZE x SIZE bytes, the centre of the image, black where it is smaller. Beside each lies KEY.json.
-    Rows without a usable image are listed in rejects.csv with the reason; where they are more than --max-rejects
-    (a share of all rows), no manifest is written. A build that was stopped goes on where it was.
+    Images become grey, their short side --size pixels (never enlarged): KEY.jpg of --quality or, with --encoding=raw,
+    KEY.raw, --size × --size bytes, the centre of the image, black where it is smaller. Beside each lies KEY.json. Rows
+    without a usable image are listed in rejects.csv with the reason; where they are more than --max-rejects (a share of
+    all rows), no manifest is written. A build that was stopped goes on where it was, with the same command.
 
-    --partners=K keeps a patient's images in one shard, those of a patient with more than K + 1 in groups of up to as
-    many, for training whose second view is another image of the patient; it takes no room, and makes other shards than
-    without.
-
-    --deidentify=FILE names images and patients by hashes that are keyed with the secret in FILE, which is made where it
-    is not there: in tars, indexes, rejects.csv, and so in all that is made of them. Ages over 90 become 90. What is
-    written in the pixels stays. python -m shard names says, to who has the secret, which is which.
-
+    --dataset: what SRC holds; auto looks at its files, and csv wants --table=FILE, a table with the columns path,
+    patient, maybe split, key, view, sex and age, and one a finding.
+    --shard-size: images in a shard. --seed: of their order. --workers: processes, 0 for one a core.
+    --partners=K: keep up to K + 1 images of a patient together in one shard, for python -m train
+    --patient-positive. It takes no room, and makes other shards than without.
+    --deidentify=FILE: name images and patients by hashes keyed with the secret in FILE, which is made where it is not
+    there; in tars, indexes and rejects.csv, and so in all that is made of them. Ages over 90 become 90. What is written
+    in the pixels stays. python -m shard names lists which is which.
     --allow-outside=true: paths of the table may lead out of SRC.
-
-    --shard-size counts samples, --workers processes (0: one a core). With --parts=N, run parts 0 to N-1 anywhere,
-    then: python -m shard merge OUT. In a Slurm job array both come from the array; --part=0 --parts=1 builds all.
+    --part=K --parts=N: build a part, 0 to N - 1, on any machine; then: python -m shard merge OUT. In a Slurm job array
+    both come from the array; --part=0 --parts=1 builds all.
     """
     part, parts = choose_part(part, parts)
-    check_numbers(size=(size, 16, LARGEST), quality=(quality, 1, 100), shard_size=(shard_size, 1, 10**7),
+    check_numbers(size=(size, 16, LARGEST_SIZE), quality=(quality, 1, 100), shard_size=(shard_size, 1, 10**7),
                   parts=(parts, 1, 10**5), part=(part, 0, parts - 1), workers=(workers, 0, 4096),
                   partners=(partners, 0, shard_size - 1), seed=(seed, 0, 2**63))  # fmt: skip
     content = read_table(src, dataset, table, allow_outside)
@@ -88,12 +87,12 @@ def build(
         "encoding": encoding, "quality": quality, "shard_size": shard_size, "seed": seed, "rows": rows,
         "table": _table_hash(content), "synthetic": is_phantom(src), **({"partners": partners} if partners else {}),
     }  # fmt: skip
-    readers = dicom.READERS if dicom.is_named(content.rows["path"]) else ()
+    readers = dicom.READERS if dicom.any_dicom(content.rows["path"]) else ()
     software = {name: version_of(name) for name in ("pillow", "simplejpeg", *readers)}
     if _is_built(out, settings):
         return
-    (out / FOLDER).mkdir(parents=True, exist_ok=True)
-    with locked(out / FOLDER, "whole", shared=parts > 1), locked(out / FOLDER, f"part-{part}-of-{parts}"):
+    (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
+    with locked(out / UNFINISHED, "whole", shared=parts > 1), locked(out / UNFINISHED, f"part-{part}-of-{parts}"):
         begin(out, settings, software)
         plan = Plan(content, shard_size, seed, partners)
         if partners and part == 0:
@@ -137,7 +136,7 @@ def write_shard(job: Job) -> ShardRecord:
                 rejects.append(_reject(job, row, error))
                 tick(rejected=1)
                 continue
-            writer.add(row.key, {job.encoding.replace("jpeg", "jpg"): content, "json": _describe(job, row)})
+            writer.add(row.key, {ENDINGS[job.encoding]: content, "json": _describe(job, row)})
             counts += histogram(grey)
             kept.append(row)
             tick()
@@ -219,7 +218,7 @@ def _table_hash(table: Table) -> str:
 
 def _is_built(out: Path, settings: dict[str, Any]) -> bool:
     """Whether `out` holds these very shards; another build's are never overwritten."""
-    if not (out / NAME).exists():
+    if not (out / MANIFEST).exists():
         return False
     found = read_manifest(out)
     difference = first_difference(found.settings, settings)

@@ -21,6 +21,7 @@ from nvidia.dali import Pipeline, fn, ops, pipeline_def
 
 from pipeline import dali, reference
 from pipeline.draw import draw_views
+from pipeline.feed import Feed, out_of_memory, stock_parameters
 from pipeline.loader import two_view_loader
 from pipeline.plan import Plan, cut_into_batches
 from pipeline.recipe import Recipe
@@ -88,10 +89,10 @@ def test_every_operator_of_the_gpu_graph_exists_for_the_gpu(shards: Shards, raw_
     made = shards if encoding == "jpeg" else raw_shards
     fetcher, recipe = Fetcher(made.folder, made.manifest, "train"), Recipe()
     batches = cut_into_batches(range(8), 4)
-    feed = dali._Feed(fetcher, batches, lambda batch, shapes: dali.stock_parameters(recipe, 0, batch, shapes))
+    feed = Feed(fetcher, batches, lambda batch, shapes: stock_parameters(recipe, 0, batch, shapes))
     pipeline = Pipeline(batch_size=4, num_threads=1, device_id=0)
     with pipeline:
-        encoded, *drawn = feed.inputs(dali.STOCK_KINDS, dali.STOCK_DIMENSIONS)
+        encoded, *drawn = dali._inputs(feed, dali.STOCK_KINDS, dali.STOCK_DIMENSIONS)
         output = dali.make_view(dali.decode(encoded, feed.raw_size, on_gpu=True), drawn[:6], recipe, half=True)
     registered = {"gpu": ops.gpu_ops(), "mixed": ops.mixed_ops(), "cpu": ops.cpu_ops()}
     assert output.device == "gpu"
@@ -154,10 +155,10 @@ def test_a_jpeg_that_can_not_be_decoded_is_named(shards: Shards, tmp_path: Path,
 )  # fmt: skip
 def test_memory_that_runs_out_names_what_to_lower(said: str) -> None:
     """As DALI's users report what it says; with a GPU, test_memory_that_runs_out_on_a_gpu runs out for real."""
-    told = dali.out_of_memory(RuntimeError(said))
+    told = out_of_memory(RuntimeError(said))
     assert told is not None and "--batch-size" in str(told) and "--size" in str(told) and "--views=cpu" in str(told)
-    assert dali.out_of_memory(MemoryError("std::bad_alloc")) is not None
-    assert dali.out_of_memory(RuntimeError("Error in thread 1: unrecognised image format")) is None
+    assert out_of_memory(MemoryError("std::bad_alloc")) is not None
+    assert out_of_memory(RuntimeError("Error in thread 1: unrecognised image format")) is None
 
 
 def test_loaders_dropped_in_mid_epoch_leave_nothing_behind(shards: Shards) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from pipeline import ahead
 from pipeline.draw import draw_partners, draw_views
+from pipeline.feed import Feed, fused_parameters
 from pipeline.loader import ViewLoader, make_views
 from pipeline.partners import Patients
 from pipeline.plan import Batch, Plan
@@ -265,9 +266,7 @@ def test_only_partners_that_are_drawn_are_read_and_decoded(
     given: dict[str, Any] = {"recipe": RECIPE, "seed": 0, "device": CPU, "workers": 1, "patients": patients}
     wanted = next(make_views(maker, fetcher, [batch], **given))  # type: ignore[arg-type]
     # Where none is drawn DALI gets what no decoder could make anything of.
-    from pipeline import dali
-
-    whole = dali._Feed._next
+    whole = Feed._next
 
     def spoilt(feed: Any) -> tuple[Any, ...]:
         encoded, others, *rest = whole(feed)
@@ -275,18 +274,17 @@ def test_only_partners_that_are_drawn_are_read_and_decoded(
         return (encoded, [other if its else np.zeros(9, np.uint8) for other, its in zip(others, paired, strict=True)],
                 *rest)  # fmt: skip
 
-    monkeypatch.setattr(dali._Feed, "_next", spoilt)
+    monkeypatch.setattr(Feed, "_next", spoilt)
     found = next(make_views(maker, fetcher, [batch], **given))  # type: ignore[arg-type]
     assert all(map(torch.equal, found, wanted))
 
 
 def test_the_box_of_a_partner_is_its_own_crop_and_the_images_the_other() -> None:
-    dali = pytest.importorskip("pipeline.dali", reason="NVIDIA DALI is not installed")
     samples = np.arange(64)
     batch = Batch(0, 0, samples, np.where(samples % 2, samples + 1, samples))
     shapes = np.repeat([[96, 120], [110, 96]], 64, axis=0)
     shapes[64::2] = shapes[0]  # an image that stands for itself
-    drawn, start, extent, its_start, its_extent, paired = dali.fused_parameters(RECIPE, 0, batch, shapes)
+    drawn, start, extent, its_start, its_extent, paired = fused_parameters(RECIPE, 0, batch, shapes)
     crops = draw_views(RECIPE, 0, 0, samples, np.stack(np.split(shapes, 2), axis=1))
     corners = np.concatenate([crops[..., :2], crops[..., :2] + crops[..., 2:4]], axis=2)  # [B, 2, 4]
     joint = np.concatenate([corners[..., :2].min(1), corners[..., 2:].max(1)], axis=1)

@@ -24,8 +24,7 @@ from probe.statistics import METRICS, resample, score
 from probe.study import choose_tasks, open_study
 from shard.errors import InputError
 from shard.files import locked
-from shard.formats import CHEXPERT_FINDINGS
-from shard.table import TASKS
+from shard.formats import CHEXPERT_FINDINGS, TASKS
 from tests.conftest import Shards, run_module
 from train.frozen import standardise
 

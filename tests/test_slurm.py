@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline.loader import has_dali
-from shard.manifest import NAME
+from shard.manifest import MANIFEST
 from shard.write import build
 from tests import slurm_cluster
 from tests.conftest import ROOT, SMALL, run_module, same_run
@@ -139,7 +139,7 @@ def test_the_whole_path_killed_and_preempted_is_that_of_one_process_never_touche
     assert cluster.show(task)["Restarts"] == "1"
     made, wanted = ({file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
                     for folder in (shards, never_touched / "shards"))  # fmt: skip
-    assert made == wanted and NAME in made
+    assert made == wanted and MANIFEST in made
 
     cluster.wait(jobs["pretrain"], "RUNNING")
     saved = [preempt(cluster, jobs["pretrain"], run) for _ in range(3)]

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from shard.errors import InputError
-from shard.table import TASKS, read_table
+from shard.formats import TASKS
+from shard.table import read_table
 
 
 def picture(path: Path) -> None:

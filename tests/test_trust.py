@@ -23,12 +23,13 @@ from shard.dicom import is_installed
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.files import sha256_of
+from shard.formats import TASKS
 from shard.image import load_grey
 from shard.info import info
 from shard.manifest import read_manifest
 from shard.read import read_labels
 from shard.sheet import from_cell, to_csv
-from shard.table import TASKS, make_key, read_table
+from shard.table import make_key, read_table
 from shard.verify import verify
 from shard.write import build
 from tests.conftest import Shards, newest, run_module, train_here

@@ -27,15 +27,16 @@ def train(
 ) -> None:  # fmt: skip
     """Pre-train an encoder with SimCLR on the shards' training split; run again, it goes on where it stopped.
 
-    The defaults are the published recipe. --preset=patient is the one that docs/recipe.md found: where a patient has
-    several radiographs, view 2 is often made of another of them (--patient-positive=p), for which the shards are built
-    with --partners. A flag whose default is None is as the preset has it, and overrides it. --same-patient says what a
-    patient's other images in the batch are to the loss. --crop-min is the least share of an image in a view, --flip and
-    --blur are probabilities.
+    The recipe: the defaults are the published one; --preset=patient is the one that docs/recipe.md found. Flags for
+    which no default is shown are as the preset has them and, given, override it. --temperature: of NT-Xent.
+    --crop-min: the least share of an image in a view. --flip, --blur: probabilities. --patient-positive: how often view
+    2 is of another image of the patient, for which the shards are built with --partners. --same-patient: what a
+    patient's other images in the batch are to the loss. --lr: at its highest; --schedule: what becomes of it after
+    --warmup-epochs, which may be a part of one. --clip: the longest that a gradient may be, 0 for any.
 
-    --dali makes the views with NVIDIA DALI, without it torchvision makes them;
-    --views says where, auto choosing the CPU where it has cores enough to feed the GPU. --precision=auto is fp16 with
-    a gradient scaler on a GPU, bf16 on a CPU that has it. --workers: loader threads, 0 for one a core.
+    Views are made by NVIDIA DALI with --dali, else by torchvision; --views says where, auto choosing the CPU where it
+    has cores enough to feed the GPU. --workers: loader threads, 0 for one a core. --precision=auto is fp16 with a
+    gradient scaler on a GPU, bf16 on a CPU that has it. --compile: by torch.compile.
 
     --batch-size counts the images of a step over all ranks, which torchrun or srun starts. A batch too large for
     memory: --recompute, exact; or --micro-batch=M, M images at a time in constant memory, exact but for BatchNorm,
@@ -44,8 +45,9 @@ def train(
     A checkpoint is written every epoch, every --checkpoint-minutes (0: never between), and on SIGUSR1 or SIGTERM,
     which end the run with status 75 for the scheduler to requeue. Kept are the last two, every tenth epoch, and the
     best by the online probe (every --online-every epochs, on training patients; 0: none). --resume=auto goes on from
-    --out's newest, never refuses where there is one, PATH begins from another run's. A run goes on under the settings,
-    shards and code it began with; --accept=NAME,… lets differences through. --limit-steps ends early, for a trial.
+    --out's newest; never ends with an error where --out has one; PATH begins from another run's. A run goes on under
+    the settings, shards and code it began with; --accept=NAME,… lets differences through. --limit-steps ends early, for
+    a trial. --log-every: steps from line to line of the journal. --seed: of weights, order and views.
     """
     settings = with_preset(locals())
     check_batch(shards, batch_size)

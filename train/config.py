@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.recipe import Where
+from pipeline.recipe import Recipe, Where
 from shard.cli import check_numbers, flag_of
 from shard.errors import InputError
 from shard.manifest import parse_manifest
@@ -56,10 +56,10 @@ class Config:
     lr: float = 3e-4
     preset: Preset = "published"
     temperature: float = 0.5
-    crop_min: float = 0.2
-    flip: float = 0.5
-    blur: float = 0.5
-    patient_positive: float = 0.0
+    crop_min: float = Recipe.crop_area[0]
+    flip: float = Recipe.flip_probability
+    blur: float = Recipe.blur_probability
+    patient_positive: float = Recipe.patient_positive
     same_patient: SamePatient = "negatives"
     optimizer: Optimizer = "adam"
     schedule: Schedule = "constant"

@@ -18,8 +18,8 @@ from train.config import Config
 ROOT = Path(__file__).parent.parent
 # Files whose change may change a weight's last bit: who makes the views, and who makes a step of them.
 CODE = (
-    *(f"pipeline/{name}.py" for name in ("recipe", "plan", "partners", "draw", "ahead", "fused", "dali", "reference",
-                                         "loader")),
+    *(f"pipeline/{name}.py" for name in ("recipe", "plan", "partners", "draw", "ahead", "fused", "feed", "dali",
+                                         "reference", "loader")),
     *(f"train/{name}.py" for name in ("setup", "device", "model", "loss", "large_batch", "distributed", "optim",
                                       "step")),
 )

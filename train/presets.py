@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pipeline.recipe import Recipe
+from shard.cli import flag_of
+
 Preset = Literal["published", "patient"]
 SamePatient = Literal["negatives", "masked", "positives"]
 
 # The study's, and what pulls another image of the patient in; docs/recipe.md says how the second was chosen.
 PRESETS: dict[Preset, dict[str, Any]] = {
     "published": {
-        "temperature": 0.5, "crop_min": 0.2, "flip": 0.5, "blur": 0.5, "patient_positive": 0.0,
-        "same_patient": "negatives", "schedule": "constant", "warmup_epochs": 0.0,
+        "temperature": 0.5, "crop_min": Recipe.crop_area[0], "flip": Recipe.flip_probability,
+        "blur": Recipe.blur_probability, "patient_positive": Recipe.patient_positive, "same_patient": "negatives",
+        "schedule": "constant", "warmup_epochs": 0.0,
     },
     "patient": {
-        "temperature": 0.2, "crop_min": 0.3, "flip": 0.0, "blur": 0.5, "patient_positive": 0.5,
+        "temperature": 0.2, "crop_min": 0.3, "flip": 0.0, "blur": Recipe.blur_probability, "patient_positive": 0.5,
         "same_patient": "masked", "schedule": "cosine", "warmup_epochs": 1.0,
     },
 }  # fmt: skip
@@ -30,7 +34,7 @@ def overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def say_recipe(settings: Mapping[str, Any]) -> str:
     """The preset of a run's settings and what was overridden, in words: "preset patient with --temperature=0.1"."""
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in overrides(settings).items()]
+    given = [f"{flag_of(name)}={value}" for name, value in overrides(settings).items()]
     return " ".join([f"preset {settings.get('preset', 'published')}", *(["with", *given] if given else [])])
 
 

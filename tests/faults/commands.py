@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shard.manifest import NAME
+from shard.manifest import MANIFEST
 from shard.verify import verify
 from tests.conftest import DALI, ROOT, SMALL, same_run
 from train.checkpoint import list_checkpoints, load_checkpoint
@@ -85,7 +85,7 @@ class Command:
     def check_whole(self, place: Place) -> None:
         """What has its final name is whole, whatever has happened."""
         out = place.out
-        if self.name == "build" and (out / NAME).exists():
+        if self.name == "build" and (out / MANIFEST).exists():
             verify(out, workers=1)
         for path in list_checkpoints(out):
             load_checkpoint(path)

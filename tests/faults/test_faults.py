@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from shard.manifest import NAME
+from shard.manifest import MANIFEST
 from tests.conftest import ROOT, Shards, run_module
 from tests.faults.commands import COMMANDS, Command, Place
 
@@ -361,7 +361,7 @@ def test_after_a_fault_the_same_command_ends_as_if_nothing_had_been(
     place = Place(tmp_path / "poumons é ü 胸")
     place.folder.mkdir()
     copy_inputs(COMMANDS[name], place, radiographs, shards, trained)
-    assert (place.shards / NAME).exists() or name == "build"
+    assert (place.shards / MANIFEST).exists() or name == "build"
     untouched, seconds = undisturbed[name]
     trial = Trial(COMMANDS[name], place, untouched, seconds, random.Random(f"{SEED} {fault} {name}"))
     try:

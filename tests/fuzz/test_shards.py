@@ -17,7 +17,7 @@ from pipeline.loader import Backend, image_loader
 from pipeline.reference import decode
 from shard.fetch import Fetcher
 from shard.files import sha256_of
-from shard.manifest import NAME, Manifest, Shard, parse_manifest, read_manifest
+from shard.manifest import MANIFEST, Manifest, Shard, parse_manifest, read_manifest
 from shard.read import read_labels
 from shard.tar import TarWriter
 from shard.verify import Job, look_at, verify
@@ -81,7 +81,7 @@ def test_a_mutated_file_is_refused_and_one_that_was_meant_so_does_no_harm(
 
 def test_a_mutated_manifest_is_refused_or_found_out_by_verify(shards: Shards, copy: Path) -> None:
     rng = np.random.default_rng([SEED, 4])
-    path, number, no, late = copy / NAME, inputs(150), 0, 0
+    path, number, no, late = copy / MANIFEST, inputs(150), 0, 0
     original = path.read_text()
     content = json.loads(original)
     for turn in range(number):

@@ -1,0 +1,137 @@
+"""What DALI's graphs are fed, a batch at a time: the images' bytes and their views' parameters; and what went wrong."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from pipeline.ahead import read_ahead
+from pipeline.draw import draw_views
+from pipeline.plan import Batch
+from pipeline.recipe import Recipe
+from shard.errors import InputError
+from shard.fetch import Fetcher
+from shard.read import CURE
+
+BATCHES_QUEUED = 2  # made before they are asked for, by each pipeline
+
+
+class Feed:
+    """What a pipeline is fed, a batch at a time: the images' bytes, and arrays of `parameters(batch, shapes)`.
+
+    batch_size: of the first batch; paired: whether there are partners; first_shape: height and width of the first
+    image; raw_size: of raw images, else None.
+    """
+
+    def __init__(
+        self, fetcher: Fetcher, batches: Iterable[Batch], parameters: Callable[[Batch, Any], tuple[Any, ...]]
+    ) -> None:
+        self._fetcher, self._draw = fetcher, parameters
+        self._read = read_ahead(fetcher, batches)
+        # What DALI still reads, since it makes no copies, and where to look for an image that it can't decode.
+        self._recent: deque[tuple[Batch, list[bytes], Any]] = deque(maxlen=BATCHES_QUEUED + 3)
+        self._first = self._next()
+        self.batch_size = len(self._recent[0][0].samples)
+        self.paired = self._recent[0][0].partners is not None
+        self.first_shape = self._shapes(*self._recent[0][:2])[0]
+        self.raw_size = fetcher.raw_size
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        yield self._first
+        while True:
+            try:
+                yield self._next()
+            except StopIteration:
+                return
+
+    def naming_faults(self, made: Any) -> Iterator[Any]:
+        """What the pipeline makes; where it fails, an InputError that names the image, or the settings to lower."""
+        try:
+            yield from made
+        except (RuntimeError, MemoryError) as error:
+            raise self._explain(error) or error from error
+
+    def _next(self) -> tuple[Any, ...]:
+        """A batch's bytes and its parameters, remembered as long as DALI may read them. Raises StopIteration."""
+        batch, contents = next(self._read)
+        drawn = self._draw(batch, self._shapes(batch, contents))
+        encoded = [np.frombuffer(content, np.uint8) for content in contents]
+        self._recent.append((batch, contents, drawn))
+        if batch.partners is None:
+            return (encoded, *drawn)
+        return (encoded[: len(batch.samples)], encoded[len(batch.samples) :], *drawn)
+
+    def _shapes(self, batch: Batch, contents: list[bytes]) -> Any:
+        """Heights and widths of what is read for a batch, [·, 2]."""
+        if self._fetcher.raw_size:
+            return np.full((len(contents), 2), self._fetcher.raw_size)
+        try:
+            return np.array([simplejpeg.decode_jpeg_header(content)[:2] for content in contents])
+        except ValueError as error:
+            raise self._undecodable(batch, contents) or error from error
+
+    def _explain(self, error: Exception) -> InputError | None:
+        for batch, contents, _ in self._recent:
+            if not self._fetcher.raw_size and (found := self._undecodable(batch, contents)):
+                return found
+        if said := re.search(r"decode sample #(\d+)", str(error)):  # what DALI alone can't, of a batch unknown
+            images = [self._fetcher.where(image) for batch, *_ in self._recent
+                      for image in batch.images.tolist()[int(said[1]) :: len(batch.samples)]]  # its partner's as well
+            return InputError(f"{' or '.join(images)}: can't be decoded by DALI; {CURE}")
+        return out_of_memory(error)
+
+    def _undecodable(self, batch: Batch, contents: list[bytes]) -> InputError | None:
+        """The first image of a batch that libjpeg-turbo, on the CPU, can't decode."""
+        for number, content in zip(batch.images.tolist(), contents, strict=True):
+            try:
+                simplejpeg.decode_jpeg(content, colorspace="GRAY")
+            except ValueError as fault:
+                return InputError(f"{self._fetcher.where(number)}: can't be decoded ({fault}); {CURE}")
+        return None
+
+
+def out_of_memory(error: Exception) -> InputError | None:
+    """What to lower, where DALI says that memory ran out; None where it says something else."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(said in text for said in ("out of memory", "alloc")):
+        return InputError("memory ran out while views were made: lower --batch-size or --size, make them on the CPU "
+                          f"with --views=cpu, or lower --workers ({str(error).strip().splitlines()[-1]})")
+    return None
+
+
+def draw_batch(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, Any]:
+    """The views' parameters, [B, 2, 8], and which second views are of a partner, [B]; shapes as Feed gives them."""
+    if batch.partners is None:
+        return draw_views(recipe, seed, batch.epoch, batch.samples, shapes), np.zeros(len(batch.samples), bool)
+    of_views = np.stack(np.split(shapes, 2), axis=1)
+    return draw_views(recipe, seed, batch.epoch, batch.samples, of_views), batch.partners != batch.samples
+
+
+def stock_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:
+    """What stock operators are fed: start, extent, flip, sigma, brightness, contrast of view 1, then of view 2, after
+    them, in a batch with partners, which second views are of one."""
+    drawn, paired = draw_batch(recipe, seed, batch, shapes)
+    whole, real = drawn.astype(np.int32), drawn.astype(np.float32)
+    parts = (
+        np.ascontiguousarray(part) for view in range(2) for part in
+        (whole[:, view, 0:2], whole[:, view, 2:4], whole[:, view, 4], *(real[:, view, k] for k in (5, 6, 7)))
+    )  # fmt: skip
+    return (*parts, *(() if batch.partners is None else (paired,)))
+
+
+def fused_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:
+    """What the fused operator is fed: the views' parameters, [B, 2, 8], within a box that holds both crops and is all
+    that is decoded, and that box's start and extent. In a batch with partners there follow the same of their boxes,
+    each image's holding its own crop alone, and which second views are of one."""
+    drawn, paired = draw_batch(recipe, seed, batch, shapes)
+    starts, ends = drawn[:, :, 0:2].copy(), drawn[:, :, 0:2] + drawn[:, :, 2:4]  # [B, 2, 2]
+    starts[~paired] = starts[~paired].min(axis=1, keepdims=True)
+    ends[~paired] = ends[~paired].max(axis=1, keepdims=True)
+    drawn[:, :, 0:2] -= starts
+    boxes = [np.ascontiguousarray(part[:, view], np.int32) for view in range(2) for part in (starts, ends - starts)]
+    return (drawn, *boxes[:2]) if batch.partners is None else (drawn, *boxes, paired)
