@@ -100,7 +100,7 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
         raise InputError(f"{out / REJECTS}: not one of {rows} rows gave a training image ({path or key}: {reason}); "
                          "check that SRC holds the images themselves")
     for fault in quick_faults(out, shards):
-        raise InputError(f"{fault}; run the same build again")
+        raise InputError(f"{fault}; run the {'part that made it' if len(parts) > 1 else 'same build'} again")
     pixels = sum(shard.pixels for shard in train)
     mean = sum(shard.pixel_sum for shard in train) / pixels
     square = sum(shard.pixel_square_sum for shard in train) / pixels

@@ -184,7 +184,7 @@ def test_what_is_not_measured_is_said_and_never_guessed(
     spoil(path, fault)
     capsys.readouterr()
     after = planned(benches)["needs"]
-    said = capsys.readouterr().out.split("not measured:\n")[1]
+    said = capsys.readouterr().out.split("\nmissing:\n")[1]
     reason = {"absent": "is not there", "other settings": "is of --size=99, and "}.get(fault, "")
     assert f"- {step}: " in said and f"not measured ({path} {reason}" in said and f"run: {command}{path}" in said
     assert before[step]["missing"] == [] and len(after[step]["missing"]) == 1
@@ -291,7 +291,7 @@ def test_the_last_line_has_submit_sh_ask_for_the_same(benches: Path, tmp_path: P
 
 
 def test_steps_are_submitted_once_and_in_their_order(tmp_path: Path) -> None:
-    jobs = submit(["slurm/submit.sh probe shard pretrain probe"], tmp_path)
+    jobs = submit(['SRC="$SRC" SHARDS="$SHARDS" RUN="$RUN" slurm/submit.sh probe shard pretrain probe'], tmp_path)
     names = [Path(job["script"]).name for job in jobs if "test-only" not in job["asked"]]
     assert names == ["shard.sbatch", "shard.sbatch", "pretrain.sbatch", "probe.sbatch", "chain.sbatch"]
 

@@ -146,6 +146,20 @@ def test_a_jpeg_that_can_not_be_decoded_is_named(shards: Shards, tmp_path: Path,
             next(made)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_only_decodes_ends_with_its_batches_and_names_what_it_cannot(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    fetcher = Fetcher(shards.folder, shards.manifest, "train")
+    batches = list(cut_into_batches(range(40), 16))
+    assert list(dali.decode_batches(fetcher, batches, device=CPU, threads=threads)) == [16, 16, 8]
+    # Its header can be read, its pixels can't.
+    whole = fetcher.read
+    monkeypatch.setattr(fetcher, "read", lambda number: whole(number)[:700] if number == 20 else whole(number))
+    with pytest.raises(InputError, match=r"train-000000.tar, image \w+: can't be decoded"):
+        list(dali.decode_batches(fetcher, batches, device=CPU, threads=threads))
+
+
 @pytest.mark.parametrize(
     "said", ["Critical error in pipeline:\nError when executing Mixed operator ImageDecoder encountered:\n"
              "CUDA allocation failed\nCurrent pipeline object is no longer valid.",

@@ -53,10 +53,10 @@ def test_signed_values(tmp_path: Path) -> None:
     assert np.abs(grey - linear(values.astype(float), 0, 1000)).max() <= 1
 
 
-@pytest.mark.parametrize("function", ["LINEAR_EXACT", "SIGMOID"])
-def test_the_other_window_functions(tmp_path: Path, function: str) -> None:
-    grey = seen(tmp_path, **BITS, WindowCenter=2000, WindowWidth=1000, VOILUTFunction=function)
-    distance = (STORED - 2000.0) / 1000
+@pytest.mark.parametrize(("function", "width"), [("LINEAR_EXACT", 1000), ("SIGMOID", 1000), ("SIGMOID", 0.5)])
+def test_the_other_window_functions(tmp_path: Path, function: str, width: float) -> None:
+    grey = seen(tmp_path, **BITS, WindowCenter=2000, WindowWidth=width, VOILUTFunction=function)
+    distance = np.clip((STORED - 2000.0) / width, -100, 100)
     wanted = np.clip(distance + 0.5, 0, 1) if function == "LINEAR_EXACT" else 1 / (1 + np.exp(-4 * distance))
     assert np.abs(grey - wanted * 255).max() <= 1
 
@@ -75,7 +75,8 @@ def test_a_voi_table_beats_a_window(tmp_path: Path) -> None:
     assert np.abs(grey - table[STORED] / 1023 * 255).max() <= 1
 
 
-@pytest.mark.parametrize("tags", [{}, {"WindowCenter": "", "WindowWidth": ""}, {"WindowCenter": 5, "WindowWidth": 0}])
+@pytest.mark.parametrize("tags", [{}, {"WindowCenter": "", "WindowWidth": ""}, {"WindowCenter": 5, "WindowWidth": 0},
+                                  {"WindowCenter": 5, "WindowWidth": 0, "VOILUTFunction": "LINEAR_EXACT"}])
 def test_without_a_window_that_can_be_used_percentiles_decide(tmp_path: Path, tags: dict[str, Any]) -> None:
     grey = seen(tmp_path, **BITS, **tags)
     low, high = np.percentile(STORED, (0.1, 99.9))

@@ -117,5 +117,39 @@ def test_a_leak_between_given_splits_is_an_error(tmp_path: Path, dataset: str) -
         (tmp_path / "Data_Entry_2017.csv").write_text(
             "Image Index,Finding Labels,Patient ID\n" + "".join(f"{name},No Finding,1\n" for name in names))
         (tmp_path / "test_list.txt").write_text(names[0])
-    with pytest.raises(InputError, match="is in more than one split; move all of a patient's images to one"):
+    with pytest.raises(InputError, match=r"is in more than one split, .* and .* .1 such patients.; move all of a"):
+        read_table(tmp_path)
+
+
+def nih(folder: Path, *rows: str, name: str = "Data_Entry_2017.csv") -> None:
+    (folder / name).write_text("Image Index,Finding Labels,Patient ID\n" + "\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize("labels", ["cardiomegaly", "Cardiomegaly|Pleural Thickening", "", "Cardiomegaly|"])
+def test_a_label_that_nih_does_not_know_is_not_taken_for_an_absence(tmp_path: Path, labels: str) -> None:
+    nih(tmp_path, "1_0.png,No Finding,1", f"2_0.png,{labels},2")
+    with pytest.raises(InputError, match=r"Data_Entry_2017.csv: Finding Labels .* of 2_0.png: none of No Finding, "):
+        read_table(tmp_path)
+
+
+def test_blanks_around_what_nih_knows_change_nothing(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "1_0.png")
+    nih(tmp_path, "1_0.png, Cardiomegaly | Effusion ,1", "1_1.png,No Finding, 1")
+    rows = read_table(tmp_path).rows.set_index("key")
+    assert rows.loc["1_0", ["Cardiomegaly", "Effusion", "No Finding"]].tolist() == [1, 1, 0]
+    assert rows["patient"].tolist() == ["1", "1"] and rows["split"].nunique() == 1
+
+
+def test_of_two_tables_none_is_taken(tmp_path: Path) -> None:
+    nih(tmp_path, "1_0.png,No Finding,1")
+    nih(tmp_path, "1_0.png,Hernia,1", name="Data_Entry_2017_v2020.csv")
+    with pytest.raises(InputError, match=r"has Data_Entry_2017.csv and Data_Entry_2017_v2020.csv; which one is it"):
+        read_table(tmp_path)
+
+
+def test_an_official_list_of_other_images_is_not_taken_for_no_test_split(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "1_0.png")
+    nih(tmp_path, "1_0.png,No Finding,1")
+    (tmp_path / "test_list.txt").write_text("00000099_000.png\n")
+    with pytest.raises(InputError, match=r"test_list.txt: names none of the 1 images of Data_Entry_2017.csv"):
         read_table(tmp_path)

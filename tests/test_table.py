@@ -140,6 +140,8 @@ def test_keys_hold_neither_dots_nor_blanks(tmp_path: Path) -> None:
         ("path,patient,split,Mass\na.png,p,train,yes\n", "label 'yes'"),
         ("path,patient,split,Mass\na.png,p,training,1\n", "split 'training'"),
         ("path,patient,split,Mass\na.png,p,train,1\nb.png,p,valid,0\n", "patient 'p' is in more than one split"),
+        ("path,patient,split,Mass\na.png,p,train,1\nb.png, p,valid ,0\n", "patient 'p' is in more than one split"),
+        ("path,Patient,patient,Mass\na.png,p,q,1\n", "columns Patient and patient are both its patient"),
         ("path,patient,split,Mass\na.png,,train,1\nb.png,,valid,0\n", "patient is blank in row 1 of 2"),
         ("path,patient,Mass\na.png,p,1\n,q,0\n", "path is blank in row 2 of 2"),
         ("path,patient,split,Mass\na.png,p,valid,1\n", "no row is in split 'train'"),
@@ -150,6 +152,12 @@ def test_a_faulty_table_is_named(tmp_path: Path, text: str, wanted: str) -> None
     table = plain(tmp_path, text)
     with pytest.raises(InputError, match=wanted):
         read_table(tmp_path, table=table)
+
+
+def test_headers_may_be_in_capitals(tmp_path: Path) -> None:
+    text = "Path,PATIENT, Split,Sex,Mass\na.png,007,train,f,1\n"
+    row = read_table(tmp_path, table=plain(tmp_path, text)).rows.iloc[0]
+    assert row[["path", "patient", "split", "sex", "Mass"]].tolist() == ["a.png", "007", "train", "F", 1]
 
 
 def test_an_unknown_folder_says_what_was_looked_for(tmp_path: Path) -> None:

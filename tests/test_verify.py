@@ -19,6 +19,7 @@ from shard.errors import InputError
 from shard.files import sha256_of
 from shard.info import info
 from shard.manifest import Manifest, parse_manifest, read_manifest
+from shard.read import read_labels
 from shard.tar import TarWriter
 from shard.verify import verify
 from tests.conftest import Shards
@@ -132,6 +133,30 @@ def test_samples_that_are_not_what_the_manifest_says_are_named(
     verify(copy, quick=True)
     with pytest.raises(InputError, match=wanted):
         verify(copy, workers=1)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda samples: next(iter(samples.values())).update(jpg=b"no image"),
+               lambda samples: next(iter(samples.values())).update(json=b"{}"),
+               lambda samples: relabel(samples, labels=None)])  # fmt: skip
+def test_an_image_that_can_not_be_shown_is_named(
+    shards: Shards, tmp_path: Path, change: Callable[[Samples], None]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards.folder, copy)
+    forge(copy, change)
+    with pytest.raises(InputError, match=r"train-000000.tar, image \w+: can't be shown .*; put back the shards"):
+        info(copy, png=tmp_path / "sheet.png")
+    assert not (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.parametrize("labels", [None, {"Edema": "yes"}, {"Edema": 7}, []])
+def test_labels_that_are_none_are_named_when_they_are_read(shards: Shards, tmp_path: Path, labels: object) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards.folder, copy)
+    forge(copy, lambda samples: relabel(samples, labels=labels))
+    with pytest.raises(InputError, match=r"train-000000.tar, image \w+: its labels can't be read"):
+        read_labels(copy, read_manifest(copy), ("train",))
 
 
 def test_a_key_in_two_shards_is_named(shards: Shards, tmp_path: Path) -> None:
