@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.read import read_labels
 from tests.conftest import Shards, newest, run_module
+from train.checkpoint import list_checkpoints, step_of
+from train.export import export
 
 IMAGES = Input(64, 0.53, 0.24)
 
@@ -114,6 +117,31 @@ def features_of(module: torch.nn.Module, colour: bool = False) -> np.ndarray[Any
     grey = torch.rand(2, 1, 64, 64)
     with torch.inference_mode():
         return np.asarray(module.eval()(grey.expand(-1, 3, -1, -1) if colour else grey))
+
+
+def test_a_rotten_checkpoint_is_told_of_and_the_one_before_taken(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    rotten, good = list_checkpoints(tmp_path / "run")[:2]
+    rotten.write_bytes(rotten.read_bytes()[:-1])
+    _, encoder = open_encoder(tmp_path / "run", "x", IMAGES, 0)
+    export(tmp_path / "run", out=tmp_path / "weights.pth")
+    said = capsys.readouterr().err
+    assert said.count(f"warning: {rotten} is cut short or rotten; {good} is taken") == 2
+    assert encoder.state is not None and encoder.state["step"] == step_of(good)
+    assert rotten.exists()  # they only read
+
+
+def test_features_that_are_no_numbers_are_refused(shards: Shards, tmp_path: Path) -> None:
+    encoder = scratch_encoder("resnet18", 0, Input(32, 0.5, 0.25))
+    assert encoder.module is not None
+    with torch.no_grad():
+        next(encoder.module.parameters())[0] = float("nan")
+    with pytest.raises(InputError, match=r"Scratch: makes features that are no numbers \(resnet18, random weights"):
+        read_features([encoder], shards.folder, shards.manifest, ("valid",), cache=tmp_path, batch_size=32,
+                      device=torch.device("cpu"), workers=1)  # fmt: skip
+    assert not list(tmp_path.glob("*.npy"))
 
 
 @pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"state_dict": state},

@@ -38,7 +38,7 @@ def test_other_settings_are_refused_with_what_differs(
     with pytest.raises(InputError, match=rf"made under what gives other numbers, {name}") as told:
         train_here(shards, begun, **settings)
     assert [line.split() for line in capfd.readouterr().err.splitlines()][:2] == [["there", "now"], row.split()]
-    assert (f"--accept={name}" in str(told.value)) == (name not in fingerprint.NEVER)
+    assert (f"--accept={name}" in str(told.value)) == (name not in fingerprint.NEVER_ACCEPTED)
     assert newest(begun)["step"] == 3
 
 
@@ -108,11 +108,10 @@ def test_every_setting_is_decisive_or_harmless(tmp_path: Path) -> None:
 
 def test_comments_and_docstrings_are_not_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fingerprint, "ROOT", tmp_path)
-    monkeypatch.setattr(fingerprint, "CODE", ("one.py",))
 
     def hash_of(text: str) -> str:
         (tmp_path / "one.py").write_text(text)
-        return fingerprint.hash_code()
+        return fingerprint.hash_code(("one.py",))
 
     plain = hash_of('"""A module."""\n\ndef f(x):\n    """Promise."""\n    return x + 1\n')
     assert plain == hash_of('"""Other words."""\n# why\ndef f(x):\n    return x + 1  # because\n')

@@ -16,6 +16,8 @@ import pytest
 import torch
 import torchvision
 
+from pipeline.recipe import Recipe
+from probe import compose
 from probe.linear import probe_draws
 from probe.measure import ALL, BALANCED, LINEAR, Key, add_up, list_units, measure
 from probe.report import make_report, merge_report
@@ -226,6 +228,33 @@ def test_what_is_measured_is_of_the_draws_and_resamples_patients_not_images(
             wanted = score(decisions, draws.test_labels, patients[draws.test], resample(4, len(names)), members)
             scored = found.scores[Key(name, LINEAR, 3, "Lung Opacity", test)]
             assert np.array_equal(scored.both, wanted.both, equal_nan=True), (name, test)
+
+
+def test_a_probe_that_does_not_converge_is_named(
+    shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("probe.linear.STEPS", 1)
+    study = open_study(settings_of(trained, shards, tmp_path, weights, baselines=("thumbnail",), shots=("3",),
+                                   tasks=("Lung Opacity",)))  # fmt: skip
+    features = {name: np.random.default_rng(0).normal(size=(121, 8)).astype(np.float32)
+                for name in ("Thumbnail", "SimCLR")}  # fmt: skip
+    with pytest.raises(InputError, match=r"Thumbnail, Lung Opacity: logistic regression did not converge .* --tasks"):
+        measure(study, list_units(study), features, torch.device("cpu"))
+
+
+def test_the_views_shown_are_those_of_the_run(
+    shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its recipe, with partners where it learned from these very shards."""
+    study, seen = open_study(settings_of(trained, shards, tmp_path, weights, baselines=())), list[Recipe]()
+    monkeypatch.setattr(compose, "draw_preview", lambda shards, recipe, **_: (seen.append(recipe), (b"png", []))[1])
+    (encoder,) = study.encoders
+    assert encoder.state is not None
+    own = {**encoder.state["recipe"], "flip_probability": 0.0, "crop_area": (0.3, 1.0), "patient_positive": 0.5}
+    for fingerprint, positive in ((study.manifest.fingerprint(), 0.5), ("other", 0.0)):
+        state = {**encoder.state, "recipe": own, "shards": fingerprint}
+        compose._pretraining(replace(study, encoders=[replace(encoder, state=state)]), {"SimCLR": "black"})
+        assert seen.pop() == Recipe(**{**own, "patient_positive": positive})
 
 
 def test_settings_are_kept_as_they_were(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from shard.errors import InputError
 from shard.files import locked
 from tests.conftest import DALI, Shards, run_module, train_here
+from train.checkpoint import list_checkpoints
 from train.journal import CARD, LOCK, SPEED
 from train.status import status
 
@@ -29,6 +31,22 @@ def test_of_a_run_that_is_done(trained: Path, capfd: pytest.CaptureFixture[str])
     assert "embedding rank" in said and f"last checkpoint: {trained}/checkpoints/step-000000012-" in said
     assert f"done; next: python -m probe report {trained} --shards=" in said
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_what_a_kill_took_is_not_counted(
+    shards: Shards, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_here(shards, tmp_path, limit_steps=9)
+    with (tmp_path / SPEED).open("a") as file:  # resumed at 9 after a kill at 11
+        for kind, step in (("step", 11), ("start", 9), ("step", 10)):
+            line = {"kind": kind, "step": step, "epoch": step / 6, "time": time.time(), "images_per_s": 3}
+            file.write(json.dumps({**line, "data_wait": 0}) + "\n")
+    assert "step 10 of 12, epoch 1.67 of 2" in said_of(tmp_path, capfd)
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    list_checkpoints(run)[0].unlink()  # killed between the last epoch's line and its checkpoint
+    said = said_of(run, capfd)
+    assert "done; next" not in said and f"last checkpoint: {run}/checkpoints/step-000000006" in said
 
 
 def test_of_a_sweep_it_says_where_each_run_stands(

@@ -18,29 +18,21 @@ from shard.errors import InputError
 from shard.files import write_bytes
 from shard.machine import commit
 from shard.manifest import Manifest
-from train.checkpoint import (
-    list_checkpoints,
-    load_checkpoint,
-    load_newest,
-    load_newest_good,
-    save_checkpoint,
-    set_aside,
-    step_of,
-    taking_up,
-)
+from train.checkpoint import list_checkpoints, save_checkpoint, taking_up
 from train.config import Config
 from train.fingerprint import PACKAGES, check_fingerprint, check_ranks, take_fingerprint
 from train.journal import METRICS, Journal
 from train.model import SimCLR
 from train.online import OnlineProbe
 from train.ranks import Ranks
+from train.resume import find_checkpoint
 from train.stop import Stop
 
 MILESTONE = 10  # every so many epochs a checkpoint is kept for good
 
 
 class Run:
-    """A run between two steps. What a checkpoint holds is in _state()."""
+    """A run between two steps. What a checkpoint holds is in _state(); docs/formats.md says it field by field."""
 
     def __init__(
         self, config: Config, manifest: Manifest, recipe: Recipe, loader: ViewLoader, model: SimCLR,
@@ -115,7 +107,7 @@ class Run:
         Raises InputError where it was made under what gives other numbers, or a rank is under other than the first.
         """
         check_ranks(self.ranks.of_all(self._fingerprint))
-        found = self._find() if self.ranks.first else None
+        found = find_checkpoint(self.config, self.say) if self.ranks.first else None
         if found is not None:
             with taking_up(found[0]):
                 done = found[1]["done_in_epoch"] % len(self.loader)
@@ -162,36 +154,6 @@ class Run:
         if state["scaler"]:  # empty where there was none
             self.scaler.load_state_dict(state["scaler"])
 
-    def _find(self) -> tuple[Path, dict[str, Any]] | None:
-        """The checkpoint to go on from, with its journal lines in --out; None for a new run."""
-        wanted, out = self.config.resume, self.config.out
-        if wanted == "never" and list_checkpoints(out):
-            raise InputError(f"--resume=never: {out} has checkpoints, up to step {step_of(list_checkpoints(out)[0])}; "
-                             "choose another --out, or remove that folder")  # fmt: skip
-        own = load_newest_good(out)
-        if wanted in ("auto", "never"):
-            return self._after_rot(*own) if own else None
-        there = Path(wanted).expanduser().resolve()
-        if own is None:
-            path = _checkpoint_at(there)
-            return path, load_checkpoint(path)
-        # It has begun, so this is not looked for again: that run may have gone on since, or dropped that checkpoint.
-        with taking_up(own[0]):
-            origin = Path(own[1]["origin"] or own[0].resolve())
-        if there in (origin, origin.parent.parent):
-            return self._after_rot(*own)
-        if there.is_relative_to(out.resolve()):
-            raise InputError(f"--resume={wanted}: is of the run in {out} itself, which goes on from its newest; to "
-                             "branch off there, choose another --out")  # fmt: skip
-        raise InputError(f"--resume={wanted}: {out} holds a run that did not begin there, up to step {own[1]['step']}; "
-                         "choose another --out")
-
-    def _after_rot(self, path: Path, state: dict[str, Any], rotten: list[Path]) -> tuple[Path, dict[str, Any]]:
-        for other in rotten:
-            self.say(f"warning: {other} is cut short or rotten; it is set aside as {set_aside(other).name}, and the "
-                     f"run goes on from {path}")  # fmt: skip
-        return path, state
-
     def open_journal(self) -> None:
         """Open the journal where the run stands; the first rank alone has one."""
         if not self.ranks.first:
@@ -229,17 +191,6 @@ class Run:
         """Print a line, once for all ranks."""
         if self.ranks.first:
             print(text, flush=True)
-
-
-def _checkpoint_at(path: Path) -> Path:
-    """A checkpoint named by itself or by its run."""
-    if path.is_file():
-        return path
-    found = load_newest(path) if path.is_dir() else None
-    if found is None:
-        raise InputError(f"--resume={path}: no checkpoint there; give a run's folder, one of its checkpoints, auto or "
-                         "never")
-    return found[0]
 
 
 def _random_state(device: str) -> dict[str, Any]:
