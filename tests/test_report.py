@@ -181,7 +181,6 @@ def test_parts_give_what_one_process_gives(
     def settings(out: str, **others: Any) -> Settings:
         return settings_of(trained, shards, tmp_path / out, weights, **{
             "finetune": 1, "draws": 60, "tasks": ("Lung Opacity",), "baselines": ("scratch",), "shots": ("2", "all"),
-            "cache": tmp_path / "features",
             "cache": tmp_path / "features", **others})  # fmt: skip
 
     make_report(settings("whole"), 0, 1)
