@@ -19,6 +19,7 @@ from pipeline.ahead import read_ahead
 from pipeline.draw import draw_views
 from pipeline.plan import Batch
 from pipeline.recipe import Recipe
+from pipeline.reference import START
 from shard.fetch import Fetcher
 from shard.manifest import Manifest
 
@@ -36,7 +37,7 @@ def published_views(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The study's loader: PIL in RGB, torchvision's transforms, DataLoader workers; two views, each [B, 3, S, S]."""
     loader = DataLoader(_Published(fetcher, recipe), batch_size, shuffle=True, num_workers=threads, drop_last=True,
-                        persistent_workers=True)  # fmt: skip
+                        persistent_workers=True, multiprocessing_context=START)  # fmt: skip
     while True:
         yield from loader
 

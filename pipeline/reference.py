@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -23,6 +24,9 @@ from pipeline.recipe import Recipe, View, blur_radius
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.read import CURE
+# Workers begin as copies of this process: at once, and they leave without a word. A process that multiprocessing has
+# spawned would spawn them, and those abort aloud as they leave. (None: as the system has it.)
+START = "fork" if sys.platform == "linux" else None
 
 
 def view_batches(
@@ -68,7 +72,8 @@ def _in_workers(
     gc.collect()
     # None of a DataLoader's randomness is used; a generator of its own keeps it from drawing on the trainer's.
     loader = DataLoader(_Batches(make, fetcher), batch_size=None, sampler=_Once(batches), num_workers=workers,
-                        worker_init_fn=_keep_what_was_copied, generator=torch.Generator())  # fmt: skip
+                        worker_init_fn=_keep_what_was_copied, generator=torch.Generator(),
+                        multiprocessing_context=START)  # fmt: skip
     try:
         with _no_error_out_of_the_blue():
             results = iter(loader)
