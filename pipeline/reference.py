@@ -24,6 +24,7 @@ from pipeline.recipe import Recipe, View, blur_radius
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.read import CURE
+
 # Workers begin as copies of this process: at once, and they leave without a word. A process that multiprocessing has
 # spawned would spawn them, and those abort aloud as they leave. (None: as the system has it.)
 START = "fork" if sys.platform == "linux" else None

@@ -22,7 +22,7 @@ from torch import nn
 
 from shard.errors import InputError
 from tests.conftest import ROOT
-from train.checkpoint import save_checkpoint
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.export import export
 from train.model import SimCLR, grey_resnet
 from train.model_card import CARD_INSIDE, NOTES, Format
@@ -300,6 +300,17 @@ def test_what_an_older_checkpoint_does_not_know_is_left_out(tmp_path: Path) -> N
     assert not card.keys() & {"data", "metrics", "commit", "versions"}
     page = (tmp_path / "export" / "resnet18-torchvision.md").read_text()
     assert not [word for word in ("None", "nan", "auroc", "commit", "Versions", "Metrics") if word in page]
+
+
+def test_one_that_does_not_say_after_how_many_steps_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "resnet18")
+    (path,) = (run.folder / "checkpoints").iterdir()
+    state = load_checkpoint(path)
+    path.unlink()
+    save_checkpoint(run.folder, 7, {name: value for name, value in state.items() if name not in ("step", "format")})
+    with pytest.raises(InputError, match=r"does not hold what a run's checkpoint does .KeyError: 'step'"):
+        export(run.folder)
+    assert not (tmp_path / "export").exists()
 
 
 def test_another_checkpoint_is_taken_when_asked_for_and_out_is_where_it_goes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import multiprocessing
 import shutil
 import time
 from itertools import islice
@@ -167,6 +168,25 @@ def test_a_worker_that_is_killed_ends_in_a_line(shards: Shards) -> None:
 
 
 @pytest.mark.skipif(not has_dali(), reason="NVIDIA DALI is not installed")
+def test_workers_of_a_spawned_process_leave_without_a_word(shards: Shards, capfd: pytest.CaptureFixture[str]) -> None:
+    """As the bench's rows and a user's own processes are; spawned in their turn, they would abort aloud."""
+    process = multiprocessing.get_context("spawn").Process(target=_begin_and_drop, args=(shards.folder,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0 and "terminate" not in capfd.readouterr().err
+
+
+def _begin_and_drop(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    plan = Plan(tuple(shard.samples for shard in manifest.of_split("train")), 16)
+    for _ in range(5):  # one pair of workers in three aborted
+        made = make_views("torchvision", Fetcher(folder, manifest, "train"), plan.batches(0, 0), recipe=Recipe(size=32),
+                          seed=0, device=torch.device("cpu"), workers=2)  # fmt: skip
+        next(made)
+        del made
+        gc.collect()
+
+
 def test_workers_collect_nothing_of_their_parents(shards: Shards) -> None:
     """DALI's pipelines that wait to be collected, of which a worker is given a copy, would kill it."""
     gc.disable()

@@ -44,12 +44,13 @@ def export(
         arch = state["config"]["arch"]
         encoder, features = encoder_of(state)
         card = make_card(state, features, journal) | {"format": format, "note": NOTES[format]}
+        said = f"{arch}, {features} features, after {state['step']} steps"
     target = out or run / "export" / f"{arch}-{format}{SUFFIX[format]}"
     files = _files(format, target, encoder, card)  # all made before the first is written
     for file, content in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, content)
-    print(f"{target}: {arch}, {features} features, after {state['step']} steps")
+    print(f"{target}: {said}")
 
 
 def _check(run: Path, format: Format, out: Path | None, checkpoint: Path | None) -> None:
