@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import runpy
@@ -83,3 +84,17 @@ def test_links_lead_somewhere(file: Path) -> None:
         assert anchor in headings, anchor
     for path in re.findall(r"`((?:tests|slurm|docs|shard|pipeline|train|probe|bench)/[\w./-]+\.\w+)`", text):
         assert (ROOT / path).exists() or path == "slurm/site.sh", path
+
+
+def test_messages_told_of_are_messages_still() -> None:
+    """What stands in the first column of troubleshooting.md is said by our code, or by the system."""
+    rows = [line for line in (ROOT / "docs" / "troubleshooting.md").read_text().splitlines() if line.startswith("| `")]
+    files = [file for folder in ("shard", "pipeline", "train", "probe", "bench", "slurm")
+             for file in (ROOT / folder).iterdir() if file.suffix in (".py", ".sh", ".sbatch")]  # fmt: skip
+    code = re.sub(r'"\s*\n\s*r?f?"', "", "\n".join(file.read_text() for file in files))  # a text over several lines
+    said = code + "".join(os.strerror(number) for number in (errno.ENOSPC, errno.EROFS, errno.EACCES))
+    told = [message for line in rows for message in re.findall("`([^`]+)`", line.split(" | ")[0])]
+    assert len(told) > 30
+    for message in told:
+        parts = re.split(r"…|\b[NM]\b|\d+(?:\.\d+)?%?|[()]|--dail|--dali\?|\bnan\b", message)
+        assert max(parts, key=len).strip(" '") in said, message
