@@ -89,6 +89,8 @@ class Config:
                              f"{divisors(self.batch_size)} do")
         if self.warmup_epochs > self.epochs:
             raise InputError(f"--warmup-epochs={self.warmup_epochs:g}: more than --epochs={self.epochs}; lower it")
+        if self.precision == "fp16" and self.device == "cpu":  # as resolve_precision would say, a second later
+            raise InputError("--precision=fp16: wants a GPU; on a CPU use bf16 or fp32")
         if self.compile and self.recompute:
             raise InputError("--compile --recompute: the compiler decides itself what to compute again; drop one")
         if self.compile and shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
