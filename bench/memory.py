@@ -129,6 +129,7 @@ def _measure(connection: Connection, mode: Mode, batch: int, micro_batch: int, a
         return z
 
     def step() -> None:
+        """One of the mode, with its update."""
         optimizer.zero_grad(set_to_none=True)
         if mode == "micro-batch":
             backward_by_micro_batches(embed, model, view1, view2, loss, micro_batch, scaler.scale)

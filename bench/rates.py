@@ -130,6 +130,7 @@ def read_rates(folder: Path, wish: Wish) -> Rates:
     """
 
     def read(name: str, flags: str, parse: Callable[[Any, Wish], Read]) -> Read | Missing:
+        """What a bench left, or why it can't be had; flags: to measure what is wished for."""
         path = folder / f"bench-{name}.json"
         command = f"python -m bench.{name}{flags}" + (f" --json={path}" if folder != Path() else "")
         try:

@@ -70,6 +70,7 @@ def opencv(fetcher: Fetcher, batches: Iterator[Batch], recipe: Recipe, threads: 
     levels = np.arange(256, dtype=np.float32)
 
     def make(content: bytes, parameters: Any, into: Any) -> None:
+        """Both views of an image."""
         image = simplejpeg.decode_jpeg(content, colorspace="GRAY")[..., 0]
         for view, (top, left, height, width, flip, sigma, brightness, contrast) in zip(into, parameters, strict=True):
             crop = image[int(top) : int(top + height), int(left) : int(left + width)]

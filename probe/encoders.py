@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
+from pipeline.recipe import Recipe
 from probe.weights import Weights, read_weights
 from shard.errors import InputError
 from train.checkpoint import FORMAT, UnreadableTensors, load_checkpoint, load_newest, read_tensors, taking_up
@@ -165,11 +166,11 @@ def _name_of(path: Path, given: int) -> str:
 def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run: Path | None = None) -> Encoder:
     """The encoder of a checkpoint's model."""
     module, _ = encoder_of(state)
-    recipe = state["recipe"]
+    recipe = Recipe(**state["recipe"])  # all of it is ours, or the caller says that it is not
     after = f"epoch {state['epoch']}" if not state["done_in_epoch"] else f"step {state['step']}"
     kept = {key: value for key, value in state.items() if key in ("config", "recipe", "shards", "step", "epoch")}
     return Encoder(name, f"{state['config']['arch']}, SimCLR, {say_recipe(state['config'])}, {after}", module.eval(),
-                   Input(size or recipe["size"], recipe["mean"], recipe["std"]), state=kept, run=run)  # fmt: skip
+                   Input(size or recipe.size, recipe.mean, recipe.std), state=kept, run=run)  # fmt: skip
 
 
 def weights_encoder(weights: Weights, name: str, source: str, otherwise: Input, size: int) -> Encoder:

@@ -198,7 +198,7 @@ def _deep_luma(image: Image.Image, content: bytes, rawmode: str) -> npt.NDArray[
     args = again.tile[0].args
     again.tile = [again.tile[0]._replace(args=(swapped, *args[1:]) if isinstance(args, tuple) else swapped)]
     values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(again)
-    luma = values[:, :, :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    luma = values[:, :, :3].astype(np.float32) @ dicom.LUMA
     return np.asarray(luma * (values[:, :, 3] / np.float32(65535)) if values.shape[2] == 4 else luma)
 
 
