@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Where = Literal["auto", "cpu", "gpu"]  # views are made
 
@@ -32,6 +32,25 @@ class Recipe:
     mean: float = 0.5
     std: float = 0.25
     patient_positive: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where no view can be made so: not all recipes come from our own command line."""
+        shares = (self.flip_probability, self.blur_probability, self.patient_positive, self.brightness, self.contrast)
+        ranges = (self.crop_area, self.crop_ratio, self.blur_sigma)
+        if not (
+            type(self.size) is int and 1 <= self.size <= 4096
+            and _are_numbers(self.mean, self.std) and self.std > 0
+            and _are_numbers(*shares) and all(0 <= share <= 1 for share in shares)
+            and all(type(pair) in (tuple, list) and len(pair) == 2 and _are_numbers(*pair) and 0 < pair[0] <= pair[1]
+                    for pair in ranges)
+            and self.crop_area[1] <= 1
+        ):  # fmt: skip
+            raise ValueError(f"no views can be made by {self}")
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+               for value in values)  # fmt: skip
 
 
 @dataclass(frozen=True)

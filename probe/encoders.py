@@ -166,7 +166,7 @@ def _name_of(path: Path, given: int) -> str:
 def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run: Path | None = None) -> Encoder:
     """The encoder of a checkpoint's model."""
     module, _ = encoder_of(state)
-    recipe = Recipe(**state["recipe"])  # all of it is ours, or the caller says that it is not
+    recipe = Recipe(**state["recipe"])  # which looks at it
     after = f"epoch {state['epoch']}" if not state["done_in_epoch"] else f"step {state['step']}"
     kept = {key: value for key, value in state.items() if key in ("config", "recipe", "shards", "step", "epoch")}
     return Encoder(name, f"{state['config']['arch']}, SimCLR, {say_recipe(state['config'])}, {after}", module.eval(),

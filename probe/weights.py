@@ -11,9 +11,10 @@ import torch
 import torchvision
 from torch import nn
 
+from pipeline.recipe import Recipe
 from shard.errors import InputError
 from train.checkpoint import UnreadableTensors, read_tensors
-from train.model import check_input, grey_resnet
+from train.model import grey_resnet
 
 # Residual blocks in each of the four layers, and whether they are bottlenecks.
 ARCHS: dict[tuple[tuple[int, ...], bool], str] = {
@@ -92,7 +93,7 @@ def _card_in(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
     """A file's model card, as far as it says how images are made. Raises InputError where it does not."""
     try:
         card: dict[str, Any] = read()
-        check_input(**{name: card["input"][name] for name in ("size", "mean", "std")})
+        Recipe(**{name: card["input"][name] for name in ("size", "mean", "std")})  # which looks at them
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: its model card can't be read ({type(error).__name__}: {error}); {WANTED}") from None
     return card

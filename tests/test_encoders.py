@@ -37,7 +37,7 @@ from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.read import read_labels
 from tests.conftest import Shards, newest, run_module
-from train.checkpoint import list_checkpoints, step_of
+from train.checkpoint import list_checkpoints, save_checkpoint, step_of
 from train.export import export
 
 IMAGES = Input(64, 0.53, 0.24)
@@ -194,6 +194,22 @@ def test_a_run_its_checkpoint_and_its_exports_are_one_encoder(trained: Path, tmp
         arch, encoder = open_encoder(file, "file", IMAGES, 0)
         assert arch == "resnet18" and encoder.input == run.input and encoder.module is not None
         assert np.abs(features_of(encoder.module) - wanted).max() < 1e-4 < wanted.std(), file
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"std": 0.0}, "ValueError: no views can be made"), ({"blur_sigma": "x"}, "ValueError: no views can be made"),
+     ({"shear": 0.1}, "TypeError: .*shear")],
+)  # fmt: skip
+def test_a_checkpoint_of_another_recipe_than_ours_is_no_encoder_and_is_not_exported(
+    trained: Path, tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    state = newest(trained)
+    path = save_checkpoint(tmp_path, 7, {**state, "recipe": {**state["recipe"], **change}})
+    for use in (lambda: open_encoder(tmp_path, "x", IMAGES, 0), lambda: export(tmp_path)):
+        with pytest.raises(InputError, match=rf"{path.name}: does not hold what a run's checkpoint does \({reason}"):
+            use()
+    assert not (tmp_path / "export").exists()
 
 
 def test_names_and_baselines(trained: Path, tmp_path: Path) -> None:

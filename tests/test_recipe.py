@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from pipeline.recipe import Recipe, blur_radius, least_size
 
 
@@ -15,3 +19,15 @@ def test_the_defaults_are_the_published_recipe() -> None:
 def test_the_blur_reaches_three_sigma() -> None:
     assert [blur_radius(sigma) for sigma in (0.1, 1.0, 1.01, 2.0)] == [1, 3, 4, 6]
     assert least_size(Recipe()) == 16 and least_size(Recipe(blur_sigma=(0.1, 8.0))) == 25
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("size", 0), ("size", 224.0), ("size", 2**40), ("size", True), ("mean", "0.5"), ("mean", float("nan")),
+     ("std", 0.0), ("std", float("inf")), ("crop_area", (0.5, 1.5)), ("crop_area", (0.0, 1.0)), ("crop_area", 0.5),
+     ("crop_ratio", (1.0,)), ("crop_ratio", (2.0, 1.0)), ("blur_sigma", (0.1, None)), ("flip_probability", -0.1),
+     ("blur_probability", 2), ("brightness", 1.5), ("contrast", float("nan")), ("patient_positive", None)],
+)  # fmt: skip
+def test_a_recipe_by_which_no_view_can_be_made_is_none(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match="no views can be made by Recipe"):
+        Recipe(**{name: value})

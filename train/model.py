@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,21 +31,13 @@ class SimCLR(nn.Module):
 def encoder_of(state: Mapping[str, Any]) -> tuple[nn.Module, int]:
     """The encoder in a checkpoint's state, and its feature width F.
 
-    Raises what checkpoint.taking_up makes an InputError of, where there is none, or its images can't be made so.
+    Raises what checkpoint.taking_up makes an InputError of, where there is none.
     """
     encoder, features = grey_resnet(state["config"]["arch"])
     prefix = "encoder."
     encoder.load_state_dict({name[len(prefix) :]: value for name, value in state["model"].items()
                              if name.startswith(prefix)})  # fmt: skip
-    check_input(**{name: state["recipe"][name] for name in ("size", "mean", "std")})
     return encoder, features
-
-
-def check_input(size: Any, mean: Any, std: Any) -> None:
-    """Raise ValueError where images of this size can't be, or not be normalised by these."""
-    numbers = [value for value in (mean, std) if type(value) in (int, float) and math.isfinite(value)]
-    if type(size) is not int or not 1 <= size <= 4096 or len(numbers) < 2 or not std > 0:
-        raise ValueError(f"images of size {size!r}, mean {mean!r} and std {std!r} can't be made")
 
 
 def grey_resnet(arch: str) -> tuple[nn.Module, int]:

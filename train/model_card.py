@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from typing import Any, Literal
 
+from pipeline.recipe import Recipe
 from train.presets import say_recipe
 
 Format = Literal["torchvision", "timm", "safetensors", "onnx"]
@@ -33,9 +35,10 @@ CARD_INSIDE = {
 def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]]) -> Card:
     """What there is to say of a checkpoint's encoder, as JSON has it; what isn't known is left out.
 
-    features: the encoder's width. journal: the run's lines, of which those up to the checkpoint's step count.
+    features: the encoder's width. journal: the run's lines, of which those up to the checkpoint's step count. Raises
+    what checkpoint.taking_up makes an InputError of.
     """
-    recipe, config = state["recipe"], state["config"]
+    recipe, config = Recipe(**state["recipe"]), state["config"]
     lines = [line for line in journal if line.get("step", 0) <= state["step"]]
     data = {"fingerprint": state.get("shards"), **state.get("data", {})}
     card = {
@@ -44,11 +47,11 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
         "arch": config["arch"],
         "features": features,
         "preset": say_recipe(config),
-        "input": {"size": recipe["size"], "grey": "0..1", "mean": recipe["mean"], "std": recipe["std"]},
+        "input": {"size": recipe.size, "grey": "0..1", "mean": recipe.mean, "std": recipe.std},
         "data": {name: value for name, value in data.items() if value is not None},
         "training": {name: state[name] for name in ("epoch", "done_in_epoch", "step") if name in state},
         "metrics": _metrics(lines),
-        "recipe": recipe,
+        "recipe": asdict(recipe),
         "settings": {name: value for name, value in config.items() if name not in PLACES},
         "commit": state.get("commit"),
         "versions": state.get("versions"),
