@@ -29,7 +29,7 @@ from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.machine import cores
 from shard.manifest import read_manifest
-from train.config import Arch, Config, check_batch
+from train.config import Arch, Config, Precision, check_batch
 from train.device import autocast, resolve_device, resolve_precision
 from train.loss import nt_xent
 from train.model import PROJECTION
@@ -139,7 +139,7 @@ def _rate(steps: list[Step]) -> float:
     return sum(step.images for step in steps) / seconds
 
 
-def _published(setting: Setting, precision: str = "fp32") -> Iterator[Step]:
+def _published(setting: Setting, precision: Precision = "fp32") -> Iterator[Step]:
     """The study's loop: three channels, contiguous, PIL in workers, Adam as it comes."""
     device = resolve_device("auto")
     manifest = read_manifest(setting.shards)
@@ -155,7 +155,7 @@ def _published(setting: Setting, precision: str = "fp32") -> Iterator[Step]:
     batches = published_views(fetcher, recipe, setting.batch_size, setting.workers)
 
     def forward_and_backward(view1: torch.Tensor, view2: torch.Tensor) -> None:
-        with autocast(device, precision):  # type: ignore[arg-type]
+        with autocast(device, precision):
             z1, z2 = model(torch.cat([view1, view2]).to(device)).chunk(2)
         optimizer.zero_grad()
         scaler.scale(nt_xent(z1, z2, 0.5)).backward()

@@ -37,11 +37,13 @@ def view_batches(
             feed = Feed(fetcher, batches, lambda batch, shapes: fused_parameters(recipe, seed, batch, shapes))
             side = 2 * max(feed.first_shape)  # generous: most images of a set are about as large as its first
             spaces = Workspaces(threads, recipe, side, side)
-            graph = _fused_views(feed, recipe, half, spaces, **_arguments(feed.batch_size, device, threads))
+            graph = _fused_views(feed, recipe, half, spaces, enable_conditionals=feed.paired,
+                                 **_arguments(feed.batch_size, device, threads))
             graph.spaces = spaces  # its threads work in there, and it waits for them before it goes
         else:
             feed = Feed(fetcher, batches, lambda batch, shapes: stock_parameters(recipe, seed, batch, shapes))
-            graph = _stock_views(feed, recipe, half, **_arguments(feed.batch_size, device, threads))
+            graph = _stock_views(feed, recipe, half, enable_conditionals=feed.paired,
+                                 **_arguments(feed.batch_size, device, threads))
         for (made,) in feed.naming_faults(_iterate(graph, ["view1", "view2"])):
             yield made["view1"], made["view2"]
 
@@ -110,10 +112,11 @@ STOCK_DIMENSIONS = [1, 1, 0, 0, 0, 0] * 2
 BOX_KINDS, BOX_DIMENSIONS = [types.INT32, types.INT32], [1, 1]
 
 
-# In these two a sample's branch alone is run: where view 2 is of no partner, none is decoded.
+# Of these two, where feed.paired, DALI runs a sample's branch alone: where view 2 is of no partner, none is decoded.
+# Elsewhere they are made without enable_conditionals, whose reading of this code costs each start most of a second.
 
 
-@pipeline_def(enable_conditionals=True)
+@pipeline_def
 def _stock_views(feed: Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
     if feed.paired:
         encoded, others, *drawn, paired = _inputs(feed, [*STOCK_KINDS, types.BOOL], [*STOCK_DIMENSIONS, 0])
@@ -128,13 +131,13 @@ def _stock_views(feed: Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
     return make_view(image, drawn[:6], recipe, half=half), make_view(other, drawn[6:], recipe, half=half)
 
 
-@pipeline_def(enable_conditionals=True)
+@pipeline_def
 def _fused_views(feed: Feed, recipe: Recipe, half: bool, spaces: Workspaces) -> tuple[Any, Any]:
     if feed.paired:
         encoded, others, drawn, start, extent, its_start, its_extent, paired = _inputs(feed,
             [types.FLOAT64, *BOX_KINDS, *BOX_KINDS, types.BOOL], [2, *BOX_DIMENSIONS, *BOX_DIMENSIONS, 0])
         image = decode_box(encoded, start, extent, feed.raw_size)
-        if paired:  # noqa: SIM108
+        if paired:  # noqa: SIM108 – as above
             other = decode_box(others, its_start, its_extent, feed.raw_size)
         else:
             other = image

@@ -118,6 +118,7 @@ def score(
     return Scores(both, of_patients, of_draws)
 
 
+# Untyped: numba takes the types from what it is called with.
 @numba.njit(cache=True, nogil=True, error_model="numpy")  # 0 / 0 is NaN
 def _score(order, last, said, probability, held, labels, patients, all_draws,  # type: ignore[no-untyped-def]
            draw_counts, patient_counts, both, of_patients, of_draws):  # fmt: skip

@@ -17,7 +17,7 @@ from shard.errors import InputError
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module's name, to mypy
 
 TEMPORARY = ".tmp"
 

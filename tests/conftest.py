@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,3 +158,19 @@ def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "" if not torch.cuda.is_available() else "0"}
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def run_main(module: str) -> None:
+    """What python -m MODULE does, with sys.argv as it is, in this process: starting PyTorch anew takes seconds."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)  # others' imports of it
+        runpy.run_module(module if "." in module else f"{module}.__main__", run_name="__main__")
+
+
+def commands_of(module: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
+    """Its name and what a module hands to run() when it is run."""
+    handed = list[tuple[str, Any]]()
+    with monkeypatch.context() as patched:
+        patched.setattr("shard.cli.run", lambda name, commands: handed.append((name, commands)))
+        run_main(module)
+    return handed[0]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Shards
+from tests.conftest import Shards, run_main
 
 
 @pytest.fixture
@@ -90,14 +89,13 @@ def test_one_line_non_zero_and_nothing_begun(
     command: str, status: int, wanted: list[str], place: Path, shards: Shards, radiographs: Path, trained: Path,
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """The very `__main__`s, run in this process: starting PyTorch anew for each would take minutes."""
     out = place / "out"
     filled = command.format(place=place, shards=shards.folder, radiographs=radiographs, trained=trained)
     module, *arguments = filled.replace("OUT", str(out)).split(" ")
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     capfd.readouterr()
     with pytest.raises(SystemExit) as stop:
-        runpy.run_module(module if "." in module else f"{module}.__main__", run_name="__main__")
+        run_main(module)
     error = capfd.readouterr().err
     assert stop.value.code == status, error
     assert all(word in error for word in wanted), error

@@ -5,19 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.loader import has_dali
 from shard.cli import bind
 from shard.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, commands_of
 
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
         *sorted((ROOT / "slurm").glob("*.s*"))]  # fmt: skip
@@ -45,11 +43,7 @@ def test_a_command_that_is_told_of_is_understood(
     module, *arguments = shlex.split(line)[2:]
     if not (ROOT / module.replace(".", "/")).with_suffix(".py").exists() and not (ROOT / module).is_dir():
         pytest.skip(f"{module} is not ours")
-    handed = list[tuple[str, Any]]()
-    with monkeypatch.context() as patched:
-        patched.setattr("shard.cli.run", lambda name, commands: handed.append((name, commands)))
-        runpy.run_module(module if "." in module else f"{module}.__main__", run_name="__main__")
-    name, commands = handed[0]
+    name, commands = commands_of(module, monkeypatch)
     try:
         bind(name, commands, arguments)
     except InputError as error:

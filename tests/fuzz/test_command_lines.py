@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import runpy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from shard.cli import bind
+from tests.conftest import commands_of
 from tests.fuzz import SEED, attempt, inputs, told
 from train.config import Config
 from train.presets import with_preset
@@ -22,17 +22,8 @@ WORDS = ("", " ", "-", "--", "---", "=", "--=", "1", "-1", "0", "1e9", "1e999", 
          "--separator", "-- --trace", "--interactive", "--completion")  # fmt: skip
 
 
-def commands_of(module: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
-    """What a module hands to run() when it is run."""
-    handed = list[tuple[str, Any]]()
-    with monkeypatch.context() as patched:
-        patched.setattr("shard.cli.run", lambda name, commands: handed.append((name, commands)))
-        runpy.run_module(module, run_name="__main__")
-    return handed[0]
-
-
-MODULES = ("shard.__main__", "train.__main__", "probe.__main__", "pipeline.__main__", "bench.io", "bench.plan",
-           "bench.step", "bench.recipe")  # fmt: skip
+MODULES = ("shard", "train", "probe", "pipeline", "bench.io", "bench.plan", "bench.step", "bench.recipe",
+           "bench.memory", "bench.shard", "bench.probe", "bench.gpu_check")  # fmt: skip
 
 
 def one_line(commands: Any, rng: np.random.Generator) -> list[str]:
@@ -77,4 +68,4 @@ def test_a_command_line_is_bound_or_refused(
             attempt(Config, **with_preset(given.arguments))
     assert no > number / 4
     with capsys.disabled():
-        told(f"command lines, {module.removesuffix('.__main__')}", number, no)
+        told(f"command lines, {module}", number, no)
