@@ -33,7 +33,7 @@ def finetune(
     nn.init.zeros_(head.bias)
     head.to(device)
     parameters = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
     wanted = labels.float()
     for _ in range(STEPS):
         mirrored = (torch.rand(len(examples), generator=generator) < 0.5).to(device)
