@@ -1,5 +1,6 @@
 # make demo    synthetic radiographs → shards → SimCLR → 10-shot report, in out/demo
 # make test    the tests          make lint   ruff and mypy
+# make test-long  the longest of them: whole paths through Slurm, ranks and the recipe study, 5 minutes
 # make kills   a build and a training killed with -9 at twenty random moments each, 5 minutes
 # make faults  every fault against every command, 20 minutes, into docs/faults.md
 # make fuzz    1,200 mutated inputs of each kind that is read, and a table of what became of them, 10 minutes
@@ -13,7 +14,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/installed
 DEMO   := out/demo
 
-.PHONY: demo test kills faults fuzz pictures gpu-check lint clean
+.PHONY: demo test test-long kills faults fuzz pictures gpu-check lint clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -21,7 +22,10 @@ demo: $(DEMO)/report.html
 
 # One thread in each of the two workers: more would fight over the cores.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist=worksteal
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist=worksteal -m "not long"
+
+test-long: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist=worksteal -m long
 
 kills: $(READY)
 	KILLS=20 $(RUN) -m pytest -s -k killed_at_random_moments tests/test_kills.py tests/test_resume.py

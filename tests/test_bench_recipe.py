@@ -83,6 +83,7 @@ def test_draws_of_a_split_test_its_patients_alone(three_splits: Shards) -> None:
             assert len(np.unique(exam.patients[draws.test])) == exam.labels["patient"].iloc[draws.test].nunique()
 
 
+@pytest.mark.long
 def test_the_whole_study_goes_on_where_it_stopped_and_looks_at_test_patients_once(
     three_splits: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

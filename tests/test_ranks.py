@@ -103,6 +103,7 @@ def wait_for_step(processes: list[subprocess.Popen[str]], run: Path, step: int) 
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_three_ranks_told_to_stop_and_killed_go_on_exactly(shards: Shards, tmp_path: Path, trained: Path) -> None:
     """The whole run by torchrun; the one in parts by srun's variables: a rank told to stop, then one killed."""
     flags = [f"--shards={shards.folder}", DALI, "--epochs=2", "--batch-size=15", "--workers=1", "--log-every=1",

@@ -120,6 +120,7 @@ def preempt(cluster: Cluster, job: str, run: Path) -> tuple[int, int]:
 
 
 @needs_cluster
+@pytest.mark.long
 def test_the_whole_path_killed_and_preempted_is_that_of_one_process_never_touched(
     cluster: Cluster, radiographs: Path, never_touched: Path, tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def test_the_whole_path_killed_and_preempted_is_that_of_one_process_never_touche
 
 
 @needs_cluster
+@pytest.mark.long
 def test_a_failed_link_stops_the_chain_and_submitted_again_it_goes_on(
     cluster: Cluster, never_touched: Path, tmp_path: Path
 ) -> None:
@@ -252,6 +254,7 @@ def test_of_an_array_the_preempted_task_alone_is_requeued(
 
 
 @needs_cluster
+@pytest.mark.long
 def test_a_node_drained_in_mid_run_leaves_the_run_to_another(
     cluster: Cluster, never_touched: Path, tmp_path: Path
 ) -> None:
@@ -270,6 +273,7 @@ def test_a_node_drained_in_mid_run_leaves_the_run_to_another(
 
 
 @needs_cluster
+@pytest.mark.long
 def test_a_time_limit_too_short_to_begin_is_said_and_not_tried_for_ever(
     cluster: Cluster, never_touched: Path, tmp_path: Path
 ) -> None:
@@ -295,6 +299,7 @@ def test_a_time_limit_too_short_to_begin_is_said_and_not_tried_for_ever(
 
 
 @needs_cluster
+@pytest.mark.long
 def test_slurm_itself_tells_it_before_its_time_is_up_and_it_goes_on(
     cluster: Cluster, never_touched: Path, tmp_path: Path
 ) -> None:

@@ -51,7 +51,7 @@ def test_a_checkpoint_of_other_content_is_refused_where_it_is_used(
 ) -> None:
     """Its hash is right: somebody wrote it so. A run must not go on from it, nor an encoder be made of it, unasked."""
     rng = np.random.default_rng([SEED, 7])
-    state, number, no = newest(trained), min(300, inputs(12)), 0  # each is of 130 MB
+    state, number, no = newest(trained), min(300, inputs(8)), 0  # each is of 130 MB
     for turn in range(number):
         changed = mutate_values(state, rng)
         run = tmp_path / "run"
