@@ -36,7 +36,7 @@ from probe.weights import read_weights
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.read import read_labels
-from tests.conftest import Shards, newest, run_module
+from tests.conftest import Shards, newest
 from train.checkpoint import list_checkpoints, save_checkpoint, step_of
 from train.export import export
 
@@ -186,8 +186,7 @@ def test_a_run_its_checkpoint_and_its_exports_are_one_encoder(trained: Path, tmp
     (checkpoint,) = [path for path in (trained / "checkpoints").glob("*.pt") if f"{state['step']:09d}" in path.name]
     files = [checkpoint]
     for form, name in (("torchvision", "a.pth"), ("safetensors", "b.safetensors"), ("timm", "c")):
-        done = run_module("train", "export", str(trained), f"--format={form}", f"--out={tmp_path / name}")
-        assert done.returncode == 0, done.stderr
+        export(trained, format=form, out=tmp_path / name)
         files.append(tmp_path / name)
     wanted = features_of(run.module)
     for file in files:

@@ -177,6 +177,7 @@ def test_parts_give_what_one_process_gives(
 ) -> None:
     """Of all kinds of work, and of more draws than a part has at a time; to the byte."""
     written: list[Path] = []
+    monkeypatch.setattr("probe.finetune.STEPS", 10)
 
     def settings(out: str, **others: Any) -> Settings:
         return settings_of(trained, shards, tmp_path / out, weights, **{

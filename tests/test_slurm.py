@@ -209,6 +209,7 @@ def test_a_task_that_fails_is_named_with_its_log(cluster: Cluster, radiographs: 
 
 
 @needs_cluster
+@pytest.mark.long
 def test_two_nodes_give_the_losses_of_one_process_on_the_joint_batch(
     cluster: Cluster, never_touched: Path, tmp_path: Path
 ) -> None:
