@@ -1,6 +1,6 @@
 # make demo    synthetic radiographs → shards → SimCLR → 10-shot report, in out/demo
 # make test    the tests          make lint   ruff and mypy
-# make test-long  the longest of them: whole paths through Slurm, ranks and the recipe study, 5 minutes
+# make test-long  the longest of them: whole paths through Slurm, ranks and the recipe study, 7 minutes
 # make kills   a build and a training killed with -9 at twenty random moments each, 5 minutes
 # make faults  every fault against every command, 20 minutes, into docs/faults.md
 # make fuzz    1,200 mutated inputs of each kind that is read, and a table of what became of them, 10 minutes
