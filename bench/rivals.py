@@ -111,6 +111,7 @@ def stock_dali(folder: Path, manifest: Manifest, recipe: Recipe, batch_size: int
 
     @pipeline_def(batch_size=batch_size, num_threads=threads, device_id=None)
     def graph() -> Any:
+        """Decoded once, two views."""
         encoded = fn.readers.webdataset(
             paths=[str(folder / shard.tar) for shard in shards], ext=["jpg"],
             index_paths=[str(folder / shard.index) for shard in shards], random_shuffle=True, initial_fill=512,
@@ -119,6 +120,7 @@ def stock_dali(folder: Path, manifest: Manifest, recipe: Recipe, batch_size: int
         return tuple(view(image) for _ in range(2))
 
     def view(image: Any) -> Any:
+        """One, as the study has them."""
         x = fn.random_resized_crop(image, size=[recipe.size, recipe.size], random_area=list(recipe.crop_area),
                                    random_aspect_ratio=list(recipe.crop_ratio))  # fmt: skip
         sigma = fn.random.coin_flip(probability=recipe.blur_probability) * fn.random.uniform(range=recipe.blur_sigma)

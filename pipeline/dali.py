@@ -33,17 +33,16 @@ def view_batches(
     """
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """A pipeline's share of the batches."""
         if fused:
             feed = Feed(fetcher, batches, lambda batch, shapes: fused_parameters(recipe, seed, batch, shapes))
             side = 2 * max(feed.first_shape)  # generous: most images of a set are about as large as its first
             spaces = Workspaces(threads, recipe, side, side)
-            graph = _fused_views(feed, recipe, half, spaces, enable_conditionals=feed.paired,
-                                 **_arguments(feed.batch_size, device, threads))
+            graph = _fused_views(feed, recipe, half, spaces, **_arguments(feed, device, threads))
             graph.spaces = spaces  # its threads work in there, and it waits for them before it goes
         else:
             feed = Feed(fetcher, batches, lambda batch, shapes: stock_parameters(recipe, seed, batch, shapes))
-            graph = _stock_views(feed, recipe, half, enable_conditionals=feed.paired,
-                                 **_arguments(feed.batch_size, device, threads))
+            graph = _stock_views(feed, recipe, half, **_arguments(feed, device, threads))
         for (made,) in feed.naming_faults(_iterate(graph, ["view1", "view2"])):
             yield made["view1"], made["view2"]
 
@@ -57,8 +56,9 @@ def image_batches(
     """Each batch's images whole, resized and normalised, on the device."""
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[torch.Tensor]:
+        """A pipeline's share of the batches."""
         feed = Feed(fetcher, batches, lambda batch, shapes: (shapes.astype(np.int32),))
-        graph = _whole_images(feed, size, mean, std, **_arguments(feed.batch_size, device, threads))
+        graph = _whole_images(feed, size, mean, std, **_arguments(feed, device, threads))
         for (made,) in feed.naming_faults(_iterate(graph, ["image"])):
             yield made["image"]
 
@@ -71,8 +71,9 @@ def decode_batches(
     """Read and decode and do nothing else: yields how many images, a batch at a time."""
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[int]:
+        """A pipeline's share of the batches, counted."""
         feed = Feed(fetcher, batches, lambda batch, shapes: ())
-        graph = _decoded(feed, **_arguments(feed.batch_size, device, threads))
+        graph = _decoded(feed, **_arguments(feed, device, threads))
         yield from feed.naming_faults(_counted(graph))
 
     return _side_by_side(start, batches, threads, 1 if device.type == "cuda" else PIPELINES)
@@ -112,8 +113,7 @@ STOCK_DIMENSIONS = [1, 1, 0, 0, 0, 0] * 2
 BOX_KINDS, BOX_DIMENSIONS = [types.INT32, types.INT32], [1, 1]
 
 
-# Of these two, where feed.paired, DALI runs a sample's branch alone: where view 2 is of no partner, none is decoded.
-# Elsewhere they are made without enable_conditionals, whose reading of this code costs each start most of a second.
+# In these two a sample's branch alone is run: where view 2 is of no partner, none is decoded.
 
 
 @pipeline_def
@@ -250,10 +250,11 @@ def normalise(image: Any, mean: float, std: float, mirror: Any = 0, half: bool =
                                     dtype=types.FLOAT16 if half else types.FLOAT)  # fmt: skip
 
 
-def _arguments(batch_size: int, device: torch.device, threads: int) -> dict[str, Any]:
+def _arguments(feed: Feed, device: torch.device, threads: int) -> dict[str, Any]:
     device_id = (device.index or 0) if device.type == "cuda" else None
-    return {"batch_size": batch_size, "num_threads": threads, "device_id": device_id,
-            "prefetch_queue_depth": BATCHES_QUEUED}  # fmt: skip
+    # Only partners want conditionals; to read a graph's code for them costs a start most of a second.
+    return {"batch_size": feed.batch_size, "num_threads": threads, "device_id": device_id,
+            "prefetch_queue_depth": BATCHES_QUEUED, "enable_conditionals": feed.paired}  # fmt: skip
 
 
 def _iterate(pipeline: Any, names: list[str]) -> Iterator[Any]:

@@ -387,6 +387,7 @@ def correlate(typing: Any, into: Any, at: Any, rows: Any, first: Any, stride: An
                            taps if known else types.intp, types.intp)  # fmt: skip
 
     def emit(context: Any, build: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        """Its LLVM code."""
         into, at, rows, first, stride, weights, weight, between, taps, count = arguments
         target = _address(context, build, signature.args[0], into, at)
         source = _address(context, build, signature.args[2], rows, first)
@@ -430,6 +431,7 @@ def transpose(typing: Any, into: Any, at: Any, into_stride: Any, rows: Any, firs
     signature = types.void(into, types.intp, types.intp, rows, types.intp, types.intp)
 
     def emit(context: Any, build: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        """Its LLVM code."""
         into, at, into_stride, rows, first, stride = arguments
         target = _address(context, build, signature.args[0], into, at)
         source = _address(context, build, signature.args[3], rows, first)
@@ -457,6 +459,7 @@ def widen(typing: Any, into: Any, at: Any, pixels: Any, first: Any, count: Any) 
     signature = types.void(into, types.intp, pixels, types.intp, types.intp)
 
     def emit(context: Any, build: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        """Its LLVM code."""
         into, at, pixels, first, count = arguments
         target = _address(context, build, signature.args[0], into, at)
         source = _address(context, build, signature.args[2], pixels, first)
@@ -479,6 +482,7 @@ def _make_scale(streamed: bool) -> Any:
         signature = types.void(into, types.intp, values, types.intp, types.intp, *[types.float32] * 4)
 
         def emit(context: Any, build: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+            """Its LLVM code."""
             into, at, values, first, count, *factors = arguments
             target = _address(context, build, signature.args[0], into, at)
             source = _address(context, build, signature.args[2], values, first)

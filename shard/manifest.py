@@ -128,7 +128,8 @@ def _check(manifest: Manifest) -> None:
             list(of) == list(manifest.findings) and all(set(by) == {"1", "0", "-1", "blank"} for by in of.values())
             and all(_is_count(count) for by in of.values() for count in by.values()) for of in labels.values()),
         "rejected": _is_count(manifest.rejected),
-        "pixel_mean": 0 <= manifest.pixel_mean <= 1, "pixel_std": 0 <= manifest.pixel_std <= 1,
+        "pixel_mean": _is_share(manifest.pixel_mean),
+        "pixel_std": _is_share(manifest.pixel_std) and (manifest.pixel_std > 0 or "train" not in splits),
         "software": _are_texts([*manifest.software, *manifest.software.values()]),
     }  # fmt: skip
     for name, fits in wanted.items():
@@ -143,6 +144,10 @@ def _is_as_built(shard: Shard) -> bool:
             and all(re.fullmatch("[0-9a-f]{64}", text) for text in hashes)
             and all(re.fullmatch(rf"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.{ending}", name)
                     for name, ending in ((shard.tar, "tar"), (shard.index, "idx"))))  # fmt: skip
+
+
+def _is_share(value: float) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
 
 
 def _is_count(value: object) -> bool:

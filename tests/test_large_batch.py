@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from functools import partial
 
 import pytest
@@ -14,6 +15,8 @@ from train.large_batch import backward_by_micro_batches, recompute_blocks
 from train.loss import nt_xent
 from train.model import SimCLR
 
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None,
+                                    reason="PyTorch compiles with g++, which is not here")  # fmt: skip
 LOSS = partial(nt_xent, temperature=0.5)
 IMAGES = 12
 
@@ -65,11 +68,12 @@ def test_recomputed_gradients_are_those_of_one_plain_backward() -> None:
     assert model.state_dict().keys() == twin.state_dict().keys()
 
 
-def test_a_compiled_model_gives_the_same_gradients_by_micro_batches() -> None:
-    """Its statistics move once, though the compiler has a graph of its own for each of the two passes: this one traces
-    those and writes no C++, which would take a minute."""
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.long, NEEDS_COMPILER])])
+def test_a_compiled_model_gives_the_same_gradients_by_micro_batches(backend: str) -> None:
+    """Its statistics move once, though the compiler has a graph of its own for each of the two passes. Both backends
+    trace those; inductor, which --compile takes, writes C++ of them, for a minute."""
     model, twin = Small(dropout=0.0), Small(dropout=0.0)
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend=backend)
     loss, _, _ = backward_by_micro_batches(compiled, model, *views(), LOSS, 4, lambda value: value)
     assert loss.item() == pytest.approx(by_micro_batches(twin, 4), rel=1e-9)
     assert apart(model, twin) < 1e-9 and same_statistics(model, twin, atol=1e-15)

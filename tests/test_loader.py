@@ -167,7 +167,6 @@ def test_a_worker_that_is_killed_ends_in_a_line(shards: Shards) -> None:
             next(batches)
 
 
-@pytest.mark.skipif(not has_dali(), reason="NVIDIA DALI is not installed")
 def test_workers_of_a_spawned_process_leave_without_a_word(shards: Shards, capfd: pytest.CaptureFixture[str]) -> None:
     """As the bench's rows and a user's own processes are; spawned in their turn, they would abort aloud."""
     process = multiprocessing.get_context("spawn").Process(target=_begin_and_drop, args=(shards.folder,))
@@ -187,6 +186,7 @@ def _begin_and_drop(folder: Path) -> None:
         gc.collect()
 
 
+@pytest.mark.skipif(not has_dali(), reason="NVIDIA DALI is not installed")
 def test_workers_collect_nothing_of_their_parents(shards: Shards) -> None:
     """DALI's pipelines that wait to be collected, of which a worker is given a copy, would kill it."""
     gc.disable()

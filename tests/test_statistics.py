@@ -130,7 +130,7 @@ def test_on_noise_the_paired_difference_is_found_in_at_most_7_of_100() -> None:
     rng = np.random.default_rng(1)
     labels, patients = np.repeat(rng.integers(0, 2, PATIENTS), 2), np.repeat(np.arange(PATIENTS), 2)
     rejected = 0
-    for number in range(200):
+    for number in range(400):
         rows = np.arange(DRAWS * 2 * SHOTS).reshape(DRAWS, -1)
         classes = np.tile(np.repeat([1, 0], SHOTS), (DRAWS, 1))
         resamples = resample(DRAWS, PATIENTS, replicates=400, seed=number)
@@ -139,8 +139,8 @@ def test_on_noise_the_paired_difference_is_found_in_at_most_7_of_100() -> None:
             for features in rng.normal(size=(2, rows.size + 2 * PATIENTS, FEATURES)).astype(np.float32)
         )
         rejected += p_value((one - other).of("auroc")) < 0.05
-    print(f"\nrejected {rejected / 200:.1%} of 200")
-    assert rejected / 200 <= 0.07
+    print(f"\nrejected {rejected / 400:.1%} of 400")
+    assert rejected / 400 <= 0.07
 
 
 def test_a_difference_that_is_there_is_found() -> None:

@@ -228,3 +228,12 @@ def test_info_draws_sixty_four_images(encoding: str, shards: Shards, raw_shards:
     assert page.count("<img ") == 64 and "patients" in page and "alt=\"Radiograph patient" in page
     (width, height) = Image.open(io.BytesIO((tmp_path / "new" / "sheet.png").read_bytes())).size
     assert (width, height) == (1280, 8 * 174)
+
+
+@pytest.mark.parametrize(("name", "value"), [("pixel_std", 0.0), ("pixel_std", True), ("pixel_mean", 1.5)])
+def test_a_manifest_by_whose_pixels_no_view_can_be_normalised_is_none(
+    shards: Shards, tmp_path: Path, name: str, value: float
+) -> None:
+    dataclasses.replace(shards.manifest, **{name: value}).write(tmp_path)
+    with pytest.raises(InputError, match=f"not a manifest .*its {name} are not what a build writes"):
+        parse_manifest(tmp_path)

@@ -19,6 +19,7 @@ Arch = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 Optimizer = Literal["adam", "adamw", "lars"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+FP16_WANTS_GPU = "--precision=fp16: wants a GPU; on a CPU use bf16 or fp32"
 Device = Literal["auto", "cpu", "cuda"]
 
 # Name → lowest, highest value.
@@ -90,7 +91,7 @@ class Config:
         if self.warmup_epochs > self.epochs:
             raise InputError(f"--warmup-epochs={self.warmup_epochs:g}: more than --epochs={self.epochs}; lower it")
         if self.precision == "fp16" and self.device == "cpu":  # as resolve_precision would say, a second later
-            raise InputError("--precision=fp16: wants a GPU; on a CPU use bf16 or fp32")
+            raise InputError(FP16_WANTS_GPU)
         if self.compile and self.recompute:
             raise InputError("--compile --recompute: the compiler decides itself what to compute again; drop one")
         if self.compile and shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
