@@ -58,6 +58,7 @@ def describe(out: Path, manifest: Manifest) -> str:
         f"pixels (train): mean {manifest.pixel_mean:.4f}, standard deviation {manifest.pixel_std:.4f} of full scale",
         f"fingerprint: {manifest.fingerprint()}",
         f"keys such as {', '.join(keys)}",
+        *(f"note: {note}" for note in manifest.notes),
     ]
     for split, counts in manifest.counts.items():
         lines += ["", f"{split}: {counts['images']} images of {counts['patients']} patients",

@@ -43,7 +43,7 @@ class Manifest:
     settings: what decides which bytes are written; software: the versions of what wrote them.
     counts: split → {"images", "patients"}. labels: split → finding → {"1", "0", "-1", "blank"} → images.
     rejected: rows left out; with the images they make settings["rows"]. pixel_mean, pixel_std: over the training
-    split, in grey levels divided by 255.
+    split, in grey levels divided by 255. notes: what the build said of the table; no ids where it hid them.
     """
 
     settings: dict[str, Any]
@@ -55,6 +55,7 @@ class Manifest:
     pixel_mean: float
     pixel_std: float
     shards: tuple[Shard, ...]
+    notes: tuple[str, ...] = ()
     format: str = field(default=FORMAT)
 
     def of_split(self, split: str) -> tuple[Shard, ...]:
@@ -102,7 +103,8 @@ def parse_manifest(folder: Path) -> Manifest:
         if found != FORMAT:
             raise InputError(f"{path}: format {found!r}, this version reads {FORMAT!r}; build into a new folder")
         shards = tuple(Shard(**shard) for shard in content["shards"])
-        manifest = Manifest(**{**content, "shards": shards, "findings": tuple(content["findings"])})
+        findings, notes = tuple(content["findings"]), tuple(content.get("notes", ()))
+        manifest = Manifest(**{**content, "shards": shards, "findings": findings, "notes": notes})
         _check(manifest)
     except NOT_OURS as error:
         raise InputError(f"{path}: not a manifest ({type(error).__name__}: {error}); build the shards again") from None
@@ -130,6 +132,7 @@ def _check(manifest: Manifest) -> None:
         "rejected": _is_count(manifest.rejected),
         "pixel_mean": _is_share(manifest.pixel_mean),
         "pixel_std": _is_share(manifest.pixel_std) and (manifest.pixel_std > 0 or "train" not in splits),
+        "notes": _are_texts(manifest.notes),
         "software": _are_texts([*manifest.software, *manifest.software.values()]),
     }  # fmt: skip
     for name, fits in wanted.items():

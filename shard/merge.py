@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import pandas as pd
@@ -69,7 +70,8 @@ def _read_part(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_text())
         records = [parse_record(record) for record in content["shards"]]
-        return {**content, "shards": records, "rejects": parse_rejects(content["rejects"])}
+        notes = tuple(map(str, content.get("notes", ())))  # a part of before there were notes has none
+        return {**content, "shards": records, "rejects": parse_rejects(content["rejects"]), "notes": notes}
     except NOT_OURS as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{file}: not a part's record ({reason}); remove it and build that part again") from None
@@ -78,7 +80,7 @@ def _read_part(file: Path) -> dict[str, Any]:
 def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
     """Write rejects.csv and manifest.json over all parts, clear away what the build remembered, say what was made.
 
-    parts: each with settings, software, findings, shards (ShardRecord), rejects (rows of the table itself).
+    parts: each with settings, software, findings, shards (ShardRecord), rejects (rows of the table itself), notes.
     Raises InputError where too much was rejected; what is finished stays, so that the next build only goes on.
     """
     first = parts[0]
@@ -108,12 +110,15 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
         settings=first["settings"], software=first["software"], findings=tuple(first["findings"]),
         counts=_count_images(records), labels=_sum_labels(records), rejected=len(rejects),
         pixel_mean=round(mean / 255, 6), pixel_std=round(max(0.0, square - mean**2) ** 0.5 / 255, 6), shards=shards,
+        notes=tuple(first["notes"]),
     )  # fmt: skip
     manifest.write(out)
     clear_away(out)
     counts = ", ".join(f"{split} {count['images']}" for split, count in manifest.counts.items())
     print(f"{out}: {kept} images in {len(shards)} shards ({counts}), {len(rejects)} of {rows} rows rejected"
-          + (f", see {out / REJECTS}" if rejects else ""))
+          + (f", see {out / REJECTS}" if rejects else "")
+          + (f"; {len(manifest.notes)} notes on the table: {shorten('; '.join(manifest.notes), 200)}"
+             if manifest.notes else ""))  # fmt: skip
 
 
 def check_max_rejects(rejects: Sequence[Reject], rows: int, max_rejects: float, place: str) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 from shard import dicom
 from shard.errors import InputError
 from shard.formats import SPLITS, Rows, read_chexpert, read_mimic, read_nih, read_plain
+from shard.note import Note
 
 Dataset = Literal["auto", "chexpert", "nih", "mimic", "csv"]
 Reject = tuple[str, str, str]  # key, path, reason
@@ -28,13 +29,14 @@ class Table:
 
     rows: a frame with key, path (relative to the source), patient, split, view, sex (F, M or blank), age (years or
     blank), and a column a finding: 1 present, 0 absent, -1 uncertain, NaN not mentioned. rejects: rows of the CSV that
-    can't be used.
+    can't be used. notes: what a build says of the table.
     """
 
     dataset: str
     findings: tuple[str, ...]
     rows: pd.DataFrame
     rejects: tuple[Reject, ...]
+    notes: tuple[Note, ...] = ()
 
 
 def read_table(
@@ -61,13 +63,13 @@ def read_table(
     else:
         read = _FOLDERS[dataset](src)
     source = table or src
-    rows = _tidy(read, source)
+    rows, notes = _tidy(read, source)
     _check(rows, source)
     if not allow_outside:
         _check_inside(rows["path"], src)
     rows, rejects = _set_aside(rows)
     _check_usable(rows, src, source)
-    return Table(dataset, read.findings, rows, tuple(rejects))
+    return Table(dataset, read.findings, rows, tuple(rejects), (*read.notes, *notes))
 
 
 def _recognise(src: Path, table: Path | None) -> Dataset:
@@ -84,9 +86,10 @@ def _recognise(src: Path, table: Path | None) -> Dataset:
                      "mimic-cxr-*-metadata.csv.gz (MIMIC-CXR-JPG) is in it; name your own table with --table=PATH")
 
 
-def _tidy(read: Rows, source: Path) -> pd.DataFrame:
-    """The frame itself, changed: keys that tars and indexes can hold, labels as numbers."""
+def _tidy(read: Rows, source: Path) -> tuple[pd.DataFrame, list[Note]]:
+    """The frame itself, changed: keys that tars and indexes can hold, labels as numbers; and what is to be said."""
     rows = read.frame  # its only reference: an archive's table is not held twice
+    notes = list[Note]()
     rows["key"] = rows["key"].map(make_key)
     for name, read_one in (("sex", _sex), ("age", _years)):
         rows[name] = rows[name].map({text: read_one(str(text)) for text in rows[name].unique()}).astype("category")
@@ -99,7 +102,7 @@ def _tidy(read: Rows, source: Path) -> pd.DataFrame:
             raise InputError(f"{source}: finding {finding!r}: label {str(value)!r} of {path} is not 1, 0, -1 or blank; "
                              "mend the table or leave the column out")  # fmt: skip
         rows[finding] = values
-    return rows
+    return rows, notes
 
 
 def _sex(text: str) -> str:

@@ -94,6 +94,8 @@ def build(
     (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
     with locked(out / UNFINISHED, "whole", shared=parts > 1), locked(out / UNFINISHED, f"part-{part}-of-{parts}"):
         begin(out, settings, software)
+        for note in content.notes if part == 0 else ():
+            print(f"{table or src}: {note}")
         plan = Plan(content, shard_size, seed, partners)
         if partners and part == 0:
             _say_partners(plan, len(content.rows))
@@ -102,7 +104,8 @@ def build(
         shards, images = plan.count(part, parts)
         records = list(work_on(jobs, shards, write_shard, images=images, label="sharding", workers=workers or cores()))
         whole = {"settings": settings, "software": software, "findings": content.findings, "part": part,
-                 "parts": parts, "rejects": content.rejects if part == 0 else [], "shards": records}  # fmt: skip
+                 "parts": parts, "rejects": content.rejects if part == 0 else [], "shards": records,
+                 "notes": [note.text if pseudonyms else str(note) for note in content.notes]}  # fmt: skip
         if parts == 1:
             finish(out, [whole], max_rejects)
         else:

@@ -12,16 +12,18 @@ from typing import NamedTuple
 import pandas as pd
 
 from shard.errors import InputError
+from shard.note import Note
 
 SPLITS = ("train", "valid", "test")
 ENDING = r"(?i)\.(?:jpe?g|png|tiff?|dcm|dicom|bmp|jp2|webp|gif|pgm)$"
 
 
 class Rows(NamedTuple):
-    """What a format reads: the frame, and which of its columns are findings."""
+    """What a format reads: the frame, which of its columns are findings, and what a build should say of the table."""
 
     findings: tuple[str, ...]
     frame: pd.DataFrame
+    notes: tuple[Note, ...] = ()
 
 
 def hashed_splits(patient: pd.Series) -> pd.Series:
