@@ -5,7 +5,7 @@
 # make faults  every fault against every command, 20 minutes, into docs/faults.md
 # make fuzz    1,200 mutated inputs of each kind that is read, and a table of what became of them, 10 minutes
 # make pictures the pictures in docs/, of the demo (the screenshot wants Debian's chromium)
-# make gpu-check    on a machine with a GPU: its tests, benches and a killed run, in 8 minutes, into docs/gpu.md
+# make gpu-check    on a machine with a GPU: its tests, benches and a killed run, in 10 minutes, into docs/gpu.md
 # All make the virtual environment .venv and install into it first, where that is not done yet.
 
 PYTHON ?= python3

@@ -71,7 +71,7 @@ def choose_rows(setting: Setting, scratch: Path, wanted: tuple[str, ...]) -> lis
     rows = [row for row in rows if not wanted or row.name in (*wanted, "decode", "decode-gpu")]
     names = [row.name for row in rows]
     if has_dali() and "dali-fused-raw" not in names and (not wanted or "dali-fused-raw" in wanted):
-        raw = _write_raw(setting, scratch)
+        raw = write_raw(setting, scratch)
         beside = names.index("dali-fused") + 1 if "dali-fused" in names else len(rows)
         rows.insert(beside, Row("dali-fused-raw", _views, (raw, "dali-fused", "cpu")))
     return rows
@@ -107,7 +107,7 @@ def raw_rows(setting: Setting) -> list[Row]:
     return rows
 
 
-def _write_raw(setting: Setting, scratch: Path) -> Setting:
+def write_raw(setting: Setting, scratch: Path) -> Setting:
     """Some of the images in shards of raw ones."""
     fetcher, source = setting.fetcher(), scratch / "jpeg"
     source.mkdir()

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bench.figures import ARCHIVE, spread, write_figures
 from bench.rivals import published_views
 from bench.turns import Runner, gpu_share
 from pipeline.loader import has_dali
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, Where
 from shard.cli import check_numbers, run
 from shard.errors import InputError
 from shard.fetch import Fetcher
@@ -68,11 +69,14 @@ def bench(
     """Print images/s of training and what a step's time goes to, and write them as JSON.
 
     Rows: published (fp32, contiguous, RGB from PIL, DataLoader workers), plain-amp (the same in bf16, on a GPU in fp16
-    with a scaler), ours (python -m train --dali), ours-compiled (--compile). --rows chooses. A row has a turn of
+    with a scaler), ours (python -m train --dali), ours-compiled (--compile) and, on a GPU, ours-cpu-views and
+    ours-gpu-views (--views=cpu, --views=gpu). --rows chooses. A row has a turn of
     --seconds in each round, at least a step, after a warm-up step; median, low and high are over rounds. The hours are
     those of 100 epochs of CheXpert's 224,316 images at that rate.
     """
     known = {"published": _published, "plain-amp": _plain_amp, "ours": _ours, "ours-compiled": _ours_compiled}
+    if torch.cuda.is_available() and has_dali():
+        known |= {"ours-cpu-views": partial(_ours, views="cpu"), "ours-gpu-views": partial(_ours, views="gpu")}
     check_numbers(rounds=(rounds, 1, 10**4), size=(size, 32, 4096), workers=(workers, 0, 4096),
                   batch_size=(batch_size, 2, 10**6), seconds=(seconds, 0, 3600))  # fmt: skip
     for row in rows:
@@ -172,11 +176,11 @@ def _plain_amp(setting: Setting) -> Iterator[Step]:
     return _published(setting, resolve_precision("auto", device) if device == "cuda" else "bf16")
 
 
-def _ours(setting: Setting, compile: bool = False) -> Iterator[Step]:
+def _ours(setting: Setting, compile: bool = False, views: Where = "auto") -> Iterator[Step]:
     """The trainer's own loader, model and step, as its settings ask by default."""
     config = Config(shards=setting.shards, out=setting.shards / "none", dali=has_dali(), arch=setting.arch,
                     size=setting.size, batch_size=setting.batch_size, workers=setting.workers,
-                    compile=compile)  # fmt: skip
+                    compile=compile, views=views)  # fmt: skip
     trained = set_up(config)
     trained.model.train()
 

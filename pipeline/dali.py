@@ -12,13 +12,12 @@ from nvidia.dali import Pipeline, fn, math, pipeline_def, types
 from nvidia.dali.plugin.numba import NumbaFunction
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
-from pipeline.feed import BATCHES_QUEUED, Feed, fused_parameters, stock_parameters
+from pipeline.feed import BATCHES_QUEUED, Feed, fused_parameters, resize_inputs, stock_parameters
 from pipeline.fused import Workspaces, dali_constants, dali_functions
 from pipeline.plan import Batch
 from pipeline.recipe import Recipe
 from shard.fetch import Fetcher
 
-NO_BLUR_SIGMA = 0.01  # a window of 3 whose outer taps are exp(-5000): the identity, and no branch in the graph
 PIPELINES = 4  # side by side on a CPU, at most: each holds its own batches in memory
 Made = TypeVar("Made")
 
@@ -57,7 +56,7 @@ def image_batches(
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[torch.Tensor]:
         """A pipeline's share of the batches."""
-        feed = Feed(fetcher, batches, lambda batch, shapes: (shapes.astype(np.int32),))
+        feed = Feed(fetcher, batches, lambda batch, shapes: resize_inputs(shapes, size))
         graph = _whole_images(feed, size, mean, std, **_arguments(feed, device, threads))
         for (made,) in feed.naming_faults(_iterate(graph, ["image"])):
             yield made["image"]
@@ -108,8 +107,11 @@ def _inputs(feed: Feed, kinds: list[Any], dimensions: list[int]) -> list[Any]:
     return inputs
 
 
-STOCK_KINDS = [types.INT32, types.INT32, types.INT32, types.FLOAT, types.FLOAT, types.FLOAT] * 2
-STOCK_DIMENSIONS = [1, 1, 0, 0, 0, 0] * 2
+# Of feed.resize_inputs: margin, shape with it, where the image lies in it, factors of rows and of columns.
+RESIZE_KINDS, RESIZE_DIMENSIONS = [types.INT32] * 2 + [types.FLOAT] * 4, [1, 1, 1, 1, 3, 3]
+# Of feed.view_inputs: start, extent, those above, flip, sigma, contrast.
+VIEW_KINDS = [types.INT32] * 2 + RESIZE_KINDS + [types.INT32, types.FLOAT, types.FLOAT]
+VIEW_DIMENSIONS = [1, 1, *RESIZE_DIMENSIONS, 0, 0, 0]
 BOX_KINDS, BOX_DIMENSIONS = [types.INT32, types.INT32], [1, 1]
 
 
@@ -119,16 +121,17 @@ BOX_KINDS, BOX_DIMENSIONS = [types.INT32, types.INT32], [1, 1]
 @pipeline_def
 def _stock_views(feed: Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
     if feed.paired:
-        encoded, others, *drawn, paired = _inputs(feed, [*STOCK_KINDS, types.BOOL], [*STOCK_DIMENSIONS, 0])
+        encoded, others, *drawn, paired = _inputs(feed, [*VIEW_KINDS * 2, types.BOOL], [*VIEW_DIMENSIONS * 2, 0])
         image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
         if paired:  # noqa: SIM108 – a sample's, for DALI, which knows no other form
             other = decode(others, feed.raw_size, on_gpu=on_gpu())
         else:
             other = image
     else:
-        encoded, *drawn = _inputs(feed, STOCK_KINDS, STOCK_DIMENSIONS)
+        encoded, *drawn = _inputs(feed, VIEW_KINDS * 2, VIEW_DIMENSIONS * 2)
         image = other = decode(encoded, feed.raw_size, on_gpu=on_gpu())
-    return make_view(image, drawn[:6], recipe, half=half), make_view(other, drawn[6:], recipe, half=half)
+    first, second = drawn[: len(VIEW_KINDS)], drawn[len(VIEW_KINDS) :]
+    return make_view(image, first, recipe, half=half), make_view(other, second, recipe, half=half)
 
 
 @pipeline_def
@@ -152,9 +155,9 @@ def _fused_views(feed: Feed, recipe: Recipe, half: bool, spaces: Workspaces) -> 
 
 @pipeline_def
 def _whole_images(feed: Feed, size: int, mean: float, std: float) -> Any:
-    encoded, extent = _inputs(feed, [types.INT32], [1])
+    encoded, *given = _inputs(feed, RESIZE_KINDS, RESIZE_DIMENSIONS)
     image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
-    return normalise(resize(image, extent, size), mean, std)
+    return normalise(resize(image, given, size), mean, std)
 
 
 @pipeline_def
@@ -216,32 +219,29 @@ def fused_views(image: Any, other: Any, parameters: Any, constants: Any, *, half
 def make_view(image: Any, parameters: list[Any], recipe: Recipe, *, half: bool = False) -> Any:
     """One view by stock operators: image HWC uint8 → CHW [1, size, size], normalised.
 
-    parameters: start, extent, flip, sigma, brightness, contrast.
+    parameters: the arrays of feed.view_inputs. 13 operators on pixels.
     """
-    start, extent, flip, sigma, brightness, contrast = parameters
-    x = resize(fn.slice(image, start=start, shape=extent, axes=[0, 1]), extent, recipe.size)
-    x = fn.gaussian_blur(x, sigma=math.max(sigma, NO_BLUR_SIGMA))
-    x = math.clamp(x * brightness, 0.0, 255.0)
+    start, extent, *given, flip, sigma, contrast = parameters
+    x = resize(fn.slice(image, start=start, shape=extent, axes=[0, 1]), given, recipe.size)  # and brightness
+    x = math.clamp(fn.gaussian_blur(x, sigma=sigma), 0.0, 255.0)
     # DALI's own contrast pivots on mid-grey; the recipe's, as torchvision's, on the mean of the view.
     mean = fn.reductions.mean(x)
     x = math.clamp((x - mean) * contrast + mean, 0.0, 255.0)
     return normalise(x, recipe.mean, recipe.std, mirror=flip, half=half)
 
 
-def resize(image: Any, extent: Any, size: int) -> Any:
-    """HWC uint8 of given height and width → [size, size, 1] float32 in 0…255, as torchvision's antialiased bilinear.
+def resize(image: Any, parameters: list[Any], size: int) -> Any:
+    """HWC uint8 → [size, size, 1] float32 in 0…255, as torchvision's antialiased bilinear.
 
-    Beyond an image's edge DALI repeats it, where torchvision sums only what is inside, and divides by its weight. So a
-    channel of ones goes along, with zeros around both, and tells how much weight fell inside.
+    parameters: the arrays of feed.resize_inputs, which says how the border is treated.
     """
-    both = fn.cat(image, fn.cast(image * 0 + 255, dtype=types.UINT8), axis=2)
-    margin = extent // size + 2  # as far as the triangle reaches
-    around = fn.slice(both, start=-margin, shape=extent + 2 * margin, axes=[0, 1], out_of_bounds_policy="pad",
-                      fill_values=[0.0, 0.0])  # fmt: skip
-    resized = fn.resize(around, size=[size, size], roi_start=fn.cast(margin, dtype=types.FLOAT),
-                        roi_end=fn.cast(margin + extent, dtype=types.FLOAT), interp_type=types.INTERP_TRIANGULAR,
-                        antialias=True, dtype=types.FLOAT)  # fmt: skip
-    return resized[:, :, 0:1] / resized[:, :, 1:2] * 255.0
+    margin, around, roi_start, roi_end, rows, columns = parameters
+    x = fn.slice(image, start=margin, shape=around, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0.0)
+    x = fn.resize(x, size=[size, size], roi_start=roi_start, roi_end=roi_end, antialias=True, dtype=types.FLOAT,
+                  interp_type=types.INTERP_TRIANGULAR)  # fmt: skip
+    if x.device == "gpu":
+        rows, columns = rows.gpu(), columns.gpu()
+    return x * rows * columns
 
 
 def normalise(image: Any, mean: float, std: float, mirror: Any = 0, half: bool = False) -> Any:

@@ -18,6 +18,7 @@ from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.read import CURE
 
+NO_BLUR_SIGMA = 0.01  # its outer taps are exp(-5000): the identity, without a branch in the graph
 BATCHES_QUEUED = 2  # made before they are asked for, by each pipeline
 
 
@@ -113,15 +114,58 @@ def draw_batch(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[An
 
 
 def stock_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:
-    """What stock operators are fed: start, extent, flip, sigma, brightness, contrast of view 1, then of view 2, after
-    them, in a batch with partners, which second views are of one."""
+    """Inputs of the stock graph: those of VIEW_INPUTS for view 1, then for view 2, and, in a batch with partners, which
+    second views are made of one, [B]."""
     drawn, paired = draw_batch(recipe, seed, batch, shapes)
-    whole, real = drawn.astype(np.int32), drawn.astype(np.float32)
-    parts = (
-        np.ascontiguousarray(part) for view in range(2) for part in
-        (whole[:, view, 0:2], whole[:, view, 2:4], whole[:, view, 4], *(real[:, view, k] for k in (5, 6, 7)))
-    )  # fmt: skip
-    return (*parts, *(() if batch.partners is None else (paired,)))
+    arrays = (array for view in range(2) for array in view_inputs(drawn[:, view], recipe.size))
+    return (*arrays, *(() if batch.partners is None else (paired,)))
+
+
+def view_inputs(parameters: Any, size: int) -> tuple[Any, ...]:
+    """Parameters of one view of each image, [B, 8] in the order of recipe.View → the arrays that dali.make_view takes.
+
+    start, extent of the crop [B, 2]; then those of resize_inputs, whose row weights contain the brightness; flip [B],
+    sigma [B] and contrast [B]. They are computed here because each is one operator less in the graph.
+    """
+    start, extent = (np.ascontiguousarray(parameters[:, k : k + 2], np.int32) for k in (0, 2))
+    margin, around, roi_start, roi_end, rows, columns = resize_inputs(extent, size)
+    rows *= parameters[:, 6, None, None, None].astype(np.float32)
+    return (start, extent, margin, around, roi_start, roi_end, rows, columns, parameters[:, 4].astype(np.int32),
+            np.maximum(parameters[:, 5], NO_BLUR_SIGMA).astype(np.float32), parameters[:, 7].astype(np.float32))
+
+
+def resize_inputs(extents: Any, size: int) -> tuple[Any, ...]:
+    """Heights and widths of images, [B, 2] → the arrays with which dali.resize resizes them as torchvision does.
+
+    DALI divides an output pixel by the weight of all its taps, torchvision by the weight of those inside the image. So
+    the image gets a margin of zeros as wide as the taps reach, and the result is multiplied by the ratio of the two
+    weights, which is a product of one factor per row, [B, size, 1, 1], and one per column, [B, 1, size, 1].
+    Returns minus the margin and the shape with it, [B, 2] int32, where the image lies in it, [B, 2] float32 each, and
+    the two factors.
+    """
+    extents = np.asarray(extents, np.int32)
+    margin = extents // size + 2  # as far as the triangle reaches
+    rows, columns = (border_weights(extents[:, axis], size) for axis in (0, 1))
+    return (-margin, extents + 2 * margin, margin.astype(np.float32), (margin + extents).astype(np.float32),
+            rows[:, :, None, None], columns[:, None, :, None])  # fmt: skip
+
+
+def border_weights(lengths: Any, size: int) -> Any:
+    """Weight of all taps of an antialiased bilinear resize over the weight of those inside, [B, size] float32.
+
+    lengths: pixels before the resize, [B]; size: pixels after it. 1 except within a tap's reach of the border.
+    """
+    scale = np.asarray(lengths, np.float64)[:, None] / size  # [B, 1]
+    reach = np.maximum(scale, 1.0)
+    centre = (np.arange(size) + 0.5) * scale - 0.5  # [B, size], in pixels before the resize
+    whole, inside = np.zeros_like(centre), np.zeros_like(centre)
+    first = np.floor(centre - reach)
+    for k in range(2 * int(np.ceil(reach.max())) + 2):
+        place = first + k
+        weight = np.maximum(0.0, 1.0 - np.abs(place - centre) / reach)
+        whole += weight
+        inside += weight * ((place >= 0) & (place < scale * size - 0.5))
+    return (whole / inside).astype(np.float32)
 
 
 def fused_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from nvidia.dali import Pipeline, fn, ops, pipeline_def
 
 from pipeline import dali, reference
 from pipeline.draw import draw_views
-from pipeline.feed import Feed, out_of_memory, stock_parameters
+from pipeline.feed import Feed, out_of_memory, stock_parameters, view_inputs
 from pipeline.loader import two_view_loader
 from pipeline.plan import Plan, cut_into_batches
 from pipeline.recipe import Recipe
@@ -45,9 +45,8 @@ def stock_views(images: list[Any], parameters: Any, recipe: Recipe, device_id: i
     def graph() -> Any:
         given = [image[..., None] for image in images]
         source = fn.external_source(source=lambda: given, batch=True, layout="HWC")
-        whole, real = parameters.astype(np.int32), parameters.astype(np.float32)
-        arrays = [whole[:, :2], whole[:, 2:4], whole[:, 4], real[:, 5], real[:, 6], real[:, 7]]
-        inputs = [fn.external_source(source=constant(array), batch=True) for array in arrays]
+        inputs = [fn.external_source(source=constant(array), batch=True)
+                  for array in view_inputs(parameters, recipe.size)]  # fmt: skip
         return dali.make_view(source if device_id is None else source.gpu(), inputs, recipe)
 
     pipeline = graph()
@@ -92,8 +91,9 @@ def test_every_operator_of_the_gpu_graph_exists_for_the_gpu(shards: Shards, raw_
     feed = Feed(fetcher, batches, lambda batch, shapes: stock_parameters(recipe, 0, batch, shapes))
     pipeline = Pipeline(batch_size=4, num_threads=1, device_id=0)
     with pipeline:
-        encoded, *drawn = dali._inputs(feed, dali.STOCK_KINDS, dali.STOCK_DIMENSIONS)
-        output = dali.make_view(dali.decode(encoded, feed.raw_size, on_gpu=True), drawn[:6], recipe, half=True)
+        encoded, *drawn = dali._inputs(feed, dali.VIEW_KINDS * 2, dali.VIEW_DIMENSIONS * 2)
+        first = drawn[: len(dali.VIEW_KINDS)]
+        output = dali.make_view(dali.decode(encoded, feed.raw_size, on_gpu=True), first, recipe, half=True)
     registered = {"gpu": ops.gpu_ops(), "mixed": ops.mixed_ops(), "cpu": ops.cpu_ops()}
     assert output.device == "gpu"
     seen = operators_of(output)

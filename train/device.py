@@ -45,7 +45,8 @@ def make_fast(device: torch.device) -> None:
     """Settings of this process under which training is fast: TF32 in convolutions, and the fastest of those, on a GPU;
     on a CPU memory that is kept."""
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        if device.index is not None:  # set_device refuses "cuda" without an index
+            torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     else:
