@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from probe.fewshot import Rows
+from shard.age import AGES
 
 LEAST = 10  # patients with a positive image, and as many with a negative one: below it nothing is claimed
-AGES = ((0, 40, "under 40"), (40, 60, "40 to 59"), (60, 80, "60 to 79"), (80, np.inf, "80 and older"))
 
 
 class Slice(NamedTuple):

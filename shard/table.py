@@ -11,13 +11,13 @@ from typing import Literal
 import pandas as pd
 
 from shard import dicom
+from shard.demographics import read_demographics
 from shard.errors import InputError
 from shard.formats import SPLITS, Rows, read_chexpert, read_mimic, read_nih, read_plain
 from shard.note import Note
 
 Dataset = Literal["auto", "chexpert", "nih", "mimic", "csv"]
 Reject = tuple[str, str, str]  # key, path, reason
-OLDEST = 120  # years: NIH's table has a patient of 414
 LONGEST_KEY = 90  # a tar's header holds names of 100 bytes, the ending included
 OUTSIDE = r"^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)"  # /data/a.jpg, C:\a.jpg, train/../../a.jpg
 _FOLDERS = {"chexpert": read_chexpert, "nih": read_nih, "mimic": read_mimic}
@@ -27,9 +27,9 @@ _FOLDERS = {"chexpert": read_chexpert, "nih": read_nih, "mimic": read_mimic}
 class Table:
     """The images of a data set.
 
-    rows: a frame with key, path (relative to the source), patient, split, view, sex (F, M or blank), age (years or
-    blank), and a column a finding: 1 present, 0 absent, -1 uncertain, NaN not mentioned. rejects: rows of the CSV that
-    can't be used. notes: what a build says of the table.
+    rows: a frame with key, path (relative to the source), patient, split, view (one of shard.view.VIEWS or blank),
+    sex (F, M or blank), age (years or blank), and a column a finding: 1 present, 0 absent, -1 uncertain, NaN not
+    mentioned. rejects: rows of the CSV that can't be used. notes: what a build says of the table.
     """
 
     dataset: str
@@ -91,8 +91,7 @@ def _tidy(read: Rows, source: Path) -> tuple[pd.DataFrame, list[Note]]:
     rows = read.frame  # its only reference: an archive's table is not held twice
     notes = list[Note]()
     rows["key"] = rows["key"].map(make_key)
-    for name, read_one in (("sex", _sex), ("age", _years)):
-        rows[name] = rows[name].map({text: read_one(str(text)) for text in rows[name].unique()}).astype("category")
+    notes += read_demographics(rows)
     for finding in read.findings:
         text = rows[finding].astype("str").fillna("")
         values = pd.to_numeric(text, errors="coerce").astype("float32")
@@ -103,19 +102,6 @@ def _tidy(read: Rows, source: Path) -> tuple[pd.DataFrame, list[Note]]:
                              "mend the table or leave the column out")  # fmt: skip
         rows[finding] = values
     return rows, notes
-
-
-def _sex(text: str) -> str:
-    return {"f": "F", "female": "F", "m": "M", "male": "M"}.get(text.strip().lower(), "")
-
-
-def _years(text: str) -> str:
-    """Whole years of "57", "57.0", "057Y", "18M" (months) or "9D"; blank where it says nothing of the kind, or 411."""
-    found = re.fullmatch(r"(\d{1,3})(?:\.\d*)?([YMWD]?)", text.strip().upper())
-    if not found:
-        return ""
-    years = int(found[1]) // {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}[found[2]]
-    return str(years) if years <= OLDEST else ""
 
 
 def make_key(name: str) -> str:

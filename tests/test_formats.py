@@ -44,7 +44,7 @@ def test_mimic_joins_its_three_tables(mimic: Path) -> None:
         "e084-e4": "files/p10/p10000898/s50771383/e084-e4.jpg",
     }
     assert rows["split"].tolist() == ["train", "train", "valid", "test"]
-    assert rows["view"].tolist() == ["PA", "LATERAL", "AP", ""]
+    assert rows["view"].tolist() == ["PA", "lateral", "AP", ""]
     assert rows["patient"].tolist() == ["10000032", "10000032", "10000764", "10000898"]
     assert rows["Cardiomegaly"].tolist()[:2] == [1, 1] and rows["Edema"].tolist()[:2] == [-1, -1]
     assert rows["Atelectasis"].tolist()[2] == 0 and rows.loc["e084-e4", list(table.findings)].isna().all()

@@ -48,4 +48,5 @@ def find_one(src: Path, pattern: str) -> Path:
 
 def column(raw: pd.DataFrame, name: str) -> pd.Series:
     """A column as text, or blanks if the table has no such column."""
-    return raw[name].astype("str") if name in raw.columns else pd.Series("", index=raw.index)
+    # A column that one of several joined tables lacks holds NaN, which is no text.
+    return raw[name].astype("str").fillna("") if name in raw.columns else pd.Series("", index=raw.index)

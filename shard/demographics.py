@@ -1,0 +1,83 @@
+"""Sex, age and view of a table's rows: read, and what could not be read told; and how many images have which."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from shard.age import AGES, age_group, read_age
+from shard.note import Note
+from shard.sex import read_sexes
+from shard.view import VIEWS, read_views
+
+COLUMNS = ("sex", "age", "view")
+_ORDER = {"sex": ("F", "M", "blank"), "age": (*(name for _, _, name in AGES), "blank"), "view": (*VIEWS, "blank")}
+Counts = dict[str, dict[str, int]]  # sex, age or view → value → images
+
+
+def read_demographics(rows: pd.DataFrame) -> list[Note]:
+    """Put in the place of the cells of sex, age and view what they say: F or M, years, one of VIEWS, or blank.
+
+    Notes how many cells say nothing that is known, by split, with the commonest.
+    """
+    notes = []
+    for name in COLUMNS:
+        cells = rows[name].astype("str").fillna("")
+        values = _READERS[name](cells.unique())
+        rows[name] = cells.map({text: value or "" for text, value in values.items()}).astype("category")
+        notes += _notes(name, cells, rows["split"], values)
+    return notes
+
+
+def _read_ages(texts: Iterable[str]) -> dict[str, str | None]:
+    return {text: read_age(text) for text in texts}
+
+
+_READERS = {"sex": read_sexes, "age": _read_ages, "view": read_views}
+
+
+def _notes(name: str, cells: pd.Series, split: pd.Series, values: Mapping[str, str | None]) -> list[Note]:
+    notes = []
+    unread = cells.map({text: value is None for text, value in values.items()}).astype(bool)
+    unknown = cells.map({text: value == "" and text.strip() != "" for text, value in values.items()}).astype(bool)
+    for which, said in ((unread, "are not understood and left blank"), (unknown, "say that it isn't known")):
+        if which.any():
+            counts = Counter(cells[which])
+            commonest = min(counts, key=lambda text: (-counts[text], text))
+            by_split = Counter(split[which])
+            where = ", ".join(f"{name} {count}" for name, count in sorted(by_split.items()))
+            cure = _cure(name, counts) if which is unread else ""
+            notes.append(Note(f"{name}: {which.sum()} of {len(cells)} cells {said} ({where}{cure})", repr(commonest)))
+    return notes
+
+
+def _cure(name: str, unread: Iterable[str]) -> str:
+    if name == "sex" and any(text.strip()[:1].isdigit() for text in unread):
+        return "; numbers say a sex where the column is named Male or Female, or Sex (1=M, 0=F)"
+    return {"sex": "; F and M are", "age": "; years are, and 13 months", "view": f"; {', '.join(VIEWS)} are"}[name]
+
+
+def count_demographics(people: Iterable[tuple[str, int | float | None, str]]) -> Counts:
+    """Of images' sex, age in years and view: how many have which, in a fixed order, ages in groups; none is "blank"."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in COLUMNS}
+    for sex, age, view in people:
+        counts["sex"][sex or "blank"] += 1
+        counts["age"]["blank" if age is None else age_group(age)] += 1
+        counts["view"][view or "blank"] += 1
+    return add_counts([{name: dict(of) for name, of in counts.items()}])
+
+
+def add_counts(parts: Iterable[Counts]) -> Counts:
+    """The sum of what count_demographics gave for parts of the images."""
+    sums: dict[str, Counter[str]] = {name: Counter() for name in COLUMNS}
+    for part in parts:
+        for name, counts in part.items():
+            sums[name].update(counts)
+    return {name: dict(sorted(of.items(), key=lambda item: _place(name, item[0]))) for name, of in sums.items()}
+
+
+def _place(name: str, value: str) -> tuple[int, str]:
+    order = _ORDER[name]
+    return (order.index(value) if value in order else len(order)), value
