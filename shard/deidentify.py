@@ -37,8 +37,8 @@ class Pseudonyms:
         return self.of("secret", "")[:8]
 
     def hide(self, table: Table) -> Table:
-        """The table under pseudonyms, its paths as they are, ages over 90 as 90; its rejects without paths."""
-        rows = table.rows.copy()
+        """The table under pseudonyms, paths as they are, ages over 90 as 90, no dates; its rejects without paths."""
+        rows = table.rows.drop(columns="date", errors="ignore")  # a copy
         for kind in ("key", "patient"):
             rows[kind] = rows[kind].map({name: self.of(kind, name) for name in rows[kind].unique()})
         years = {age: str(min(int(age), OLDEST_SHOWN)) if age else "" for age in rows["age"].unique()}
@@ -79,16 +79,17 @@ def _make_secret(path: Path) -> None:
 
 def names(
     src: Path, out: Path, *, deidentify: Path, dataset: Dataset = "auto", table: Path | None = None,
-    allow_outside: bool = False,
+    allow_outside: bool = False, patient_from: str | None = None,
 ) -> None:  # fmt: skip
     """Write OUT, a CSV that says which path and patient of SRC is which key and patient in de-identified shards.
 
     --deidentify: the file with the secret that they were built with. OUT is as confidential as the source.
+    --patient-from: as in the build.
     """
     if not deidentify.exists():
         raise InputError(f"--deidentify={deidentify}: no such file; give the one that the shards were built with")
     pseudonyms = Pseudonyms(read_secret(deidentify, out))
-    content = read_table(src, dataset, table, allow_outside)
+    content = read_table(src, dataset, table, allow_outside, patient_from)
     hidden = pseudonyms.hide(content)
     rows = content.rows[["path", "patient"]].join(hidden.rows[["key", "patient"]].add_suffix("_in_shards"))
     rejects = pd.DataFrame({"path": [path for _, path, _ in content.rejects],

@@ -15,7 +15,8 @@ from shard.table import Table
 
 
 class Row(NamedTuple):
-    """One image to shard. sex: F, M or blank; age: years; labels: 1, 0, -1 or None (not mentioned), as the findings."""
+    """One image to shard. sex: F, M or blank; age: years; labels: 1, 0, -1 or None (not mentioned), as the findings;
+    date: of the study, YYYY-MM-DD or blank."""
 
     key: str
     path: str
@@ -24,6 +25,7 @@ class Row(NamedTuple):
     sex: str
     age: int | None
     labels: tuple[int | None, ...]
+    date: str = ""
 
 
 class Planned(NamedTuple):
@@ -75,10 +77,11 @@ class Plan:
             rows = self._table.rows.iloc[places]
             labels = rows[findings].astype(object).where(rows[findings].notna(), None).to_numpy().tolist()
             named = rows[["key", "path", "patient", "view", "sex", "age"]].to_numpy().tolist()
+            dates = rows["date"] if "date" in rows else [""] * len(rows)
             yield Planned(stem, split, [
                 Row(key, path, patient, view, sex, int(age) if age else None,
-                    tuple(None if label is None else int(label) for label in given))
-                for (key, path, patient, view, sex, age), given in zip(named, labels, strict=True)
+                    tuple(None if label is None else int(label) for label in given), date)
+                for (key, path, patient, view, sex, age), given, date in zip(named, labels, dates, strict=True)
             ])  # fmt: skip
 
 

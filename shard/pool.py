@@ -50,17 +50,19 @@ def tick(images: int = 1, rejected: int = 0) -> None:
 
 
 def work_on(
-    jobs: Iterable[Job], count: int, work: Callable[[Job], Result], *, images: int, label: str, workers: int
-) -> Iterator[Result]:
+    jobs: Iterable[Job], count: int, work: Callable[[Job], Result], *, images: int, label: str, workers: int,
+    unit: str = "images",
+) -> Iterator[Result]:  # fmt: skip
     """Yield work(job) of each of `count` jobs, in order, on `workers` processes (in this one, where that is 1).
 
-    images: what progress counts to; `work` calls tick() for each. When the caller stops, or is interrupted, workers
-    end at their next image; when it is killed, they end at once. Raises InputError where a worker was killed.
+    images: what progress counts to, in `unit`; `work` calls tick() for each. When the caller stops, or is
+    interrupted, workers end at their next image; when it is killed, they end at once. Raises InputError where a worker
+    was killed.
     """
     context = multiprocessing.get_context("forkserver")
     counters = _Counters(context)
     workers = min(workers, count)
-    with Progress(label, images) as progress:
+    with Progress(label, images, unit) as progress:
         if workers <= 1:
             _join(counters, progress)
             yield from map(work, jobs)

@@ -12,16 +12,16 @@ QUIET_S = 30.0  # seconds between lines where nobody watches; what is done soone
 
 
 class Progress:
-    """How far a job is: images done of `total`, rate, time left and, where there are any, rejects.
+    """How far a job is: images (or another `unit`) done of `total`, rate, time left and, where there are any, rejects.
 
     A context manager. On a terminal it draws a bar on stderr; elsewhere, as in a Slurm log, it prints a line of its
-    own every 30 seconds.
+    own every 30 seconds. total: None where nobody knows yet; then it says the rate alone.
     """
 
-    def __init__(self, label: str, total: int) -> None:
-        self._label, self._total, self._done = label, total, 0
+    def __init__(self, label: str, total: int | None, unit: str = "images") -> None:
+        self._label, self._total, self._unit, self._done = label, total, unit, 0
         self._begun = self._spoken = time.monotonic()
-        self._bar = tqdm(total=total, desc=label, unit=" images", disable=None)
+        self._bar = tqdm(total=total, desc=label, unit=f" {unit}", disable=None)
 
     def __enter__(self) -> Progress:
         return self
@@ -41,6 +41,8 @@ class Progress:
 
     def _line(self, done: int, rejected: int, elapsed: float) -> str:
         rate = done / elapsed
+        if self._total is None:
+            return f"{self._label}: {done} {self._unit}, {rate:.0f}/s"
         left = tqdm.format_interval((self._total - done) / rate) if rate else "?"
         also = f", {rejected} rejected" if rejected else ""
-        return f"{self._label}: {done} of {self._total} images, {rate:.0f}/s, {left} left{also}"
+        return f"{self._label}: {done} of {self._total} {self._unit}, {rate:.0f}/s, {left} left{also}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,12 +11,12 @@ import pandas as pd
 from shard import dicom
 from shard.demographics import read_demographics
 from shard.errors import InputError
-from shard.formats import SPLITS, Rows, read_chexpert, read_mimic, read_nih, read_plain
+from shard.formats import SPLITS, Rows, read_chexpert, read_folder, read_mimic, read_nih, read_plain
+from shard.key import make_key
 from shard.note import Note
 
-Dataset = Literal["auto", "chexpert", "nih", "mimic", "csv"]
+Dataset = Literal["auto", "chexpert", "nih", "mimic", "csv", "folder"]
 Reject = tuple[str, str, str]  # key, path, reason
-LONGEST_KEY = 90  # a tar's header holds names of 100 bytes, the ending included
 OUTSIDE = r"^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)"  # /data/a.jpg, C:\a.jpg, train/../../a.jpg
 _FOLDERS = {"chexpert": read_chexpert, "nih": read_nih, "mimic": read_mimic}
 
@@ -40,12 +38,14 @@ class Table:
 
 
 def read_table(
-    src: Path, dataset: Dataset = "auto", table: Path | None = None, allow_outside: bool = False
-) -> Table:
+    src: Path, dataset: Dataset = "auto", table: Path | None = None, allow_outside: bool = False,
+    patient_from: str | None = None, workers: int = 0,
+) -> Table:  # fmt: skip
     """Read the table of the data set in folder `src`, checked: unique keys, known splits and labels, no leak, no path
     that leaves the folder but where allow_outside lets it.
 
-    Rows that repeat another are rejected; where rows share a key but differ, all of them are.
+    Rows that repeat another are rejected; where rows share a key but differ, all of them are. patient_from, workers:
+    see read_folder.
     Raises InputError, naming file, value and cure, where the folder, a column, a label or a split can't be used.
     """
     if not src.is_dir():
@@ -55,17 +55,22 @@ def read_table(
     if dataset == "csv" and table is None:
         raise InputError("--dataset=csv: wants --table=PATH, a CSV with the columns path, patient, maybe split, and "
                          "findings")  # fmt: skip
-    if dataset != "csv" and table is not None:
-        raise InputError(f"--table={table}: goes with --dataset=csv, not with {dataset}")
+    if dataset not in ("csv", "folder") and table is not None:
+        raise InputError(f"--table={table}: goes with --dataset=csv or folder, not with {dataset}")
+    if dataset != "folder" and patient_from is not None:
+        raise InputError(f"--patient-from={patient_from}: goes with --dataset=folder, not with {dataset}, whose table "
+                         "says whose an image is")  # fmt: skip
     if dataset == "csv":
         assert table is not None
         read = read_plain(table)
+    elif dataset == "folder":
+        read = read_folder(src, patient_from, table, workers)
     else:
         read = _FOLDERS[dataset](src)
     source = table or src
     rows, notes = _tidy(read, source)
     _check(rows, source)
-    if not allow_outside:
+    if not allow_outside and dataset != "folder":  # whose paths are those that were found
         _check_inside(rows["path"], src)
     rows, rejects = _set_aside(rows)
     _check_usable(rows, src, source)
@@ -83,7 +88,8 @@ def _recognise(src: Path, table: Path | None) -> Dataset:
     if any(src.glob("CheXpert-v1.0 batch *")):
         return "chexpert"
     raise InputError(f"{src}: neither train.csv (CheXpert) nor Data_Entry_2017*.csv (NIH) nor "
-                     "mimic-cxr-*-metadata.csv.gz (MIMIC-CXR-JPG) is in it; name your own table with --table=PATH")
+                     "mimic-cxr-*-metadata.csv.gz (MIMIC-CXR-JPG) is in it; name your own table with --table=PATH, "
+                     "or take every image in it, without labels, by --dataset=folder")
 
 
 def _tidy(read: Rows, source: Path) -> tuple[pd.DataFrame, list[Note]]:
@@ -102,19 +108,6 @@ def _tidy(read: Rows, source: Path) -> tuple[pd.DataFrame, list[Note]]:
                              "mend the table or leave the column out")  # fmt: skip
         rows[finding] = values
     return rows, notes
-
-
-def make_key(name: str) -> str:
-    """A sample's key from its path: letters, digits, _ and -, at most 90 of them.
-
-    Readers cut keys at the first dot, and indexes at blanks. Where a name is too long or has other characters than
-    those of a path, a hash of it keeps names apart that would become the same. (a/b and a_b do become the same: their
-    rows are rejected.)
-    """
-    key = re.sub(r"[^A-Za-z0-9_-]+", "_", name.strip("/"))
-    if 0 < len(key) <= LONGEST_KEY and not re.search(r"[^A-Za-z0-9_./ -]", name):
-        return key
-    return f"{key[: LONGEST_KEY - 13] or 'image'}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def _check(rows: pd.DataFrame, source: Path) -> None:

@@ -50,7 +50,7 @@ def build(
     src: Path, out: Path, *, dataset: Dataset = "auto", table: Path | None = None, size: int = 256,
     encoding: Encoding = "jpeg", quality: int = 95, shard_size: int = 1000, seed: int = 0, workers: int = 0,
     partners: int = 0, part: int | None = None, parts: int | None = None, max_rejects: float = 0.01,
-    deidentify: Path | None = None, allow_outside: bool = False,
+    deidentify: Path | None = None, allow_outside: bool = False, patient_from: str | None = None,
 ) -> None:  # fmt: skip
     """Write the radiographs of folder SRC as shuffled tar shards with DALI indexes and a manifest into OUT.
 
@@ -61,6 +61,10 @@ def build(
 
     --dataset: what SRC holds; auto looks at its files, and csv wants --table=FILE, a table with the columns path,
     patient, maybe split, key, view, sex and age, and one a finding.
+    --dataset=folder: every image and DICOM file under SRC; patient, view, sex, age and date from DICOM's tags, no
+    labels, splits by a hash of patients. --table=FILE then gives labels of some: a column path or key, and findings.
+    --patient-from=parent or REGEX: whose the images are that no tag names: of the patient that the folder they lie in
+    is called after, or that the one group of REGEX finds in the path. Without it each counts as its own patient.
     --shard-size: images in a shard. --seed: of their order. --workers: processes, 0 for one a core.
     --partners=K: keep up to K + 1 images of a patient together in one shard, for python -m train
     --patient-positive. It takes no room, and makes other shards than without.
@@ -75,7 +79,7 @@ def build(
     check_numbers(size=(size, 16, LARGEST_SIZE), quality=(quality, 1, 100), shard_size=(shard_size, 1, 10**7),
                   parts=(parts, 1, 10**5), part=(part, 0, parts - 1), workers=(workers, 0, 4096),
                   partners=(partners, 0, shard_size - 1), seed=(seed, 0, 2**63))  # fmt: skip
-    content = read_table(src, dataset, table, allow_outside)
+    content = read_table(src, dataset, table, allow_outside, patient_from, workers)
     rows = len(content.rows) + len(content.rejects)
     check_max_rejects(content.rejects, rows, max_rejects, place=f"the table of {src}")
     pseudonyms = Pseudonyms(read_secret(deidentify, out)) if deidentify else None
@@ -178,8 +182,9 @@ def _reject(job: Job, row: Row, error: UnreadableImage) -> Reject:
 
 def _describe(job: Job, row: Row) -> bytes:
     labels = dict(zip(job.findings, row.labels, strict=True))
+    date = {"date": row.date} if row.date else {}
     return json.dumps({"patient": row.patient, "split": job.planned.split, "view": row.view, "sex": row.sex,
-                       "age": row.age, "labels": labels}).encode()  # fmt: skip
+                       "age": row.age, **date, "labels": labels}).encode()  # fmt: skip
 
 
 def _count_labels(rows: list[Row], findings: tuple[str, ...]) -> dict[str, dict[str, int]]:

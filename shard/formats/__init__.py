@@ -1,6 +1,7 @@
 """Data-set formats: one module each, all with a function that reads a folder or a table into Rows."""
 
 from shard.formats.chexpert import CHEXPERT_FINDINGS, TASKS, read_chexpert
+from shard.formats.folder import read_folder
 from shard.formats.mimic import read_mimic
 from shard.formats.nih import NIH_FINDINGS, NIH_OPACITIES, read_nih
 from shard.formats.plain import read_plain
@@ -8,5 +9,5 @@ from shard.formats.rows import SPLITS, Rows, hashed_splits
 
 __all__ = [
     "CHEXPERT_FINDINGS", "NIH_FINDINGS", "NIH_OPACITIES", "SPLITS", "TASKS", "Rows", "hashed_splits", "read_chexpert",
-    "read_mimic", "read_nih", "read_plain",
+    "read_folder", "read_mimic", "read_nih", "read_plain",
 ]  # fmt: skip
