@@ -100,7 +100,8 @@ def _decode(content: bytes, size: int) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the readers' own, of images that are large and of tags that are odd
         if dicom.is_dicom(content):
-            return _shrink(Image.fromarray(_read_dicom(content)), size)
+            values, ratio = _read_dicom(content)
+            return _shrink(Image.fromarray(values), size, ratio=ratio)
         try:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         except UnidentifiedImageError:  # its own words name an address in memory
@@ -120,21 +121,28 @@ def _decode(content: bytes, size: int) -> Image.Image:
         return grey.transpose(UPRIGHT[orientation]) if turned else grey
 
 
-def _read_dicom(content: bytes) -> Grey:
+def _read_dicom(content: bytes) -> tuple[Grey, float]:
+    """The image at the size it has, and the height of its pixels by their width."""
     try:
         data = dicom.parse(content)
-        _check_size(int(data.Columns), int(data.Rows))
-        return _to_eight_bits(*dicom.read(data))
+        ratio = dicom.pixel_ratio(data)
+        _check_size(*_squared(int(data.Columns), int(data.Rows), ratio))
+        return _to_eight_bits(*dicom.read(data)), ratio
     except dicom.UnsupportedDicom as error:
         raise UnreadableImage(str(error)) from None
 
 
-def _check_size(width: int, height: int) -> None:
+def _squared(width: float, height: float, ratio: float) -> tuple[float, float]:
+    """The size with square pixels of an image whose pixels are `ratio` times as high as wide: none is lost."""
+    return (width, height * ratio) if ratio > 1 else (width / ratio, height)
+
+
+def _check_size(width: float, height: float) -> None:
     short, long = sorted((width, height))
     if short < MIN_SIDE or long > MAX_ASPECT * short:
-        raise UnreadableImage(f"{width}×{height} pixels: too small or too narrow for a radiograph")
+        raise UnreadableImage(f"{width:.0f}×{height:.0f} pixels: too small or too narrow for a radiograph")
     if width * height > MAX_PIXELS:
-        raise UnreadableImage(f"{width}×{height} pixels: over {MAX_PIXELS / 1e6:.0f} megapixels")
+        raise UnreadableImage(f"{width:.0f}×{height:.0f} pixels: over {MAX_PIXELS / 1e6:.0f} megapixels")
 
 
 def reduction(width: int, height: int, size: int) -> int:
@@ -152,11 +160,17 @@ def _decode_jpeg(content: bytes, width: int, height: int, size: int) -> Image.Im
     return _shrink(Image.fromarray(scaled), size, (0, 0, width / factor, height / factor))
 
 
-def _shrink(grey: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> Image.Image:
-    """The part of the image in `box` (none: all of it), its short side `size`, with antialiasing; never enlarged."""
+def _shrink(
+    grey: Image.Image, size: int, box: tuple[float, float, float, float] | None = None, ratio: float = 1.0
+) -> Image.Image:
+    """The part of the image in `box` (none: all of it), its short side `size`, with antialiasing; never enlarged.
+
+    ratio: the height of a pixel by its width; those of the result are square.
+    """
     width, height = (box[2], box[3]) if box else grey.size
+    width, height = _squared(width, height, ratio)
     short = min(width, height)
-    if short <= size and box is None:
+    if short <= size and box is None and ratio == 1:
         return grey
     scale = min(1.0, size / short)
     target = max(1, round(width * scale)), max(1, round(height * scale))
@@ -203,14 +217,22 @@ def _deep_luma(image: Image.Image, content: bytes, rawmode: str) -> npt.NDArray[
 
 
 def _to_eight_bits(
-    values: npt.NDArray[Any], bounds: tuple[float, float] | None = None, inverted: bool = False
+    values: npt.NDArray[Any], bounds: tuple[float, float] | None = None, inverted: bool = False,
+    padding: npt.NDArray[np.bool_] | None = None,
 ) -> Grey:
-    """[H, W] uint8: `bounds`, else the 0.1–99.9 percentiles of up to a million pixels, become 0 and 255."""
+    """[H, W] uint8: `bounds`, else the 0.1–99.9 percentiles of up to a million pixels, become 0 and 255.
+
+    padding: [H, W], which pixels are no part of the image: they don't count for the percentiles, and become 0.
+    """  # fmt: skip
     if values.ndim != 2:
         raise UnreadableImage(f"an array of shape {values.shape} is not a grey image")
     if bounds is None:
         step = max(1, int((values.size / 1e6) ** 0.5))
         sample = values[::step, ::step].astype(np.float64)
+        if padding is not None:
+            sample = sample[~padding[::step, ::step]]
+        if not sample.size:
+            raise UnreadableImage("nothing but padding")
         if not np.isfinite(sample).all():
             raise UnreadableImage("holds values that are not finite")
         low, high = (float(bound) for bound in np.percentile(sample, (0.1, 99.9)))
@@ -226,6 +248,8 @@ def _to_eight_bits(
         if not np.isfinite(block).all():
             raise UnreadableImage("holds values that are not finite")
         grey[top : top + 256] = np.clip(block, 0, 255) + 0.5
+    if padding is not None:
+        grey[padding] = 0
     return grey
 
 

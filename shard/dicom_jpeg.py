@@ -1,0 +1,106 @@
+"""Grey JPEGs inside a DICOM file → their values, by GDCM, which decodes processes that pydicom does not offer."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from shard.dicom_file import UnsupportedDicom
+
+# Transfer syntaxes: JPEG Extended, Spectral Selection, Full Progression, and Lossless in any and in first order.
+SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (51, 53, 55, 57, 70))
+_STARTS_OF_FRAME = (0xC0, 0xC1, 0xC2, 0xC3)
+_LOSSLESS = 0xC3
+# Remarks of GDCM's libjpeg about files whose pixels it decodes right.
+_HARMLESS = ("Invalid SOS parameters for sequential JPEG",)
+
+Result = TypeVar("Result")
+
+
+class Frame(NamedTuple):
+    """What a JPEG says of itself."""
+
+    marker: int
+    bits: int
+    height: int
+    width: int
+    channels: int
+
+
+def decode(data: Any) -> npt.NDArray[Any]:
+    """[H, W] of the one frame of a data set, as bytes or words, signed where PixelRepresentation says so.
+
+    Raises UnsupportedDicom where GDCM is missing, the JPEG is damaged, or not of the size that the data set says.
+    """
+    from pydicom.encaps import generate_frames
+
+    name = data.file_meta.TransferSyntaxUID.name
+    if importlib.util.find_spec("gdcm") is None:
+        raise UnsupportedDicom(f"DICOM compressed by {name}: to read it, pip install '.[dicom]'")
+    content = next(generate_frames(data.PixelData, number_of_frames=1))
+    frame = read_frame(content)
+    wanted = int(data.Rows), int(data.Columns), 1
+    if frame is None or (frame.height, frame.width, frame.channels) != wanted:
+        raise UnsupportedDicom(f"broken image: its JPEG is not of {wanted[1]}×{wanted[0]} grey pixels")
+    pixels, complaints = _listen(lambda: _decode(content, frame, str(data.file_meta.TransferSyntaxUID)))
+    complaints = [line for line in complaints if line not in _HARMLESS]
+    if pixels is None or complaints:
+        raise UnsupportedDicom(f"broken image: {name}: {complaints[0] if complaints else 'it does not decode'}")
+    words = np.frombuffer(pixels, np.uint8 if frame.bits <= 8 else np.uint16).reshape(wanted[:2])
+    return words.view(f"i{words.itemsize}") if int(data.get("PixelRepresentation") or 0) else words
+
+
+def read_frame(content: bytes) -> Frame | None:
+    """The first start of frame in a JPEG; None where there is none of a process that GDCM decodes."""
+    at = 2
+    while at + 9 < len(content):
+        if content[at] != 0xFF or content[at + 1] in (0x00, 0xFF):
+            at += 1
+            continue
+        if content[at + 1] in _STARTS_OF_FRAME:
+            height, width = (int.from_bytes(content[at + start : at + start + 2], "big") for start in (5, 7))
+            return Frame(content[at + 1], content[at + 4], height, width, content[at + 9])
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return None
+
+
+def _decode(content: bytes, frame: Frame, syntax: str) -> bytes | None:
+    """GDCM's bytes of a frame. It ends the process where it is told of other bits than the JPEG has."""
+    import gdcm
+
+    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
+    fragment.SetByteStringValue(content)
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((frame.width, frame.height, 1))
+    image.SetDataElement(element)
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
+    allocated = 8 if frame.bits <= 8 else 16 if frame.marker == _LOSSLESS else 12
+    image.SetPixelFormat(gdcm.PixelFormat(1, allocated, frame.bits, frame.bits - 1, 0))
+    text = image.GetBuffer()  # its bytes, each as a character
+    return None if text is None else text.encode("utf-8", "surrogateescape")
+
+
+def _listen(work: Callable[[], Result]) -> tuple[Result, list[str]]:
+    """The result of `work`, and the lines that its C code wrote to stderr: the one way in which libjpeg warns."""
+    with tempfile.TemporaryFile() as heard:
+        stderr = os.dup(2)
+        os.dup2(heard.fileno(), 2)
+        try:
+            result = work()
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        heard.seek(0)
+        lines = heard.read().decode("utf-8", "replace").splitlines()
+    return result, [line.strip() for line in lines if line.strip()]
