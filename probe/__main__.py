@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from probe.fewshot import Blank, Uncertain
+from probe.names import split_spec, split_tasks
 from probe.settings import BASELINES, Protocol, Settings
 from shard.cli import run
 from shard.errors import InputError
 from shard.machine import choose_part
+from shard.manifest import parse_manifest
 from train.config import Device
 
 
 def report(
     *encoders: str, shards: Path, out: Path | None = None, baselines: tuple[str, ...] = BASELINES,
-    shots: tuple[str, ...] = ("1", "5", "10", "50", "all"), draws: int = 50, tasks: tuple[str, ...] = (),
+    shots: tuple[str, ...] = ("1", "5", "10", "50", "all"), draws: int = 50, tasks: str | None = None,
     uncertain: Uncertain = "exclude", blank: Blank = "exclude", draws_file: Path | None = None,
     protocol: Protocol = "ours", finetune: int = 0, imagenet_weights: Path | None = None, size: int = 0,
     cache: Path | None = None, seed: int = 0, batch_size: int = 128, device: Device = "auto", workers: int = 0,
@@ -27,7 +29,8 @@ def report(
     patients, and tested on patients never trained on; --shots=1,5,10,50,all says with which k, --draws=N how often.
     Leaves report.html, table.md, table.csv, table.tex, differences.csv, draws.csv and figures/ in --out (RUN/report).
 
-    --tasks=A,B names findings of the shards, by default those of the published table. --uncertain and --blank say what
+    --tasks=A,B names findings of the shards, by default those of the published table; one with a comma is quoted as in
+    a CSV. --uncertain and --blank say what
     becomes of such labels; left out, if nothing is said. --draws-file: another report's draws.csv, instead of drawing
     anew. --baselines: of scratch, thumbnail, imagenet, whose weights are downloaded or --imagenet-weights=FILE.
     --finetune=N fine-tunes whole encoders as well, on the first N draws. --protocol=paper puts the published protocol,
@@ -42,10 +45,11 @@ def report(
     if not encoders:
         raise InputError("no encoder; give a run, a checkpoint or a file of weights")
     if out is None:
-        first = Path(encoders[0].rpartition("=")[2]).expanduser()
+        _, first = split_spec(encoders[0])
         if len(encoders) > 1 or not first.is_dir():
             raise InputError("--out=DIR: is wanted where the report is not of one run")
         settings["out"] = first / "report"
+    settings["tasks"] = split_tasks(tasks, parse_manifest(shards).findings) if tasks else ()
     checked = Settings(**settings)
     from probe.report import make_report
 

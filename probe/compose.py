@@ -13,6 +13,7 @@ from pipeline.recipe import Recipe
 from probe.figures import Picture, colours, draw_forest, draw_journals, draw_roc, draw_scores, draw_shots
 from probe.gallery import map_test_images, neighbours
 from probe.measure import ALL, BALANCED, FINETUNE, LINEAR, Measured
+from probe.names import MAJORITY
 from probe.notes import list_commands, list_facts, list_notes
 from probe.page import Page, Section
 from probe.paper import EPOCHS, LR, NOISE
@@ -20,7 +21,6 @@ from probe.slices import LEAST, count, find_slices, is_large_enough
 from probe.study import Study
 from probe.table import (
     MAIN,
-    MEAN,
     TABLES,
     Sheet,
     against_pixels,
@@ -42,9 +42,9 @@ def compose(
     positive = {task: float(draws.test_labels.mean()) for task, draws in study.drawn.items()}
     palette = colours([encoder.name for encoder in study.present])
     shown = [one for one in TABLES if one.probe != FINETUNE or study.settings.finetune]
-    sheets = [layout(table, one, study.encoders, tasks, shots, positive) for one in shown]
-    main = layout(table, MAIN, study.encoders, tasks, shots, positive)
-    columns = with_mean_column([task for task in tasks if task in study.drawn])
+    sheets = [layout(table, one, study.encoders, tasks, shots, positive, study.mean) for one in shown]
+    main = layout(table, MAIN, study.encoders, tasks, shots, positive, study.mean)
+    columns = with_mean_column([task for task in tasks if task in study.drawn], study.mean)
     all_shots = [str(one) for one in study.settings.all_shots if any(one in some for some in study.measured.values())]
     standard = _standardised(study, features)
     published = _published(study, measured)
@@ -55,7 +55,7 @@ def compose(
                 [layout_differences(differences)] if len(differences) else []),
         Section("How many labels are needed", _SHOTS,
                 [draw_shots(table, palette, task, all_shots) for task in columns] if len(all_shots) > 1 else [],
-                [layout_shots(table, study.encoders, tasks, all_shots)] if len(all_shots) > 1 else []),
+                [layout_shots(table, study.encoders, tasks, all_shots, study.mean)] if len(all_shots) > 1 else []),
         Section("ROC curves", "Mean over draws, on all labelled test images.",
                 [draw_roc({name: measured.rocs[name, task] / study.draws for name in palette
                            if (name, task) in measured.rocs}, palette, task)
@@ -70,14 +70,29 @@ def compose(
         sections = [*published, *(section for section in sections if section not in published)]
     return Page(
         headline=_headline(study, table, differences, measured),
-        verdicts=against_pixels(differences),
-        sections=[section for section in sections if section.pictures or section.sheets],
+        verdicts=against_pixels(differences, study.mean),
+        sections=_with_own_files([section for section in sections if section.pictures or section.sheets]),
         notes=list_notes(study),
         facts=list_facts(study),
         commands=list_commands(study),
         labels_said=study.settings.labels_said,
         synthetic=bool(study.manifest.settings.get("synthetic")),
     )
+
+
+def _with_own_files(sections: list[Section]) -> list[Section]:
+    """The sections, each picture under a name that no other has: "Mass" and "mass!" would be the same file."""
+    taken = set[str]()
+    renamed = []
+    for section in sections:
+        pictures = []
+        for picture in section.pictures:
+            names = (picture.name, *(f"{picture.name}-{number}" for number in range(2, len(taken) + 3)))
+            name = next(name for name in names if name not in taken)
+            taken.add(name)
+            pictures.append(picture._replace(name=name))
+        renamed.append(replace(section, pictures=pictures))
+    return renamed
 
 
 _EXPLAIN = ("A linear probe on frozen features, learned from few images and tested on patients never trained on. "
@@ -101,7 +116,7 @@ def _standardised(study: Study, features: Mapping[str, Features]) -> Features:
 
 
 def _headline(study: Study, table: pd.DataFrame, differences: pd.DataFrame, measured: Measured) -> str:
-    over = MEAN if len(study.drawn) > 1 else next(iter(study.drawn))
+    over = study.mean if len(study.drawn) > 1 else next(iter(study.drawn))
     given = [one for one in study.encoders if one.is_given]
     if study.settings.protocol == "paper":
         return _published_headline([one.name for one in given], measured)
@@ -115,7 +130,7 @@ def _headline(study: Study, table: pd.DataFrame, differences: pd.DataFrame, meas
         against = [f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] against {row['reference']}"
                    for row in differences.to_dict("records")
                    if row["encoder"] == encoder.name and row["task"] == over]  # fmt: skip
-        what = f"a mean AUROC over {len(study.drawn)} tasks" if over == MEAN else f"an AUROC on {over}"
+        what = f"a mean AUROC over {len(study.drawn)} tasks" if over == study.mean else f"an AUROC on {over}"
         said.append(f"{encoder.name} reaches {what} of {format_cell(cell['mean'], cell['low'], cell['high'])}"
                     + (f": {', '.join(against)}" if against else ""))  # fmt: skip
     return f"With {_words(study.headline)}, " + "; ".join(said) + "."
@@ -153,7 +168,7 @@ def _published(study: Study, measured: Measured) -> list[Section]:
                                      for some in found)])  # fmt: skip
             if test == ALL:
                 shares = [float(study.drawn[task].test_labels.mean()) for task in tasks]
-                rows.append(["Majority class", *(f"{100 * max(share, 1 - share):.1f}" for share in shares)])
+                rows.append([MAJORITY, *(f"{100 * max(share, 1 - share):.1f}" for share in shares)])
             sheets.append(Sheet(f"Published protocol, accuracy on {which}, %: {when}", ["", *tasks], rows))
     noise = np.concatenate([measured.peaks[NOISE, task, BALANCED].peak for task in tasks])
     final = np.concatenate([measured.peaks[NOISE, task, BALANCED].final for task in tasks])

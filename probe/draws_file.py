@@ -38,7 +38,8 @@ def read_draws(path: Path, labels: pd.DataFrame) -> dict[str, Draws]:
     the test images or has one twice, is an error.
     """
     try:
-        table = pd.read_csv(path, dtype={**dict.fromkeys(COLUMNS, "str"), "draw": "int64"})
+        table = pd.read_csv(path, dtype={**dict.fromkeys(COLUMNS, "str"), "draw": "int64"},
+                            keep_default_na=False)  # a finding or a key may be called NA
     except FileNotFoundError:
         raise InputError(f"--draws-file={path}: no such file; a report writes one, draws.csv") from None
     except (ValueError, UnicodeDecodeError) as error:
@@ -47,7 +48,7 @@ def read_draws(path: Path, labels: pd.DataFrame) -> dict[str, Draws]:
         raise InputError(f"--draws-file={path}: its columns are {', '.join(table.columns)}; wanted are "
                          f"{', '.join(COLUMNS)}, and rows")  # fmt: skip
     for name in ("task", "key"):
-        table[name] = table[name].fillna("").map(from_cell)
+        table[name] = table[name].map(from_cell)
     row_of = pd.Series(np.arange(len(labels)), index=labels["key"].astype(str))
     unknown = table[~table["key"].isin(row_of.index)]
     if len(unknown):

@@ -14,6 +14,8 @@ import torchvision
 from torch import nn
 
 from pipeline.recipe import Recipe
+from probe.names import GUESSING, MAJORITY, check_name, split_spec
+from probe.paper import NOISE
 from probe.weights import Weights, read_weights
 from shard.errors import InputError
 from train.checkpoint import FORMAT, UnreadableTensors, load_checkpoint, load_newest, read_tensors, taking_up
@@ -26,6 +28,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SIDE = 16  # of the thumbnail
 SCRATCH, THUMBNAIL, IMAGENET, SIMCLR = "Scratch", "Thumbnail", "ImageNet", "SimCLR"
 _BASELINES = (SCRATCH, THUMBNAIL, IMAGENET)
+_OURS = (*_BASELINES, NOISE, MAJORITY, GUESSING)  # names of rows, which no encoder that is given may have
 
 
 @dataclass(frozen=True)
@@ -112,28 +115,35 @@ def open_encoders(
     otherwise: how to make images for weights that don't say it; size: for all of them, 0 for each its own. The
     baselines have the architecture and the input of the first that is given.
     """
-    opened = []
+    named = []
     for spec in given:
-        name, _, path = spec.rpartition("=")
-        opened.append(open_encoder(Path(path).expanduser(), name or _name_of(Path(path), len(given)), otherwise, size))
+        name, path = split_spec(spec)
+        _check_there(path, spec)
+        named.append((path, name or _name_of(path, len(given))))
+        check_name(named[-1][1], _OURS)
+    names = [name for _, name in named]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two encoders are called {name}; name them: NAME=PATH")
+    opened = [open_encoder(path, name, otherwise, size) for path, name in named]
     arch, first = opened[0]
     make = {
         "scratch": lambda: scratch_encoder(arch, seed, first.input),
         "thumbnail": lambda: thumbnail_encoder(first.input),
         "imagenet": lambda: imagenet_encoder(arch, first.input, imagenet_weights),
     }
-    encoders = [*(make[word]() for word in dict.fromkeys(baselines)), *(encoder for _, encoder in opened)]
-    names = [encoder.name for encoder in encoders]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"two encoders are called {name}; name them: NAME=PATH")
-    return encoders
+    return [*(make[word]() for word in dict.fromkeys(baselines)), *(encoder for _, encoder in opened)]
+
+
+def _check_there(path: Path, spec: str) -> None:
+    if not path.exists():
+        asked = f" (asked for as {spec})" if str(path) != spec else ""
+        raise InputError(f"{path}: no such run or file of weights{asked}; a run is the --out of python -m train")
 
 
 def open_encoder(path: Path, name: str, otherwise: Input, size: int) -> tuple[str, Encoder]:
     """One of a run's folder (its newest checkpoint), a checkpoint, or a file of weights: (architecture, encoder)."""
-    if not path.exists():
-        raise InputError(f"{path}: no such run or file of weights; a run is the --out of python -m train")
+    _check_there(path, str(path))
     if path.is_dir() and not (path / "model.safetensors").exists():
         found = load_newest(path)
         if found is None:

@@ -54,7 +54,7 @@ def draw_scores(table: pd.DataFrame, palette: Mapping[str, str], tasks: Sequence
             cells = [_cell(found, (name, task, shots)) for task in tasks]
             height = [row + (place - (len(palette) - 1) / 2) * 0.17 for row in range(len(tasks))]
             mean, low, high = np.array(cells).T
-            axes.errorbar(mean, height, xerr=[mean - low, high - mean], fmt="o", ms=4, lw=1.5, label=name,
+            axes.errorbar(mean, height, xerr=[mean - low, high - mean], fmt="o", ms=4, lw=1.5, label=_in_legend(name),
                           color=colour)  # fmt: skip
         axes.axvline(0.5, color=INK, ls=":", lw=1)
         axes.set_yticks(range(len(tasks)), tasks)
@@ -96,7 +96,7 @@ def draw_shots(table: pd.DataFrame, palette: Mapping[str, str], task: str, all_s
         places = np.arange(len(all_shots))
         for name, colour in palette.items():
             mean, low, high = np.array([_cell(found, (name, task, shots)) for shots in all_shots]).T
-            axes.plot(places, mean, "o-", ms=3, lw=1.5, color=colour, label=name)
+            axes.plot(places, mean, "o-", ms=3, lw=1.5, color=colour, label=_in_legend(name))
             axes.fill_between(places, low, high, color=colour, alpha=0.18, lw=0)
         axes.set_xticks(places, all_shots)
         axes.axhline(0.5, color=INK, ls=":", lw=1)
@@ -114,7 +114,7 @@ def draw_roc(rocs: Mapping[str, Curve], palette: Mapping[str, str], task: str) -
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(2.9, 2.9), layout="constrained")
         for name, curve in rocs.items():
-            axes.plot([0, *GRID], [0, *curve], color=palette[name], lw=1.5, label=name)
+            axes.plot([0, *GRID], [0, *curve], color=palette[name], lw=1.5, label=_in_legend(name))
         axes.plot([0, 1], [0, 1], color=INK, ls=":", lw=1)
         axes.set(title=task, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         axes.legend(loc="lower right")
@@ -134,7 +134,7 @@ def draw_journals(
             chosen = [line for line in lines if line["kind"] == kind and what in line]
             if chosen:
                 axes.plot([line["epoch"] for line in chosen], [line[what] for line in chosen], "-", lw=1.5, ms=3,
-                          color=palette[name], label=name,
+                          color=palette[name], label=_in_legend(name),
                           marker="o" if len(chosen) < 40 else None)  # fmt: skip
                 said.append(f"{name} from {chosen[0][what]:.3f} to {chosen[-1][what]:.3f}")
         axes.set(title=title, xlabel="epoch")
@@ -185,9 +185,15 @@ def on_page(svg: bytes, name: str) -> str:
     text = svg.decode()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    own = rf"\g<1>{name}-"  # within tags alone: a name that is shown may hold such words too
+    text = re.sub("<[^>]*>", lambda tag: re.sub(r'(\bid="|url\(#|href="#)', own, tag[0]), text)
     return re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" xmlns="http://www.w3.org/2000/svg" '
                   r'xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true">', text, count=1)  # fmt: skip
+
+
+def _in_legend(name: str) -> str:
+    """A label that a legend shows: matplotlib leaves out those that begin with an underscore."""
+    return f"\N{HAIR SPACE}{name}" if name.startswith("_") else name
 
 
 def _svg(figure: Figure, name: str) -> bytes:

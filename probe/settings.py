@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from probe.fewshot import Blank, Shots, Uncertain
+from probe.names import join_tasks
 from shard.cli import check_numbers, flag_of
 from shard.errors import InputError
 from train.config import Device
@@ -96,6 +97,8 @@ class Settings:
         defaults = {field.name: _plain(field.default) for field in fields(self)}
         given = {name: value for name, value in self.plain().items()
                  if name != "encoders" and value != defaults[name]}  # fmt: skip
+        if self.tasks:
+            given["tasks"] = join_tasks(self.tasks)
         shown = [f"{flag_of(name)}={shlex.quote(','.join(value) if isinstance(value, list) else str(value))}"
                  for name, value in given.items()]  # fmt: skip
         return " ".join(["python -m probe report", *map(shlex.quote, self.encoders), *shown])

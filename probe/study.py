@@ -16,6 +16,7 @@ from pipeline.recipe import Recipe
 from probe.draws_file import read_draws, write_draws
 from probe.encoders import Encoder, Input, open_encoders
 from probe.fewshot import Draws, NotMeasurable, Rows, Shots, make_draws, resolve_labels
+from probe.names import name_mean
 from probe.settings import Settings
 from shard.errors import InputError
 from shard.formats import TASKS
@@ -44,6 +45,11 @@ class Study:
     def present(self) -> list[Encoder]:
         """The encoders that can be had."""
         return [one for one in self.encoders if one.module is not None]
+
+    @functools.cached_property
+    def mean(self) -> str:
+        """What the mean over tasks is called: as no finding of the archive is."""
+        return name_mean(self.manifest.findings)
 
     @functools.cached_property
     def train(self) -> npt.NDArray[np.bool_]:

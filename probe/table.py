@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,13 +12,14 @@ import pandas as pd
 from probe.encoders import IMAGENET, SCRATCH, SIDE, THUMBNAIL, Encoder
 from probe.fewshot import Shots
 from probe.measure import ALL, BALANCED, FINETUNE, KNN, LINEAR, Key
+from probe.names import GUESSING, MAJORITY, MEAN
 from probe.statistics import METRICS, Scores, estimate, holm, mean_of, p_value
 
-MEAN = "Mean"  # the column over all tasks
 NAN = float("nan")
 LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\^{}", "−": "$-$", "×": r"$\times$", "<": "$<$",
+    ">": "$>$", "|": "$|$", "\n": " ",
 })  # fmt: skip
 
 
@@ -51,16 +53,17 @@ class Sheet(NamedTuple):
     rows: list[list[str]]
 
 
-def with_mean(scores: Mapping[Key, Scores], tasks: Collection[str]) -> dict[Key, Scores]:
+def with_mean(scores: Mapping[Key, Scores], tasks: Collection[str], mean: str = MEAN) -> dict[Key, Scores]:
     """The same with each encoder's mean over the tasks, replicate by replicate, on whole test sets.
 
+    mean: what the mean is called in place of a task, here and below: probe.names.name_mean of the archive's findings.
     Only where it was measured on all of them: else a curve over shots would step from some tasks to others.
     """
     result = dict(scores)
     for key in scores:
         parts = [scores[one] for task in tasks if (one := key._replace(task=task)) in scores]
         if key.test in (ALL, BALANCED) and 1 < len(parts) == len(tasks):
-            result[key._replace(task=MEAN)] = mean_of(parts)
+            result[key._replace(task=mean)] = mean_of(parts)
     return result
 
 
@@ -85,7 +88,7 @@ def references(encoders: Sequence[Encoder]) -> list[str]:
 
 
 def difference_table(
-    encoders: Sequence[Encoder], scores: Mapping[Key, Scores], tasks: Sequence[str], shots: Shots
+    encoders: Sequence[Encoder], scores: Mapping[Key, Scores], tasks: Sequence[str], shots: Shots, mean: str = MEAN
 ) -> pd.DataFrame:
     """Paired differences of AUROC to each reference: difference, low, high, p, and p corrected over the tasks (Holm).
 
@@ -99,7 +102,7 @@ def difference_table(
         for encoder in encoders:
             if encoder.name in before:  # itself, or the same pair once more
                 continue
-            apart = _apart(scores, encoder.name, reference, [*tasks, MEAN], shots)
+            apart = _apart(scores, encoder.name, reference, [*tasks, mean], shots)
             corrected = dict(zip(tasks, holm([p_value(apart[task]) if task in apart else NAN for task in tasks]),
                                  strict=True))  # fmt: skip
             for task, difference in apart.items():
@@ -124,11 +127,11 @@ def _apart(
     return found
 
 
-def against_pixels(differences: pd.DataFrame) -> list[str]:
+def against_pixels(differences: pd.DataFrame, mean: str = MEAN) -> list[str]:
     """In words, for each encoder, on which tasks it beats the thumbnail and on which not: with its whole interval, and
     where it has a p value corrected over the tasks, with one below 0.05."""
     said = []
-    tasks = differences[(differences["reference"] == THUMBNAIL) & (differences["task"] != MEAN)]
+    tasks = differences[(differences["reference"] == THUMBNAIL) & (differences["task"] != mean)]
     for encoder, cells in tasks.groupby("encoder", sort=False):
         wins = (cells["low"] > 0) & ~(cells["p_holm"] >= 0.05)
         beaten, open_ = ([str(task) for task in cells["task"][chosen]] for chosen in (wins, ~wins))
@@ -154,34 +157,35 @@ def format_p(p: float) -> str:
 
 def layout(
     table: pd.DataFrame, shown: Shown, encoders: Sequence[Encoder], tasks: Sequence[str], shots: Shots,
-    positive: Mapping[str, float],
+    positive: Mapping[str, float], mean: str = MEAN,
 ) -> Sheet:  # fmt: skip
     """The published layout of one metric: an encoder a row and a task a column, the mean last; n/a, never 0 or 0.5.
 
     positive: the share of positives among each task's test images, of which accuracy's line of guessing the commoner
     class and AUPRC's line of guessing are made.
     """
-    columns = with_mean_column(tasks)
+    columns = with_mean_column(tasks, mean)
     chosen = table[(table["metric"] == shown.metric) & (table["test"] == shown.test) & (table["probe"] == shown.probe)
                    & (table["shots"] == str(shots))].set_index(["encoder", "task"])  # fmt: skip
     rows = []
     for encoder in encoders:
         label = f"{encoder.name} ({encoder.missing})" if encoder.missing else encoder.name
         rows.append([label, *(_cell(chosen, (encoder.name, task), shown.percent) for task in columns)])
-    lines = {("accuracy", ALL): ("Majority class", {task: max(share, 1 - share) for task, share in positive.items()}),
-             ("auprc", ALL): ("Guessing (share of positives)", dict(positive))}  # fmt: skip
+    lines = {("accuracy", ALL): (MAJORITY, {task: max(share, 1 - share) for task, share in positive.items()}),
+             ("auprc", ALL): (GUESSING, dict(positive))}  # fmt: skip
     if (shown.metric, shown.test) in lines and shown.probe == LINEAR:
         name, shares = lines[shown.metric, shown.test]
-        shares[MEAN] = float(np.mean(list(shares.values())))
+        shares[mean] = float(np.mean(list(shares.values())))
         rows.append([name, *(format_cell(shares.get(task, NAN), NAN, NAN, percent=shown.percent) for task in columns)])
     return Sheet(shown.title, ["", *columns], rows)
 
 
 def layout_shots(
-    table: pd.DataFrame, encoders: Sequence[Encoder], tasks: Sequence[str], all_shots: Iterable[str]
-) -> Sheet:
+    table: pd.DataFrame, encoders: Sequence[Encoder], tasks: Sequence[str], all_shots: Iterable[str],
+    mean: str = MEAN,
+) -> Sheet:  # fmt: skip
     """AUROC by number of shots: an encoder with so many shots a row, a task a column."""
-    columns = with_mean_column(tasks)
+    columns = with_mean_column(tasks, mean)
     chosen = table[(table["metric"] == "auroc") & (table["test"] == ALL) & (table["probe"] == LINEAR)]
     chosen = chosen.set_index(["encoder", "shots", "task"])
     rows = [[f"{encoder.name}, {shots}", *(_cell(chosen, (encoder.name, shots, task)) for task in columns)]
@@ -207,10 +211,20 @@ def to_markdown(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     """Titled tables, then the notes."""
     parts = []
     for title, header, rows in sheets:
-        escaped = ([cell.replace("|", r"\|") for cell in row] for row in (header, ["---"] * len(header), *rows))
+        escaped = ([_in_markdown(cell) for cell in row] for row in (header, ["---"] * len(header), *rows))
         lines = ("| " + " | ".join(row) + " |" for row in escaped)
         parts.append("\n".join([f"**{title}**", "", *lines]))
-    return "\n\n".join(parts) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+    return "\n\n".join(parts) + "\n\n" + "\n".join(f"- {_without_tags(note)}" for note in notes) + "\n"
+
+
+def _in_markdown(cell: str) -> str:
+    """A table's cell that ends where it ought to: its pipes, and backslashes before them, are text."""
+    return re.sub(r"(\\*)\|", r"\1\1\|", _without_tags(cell))
+
+
+def _without_tags(text: str) -> str:
+    """Text on one line in which a name that looks like HTML is shown, not obeyed."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.splitlines()))
 
 
 def to_latex(sheets: Sequence[Sheet], note: str) -> str:
@@ -218,15 +232,17 @@ def to_latex(sheets: Sequence[Sheet], note: str) -> str:
     parts = []
     for title, header, rows in sheets:
         lines = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in (header, *rows)]
+        # LaTeX reads either as an argument of the line break before it.
+        lines = ["{}" + line if line.startswith(("[", "*")) else line for line in lines]
         parts.append("\n".join([r"\begin{table}", rf"\caption{{{f'{title}. {note}'.translate(LATEX)}}}",
                                 rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", lines[0], r"\midrule",
                                 *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}"]))  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
-def with_mean_column(tasks: Sequence[str]) -> list[str]:
+def with_mean_column(tasks: Sequence[str], mean: str = MEAN) -> list[str]:
     """The tasks and, where they are several, their mean."""
-    return [*tasks, MEAN] if len(tasks) > 1 else list(tasks)
+    return [*tasks, mean] if len(tasks) > 1 else list(tasks)
 
 
 def _cell(by_key: pd.DataFrame, key: tuple[str, ...], percent: bool = False) -> str:
