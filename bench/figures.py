@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import Any
 
 from bench.machine import describe_machine
+from shard.errors import InputError
 from shard.files import write_bytes
 
 ARCHIVE = 224_316  # CheXpert's images
@@ -17,6 +19,17 @@ ARCHIVE = 224_316  # CheXpert's images
 def spread(values: Sequence[float]) -> dict[str, float]:
     """The median of what some rounds gave, the lowest and the highest."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def make_place(path: Path) -> None:
+    """Make the folder of a file that a bench will write. Raises InputError, before anything is measured, where no file
+    can be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; name a file in another folder") from None
 
 
 def write_figures(path: Path, content: dict[str, Any], **beside: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.figures import spread, write_figures
+from bench.figures import make_place, spread, write_figures
 from bench.rows import Row, Setting, choose_rows
 from bench.turns import Runner
 from pipeline.recipe import Recipe
@@ -50,7 +50,7 @@ def bench(
     setting = Setting(shards, manifest, recipe, batch_size, threads or cores())
     for path in (json, plot):
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)  # which may fail, and better now than later
+            make_place(path)
     with tempfile.TemporaryDirectory(prefix="bench-io-") as scratch:
         rows = choose_rows(setting, Path(scratch), backends)
         try:

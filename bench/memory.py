@@ -20,7 +20,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from bench.figures import write_figures
+from bench.figures import make_place, write_figures
 from shard.cli import check_numbers, run
 from shard.errors import InputError
 from train.config import Arch
@@ -57,7 +57,7 @@ def bench(
         if "micro-batch" in modes and batch % micro_batch:
             raise InputError(f"--batches={','.join(map(str, batches))}: {batch} is no multiple of "
                              f"--micro-batch={micro_batch}")  # fmt: skip
-    json.parent.mkdir(parents=True, exist_ok=True)
+    make_place(json)
     rows = list[dict[str, Any]]()
     with tqdm(total=len(modes) * len(batches), desc="measuring", unit=" steps", disable=None) as bar:
         for mode in modes:

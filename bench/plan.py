@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.audit import audit_plan, run_ranks
-from bench.figures import ARCHIVE, write_figures
+from bench.figures import ARCHIVE, make_place, write_figures
 from bench.needs import LEARNING_H, list_needs, weigh
 from bench.rates import read_rates
 from bench.wish import SHORT_SIDE, Need, Wish
@@ -53,7 +53,7 @@ def plan(
     rates = read_rates(benches, wish)
     needs = list_needs(wish, rates, weight)
     lines = sbatch_lines(wish, needs)
-    json.parent.mkdir(parents=True, exist_ok=True)  # which may fail, and better now than later
+    make_place(json)
     _print(wish, needs, lines)
     simulated = _simulate(wish, shards, simulate, simulate_epochs) if simulate else {}
     write_figures(json, {"wish": asdict(wish), "rates": asdict(rates), "needs": [asdict(need) for need in needs],

@@ -23,7 +23,7 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
-from bench.figures import ARCHIVE, spread, write_figures
+from bench.figures import ARCHIVE, make_place, spread, write_figures
 from shard.cli import check_numbers, run
 from shard.errors import InputError
 from shard.formats import CHEXPERT_FINDINGS
@@ -61,7 +61,7 @@ def bench(
     """
     check_numbers(rounds=(rounds, 1, 10**4), size=(size, 16, 4096), workers=(min(workers, default=0), 1, 4096),
                   memory_rows=(min(memory_rows, default=1), 1, 10**9))  # fmt: skip
-    json.parent.mkdir(parents=True, exist_ok=True)
+    make_place(json)
     with tempfile.TemporaryDirectory(prefix="bench-shard-") as folder:
         place = Path(folder)
         files = {name: _make_sources(place, src, name) for name in SOURCES}

@@ -20,7 +20,7 @@ import torchvision
 from torch import nn
 from tqdm import tqdm
 
-from bench.figures import ARCHIVE, spread, write_figures
+from bench.figures import ARCHIVE, make_place, spread, write_figures
 from bench.rivals import published_views
 from bench.turns import Runner, gpu_share
 from pipeline.loader import has_dali
@@ -86,7 +86,7 @@ def bench(
     read_manifest(shards)  # raises here, not in a row's process
     if not has_dali() and (not rows or {"ours", "ours-compiled"} & set(rows)):
         print("ours: NVIDIA DALI is not installed (Linux only); torchvision makes its views", file=sys.stderr)
-    json.parent.mkdir(parents=True, exist_ok=True)
+    make_place(json)
     setting = Setting(shards, arch, size, batch_size, workers or cores())
     table = _measure({name: known[name] for name in rows or known}, setting, rounds, seconds)
     print(f"\n{shards}: {arch}, {size} px, batch {batch_size}, {setting.workers} workers, {rounds} rounds\n")

@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from pipeline.recipe import Recipe
+from shard.caches import compiled_is_kept
 
 VIEW_NUMBERS = 8  # parameters of a view, in the order of recipe.View
 UNIFORMS = 28  # seven blocks of four: top, left, flip, blurred, sigma, brightness, contrast, spare; 10 × (area, ratio)
@@ -24,7 +25,7 @@ _STEPS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 _HALF, _LOW, _ONE = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(1)
 _TO_53_BITS = np.uint64(11)
 
-_compiled = njit(cache=True, nogil=True)
+_compiled = njit(cache=compiled_is_kept(), nogil=True)
 
 
 def draw_views(recipe: Recipe, seed: int, epoch: int, samples: Any, shapes: Any) -> Any:

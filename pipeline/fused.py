@@ -24,6 +24,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from pipeline.recipe import Recipe, blur_radius
+from shard.caches import compiled_is_kept
 
 LANES = 16
 INDEX, INT = ir.IntType(64), ir.IntType(32)
@@ -41,8 +42,9 @@ QUARTERS_EVEN, QUARTERS_ODD = (
 UNROLL = 6  # vectors summed at once: hides the adder's latency, and fits the registers of AVX2 too
 CHUNK = 256  # columns made at a time, so that what they are made from stays in the nearest cache
 
+_KEPT = compiled_is_kept()
 # Sums may be regrouped (the mean of a view is one); nothing here is ever infinite or not a number.
-_compiled = njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz", "nnan", "ninf"})
+_compiled = njit(cache=_KEPT, nogil=True, fastmath={"contract", "reassoc", "nsz", "nnan", "ninf"})
 
 
 class Workspaces:
@@ -323,8 +325,8 @@ def dali_constants(spaces: Workspaces, recipe: Recipe) -> tuple[Any, Any, Any]:
 @lru_cache
 def dali_functions(*, half: bool) -> tuple[Any, Any]:
     """The operator, float16 or float32, and the function that says which shapes it makes."""
-    views = cfunc(_RUN, cache=True)(_dali_half_views if half else _dali_views)
-    return views, cfunc(_SETUP, cache=True)(_dali_shapes)
+    views = cfunc(_RUN, cache=_KEPT)(_dali_half_views if half else _dali_views)
+    return views, cfunc(_SETUP, cache=_KEPT)(_dali_shapes)
 
 
 def _dali_shapes(into: int, into_ndims: int, outputs: int, shapes: int, ndims: int, inputs: int, samples: int) -> None:

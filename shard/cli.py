@@ -60,6 +60,10 @@ def run(name: str, commands: Command | Mapping[str, Command], argv: Sequence[str
         place = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error) or type(error).__name__
         sys.exit(_complain(name, InputError(f"{place}{reason}; mend that and run the same command again"), 1))
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # Path.expanduser's, without HOME and without an entry in passwd
+            raise
+        sys.exit(_complain(name, InputError("~: there is no home here (HOME is not set); give the whole path"), 1))
     except KeyboardInterrupt:
         again = shlex.join([*name.split(), *(sys.argv[1:] if argv is None else argv)])
         sys.exit(_complain(name, InputError(f"interrupted; to go on: {again}"), 130))
@@ -172,7 +176,10 @@ def _parse(flag: str, hint: Any, text: str) -> Any:
             raise InputError(f"{shown}: wants {wanted}") from None
     if text == "" or (text == "True" and hint is Path):  # fire's word for a flag without a value
         raise InputError(f"{flag_of(flag)}: wants a value, as in {flag_of(flag)}=VALUE")
-    return Path(text).expanduser() if hint is Path else hint(text)
+    try:
+        return Path(text).expanduser() if hint is Path else hint(text)
+    except RuntimeError:  # no HOME, and no entry in passwd
+        raise InputError(f"{shown}: there is no home for ~ here; give the whole path") from None
 
 
 def _closest(word: str, known: typing.Iterable[str], dashes: str = "") -> str:
