@@ -79,17 +79,17 @@ def _make_secret(path: Path) -> None:
 
 def names(
     src: Path, out: Path, *, deidentify: Path, dataset: Dataset = "auto", table: Path | None = None,
-    allow_outside: bool = False, patient_from: str | None = None,
+    allow_outside: bool = False, patient_from: str | None = None, findings: str | None = None,
 ) -> None:  # fmt: skip
     """Write OUT, a CSV that says which path and patient of SRC is which key and patient in de-identified shards.
 
-    --deidentify: the file with the secret that they were built with. OUT is as confidential as the source.
-    --patient-from: as in the build.
+    --deidentify: the file with the secret that they were built with. The other flags: as in that build. OUT is as
+    confidential as the source.
     """
     if not deidentify.exists():
         raise InputError(f"--deidentify={deidentify}: no such file; give the one that the shards were built with")
     pseudonyms = Pseudonyms(read_secret(deidentify, out))
-    content = read_table(src, dataset, table, allow_outside, patient_from)
+    content = read_table(src, dataset, table, allow_outside, patient_from, findings=findings)
     hidden = pseudonyms.hide(content)
     rows = content.rows[["path", "patient"]].join(hidden.rows[["key", "patient"]].add_suffix("_in_shards"))
     rejects = pd.DataFrame({"path": [path for _, path, _ in content.rejects],

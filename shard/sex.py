@@ -71,6 +71,13 @@ def coded_columns(names: Iterable[str]) -> list[str]:
     return [name for name in names if _flagged(name) or _codes(name)]
 
 
+def with_sex(raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """A table with a column sex: its own or, where it has none, one of the columns that say it by their header, whose
+    names come too."""
+    coded = [] if "sex" in raw.columns else coded_columns(map(str, raw.columns))
+    return (raw.assign(sex=decode(raw[coded])) if coded else raw), coded
+
+
 def decode(columns: pd.DataFrame) -> pd.Series:
     """The words that coded_columns stand for, a row each: Male, Female, blank, or the cell where it is no code.
 

@@ -13,6 +13,7 @@ from shard.demographics import read_demographics
 from shard.errors import InputError
 from shard.formats import SPLITS, Rows, read_chexpert, read_folder, read_mimic, read_nih, read_plain
 from shard.key import make_key
+from shard.label import read_labels
 from shard.note import Note
 
 Dataset = Literal["auto", "chexpert", "nih", "mimic", "csv", "folder"]
@@ -39,13 +40,13 @@ class Table:
 
 def read_table(
     src: Path, dataset: Dataset = "auto", table: Path | None = None, allow_outside: bool = False,
-    patient_from: str | None = None, workers: int = 0,
+    patient_from: str | None = None, workers: int = 0, findings: str | None = None,
 ) -> Table:  # fmt: skip
     """Read the table of the data set in folder `src`, checked: unique keys, known splits and labels, no leak, no path
     that leaves the folder but where allow_outside lets it.
 
     Rows that repeat another are rejected; where rows share a key but differ, all of them are. patient_from, workers:
-    see read_folder.
+    see read_folder. findings: which columns of `table` are findings, see take_findings.
     Raises InputError, naming file, value and cure, where the folder, a column, a label or a split can't be used.
     """
     if not src.is_dir():
@@ -60,11 +61,14 @@ def read_table(
     if dataset != "folder" and patient_from is not None:
         raise InputError(f"--patient-from={patient_from}: goes with --dataset=folder, not with {dataset}, whose table "
                          "says whose an image is")  # fmt: skip
+    if table is None and findings is not None:
+        raise InputError(f"--findings={findings}: goes with --table, not with {dataset}, whose findings are known; "
+                         "leave it out")  # fmt: skip
     if dataset == "csv":
         assert table is not None
-        read = read_plain(table)
+        read = read_plain(table, findings)
     elif dataset == "folder":
-        read = read_folder(src, patient_from, table, workers)
+        read = read_folder(src, patient_from, table, workers, findings)
     else:
         read = _FOLDERS[dataset](src)
     source = table or src
@@ -99,11 +103,9 @@ def _tidy(read: Rows, source: Path) -> tuple[pd.DataFrame, list[Note]]:
     rows["key"] = rows["key"].map(make_key)
     notes += read_demographics(rows)
     for finding in read.findings:
-        text = rows[finding].astype("str").fillna("")
-        values = pd.to_numeric(text, errors="coerce").astype("float32")
-        wrong = ~(values.isin((1, 0, -1)) | text.isin(("", "nan", "NaN", "NA")))
+        values, wrong = read_labels(rows[finding])
         if wrong.any():
-            value, path = text[wrong].iloc[0], rows["path"][wrong].iloc[0]
+            value, path = rows[finding][wrong].iloc[0], rows["path"][wrong].iloc[0]
             raise InputError(f"{source}: finding {finding!r}: label {str(value)!r} of {path} is not 1, 0, -1 or blank; "
                              "mend the table or leave the column out")  # fmt: skip
         rows[finding] = values

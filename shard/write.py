@@ -51,6 +51,7 @@ def build(
     encoding: Encoding = "jpeg", quality: int = 95, shard_size: int = 1000, seed: int = 0, workers: int = 0,
     partners: int = 0, part: int | None = None, parts: int | None = None, max_rejects: float = 0.01,
     deidentify: Path | None = None, allow_outside: bool = False, patient_from: str | None = None,
+    findings: str | None = None,
 ) -> None:  # fmt: skip
     """Write the radiographs of folder SRC as shuffled tar shards with DALI indexes and a manifest into OUT.
 
@@ -65,6 +66,8 @@ def build(
     labels, splits by a hash of patients. --table=FILE then gives labels of some: a column path or key, and findings.
     --patient-from=parent or REGEX: whose the images are that no tag names: of the patient that the folder they lie in
     is called after, or that the one group of REGEX finds in the path. Without it each counts as its own patient.
+    --findings=A,B: which columns of --table are findings. Without it those are whose every cell is 1, 0, -1 or blank
+    and whose name may be a finding's; the build says which it does not take.
     --shard-size: images in a shard. --seed: of their order. --workers: processes, 0 for one a core.
     --partners=K: keep up to K + 1 images of a patient together in one shard, for python -m train
     --patient-positive. It takes no room, and makes other shards than without.
@@ -79,7 +82,7 @@ def build(
     check_numbers(size=(size, 16, LARGEST_SIZE), quality=(quality, 1, 100), shard_size=(shard_size, 1, 10**7),
                   parts=(parts, 1, 10**5), part=(part, 0, parts - 1), workers=(workers, 0, 4096),
                   partners=(partners, 0, shard_size - 1), seed=(seed, 0, 2**63))  # fmt: skip
-    content = read_table(src, dataset, table, allow_outside, patient_from, workers)
+    content = read_table(src, dataset, table, allow_outside, patient_from, workers, findings)
     rows = len(content.rows) + len(content.rejects)
     check_max_rejects(content.rejects, rows, max_rejects, place=f"the table of {src}")
     pseudonyms = Pseudonyms(read_secret(deidentify, out)) if deidentify else None

@@ -18,15 +18,18 @@ from shard.note import Note
 from shard.walk import Tally, add
 
 
-def read_folder(src: Path, patient_from: str | None = None, labels: Path | None = None, workers: int = 0) -> Rows:
+def read_folder(
+    src: Path, patient_from: str | None = None, labels: Path | None = None, workers: int = 0,
+    findings: str | None = None,
+) -> Rows:  # fmt: skip
     """Every image and DICOM file under `src`, told by its first bytes or its ending.
 
     Patient, view, sex, age and date come from DICOM's tags. Where those name no patient, and for other files, the
     patient comes from `patient_from`: "parent", the name of the folder that the file lies in, or a regular expression
     with one group, searched in the path. A DICOM file that neither names is of one patient with the others of its
-    study; any other file is its own patient. labels: a CSV with labels of some. Splits are by a hash of patients where
-    that says none. Raises InputError where no image is found, or none of the paths that it is tried on fits
-    `patient_from`.
+    study; any other file is its own patient. labels: a CSV with labels of some; findings: which of its columns are
+    findings, see take_findings. Splits are by a hash of patients where that says none. Raises InputError where no image
+    is found, or none of the paths that it is tried on fits `patient_from`.
     """
     pattern = _parse_patient_from(patient_from)
     frame, notes = scan(src, workers or cores())
@@ -37,7 +40,7 @@ def read_folder(src: Path, patient_from: str | None = None, labels: Path | None 
         frame["split"] = hashed_splits(frame["patient"])
         read = Rows((), frame)
     else:
-        read = join_labels(frame, src, labels)
+        read = join_labels(frame, src, labels, findings)
     if not (read.frame["split"] == "train").any():
         raise InputError(f"{src}: {len(frame)} images of {read.frame['patient'].nunique()} patients are in it, none of "
                          "them in split train (60 % of patients are, by a hash); give more images, --patient-from "

@@ -11,26 +11,26 @@ import pandas as pd
 
 from shard.errors import InputError
 from shard.formats.csv_file import read_csv
-from shard.formats.plain import NOT_FINDINGS
+from shard.formats.plain import NOT_FINDINGS, divide
 from shard.formats.rows import ENDING, Rows, column, hashed_splits
 from shard.key import make_key
 from shard.note import Note
 
 
-def join_labels(images: pd.DataFrame, src: Path, csv: Path) -> Rows:
+def join_labels(images: pd.DataFrame, src: Path, csv: Path, findings: str | None = None) -> Rows:
     """The images (path, key, patient, view, sex, age, date) with the findings of a table, blank where it has no row.
 
     A row is of the image that its column path names, relative to `src`, with or without its ending; without such a
     column, of the one that its column key names: by its key in the shards, or its file's name without ending where
     only one has it. Where the table says patient, split, view, sex or age, it counts; a split counts for all images
-    of the patient. Raises InputError where it has neither column, or most of its rows name no image.
+    of the patient. findings: see take_findings. Raises InputError where it has neither column, or most of its rows
+    name no image.
     """
-    raw = read_csv(csv, (), any_case=NOT_FINDINGS)
-    findings = tuple(name for name in raw.columns if name not in NOT_FINDINGS)
+    raw, labels, told = divide(read_csv(csv, (), any_case=NOT_FINDINGS), csv, findings)
     by = next((name for name in ("path", "key") if name in raw.columns), None)
     if by is None:
         raise InputError(f"{csv}: has neither a column path nor a column key, which would say of which image under "
-                         f"{src} a row is; it has: {', '.join(map(str, raw.columns[:20]))}")  # fmt: skip
+                         f"{src} a row is; it has: {', '.join([*raw.columns, *labels.columns][:20])}")  # fmt: skip
     named = column(raw, by).str.strip()
     places = named.map(_by_path(images, src) if by == "path" else _by_key(images))
     lost = places.isna()
@@ -39,7 +39,7 @@ def join_labels(images: pd.DataFrame, src: Path, csv: Path) -> Rows:
                          f"{named[lost].iloc[0]!r} (an image there: {images[by].iloc[0]!r}); "
                          "mend its paths or keys")  # fmt: skip
     given = raw[~lost].drop(columns=[name for name in ("path", "key") if name in raw.columns])
-    given = given.rename(columns={name: f"given {name}" for name in NOT_FINDINGS})
+    given = given.rename(columns={name: f"given {name}" for name in NOT_FINDINGS}).join(labels)
     frame = images.join(given.set_index(places[~lost].astype(int)))
     for name in ("patient", "view", "sex", "age"):
         said = _given(frame, name)
@@ -50,7 +50,7 @@ def join_labels(images: pd.DataFrame, src: Path, csv: Path) -> Rows:
     notes = [Note(f"{with_row} of {len(images)} images have a row in {csv.name}, the others no labels")]
     if lost.any():
         notes.append(Note(f"{lost.sum()} of {len(raw)} rows of {csv.name} name no image", named[lost].iloc[0]))
-    return Rows(findings, frame.reset_index(drop=True), tuple(notes))
+    return Rows(tuple(labels.columns), frame.reset_index(drop=True), (*notes, *told))
 
 
 def _given(frame: pd.DataFrame, name: str) -> pd.Series:

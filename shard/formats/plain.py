@@ -6,24 +6,32 @@ from pathlib import Path
 
 import pandas as pd
 
-from shard.errors import InputError
 from shard.formats.csv_file import read_csv
+from shard.formats.findings import take_findings
 from shard.formats.rows import ENDING, Rows, column, hashed_splits
+from shard.note import Note, listed
+from shard.sex import with_sex
 
 NOT_FINDINGS = ("path", "key", "patient", "split", "view", "sex", "age")
 
 
-def read_plain(csv: Path) -> Rows:
-    """A plain CSV: path, patient, findings; key, else made of path; split, else by patient hash."""
-    raw = read_csv(csv, ("path", "patient"), any_case=NOT_FINDINGS)
-    findings = tuple(name for name in raw.columns if name not in NOT_FINDINGS)
-    for name in findings:
-        if not str(name).isprintable() or not str(name).strip():
-            raise InputError(f"{csv}: column {name!r}: a finding's name wants letters, no line breaks and the like; "
-                             "rename it")  # fmt: skip
+def read_plain(csv: Path, findings: str | None = None) -> Rows:
+    """A plain CSV: path, patient, findings; key, else made of path; split, else by patient hash.
+
+    findings: names of columns after commas; where there is none, take_findings says which are.
+    """
+    raw, labels, notes = divide(read_csv(csv, ("path", "patient"), any_case=NOT_FINDINGS), csv, findings)
     key = raw["key"] if "key" in raw.columns else raw["path"].str.replace(ENDING, "", regex=True)
     split = column(raw, "split").str.strip() if "split" in raw.columns else hashed_splits(raw["patient"])
     frame = pd.DataFrame({"path": raw["path"], "key": key, "patient": raw["patient"], "split": split,
                           "view": column(raw, "view"), "sex": column(raw, "sex"),
                           "age": column(raw, "age")})  # fmt: skip
-    return Rows(findings, frame.join(raw[list(findings)]))
+    return Rows(tuple(labels.columns), frame.join(labels), tuple(notes))
+
+
+def divide(raw: pd.DataFrame, csv: Path, findings: str | None) -> tuple[pd.DataFrame, pd.DataFrame, list[Note]]:
+    """A table's columns NOT_FINDINGS, as far as it has them, and its findings; sex may come from a column Male."""
+    raw, coded = with_sex(raw)
+    notes = [Note(f"sex is read from {listed(coded)}")] if coded else []
+    labels, told = take_findings(raw, NOT_FINDINGS if findings else (*NOT_FINDINGS, *coded), csv, findings)
+    return raw[[name for name in NOT_FINDINGS if name in raw.columns]], labels, [*notes, *told]

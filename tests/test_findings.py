@@ -1,0 +1,159 @@
+"""Which columns of a user's own table are findings, and what a build tells of the others."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from shard.errors import InputError
+from shard.manifest import read_manifest
+from shard.table import Table, read_table
+from shard.write import build
+from tests.test_table import picture
+
+
+def read(folder: Path, header: str, *rows: str, findings: str | None = None) -> Table:
+    """A table of images a.png, b.png … of patients p, q … in training; header and rows: what comes after the split."""
+    lines = [f"{chr(97 + place)}.png,{chr(112 + place)},train,{row}" for place, row in enumerate(rows)]
+    (folder / "t.csv").write_text("\n".join([f"path,patient,split,{header}", *lines]) + "\n", encoding="utf-8")
+    picture(folder / "a.png")
+    return read_table(folder, table=folder / "t.csv", findings=findings)
+
+
+def told(table: Table) -> str:
+    return "\n".join(map(str, table.notes))
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["fold", "Fold", "fold_0", "fold1", "notes", "study", "index", "weight", "sample_weight", "age_group", "AgeGroup",
+     "id", "ID", "patientid", "image_id", "ImageID", "Follow-up #", "Unnamed: 9", "", " ", "Unnamed: 0.1", "0", "#",
+     "nan", "Edema.1", "Mass.12", "reader_2", "rater1", "is_train", "test", "view", "Projection", "portable", "bmi",
+     "Male", "is_female", "Sex (1=M, 0=F)", "n_images", "site", "prediction", "Pneumonia_score"],
+)  # fmt: skip
+def test_a_column_of_1_and_0_whose_name_is_none_is_told_of_and_not_taken(tmp_path: Path, column: str) -> None:
+    table = read(tmp_path, f'"{column}",Mass', "1,1", "0,0")
+    assert table.findings == ("Mass",)
+    assert column == "view" or column.strip() in told(table)
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["Mass", "label", "target", "Pleural_Thickening", "pleural effusion", "No Finding", "is_pregnant", "TB", "Device",
+     "Nodule/Mass", "Opacity, left", "Lesion (RUL)", "Enlarged heart size", "肺炎", "COVID-19", "Grade 2 edema"],
+)  # fmt: skip
+def test_a_column_of_1_and_0_whose_name_is_a_name_is_a_finding(tmp_path: Path, column: str) -> None:
+    table = read(tmp_path, f'"{column}"', "1", "0", "-1", "", "1.0", "-1.0", "NA", " 0 ", "\u22121")
+    assert table.findings == (column,) and table.notes == ()
+    assert table.rows[column].fillna(9).tolist() == [1, 0, -1, 9, 1, -1, 9, 0, -1]
+
+
+def test_other_cells_than_labels_make_no_finding(tmp_path: Path) -> None:
+    table = read(tmp_path, "Mass,severity,remark,yes_no", "1,3,x,yes", "0,1,,no")
+    assert table.findings == ("Mass",)
+    assert told(table).splitlines() == [
+        "columns not taken as findings, with other cells than 1, 0, -1 and blank (3): severity, remark, yes_no, such "
+        "as '3' in severity", "columns taken as findings (1): Mass; --findings=A,B names others"]  # fmt: skip
+    with pytest.raises(InputError, match=r"finding 'Edema': label 'mild' of b\.png is not 1, 0, -1 or blank"):
+        read(tmp_path, "Mass,Edema", "1,", "0,mild")
+
+
+@pytest.mark.parametrize("second", ["Mass", " Mass ", "mass", "MASS\u200b", "Mass ", "Mass.1"])
+def test_a_second_column_of_one_name_is_dropped_where_it_is_the_same_and_refused_where_not(
+    tmp_path: Path, second: str
+) -> None:
+    table = read(tmp_path, f"Mass,Edema,{second}", "1,0,1.0", ",1,NA", "0,-1,0")
+    assert table.findings == ("Mass", "Edema")
+    assert "(is 'Mass' again)" in told(table)
+    with pytest.raises(InputError, match=r"'Mass' and .* have one name, and differ in 1 of 3 rows"):
+        read(tmp_path, f"Mass,Edema,{second}", "1,0,1", ",1,", "0,-1,1")
+
+
+def test_blanks_around_a_name_are_none_of_it(tmp_path: Path) -> None:
+    assert read(tmp_path, " Mass ,\ufeffEdema\u200b", "1,0").findings == ("Mass", "Edema")
+
+
+@pytest.mark.parametrize(
+    ("named", "wanted"),
+    [
+        ("Mass", ("Mass",)), ("fold,Mass", ("fold", "Mass")), ("mass , pleural_effusion", ("Mass", "Pleural Effusion")),
+        ('"Opacity, left",Mass', ("Opacity, left", "Mass")), ("Opacity, left", ("Opacity, left",)),
+        ("Lesion (RUL)", ("Lesion (RUL)",)), ("Male", ("Male",)),
+    ],
+)  # fmt: skip
+def test_findings_may_be_named(tmp_path: Path, named: str, wanted: tuple[str, ...]) -> None:
+    header = 'Mass,notes,fold,Pleural Effusion,"Opacity, left",Lesion (RUL),Male'
+    table = read(tmp_path, header, "1,text,1,0,-1,0,1", "0,,2,1,,1,0" if "fold" not in named else "0,,0,1,,1,0",
+                 findings=named)  # fmt: skip
+    assert table.findings == wanted and "that --findings does not name are not taken" in told(table)
+    assert table.rows[wanted[0]].notna().any()
+    assert table.rows["sex"].tolist() == ["M", "F"]
+
+
+@pytest.mark.parametrize(
+    ("named", "wanted"),
+    [
+        ("Mas", "no column 'Mas'; did you mean 'Mass'"), ("Mass,Oedema", "no column 'Oedema'; did you mean 'Edema'"),
+        ("Pneumonia", "no column 'Pneumonia'; It has: path, patient"), ("Mass,mass", "names column 'Mass' .* twice"),
+        ("Mass,notes", "finding 'notes': label 'text' of a.png is not 1, 0, -1 or blank"),
+        ("patient", "the column of .* that says the patient"), ("Mass,,Edema", "a name is blank"),
+        ("lesion", "may be any of .*'Lesion', 'LESION'"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_no_finding_is_refused(tmp_path: Path, named: str, wanted: str) -> None:
+    with pytest.raises(InputError, match=wanted):
+        read(tmp_path, "Mass,Edema,notes,Lesion,LESION", "1,0,text,1,1", findings=named)
+
+
+def test_a_name_as_it_is_spelt_decides_between_two_but_not_between_equals(tmp_path: Path) -> None:
+    assert read(tmp_path, "Mass, mass", "1,0", findings="Mass").rows["Mass"].tolist() == [1]
+    assert read(tmp_path, "Mass, mass", "1,0", findings="mass").rows["mass"].tolist() == [0]
+    with pytest.raises(InputError, match="have one name, and differ"):
+        read(tmp_path, "Mass,Mass", "1,0", findings="Mass")
+
+
+def test_findings_go_with_a_table_of_ones_own(radiographs: Path) -> None:
+    with pytest.raises(InputError, match="--findings=Edema: goes with --table, not with chexpert"):
+        read_table(radiographs, findings="Edema")
+
+
+def test_a_sex_that_a_header_codes_is_read_and_told(tmp_path: Path) -> None:
+    table = read(tmp_path, "Male,Mass", "1,1", "0,0", ",1", "2,1")
+    assert table.rows["sex"].tolist() == ["M", "F", "", ""] and table.findings == ("Mass",)
+    assert "sex is read from Male" in told(table)
+    assert "sex: 1 of 4 cells are not understood and left blank (train 1;" in told(table)
+    table = read(tmp_path, "Male,Sex,Mass", "1,F,1", "0,1,0")  # the column sex counts where there is one
+    assert table.rows["sex"].tolist() == ["F", ""] and "sex is read from" not in told(table)
+
+
+def test_a_build_tells_what_it_does_not_take_and_info_keeps_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read(tmp_path, "Mass,fold", "1,1")
+    Image.linear_gradient("L").save(tmp_path / "a.png")
+    build(tmp_path, tmp_path / "out", table=tmp_path / "t.csv", workers=1)
+    printed = capsys.readouterr().out
+    assert "with a name that is no finding's (1): fold" in printed
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.findings == ("Mass",) and any("fold" in note for note in manifest.notes)
+    build(tmp_path, tmp_path / "named", table=tmp_path / "t.csv", workers=1, findings="fold")
+    assert read_manifest(tmp_path / "named").findings == ("fold",)
+
+
+def test_order_and_spelling_of_columns_change_no_label(tmp_path: Path) -> None:
+    chance, names = random.Random(4), ["Mass", "Pleural Effusion", "Edema"]
+    cells = {name: [chance.choice(["1", "0", "-1", ""]) for _ in range(4)] for name in names}
+    cells |= {"fold": ["0", "1", "1", "0"], "notes": ["a", "", "", "b"], "": ["", "1", "", ""]}
+    for _ in range(15):
+        order = chance.sample(list(cells), len(cells))
+        spelt = [chance.choice(["{}", " {}", "{} ", "\ufeff{}", "{}\u200b"]).format(name) for name in order]
+        rows = [",".join(chance.choice(["{}", " {} ", "{}.0"]).format(cells[name][row])
+                         if name in names and cells[name][row] else cells[name][row] for name in order)
+                for row in range(4)]  # fmt: skip
+        table = read(tmp_path, ",".join(f'"{name}"' for name in spelt), *rows)
+        assert sorted(table.findings) == sorted(names)
+        for name in names:
+            assert [f"{label:.0f}" if label == label else "" for label in table.rows[name]] == cells[name], name
