@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +14,13 @@ from shard.dicom_file import UnsupportedDicom, is_dicom, is_installed, parse
 from shard.dicom_lut import apply_table, read_table
 from shard.dicom_pixels import Mask, decode, stored_values
 
-__all__ = ["ENDINGS", "LUMA", "READERS", "Deep", "UnsupportedDicom", "any_dicom", "is_dicom", "is_installed", "parse",
-           "pixel_ratio", "read"]  # fmt: skip
+__all__ = ["ENDINGS", "LUMA", "READERS", "Deep", "UnsupportedDicom", "any_dicom", "is_dicom", "is_dicom_file",
+           "is_installed", "parse", "pixel_ratio", "read"]  # fmt: skip
 
 ENDINGS = (".dcm", ".dicom")
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue: ITU-R BT.601
 READERS = ("pydicom", "pylibjpeg-openjpeg", "python-gdcm")  # packages that decide what a pixel is
+HEAD = 4096  # bytes of a file that show whether it is DICOM
 SQUARE = 1e-3  # by how much the sides of a pixel may differ and count as equal
 
 Window = tuple[float, float]
@@ -39,6 +41,17 @@ class Deep(NamedTuple):
 def any_dicom(paths: pd.Series) -> bool:
     """Whether any of the paths ends as DICOM files do."""
     return bool(paths.str.lower().str.endswith(ENDINGS).any())
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file is DICOM by its first bytes, whatever it is called; False where it can't be read."""
+    try:
+        if not path.is_file():  # a named pipe would be waited for
+            return False
+        with path.open("rb") as file:
+            return is_dicom(file.read(HEAD))
+    except (OSError, ValueError):
+        return False
 
 
 def read(data: Any) -> Deep:

@@ -40,8 +40,9 @@ def merge(out: Path, *, max_rejects: float = 0.01) -> None:
     if not parts:
         raise InputError(f"{out}: no part-*.json in it; run: python -m shard build SRC {out} --part=I --parts=N")
     first = parts[0]
+    software = _union_software(parts)  # a part without DICOM files names no readers of theirs
     for part in parts:
-        difference = first_difference(*({**one["settings"], **one["software"], "parts": one["parts"]}
+        difference = first_difference(*({**one["settings"], **software, **one["software"], "parts": one["parts"]}
                                         for one in (first, part)))  # fmt: skip
         if difference:
             raise InputError(f"{out}: {part_name(part['part'], part['parts'])} is of another build than "
@@ -64,6 +65,10 @@ def clear_away(out: Path) -> None:
 def part_name(part: int, parts: int) -> str:
     """The file name of a part's record."""
     return f"part-{part:05d}-of-{parts:05d}.json"
+
+
+def _union_software(parts: list[dict[str, Any]]) -> dict[str, str]:
+    return {name: version for part in parts for name, version in part["software"].items()}
 
 
 def _read_part(file: Path) -> dict[str, Any]:
@@ -107,7 +112,7 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
     mean = sum(shard.pixel_sum for shard in train) / pixels
     square = sum(shard.pixel_square_sum for shard in train) / pixels
     manifest = Manifest(
-        settings=first["settings"], software=first["software"], findings=tuple(first["findings"]),
+        settings=first["settings"], software=_union_software(parts), findings=tuple(first["findings"]),
         counts=_count_images(records), labels=_sum_labels(records), rejected=len(rejects),
         pixel_mean=round(mean / 255, 6), pixel_std=round(max(0.0, square - mean**2) ** 0.5 / 255, 6), shards=shards,
         notes=tuple(first["notes"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,17 @@ _BEGUN = "begun.json"
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A finished shard: the hash of the rows it was made from, label → count a finding, patients, rejected rows."""
+    """A finished shard: the hash of the rows it was made from, label → count a finding, patients, rejected rows.
+
+    readers: the versions of what read DICOM files for it; {} where none of its files is one.
+    """
 
     rows_sha256: str
     shard: Shard
     labels: dict[str, dict[str, int]]
     patients: list[str]
     rejects: list[Reject]
+    readers: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path, stem: str) -> None:
         """Write it beside the shard, whole or not at all; the shard is finished when this is there."""

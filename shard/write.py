@@ -94,8 +94,9 @@ def build(
         "encoding": encoding, "quality": quality, "shard_size": shard_size, "seed": seed, "rows": rows,
         "table": _table_hash(content), "synthetic": is_phantom(src), **({"partners": partners} if partners else {}),
     }  # fmt: skip
-    readers = dicom.READERS if dicom.any_dicom(content.rows["path"]) else ()
-    software = {name: version_of(name) for name in ("pillow", "simplejpeg", *readers)}
+    software = {name: version_of(name) for name in ("pillow", "simplejpeg")}
+    if dicom.any_dicom(content.rows["path"]):
+        software |= _dicom_readers()
     if _is_built(out, settings):
         return
     (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
@@ -110,6 +111,8 @@ def build(
                 for planned in plan.part(part, parts))  # fmt: skip
         shards, images = plan.count(part, parts)
         records = list(work_on(jobs, shards, write_shard, images=images, label="sharding", workers=workers or cores()))
+        for record in records:  # those of DICOM files with any other ending
+            software |= record.readers
         whole = {"settings": settings, "software": software, "findings": content.findings, "part": part,
                  "parts": parts, "rejects": content.rejects if part == 0 else [], "shards": records,
                  "notes": [note.text if pseudonyms else str(note) for note in content.notes]}  # fmt: skip
@@ -138,8 +141,10 @@ def write_shard(job: Job) -> ShardRecord:
         return done
     tar, index = job.out / f"{stem}.tar", job.out / f"{stem}.idx"
     counts, kept, rejects = np.zeros(256, np.int64), [], []
+    readers: dict[str, str] = {}
     with replacing(tar) as file, TarWriter(file) as writer:
         for row in rows:
+            readers = readers or (_dicom_readers() if dicom.is_dicom_file(job.src / row.path) else {})
             try:
                 grey, content = _encode(job, row)
             except UnreadableImage as error:
@@ -162,7 +167,7 @@ def write_shard(job: Job) -> ShardRecord:
         pixels=int(counts.sum()), pixel_sum=int(counts @ levels), pixel_square_sum=int(counts @ levels**2),
     )  # fmt: skip
     patients = sorted({row.patient for row in kept})
-    record = ShardRecord(job.planned.sha256(), shard, _count_labels(kept, job.findings), patients, rejects)
+    record = ShardRecord(job.planned.sha256(), shard, _count_labels(kept, job.findings), patients, rejects, readers)
     record.write(job.out, stem)
     return record
 
@@ -174,6 +179,10 @@ def _encode(job: Job, row: Row) -> tuple[npt.NDArray[np.uint8], bytes]:
         grey = to_square(grey, job.size)
         return grey, grey.tobytes()
     return grey, encode_jpeg(grey, job.quality)
+
+
+def _dicom_readers() -> dict[str, str]:
+    return {name: version_of(name) for name in dicom.READERS}
 
 
 def _reject(job: Job, row: Row, error: UnreadableImage) -> Reject:
@@ -199,7 +208,9 @@ def _count_labels(rows: list[Row], findings: tuple[str, ...]) -> dict[str, dict[
 
 
 def _is_still_true(done: ShardRecord, job: Job) -> bool:
-    """Whether a finished shard is there, of these rows, and what it left out is still not to be had."""
+    """Whether a finished shard is there, of these rows and readers, and what it left out is still not to be had."""
+    if done.readers not in ({}, _dicom_readers()):
+        return False
     shard = done.shard
     for name, size in ((shard.tar, shard.tar_bytes), (shard.index, shard.index_bytes)):
         file = job.out / name
