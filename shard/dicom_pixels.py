@@ -49,7 +49,8 @@ def decode(data: Any) -> npt.NDArray[Any]:
         available = False
     if not available:
         raise UnsupportedDicom(f"DICOM compressed by {syntax.name}, for which there is no decoder here")
-    return pixel_array(data, correct_unused_bits=int(data.SamplesPerPixel) > 1)
+    pixels = pixel_array(data, correct_unused_bits=int(data.SamplesPerPixel) > 1)
+    return np.asarray(pixels, pixels.dtype.newbyteorder("="))
 
 
 def _take_bits(raw: npt.NDArray[Any], stored: int, high: int) -> npt.NDArray[Any]:
