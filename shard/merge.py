@@ -122,8 +122,7 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
     counts = ", ".join(f"{split} {count['images']}" for split, count in manifest.counts.items())
     print(f"{out}: {kept} images in {len(shards)} shards ({counts}), {len(rejects)} of {rows} rows rejected"
           + (f", see {out / REJECTS}" if rejects else "")
-          + (f"; {len(manifest.notes)} notes on the table: {shorten('; '.join(manifest.notes), 200)}"
-             if manifest.notes else ""))  # fmt: skip
+          + (f"; of the table: {shorten('; '.join(manifest.notes), 200, placeholder='…')}" if manifest.notes else ""))
 
 
 def check_max_rejects(rejects: Sequence[Reject], rows: int, max_rejects: float, place: str) -> None:

@@ -11,15 +11,14 @@ import pandas as pd
 from shard import dicom
 from shard.demographics import read_demographics
 from shard.errors import InputError
-from shard.formats import SPLITS, Rows, read_chexpert, read_folder, read_mimic, read_nih, read_plain
+from shard.formats import FOLDERS, SPLITS, Rows, read_folder, read_plain, recognise
 from shard.key import make_key
 from shard.label import read_labels
 from shard.note import Note
+from shard.paths import OUTSIDE
 
 Dataset = Literal["auto", "chexpert", "nih", "mimic", "csv", "folder"]
 Reject = tuple[str, str, str]  # key, path, reason
-OUTSIDE = r"^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)"  # /data/a.jpg, C:\a.jpg, train/../../a.jpg
-_FOLDERS = {"chexpert": read_chexpert, "nih": read_nih, "mimic": read_mimic}
 
 
 @dataclass(frozen=True)
@@ -51,49 +50,34 @@ def read_table(
     """
     if not src.is_dir():
         raise InputError(f"{src}: no such folder; SRC is the folder that holds the images and their CSV")
-    if dataset == "auto":
-        dataset = _recognise(src, table)
-    if dataset == "csv" and table is None:
+    name = dataset if dataset != "auto" else "csv" if table else recognise(src)
+    if name == "csv" and table is None:
         raise InputError("--dataset=csv: wants --table=PATH, a CSV with the columns path, patient, maybe split, and "
                          "findings")  # fmt: skip
-    if dataset not in ("csv", "folder") and table is not None:
-        raise InputError(f"--table={table}: goes with --dataset=csv or folder, not with {dataset}")
-    if dataset != "folder" and patient_from is not None:
-        raise InputError(f"--patient-from={patient_from}: goes with --dataset=folder, not with {dataset}, whose table "
+    if name not in ("csv", "folder") and table is not None:
+        raise InputError(f"--table={table}: goes with --dataset=csv or folder, not with {name}")
+    if name != "folder" and patient_from is not None:
+        raise InputError(f"--patient-from={patient_from}: goes with --dataset=folder, not with {name}, whose table "
                          "says whose an image is")  # fmt: skip
     if table is None and findings is not None:
-        raise InputError(f"--findings={findings}: goes with --table, not with {dataset}, whose findings are known; "
+        raise InputError(f"--findings={findings}: goes with --table, not with {name}, whose findings are known; "
                          "leave it out")  # fmt: skip
-    if dataset == "csv":
+    if name == "csv":
         assert table is not None
-        read = read_plain(table, findings)
-    elif dataset == "folder":
+        read = read_plain(table, src, findings)
+    elif name == "folder":
         read = read_folder(src, patient_from, table, workers, findings)
     else:
-        read = _FOLDERS[dataset](src)
+        (known,) = (folder for folder in FOLDERS if folder.name == name)
+        read = known.read(src)
     source = table or src
     rows, notes = _tidy(read, source)
     _check(rows, source)
-    if not allow_outside and dataset != "folder":  # whose paths are those that were found
+    if not allow_outside and name != "folder":  # whose paths are those that were found
         _check_inside(rows["path"], src)
     rows, rejects = _set_aside(rows)
     _check_usable(rows, src, source)
-    return Table(dataset, read.findings, rows, tuple(rejects), (*read.notes, *notes))
-
-
-def _recognise(src: Path, table: Path | None) -> Dataset:
-    if table is not None:
-        return "csv"
-    signs: dict[Dataset, str] = {"chexpert": "train.csv", "nih": "Data_Entry_2017*.csv",
-                                 "mimic": "mimic-cxr-*-metadata.csv*"}  # fmt: skip
-    for dataset, sign in signs.items():
-        if any(src.glob(sign)):
-            return dataset
-    if any(src.glob("CheXpert-v1.0 batch *")):
-        return "chexpert"
-    raise InputError(f"{src}: neither train.csv (CheXpert) nor Data_Entry_2017*.csv (NIH) nor "
-                     "mimic-cxr-*-metadata.csv.gz (MIMIC-CXR-JPG) is in it; name your own table with --table=PATH, "
-                     "or take every image in it, without labels, by --dataset=folder")
+    return Table(name, read.findings, rows, tuple(rejects), (*read.notes, *notes))
 
 
 def _tidy(read: Rows, source: Path) -> tuple[pd.DataFrame, list[Note]]:

@@ -33,7 +33,7 @@ def place(tmp_path: Path, shards: Shards, radiographs: Path) -> Path:
         ("shard build {place}/empty OUT", 1, ["neither train.csv", "--table=PATH"]),
         ("shard build {place}/empty-csv OUT", 1, ["train.csv: not a readable CSV"]),
         ("shard build {place}/no-rows OUT", 1, ["train.csv: no rows below the header"]),
-        ("shard build {place}/no-path OUT", 1, ["column 'Path' is missing", "File"]),
+        ("shard build {place}/no-path OUT", 1, ["train.csv has File, Cardiomegaly", "--dataset=csv --table="]),
         ("shard build {place}/no-image OUT", 1, ["view1_frontal.jpg: no such image"]),
         ("shard build {radiographs} OUT --max-rejects=2", 1, ["--max-rejects=2.0", "a share of the rows"]),
         ("shard build {radiographs} OUT --part=0", 1, ["--part=0 --parts=None", "give both"]),

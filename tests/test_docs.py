@@ -84,7 +84,7 @@ def test_messages_told_of_are_messages_still() -> None:
     """What stands in the first column of troubleshooting.md is said by our code, or by the system."""
     rows = [line for line in (ROOT / "docs" / "troubleshooting.md").read_text().splitlines() if line.startswith("| `")]
     files = [file for folder in ("shard", "pipeline", "train", "probe", "bench", "slurm")
-             for file in (ROOT / folder).iterdir() if file.suffix in (".py", ".sh", ".sbatch")]  # fmt: skip
+             for file in (ROOT / folder).rglob("*") if file.suffix in (".py", ".sh", ".sbatch")]  # fmt: skip
     code = re.sub(r'"\s*\n\s*r?f?"', "", "\n".join(file.read_text() for file in files))  # a text over several lines
     said = code + "".join(os.strerror(number) for number in (errno.ENOSPC, errno.EROFS, errno.EACCES))
     told = [message for line in rows for message in re.findall("`([^`]+)`", line.split(" | ")[0])]

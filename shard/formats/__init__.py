@@ -5,9 +5,10 @@ from shard.formats.folder import read_folder
 from shard.formats.mimic import read_mimic
 from shard.formats.nih import NIH_FINDINGS, NIH_OPACITIES, read_nih
 from shard.formats.plain import read_plain
-from shard.formats.rows import SPLITS, Rows, hashed_splits
+from shard.formats.recognise import FOLDERS, recognise
+from shard.formats.rows import SPLITS, Format, Rows, hashed_splits
 
 __all__ = [
-    "CHEXPERT_FINDINGS", "NIH_FINDINGS", "NIH_OPACITIES", "SPLITS", "TASKS", "Rows", "hashed_splits", "read_chexpert",
-    "read_folder", "read_mimic", "read_nih", "read_plain",
+    "CHEXPERT_FINDINGS", "FOLDERS", "NIH_FINDINGS", "NIH_OPACITIES", "SPLITS", "TASKS", "Format", "Rows",
+    "hashed_splits", "read_chexpert", "read_folder", "read_mimic", "read_nih", "read_plain", "recognise",
 ]  # fmt: skip

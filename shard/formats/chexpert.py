@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.csv_file import read_csv
+from shard.formats.columns import AGE, SEX, fold, not_found, not_taken
+from shard.formats.csv_file import header_of, read_csv
 from shard.formats.rows import ENDING, SPLITS, Rows, column
+from shard.note import Note, listed
+from shard.paths import in_one_spelling
 
 CHEXPERT_FINDINGS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
@@ -17,20 +21,45 @@ CHEXPERT_FINDINGS = (
 )  # fmt: skip
 # What the published study probes, in its order.
 TASKS = ("Cardiomegaly", "Lung Opacity", "Pleural Effusion", "Enlarged Cardiomediastinum")
+# What its labellers and test sets call a finding otherwise.
+SECOND_NAMES = {
+    "Lung Opacity": ("Airspace Opacity",), "Pleural Effusion": ("Effusion",), "No Finding": ("No Findings",),
+    "Support Devices": ("Support Device",), "Enlarged Cardiomediastinum": ("Enlarged Cardiomediastinal Silhouette",),
+}  # fmt: skip
+KNOWN = {name: SECOND_NAMES.get(name, ()) for name in CHEXPERT_FINDINGS}
+_COLUMNS = {"Path": (), "Sex": SEX, "Age": AGE, "Frontal/Lateral": (), "AP/PA": ()}
+
+
+def is_chexpert(src: Path) -> bool:
+    """Whether a folder, or a batch in it, has a train.csv with CheXpert's columns: Path and a finding."""
+    names = {fold(name) for finding, others in KNOWN.items() for name in (finding, *others)}
+    headers = [{fold(name) for name in header_of(home / "train.csv")} for home in _chexpert_homes(src)]
+    return len(headers) > 1 or any("path" in header and header & names for header in headers)
 
 
 def read_chexpert(src: Path) -> Rows:
-    """CheXpert, original or -small, whole or in its batches, under any prefix: train.csv, valid.csv, maybe test.csv."""
+    """CheXpert, original or -small, whole or in its batches, under any prefix: train.csv, valid.csv, maybe test.csv.
+
+    A finding that one of the tables lacks is blank in its rows, and noted.
+    """
     home = next((folder for folder in _chexpert_homes(src) if (folder / "train.csv").exists()), src)
-    frames = []
-    for split in SPLITS:
-        csv = home / f"{split}.csv"
-        if split == "train" or csv.exists():
-            frames.append(read_csv(csv, ("Path",)).assign(split=split))
-    raw = pd.concat(frames, ignore_index=True)
-    findings = chexpert_findings(raw, home / "train.csv", "for a table of your own use --dataset=csv --table=PATH")
+    files = {split: home / f"{split}.csv" for split in SPLITS if split == "train" or (home / f"{split}.csv").exists()}
+    frames, notes = [], list[Note]()
+    for split, csv in files.items():
+        frame, found = read_csv(csv, ("Path",), {**_COLUMNS, **KNOWN})
+        frames.append(frame.assign(split=split))
+        notes += [*found, *not_taken(csv, frame, (*_COLUMNS, *KNOWN))]
+    findings = tuple(name for name in CHEXPERT_FINDINGS if any(name in frame for frame in frames))
+    chexpert_findings(findings, files["train"])
+    notes += not_found(files["train"], CHEXPERT_FINDINGS, findings)
+    for csv, frame in zip(files.values(), frames, strict=True):
+        if lacking := [name for name in findings if name not in frame]:
+            notes.append(Note(f"{csv.name}: lacks {listed(lacking)}, which other tables of the set have: blank there"))
+    taken = [*_COLUMNS, *findings, "split"]
+    raw = pd.concat([frame[[name for name in taken if name in frame]] for frame in frames], ignore_index=True)
+    spelt, told = in_one_spelling(raw["Path"])
     # The prefix is CheXpert-v1.0/, CheXpert-v1.0-small/ or a re-host's own: what counts starts at the split's folder.
-    path = raw["Path"].str.replace(r"^(?:.*?/)?(?=(?:train|valid|test)/)", "", regex=True)
+    path = spelt.str.replace(r"^(?:.*?/)?(?=(?:train|valid|test)/)", "", regex=True)
     patient = path.str.extract(r"(patient\d+)", expand=False)
     if patient.isna().any():
         raise InputError(f"{home}: Path {raw['Path'][patient.isna()].iloc[0]!r} has no patientNNNNN folder; "
@@ -40,14 +69,15 @@ def read_chexpert(src: Path) -> Rows:
     frame = pd.DataFrame({"path": _in_batches(src, path, patient), "key": key, "patient": patient,
                           "split": raw["split"], "view": view, "sex": column(raw, "Sex"),
                           "age": column(raw, "Age")})  # fmt: skip
-    return Rows(findings, frame.join(raw[list(findings)]))
+    return Rows(findings, frame.join(raw[list(findings)]), (*notes, *told))
 
 
-def chexpert_findings(table: pd.DataFrame, csv: Path, cure: str) -> tuple[str, ...]:
-    """The findings of CheXpert that are columns of a table. Raises InputError if there is none."""
-    findings = tuple(name for name in CHEXPERT_FINDINGS if name in table.columns)
+def chexpert_findings(names: Iterable[str], csv: Path) -> tuple[str, ...]:
+    """The findings of CheXpert that are among a table's columns. Raises InputError if there is none."""
+    findings = tuple(name for name in CHEXPERT_FINDINGS if name in names)
     if not findings:
-        raise InputError(f"{csv}: none of CheXpert's findings is a column, such as Cardiomegaly; {cure}")
+        raise InputError(f"{csv}: none of CheXpert's findings is a column, such as Cardiomegaly; for a table of your "
+                         f"own: --dataset=csv --table={csv}")  # fmt: skip
     return findings
 
 

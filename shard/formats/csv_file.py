@@ -1,58 +1,177 @@
-"""Read a CSV as the text it holds, and refuse one that is cut short or lacks a column."""
+"""Read a CSV as the text it holds, whatever its encoding and separator; refuse one cut short or without a column."""
 
 from __future__ import annotations
 
 import csv as csv_module
-import gzip
+import io
 import zlib
 from collections import defaultdict
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from shard.errors import InputError
+from shard.formats import columns
+from shard.formats.columns import ColumnNames
+from shard.formats.text_file import encoding_of, name_of, open_text
+from shard.ids import in_one_form
+from shard.note import Note
 
 UNLIKE = ("key",)  # beside those wanted, columns whose cells differ row by row
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_EDGES = "".join(map(chr, (*range(33), 0x85, 0xA0, 0x200B, 0x2028, 0x2029, 0x202F, 0x3000, 0xFEFF)))
+_TRIED = 50  # rows that tell a separator
 
 
-def read_csv(csv: Path, wanted: tuple[str, ...], any_case: tuple[str, ...] = ()) -> pd.DataFrame:
-    """A CSV's cells as the text they are, blank as "": patient 007 is not 7, and NA may be a name.
+class Form(NamedTuple):
+    """How a CSV is written: its encoding, its separator, lines before the header, and the header."""
 
-    The columns `wanted` are of dtype str and without blanks around them, the others categories. any_case: columns that
-    may be called so in capitals too. Raises InputError where there is no such file, table, row, or column of those
-    `wanted`, or one of any_case is there twice.
+    encoding: str
+    separator: str
+    skip: int
+    header: list[str]
+
+    def __str__(self) -> str:
+        separator = SEPARATORS.get(self.separator, repr(self.separator))
+        return f"read as {name_of(self.encoding)}, separated by {separator}"
+
+
+def read_csv(
+    csv: Path, wanted: tuple[str, ...], known: ColumnNames | None = None, ids: tuple[str, ...] = (), own: bool = False
+) -> tuple[pd.DataFrame, list[Note]]:
+    """A CSV's cells as the text they are, blank as "": patient 007 is not 7, and NA may be a name. And what a build
+    should say of the file.
+
+    wanted: columns that must be there; they are of dtype str and without blanks around their cells, the others are
+    categories. known: other columns that are looked for, and second names of all. Columns found bear the name looked
+    for, whatever the file calls them; the others keep theirs. ids: columns that hold ids, which are brought into one
+    form. Rows without a cell are left out. own: the table is the user's own, and there is no original
+    to replace it by.
+    Raises InputError where there is no such file, table or row, two columns are one, or one of those wanted is missing.
     """
+    cure = "mend it" if own else f"replace it by the original, or name a table of your own: --dataset=csv --table={csv}"
+    known = {**dict.fromkeys(wanted, ()), **(known or {})}
     try:
-        names = {name: name.strip().lower() for name in _read_header(csv) if name.strip().lower() in any_case}
-        # Few words, often repeated, are kept once: the table of an archive takes megabytes, not gigabytes.
-        own = [name for name in names if names[name] in (*wanted, *UNLIKE)]
-        kinds = defaultdict(lambda: "category", dict.fromkeys((*wanted, *UNLIKE, *own), "str"))
-        frame: pd.DataFrame = pd.read_csv(csv, dtype=kinds, keep_default_na=False, index_col=False)
-        frame = frame.rename(columns=names)
+        form = form_of(csv)
+        blank = _check_rows(csv, form, cure)
+        places = columns.match(csv, form.header, known)
+        names = columns.unique(form.header)
+        renamed = [Note(f"{csv.name}: column {form.header[place].strip()} read as {name}")
+                   for name, place in places.items()
+                   if columns.fold(form.header[place]) != columns.fold(name)]  # fmt: skip
+        for name, place in places.items():
+            names[place] = name
+        for name in wanted:
+            if name not in places:
+                raise InputError(f"{csv}: column {name!r} is missing; it has: {', '.join(form.header[:20])} ({form}); "
+                                 + ("rename the one that holds it" if own else cure))  # fmt: skip
+        frame, told = _read_cells(csv, form, columns.unique(names), wanted, ids)
     except FileNotFoundError:
         raise InputError(f"{csv}: no such file; the data set's table is wanted there") from None
     except (ValueError, OSError, EOFError, zlib.error, csv_module.Error) as error:  # pandas' own are ValueErrors
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{csv}: not a readable CSV ({reason}); replace it by the original") from None
-    if twice := [name for name in names.values() if list(names.values()).count(name) > 1]:
-        shown = " and ".join(name for name in names if names[name] == twice[0])
-        raise InputError(f"{csv}: columns {shown} are both its {twice[0]}; leave one out")
-    for column in wanted:
-        if column not in frame.columns:
-            raise InputError(f"{csv}: column {column!r} is missing; it has: {', '.join(map(str, frame.columns[:20]))}")
-        frame[column] = frame[column].str.strip()  # "1" and " 1" are one patient, who must not be in two splits
+        raise InputError(f"{csv}: not a readable CSV ({reason}); {cure}") from None
+    notes = []
+    if form.encoding != "utf-8-sig" or form.separator != ",":
+        notes.append(Note(f"{csv.name}: {form}"))
+    if blank:
+        filled = pd.concat([frame[name].astype("str").str.strip() != "" for name in frame], axis=1)
+        frame = frame[filled.any(axis=1)].reset_index(drop=True)
+        notes.append(Note(f"{csv.name}: {blank} rows without a cell left out"))
     if frame.empty:
-        raise InputError(f"{csv}: no rows below the header; replace it by the original")
-    return frame
+        raise InputError(f"{csv}: no rows below the header; {cure}")
+    return frame, notes + renamed + told
 
 
-def _read_header(csv: Path) -> list[str]:
-    """The names of the columns. Every row must have as many cells: pandas fills up one cut short, and says nothing."""
-    with (gzip.open if csv.suffix == ".gz" else open)(csv, "rt", encoding="utf-8-sig", newline="") as file:
-        rows = csv_module.reader(file)
-        header = next(rows, [])
-        for number, row in enumerate(rows, 1):
-            if row and len(row) != len(header):
-                raise InputError(f"{csv}: row {number} has {len(row)} cells, the header {len(header)}; "
-                                 "replace it by the original")
-    return header
+def _read_cells(
+    csv: Path, form: Form, names: list[str], wanted: tuple[str, ...], ids: tuple[str, ...]
+) -> tuple[pd.DataFrame, list[Note]]:  # fmt: skip
+    # Few words, often repeated, are kept once: the table of an archive takes megabytes, not gigabytes.
+    kinds = defaultdict(lambda: "category", dict.fromkeys((*wanted, *UNLIKE, *ids), "str"))
+    with open_text(csv, form.encoding) as file:
+        reader = csv_module.reader(file, delimiter=form.separator)
+        for _ in range(form.skip + 1):
+            next(reader, None)
+        try:
+            frame: pd.DataFrame = pd.read_csv(file, sep=form.separator, header=None, names=names, dtype=kinds,
+                                              keep_default_na=False, na_filter=False, index_col=False)  # fmt: skip
+        except pd.errors.EmptyDataError:  # nothing below the header
+            return pd.DataFrame(columns=names), []
+    notes = list[Note]()
+    for name in dict.fromkeys((*wanted, *(column for column in ids if column in names))):
+        if name in ids:
+            frame[name], told = in_one_form(frame[name], name)
+            notes += [note._replace(text=f"{csv.name}: {note.text}") for note in told]
+        else:
+            frame[name] = frame[name].str.strip(_EDGES)
+    return frame, notes
+
+
+def form_of(csv: Path, head_only: bool = False) -> Form:
+    """How a CSV is written. head_only: judged by its beginning.
+
+    The separator is the one that cuts the header, and under which the first rows have as many cells as it; commas,
+    where there are several. Raises InputError, OSError and csv.Error where it can't be read.
+    """
+    encoding = encoding_of(csv, head_only)
+    with open_text(csv, encoding, errors="replace") as file:
+        text = file.read(1 << 18)
+    if not text.strip():
+        raise ValueError("it is empty")
+    first = text.split("\n", 1)[0].strip()
+    if first.lower().startswith("sep=") and len(first) == 5:  # as Excel writes it, for itself
+        return Form(encoding, first[4], 1, _first_rows(text, first[4], 1, 1)[0])
+    cut = {mark: _first_rows(text, mark, 0, 1)[0] for mark in SEPARATORS}
+    marks = [mark for mark, header in cut.items() if len(header) > 1] or [","]
+    if len(marks) > 1:
+        whole = len(text) < 1 << 18
+        even = [mark for mark in marks if _is_even(_first_rows(text, mark, 0, _TRIED), whole)]
+        marks = even or marks
+    mark = "," if "," in marks else marks[0]
+    return Form(encoding, mark, 0, cut[mark])
+
+
+def _first_rows(text: str, mark: str, skip: int, count: int) -> list[list[str]]:
+    reader = csv_module.reader(io.StringIO(text, newline=""), delimiter=mark)
+    return list(islice(reader, skip, skip + count)) or [[]]
+
+
+def _is_even(rows: list[list[str]], whole: bool) -> bool:
+    """Whether all rows have as many cells; the last may be cut short where the text is not whole."""
+    checked = rows if whole or len(rows) == _TRIED else rows[:-1]
+    return len({len(row) for row in checked if row}) == 1
+
+
+def header_of(csv: Path) -> list[str]:
+    """The names of a table's columns; none where it can't be read as one."""
+    try:
+        return form_of(csv, head_only=True).header
+    except (InputError, OSError, EOFError, ValueError, zlib.error, csv_module.Error):
+        return []
+
+
+def has_columns(csv: Path, *names: str) -> bool:
+    """Whether a file is a table with all these columns, in any spelling."""
+    return columns.has(header_of(csv), *names)
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """The CSV and TSV files of a folder, by name."""
+    return sorted(file for file in folder.iterdir() if file.name.lower().endswith(ENDINGS) and file.is_file())
+
+
+def _check_rows(csv: Path, form: Form, cure: str) -> int:
+    """How many rows have no cell. Every row must have as many as the header: pandas fills up one cut short, and says
+    nothing."""
+    blank = 0
+    with open_text(csv, form.encoding) as file:
+        rows = csv_module.reader(file, delimiter=form.separator)
+        for number, row in enumerate(islice(rows, form.skip + 1, None), 1):
+            if row and len(row) != len(form.header):
+                raise InputError(f"{csv}: row {number} has {len(row)} cells, the header {len(form.header)} ({form}); "
+                                 f"{cure}")  # fmt: skip
+            blank += bool(row) and not any(map(str.strip, row))
+    return blank

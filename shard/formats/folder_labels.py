@@ -11,7 +11,7 @@ import pandas as pd
 
 from shard.errors import InputError
 from shard.formats.csv_file import read_csv
-from shard.formats.plain import NOT_FINDINGS, divide
+from shard.formats.plain import KNOWN, NOT_FINDINGS, divide
 from shard.formats.rows import ENDING, Rows, column, hashed_splits
 from shard.key import make_key
 from shard.note import Note
@@ -26,7 +26,8 @@ def join_labels(images: pd.DataFrame, src: Path, csv: Path, findings: str | None
     of the patient. findings: see take_findings. Raises InputError where it has neither column, or most of its rows
     name no image.
     """
-    raw, labels, told = divide(read_csv(csv, (), any_case=NOT_FINDINGS), csv, findings)
+    table, notes = read_csv(csv, (), KNOWN, ids=("patient",), own=True)
+    raw, labels, told = divide(table, csv, findings)
     by = next((name for name in ("path", "key") if name in raw.columns), None)
     if by is None:
         raise InputError(f"{csv}: has neither a column path nor a column key, which would say of which image under "
@@ -47,7 +48,7 @@ def join_labels(images: pd.DataFrame, src: Path, csv: Path, findings: str | None
     frame["split"] = _splits(frame)
     frame = frame.drop(columns=[name for name in frame.columns if str(name).startswith("given ")])
     with_row = places[~lost].nunique()
-    notes = [Note(f"{with_row} of {len(images)} images have a row in {csv.name}, the others no labels")]
+    notes.append(Note(f"{with_row} of {len(images)} images have a row in {csv.name}, the others no labels"))
     if lost.any():
         notes.append(Note(f"{lost.sum()} of {len(raw)} rows of {csv.name} name no image", named[lost].iloc[0]))
     return Rows(tuple(labels.columns), frame.reset_index(drop=True), (*notes, *told))

@@ -6,27 +6,35 @@ from pathlib import Path
 
 import pandas as pd
 
+from shard.formats.columns import AGE, SEX, VIEW
 from shard.formats.csv_file import read_csv
 from shard.formats.findings import take_findings
 from shard.formats.rows import ENDING, Rows, column, hashed_splits
 from shard.note import Note, listed
+from shard.paths import in_one_spelling
 from shard.sex import with_sex
 
-NOT_FINDINGS = ("path", "key", "patient", "split", "view", "sex", "age")
+KNOWN = {
+    "path": ("image_path", "file_path", "filename", "image_file"), "key": (), "patient": ("patient_id", "subject_id"),
+    "split": (), "view": VIEW, "sex": SEX, "age": AGE,
+}  # fmt: skip
+NOT_FINDINGS = tuple(KNOWN)
 
 
-def read_plain(csv: Path, findings: str | None = None) -> Rows:
-    """A plain CSV: path, patient, findings; key, else made of path; split, else by patient hash.
+def read_plain(csv: Path, src: Path, findings: str | None = None) -> Rows:
+    """A plain CSV of images in `src`: path, patient, findings; key, else made of path; split, else by patient hash.
 
     findings: names of columns after commas; where there is none, take_findings says which are.
     """
-    raw, labels, notes = divide(read_csv(csv, ("path", "patient"), any_case=NOT_FINDINGS), csv, findings)
-    key = raw["key"] if "key" in raw.columns else raw["path"].str.replace(ENDING, "", regex=True)
+    table, notes = read_csv(csv, ("path", "patient"), KNOWN, ids=("patient",), own=True)
+    raw, labels, told = divide(table, csv, findings)
+    path, spelt = in_one_spelling(raw["path"], src)
+    key = raw["key"] if "key" in raw.columns else path.str.replace(ENDING, "", regex=True)
     split = column(raw, "split").str.strip() if "split" in raw.columns else hashed_splits(raw["patient"])
-    frame = pd.DataFrame({"path": raw["path"], "key": key, "patient": raw["patient"], "split": split,
+    frame = pd.DataFrame({"path": path, "key": key, "patient": raw["patient"], "split": split,
                           "view": column(raw, "view"), "sex": column(raw, "sex"),
                           "age": column(raw, "age")})  # fmt: skip
-    return Rows(tuple(labels.columns), frame.join(labels), tuple(notes))
+    return Rows(tuple(labels.columns), frame.join(labels), (*notes, *told, *spelt))
 
 
 def divide(raw: pd.DataFrame, csv: Path, findings: str | None) -> tuple[pd.DataFrame, pd.DataFrame, list[Note]]:

@@ -6,12 +6,14 @@ Cells are the text of the table, blank as "": shard.table checks them and turns 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from shard.errors import InputError
+from shard.formats.csv_file import has_columns, tables_in
 from shard.note import Note
 
 SPLITS = ("train", "valid", "test")
@@ -26,6 +28,14 @@ class Rows(NamedTuple):
     notes: tuple[Note, ...] = ()
 
 
+class Format(NamedTuple):
+    """A format of folders: its name in --dataset, whether a folder holds it, and how that is read."""
+
+    name: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path], Rows]
+
+
 def hashed_splits(patient: pd.Series) -> pd.Series:
     """60 % of patients to train, 20 % to valid, 20 % to test, by a hash of the patient alone.
 
@@ -38,9 +48,12 @@ def hashed_splits(patient: pd.Series) -> pd.Series:
     return patient.map({name: split(name) for name in patient.unique()})
 
 
-def find_one(src: Path, pattern: str) -> Path:
-    """The file of that name; a name that says what is wanted where there is none."""
+def find_one(src: Path, pattern: str, columns: tuple[str, ...] = ()) -> Path:
+    """The file of that name or else, where columns are given, the table that has them; a name that says what is wanted
+    where there is none."""
     found = sorted(src.glob(pattern))
+    if not found and columns:
+        found = [table for table in tables_in(src) if has_columns(table, *columns)]
     if len(found) > 1:
         raise InputError(f"{src}: has {' and '.join(file.name for file in found)}; which one is it? Keep one there")
     return found[0] if found else src / pattern
