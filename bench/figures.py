@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 from collections.abc import Sequence
-from json import dumps
 from pathlib import Path
 from typing import Any
 
 from bench.machine import describe_machine
 from shard.errors import InputError
 from shard.files import write_bytes
+from shard.plain_json import without_nan
 
 ARCHIVE = 224_316  # CheXpert's images
 
@@ -37,5 +38,6 @@ def write_figures(path: Path, content: dict[str, Any], **beside: str) -> None:
     machine = {**describe_machine(), **beside}
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, (dumps({"machine": machine, **content}, indent=1) + "\n").encode())
+    plain = without_nan({"machine": machine, **content})
+    write_bytes(path, (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
     print(f"{path} written")

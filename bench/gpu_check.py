@@ -29,6 +29,7 @@ from shard.cli import check_numbers, run
 from shard.errors import InputError
 from shard.files import write_bytes
 from shard.manifest import read_manifest
+from shard.plain_json import without_nan
 from train.checkpoint import list_checkpoints, load_checkpoint
 from train.journal import SPEED, read_journal
 
@@ -78,7 +79,7 @@ def check(*, shards: Path | None = None, out: Path = DOCS, minutes: float = 10.0
             checks.append(part(seconds))
             print(checks[-1].text, flush=True)
             content = {"machine": machine, "checks": [vars(check) for check in checks]}
-            write_bytes(out / "gpu.json", (json.dumps(content, indent=1) + "\n").encode())
+            write_bytes(out / "gpu.json", (json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n").encode())
             write_bytes(out / "gpu.md", page(checks, machine).encode())
     print(f"{out / 'gpu.md'} and {out / 'gpu.json'} written")
     if failed := [check.name for check in checks if not check.ok]:

@@ -198,7 +198,7 @@ class _Study:
         made = Claim(best.name, self.manifest.fingerprint(), self.draws, len(self.trials(best)), _means(mine),
                      {name: _means(seeds) for name, seeds in references.items()},
                      {name: {task: found[name, task] for task in tasks} for name in references})  # fmt: skip
-        write_bytes(self.out / CLAIM, json.dumps(made.plain(), indent=1).encode())
+        write_bytes(self.out / CLAIM, json.dumps(made.plain(), indent=1, allow_nan=False).encode())
         return made
 
     def kept_claim(self) -> Claim | None:

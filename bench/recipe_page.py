@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from bench.result import LOSS, ONLINE, Result
 from probe.statistics import Effect
 from probe.table import format_cell, format_p
 from shard.files import replacing, write_bytes
+from shard.plain_json import without_nan
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,17 @@ class Claim:
     differences: dict[str, dict[str, Effect]]
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return asdict(self)
+        """As JSON has it: null where an interval can't be told."""
+        plain: dict[str, Any] = without_nan(asdict(self))
+        return plain
 
     @staticmethod
     def from_plain(plain: dict[str, Any]) -> Claim:
         """What `plain` gave."""
-        differences = {name: {task: Effect(*effect) for task, effect in effects.items()}
+        def effect_of(values: list[Any]) -> Effect:
+            return Effect._make(math.nan if value is None else value for value in values)
+
+        differences = {name: {task: effect_of(effect) for task, effect in effects.items()}
                        for name, effects in plain["differences"].items()}  # fmt: skip
         return Claim(**{**plain, "differences": differences})
 

@@ -47,7 +47,7 @@ def write_result(path: Path, identity: Mapping[str, Any], result: Result) -> Non
     arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        np.savez(file, identity=json.dumps(identity, sort_keys=True), seconds=result.seconds, **arrays)
+        np.savez(file, identity=json.dumps(identity, sort_keys=True, allow_nan=False), seconds=result.seconds, **arrays)
 
 
 def read_result(path: Path, identity: Mapping[str, Any]) -> Result | None:
@@ -57,7 +57,7 @@ def read_result(path: Path, identity: Mapping[str, Any]) -> Result | None:
             found = {name: kept[name] for name in kept.files}
     except (FileNotFoundError, zipfile.BadZipFile, EOFError, ValueError):
         return None
-    if str(found.get("identity")) != json.dumps(identity, sort_keys=True):
+    if str(found.get("identity")) != json.dumps(identity, sort_keys=True, allow_nan=False):
         return None
     tasks = [name.removeprefix("both ") for name in found if name.startswith("both ")]
     return Result(float(found["seconds"]), {name: found[f"curve {name}"] for name in _CURVES},

@@ -111,7 +111,7 @@ def _key(encoder: Encoder, manifest: Manifest, splits: Sequence[str], backend: s
     """A hash of all that decides an encoder's features, the code that makes the images included."""
     decides = [encoder.sha256(), manifest.fingerprint(), *splits, backend, device.type, hash_code(CODE),
                *map(version_of, ("torch", "torchvision", "nvidia-dali-cuda120", "pillow"))]  # fmt: skip
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(decides, allow_nan=False).encode()).hexdigest()[:32]
 
 
 def extract_features(

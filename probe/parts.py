@@ -40,7 +40,7 @@ def write_part(study: Study, part: int, parts: int, units: Sequence[Unit], found
     head = {"format": FORMAT, "settings": study.settings.plain(), "fingerprint": study.fingerprint, "part": part,
             "parts": parts, "units": [list(unit) for unit in units], "entries": entries}  # fmt: skip
     content = io.BytesIO()
-    np.savez(content, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
+    np.savez(content, head=np.frombuffer(json.dumps(head, allow_nan=False).encode(), np.uint8), **arrays)
     path = study.settings.out / FOLDER / f"{part}-of-{parts}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, content.getbuffer())

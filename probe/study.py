@@ -84,7 +84,7 @@ class Study:
         """A hash of all that the figures depend on, but the versions of libraries."""
         decides = [self.settings.decisive(), self.manifest.fingerprint(), *(one.sha256() for one in self.encoders),
                    hashlib.sha256(write_draws(self.drawn, self.labels)).hexdigest()]  # fmt: skip
-        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(decides, allow_nan=False).encode()).hexdigest()
 
 
 def open_study(settings: Settings) -> Study:

@@ -91,5 +91,8 @@ def _whole_years(pairs: list[tuple[Fraction, str]], bound: str) -> str | None:
 
 
 def age_group(years: float) -> str:
-    """Which of the AGES years are in, by its name."""
-    return next(name for low, high, name in AGES if low <= years < high)
+    """Which of the AGES years are in, by its name. Raises ValueError where they are in none."""
+    for low, high, name in AGES:
+        if low <= years < high:
+            return name
+    raise ValueError(f"age {years} is none")

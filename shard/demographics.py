@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from shard.age import AGES, age_group, read_age
-from shard.note import Note
+from shard.note import Note, commonest
 from shard.sex import read_sexes
 from shard.view import VIEWS, read_views
 
@@ -44,12 +44,11 @@ def _notes(name: str, cells: pd.Series, split: pd.Series, values: Mapping[str, s
     unknown = cells.map({text: value == "" and text.strip() != "" for text, value in values.items()}).astype(bool)
     for which, said in ((unread, "are not understood and left blank"), (unknown, "say that it isn't known")):
         if which.any():
-            counts = Counter(cells[which])
-            commonest = min(counts, key=lambda text: (-counts[text], text))
             by_split = Counter(split[which])
-            where = ", ".join(f"{name} {count}" for name, count in sorted(by_split.items()))
-            cure = _cure(name, counts) if which is unread else ""
-            notes.append(Note(f"{name}: {which.sum()} of {len(cells)} cells {said} ({where}{cure})", repr(commonest)))
+            where = ", ".join(f"{of} {count}" for of, count in sorted(by_split.items()))
+            cure = _cure(name, cells[which].unique()) if which is unread else ""
+            text = f"{name}: {which.sum()} of {len(cells)} cells {said} ({where}{cure})"
+            notes.append(Note(text, commonest(cells[which])))
     return notes
 
 
@@ -81,3 +80,9 @@ def add_counts(parts: Iterable[Counts]) -> Counts:
 def _place(name: str, value: str) -> tuple[int, str]:
     order = _ORDER[name]
     return (order.index(value) if value in order else len(order)), value
+
+
+def are_counts(counts: Counts) -> bool:
+    """Whether something that was read from a file is what count_demographics gives, or {}."""
+    return all(name in COLUMNS and all(type(value) is str and type(count) is int and 0 <= count < 2**63
+                                       for value, count in of.items()) for name, of in counts.items())  # fmt: skip

@@ -62,6 +62,8 @@ def describe(out: Path, manifest: Manifest) -> str:
     ]
     for split, counts in manifest.counts.items():
         lines += ["", f"{split}: {counts['images']} images of {counts['patients']} patients",
+                  *(f"  {name}: " + ", ".join(f"{value} {count}" for value, count in of.items())
+                    for name, of in manifest.demographics.get(split, {}).items()),
                   f"  {'finding':28}{'1':>8}{'0':>8}{'-1':>8}{'blank':>8}"]  # fmt: skip
         for finding, labels in manifest.labels[split].items():
             lines.append(f"  {finding:28}{labels['1']:8}{labels['0']:8}{labels['-1']:8}{labels['blank']:8}")

@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shard.demographics import COLUMNS, Counts, are_counts
 from shard.errors import NOT_OURS, InputError
 from shard.files import sha256_of, write_bytes
 from shard.formats import SPLITS
+from shard.plain_json import refuse_constant
 
 MANIFEST = "manifest.json"
 FORMAT = "cxr-simclr-shards/2"
@@ -44,6 +46,7 @@ class Manifest:
     counts: split → {"images", "patients"}. labels: split → finding → {"1", "0", "-1", "blank"} → images.
     rejected: rows left out; with the images they make settings["rows"]. pixel_mean, pixel_std: over the training
     split, in grey levels divided by 255. notes: what the build said of the table; no ids where it hid them.
+    demographics: split → "sex", "age" (in groups), "view" → value or "blank" → images; {} of builds before there were.
     """
 
     settings: dict[str, Any]
@@ -56,6 +59,7 @@ class Manifest:
     pixel_std: float
     shards: tuple[Shard, ...]
     notes: tuple[str, ...] = ()
+    demographics: dict[str, Counts] = field(default_factory=dict)
     format: str = field(default=FORMAT)
 
     def of_split(self, split: str) -> tuple[Shard, ...]:
@@ -72,7 +76,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write manifest.json, whole or not at all."""
-        write_bytes(folder / MANIFEST, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        write_bytes(folder / MANIFEST, (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -98,7 +102,7 @@ def parse_manifest(folder: Path) -> Manifest:
             f"it holds no finished shards; make them with: python -m shard build SRC {folder}")
         raise InputError(f"{path}: no such file; {cure}")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(), parse_constant=refuse_constant)
         found = content.get("format")
         if found != FORMAT:
             raise InputError(f"{path}: format {found!r}, this version reads {FORMAT!r}; build into a new folder")
@@ -133,6 +137,8 @@ def _check(manifest: Manifest) -> None:
         "pixel_mean": _is_share(manifest.pixel_mean),
         "pixel_std": _is_share(manifest.pixel_std) and (manifest.pixel_std > 0 or "train" not in splits),
         "notes": _are_texts(manifest.notes),
+        "demographics": set(manifest.demographics) in (set(), splits) and all(
+            set(of) == set(COLUMNS) and are_counts(of) for of in manifest.demographics.values()),
         "software": _are_texts([*manifest.software, *manifest.software.values()]),
     }  # fmt: skip
     for name, fits in wanted.items():

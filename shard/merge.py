@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from shard.demographics import Counts, add_counts
 from shard.errors import NOT_OURS, InputError
 from shard.files import TEMPORARY, write_bytes
 from shard.formats import SPLITS
@@ -115,7 +116,7 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
         settings=first["settings"], software=_union_software(parts), findings=tuple(first["findings"]),
         counts=_count_images(records), labels=_sum_labels(records), rejected=len(rejects),
         pixel_mean=round(mean / 255, 6), pixel_std=round(max(0.0, square - mean**2) ** 0.5 / 255, 6), shards=shards,
-        notes=tuple(first["notes"]),
+        notes=tuple(first["notes"]), demographics=_sum_demographics(records),
     )  # fmt: skip
     manifest.write(out)
     clear_away(out)
@@ -146,6 +147,14 @@ def _count_images(records: list[ShardRecord]) -> dict[str, dict[str, int]]:
             patients = set().union(*(record.patients for record in own))
             counts[split] = {"images": sum(record.shard.samples for record in own), "patients": len(patients)}
     return counts
+
+
+def _sum_demographics(records: list[ShardRecord]) -> dict[str, Counts]:
+    """Counts by split; none where a part was built before they were kept."""
+    if not all(record.demographics for record in records):
+        return {}
+    return {split: add_counts(record.demographics for record in records if record.shard.split == split)
+            for split in SPLITS if any(record.shard.split == split for record in records)}  # fmt: skip
 
 
 def _sum_labels(records: list[ShardRecord]) -> dict[str, dict[str, dict[str, int]]]:

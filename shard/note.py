@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,6 +19,12 @@ class Note(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.text}, such as {self.example}" if self.example else self.text
+
+
+def commonest(cells: Iterable[object]) -> str:
+    """The cell that is there most often, as Python shows it: the same whatever the order of the rows."""
+    counts = Counter(map(str, cells))
+    return repr(min(counts, key=lambda text: (-counts[text], text)))
 
 
 def listed(names: Iterable[object], most: int = 12) -> str:

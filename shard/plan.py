@@ -37,7 +37,7 @@ class Planned(NamedTuple):
 
     def sha256(self) -> str:
         """A hash of all that the shard's bytes depend on, but settings and images."""
-        return hashlib.sha256(json.dumps(self).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self, allow_nan=False).encode()).hexdigest()
 
 
 class Plan:

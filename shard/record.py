@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shard.demographics import Counts, are_counts
 from shard.errors import NOT_OURS, InputError
 from shard.files import write_bytes
 from shard.manifest import Shard
@@ -20,7 +21,8 @@ _BEGUN = "begun.json"
 class ShardRecord:
     """A finished shard: the hash of the rows it was made from, label → count a finding, patients, rejected rows.
 
-    readers: the versions of what read DICOM files for it; {} where none of its files is one.
+    readers: the versions of what read DICOM files for it; {} where none of its files is one. demographics: sex, age,
+    view → value → images, which a record of before they were counted lacks.
     """
 
     rows_sha256: str
@@ -29,15 +31,20 @@ class ShardRecord:
     patients: list[str]
     rejects: list[Reject]
     readers: dict[str, str] = field(default_factory=dict)
+    demographics: Counts = field(default_factory=dict)
 
     def write(self, folder: Path, stem: str) -> None:
         """Write it beside the shard, whole or not at all; the shard is finished when this is there."""
-        write_bytes(folder / UNFINISHED / f"{stem}.json", json.dumps(asdict(self)).encode())
+        write_bytes(folder / UNFINISHED / f"{stem}.json", json.dumps(asdict(self), allow_nan=False).encode())
 
 
 def parse_record(content: dict[str, Any]) -> ShardRecord:
     """A record from its JSON. Raises one of NOT_OURS where it is none."""
-    return ShardRecord(**{**content, "shard": Shard(**content["shard"]), "rejects": parse_rejects(content["rejects"])})
+    record = ShardRecord(**{**content, "shard": Shard(**content["shard"]),
+                            "rejects": parse_rejects(content["rejects"])})  # fmt: skip
+    if not are_counts(record.demographics):
+        raise ValueError(f"its counts are {record.demographics}")
+    return record
 
 
 def parse_rejects(content: Any) -> list[Reject]:
@@ -66,7 +73,7 @@ def begin(out: Path, settings: dict[str, Any], software: dict[str, str]) -> None
             raise InputError(f"{out}: holds an unfinished build with other settings ({difference}); "
                              f"choose another folder or remove this one")
     else:
-        write_bytes(path, json.dumps(now).encode(), shared=True)  # all tasks of an array begin at once
+        write_bytes(path, json.dumps(now, allow_nan=False).encode(), shared=True)  # all tasks of an array begin at once
 
 
 def first_difference(there: dict[str, Any], now: dict[str, Any]) -> str | None:

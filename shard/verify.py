@@ -12,10 +12,12 @@ from typing import Any
 import simplejpeg
 
 from shard.cli import check_numbers
+from shard.demographics import Counts, add_counts, count_demographics
 from shard.errors import NOT_OURS, InputError
 from shard.files import sha256_of
 from shard.machine import cores
 from shard.manifest import Manifest, Shard, parse_manifest, quick_faults, wrong_hash
+from shard.plain_json import refuse_constant
 from shard.pool import tick, work_on
 from shard.read import read_index
 from shard.tar import ENDINGS, INDEX_VERSION
@@ -42,6 +44,7 @@ class Seen:
     keys: list[str] = field(default_factory=list)
     patients: set[str] = field(default_factory=set)
     labels: Counter[tuple[str, str]] = field(default_factory=Counter)  # (finding, label) → images
+    people: list[Counts] = field(default_factory=list)  # of sex, age and view
 
 
 def verify(out: Path, *, quick: bool = False, decode: bool = False, workers: int = 0) -> None:
@@ -155,15 +158,20 @@ def _image_faults(job: Job, content: bytes) -> list[str]:
 
 def _label_faults(job: Job, content: bytes, seen: Seen) -> list[str]:
     try:
-        described: dict[str, Any] = json.loads(content)
+        described: dict[str, Any] = json.loads(content, parse_constant=refuse_constant)
         patient, split, labels = described["patient"], described["split"], described["labels"]
+        sex, age, view = described.get("sex", ""), described.get("age"), described["view"]
         if list(labels) != list(job.findings) or not all(label in (1, 0, -1, None) for label in labels.values()):
             return [f"its labels are {labels}"]
+        if sex not in ("F", "M", "") or type(age) not in (int, float, type(None)) or type(view) is not str:
+            return [f"its sex, age and view are {sex!r}, {age!r} and {view!r}"]
+        people = count_demographics([(sex, age, view)])
     except NOT_OURS as error:
         return [f"its json can't be read ({type(error).__name__}: {error})"]
     seen.patients.add(patient)
     for finding, label in labels.items():
         seen.labels[finding, "blank" if label is None else str(label)] += 1
+    seen.people[:] = [add_counts([*seen.people, people])]
     return [] if split == job.shard.split else [f"is of split {split!r} in a shard of {job.shard.split!r}"]
 
 
@@ -179,6 +187,9 @@ def _wrong_counts(out: Path, manifest: Manifest, seen: list[Seen]) -> list[str]:
         faults += [f"{out}: {labels[name, label]} images in {split} have {name} {label}, the manifest says {count}"
                    for name, known in manifest.labels[split].items()
                    for label, count in known.items() if labels[name, label] != count]  # fmt: skip
+        people, known_people = add_counts(part for one in own for part in one.people), manifest.demographics.get(split)
+        faults += [f"{out}: {name} in {split} is {people[name]}, the manifest says {known}"
+                   for name, known in (known_people or {}).items() if people[name] != known]  # fmt: skip
     return faults
 
 

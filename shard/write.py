@@ -16,6 +16,7 @@ import numpy.typing as npt
 from shard import dicom
 from shard.cli import check_numbers
 from shard.deidentify import Pseudonyms, read_secret
+from shard.demographics import count_demographics
 from shard.errors import InputError
 from shard.files import locked, replacing, sha256_of, write_bytes
 from shard.image import UnreadableImage, encode_jpeg, histogram, load_grey, to_square
@@ -119,7 +120,7 @@ def build(
         if parts == 1:
             finish(out, [whole], max_rejects)
         else:
-            write_bytes(out / part_name(part, parts), json.dumps(whole, default=asdict).encode())
+            write_bytes(out / part_name(part, parts), json.dumps(whole, default=asdict, allow_nan=False).encode())
             rejected = sum(len(record.rejects) for record in records)
             print(f"{out}: part {part} of {parts} (counted from 0) done, {images - rejected} images, {rejected} "
                   f"rejected; when all parts are: python -m shard merge {out}")
@@ -167,7 +168,8 @@ def write_shard(job: Job) -> ShardRecord:
         pixels=int(counts.sum()), pixel_sum=int(counts @ levels), pixel_square_sum=int(counts @ levels**2),
     )  # fmt: skip
     patients = sorted({row.patient for row in kept})
-    record = ShardRecord(job.planned.sha256(), shard, _count_labels(kept, job.findings), patients, rejects, readers)
+    record = ShardRecord(job.planned.sha256(), shard, _count_labels(kept, job.findings), patients, rejects, readers,
+                         count_demographics((row.sex, row.age, row.view) for row in kept))  # fmt: skip
     record.write(job.out, stem)
     return record
 
@@ -196,7 +198,7 @@ def _describe(job: Job, row: Row) -> bytes:
     labels = dict(zip(job.findings, row.labels, strict=True))
     date = {"date": row.date} if row.date else {}
     return json.dumps({"patient": row.patient, "split": job.planned.split, "view": row.view, "sex": row.sex,
-                       "age": row.age, **date, "labels": labels}).encode()  # fmt: skip
+                       "age": row.age, **date, "labels": labels}, allow_nan=False).encode()  # fmt: skip
 
 
 def _count_labels(rows: list[Row], findings: tuple[str, ...]) -> dict[str, dict[str, int]]:
@@ -234,7 +236,7 @@ def _table_hash(table: Table) -> str:
     rows = table.rows.sort_values("key")
     for start in range(0, len(rows), 10_000):
         digest.update(rows.iloc[start : start + 10_000].to_csv(index=False).encode())
-    digest.update(json.dumps(sorted(table.rejects)).encode())
+    digest.update(json.dumps(sorted(table.rejects), allow_nan=False).encode())
     return digest.hexdigest()[:16]
 
 

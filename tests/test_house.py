@@ -1,6 +1,7 @@
 """The house keeps its order: who may import whom, and what importing may do."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,11 @@ def test_importing_everything_prints_nothing_and_loads_no_dali() -> None:
     code = f"import sys, {modules}; print('nvidia.dali' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_all_json_that_is_written_is_json_to_every_reader() -> None:
+    files = [file for package in MAY_IMPORT for file in (ROOT / package).glob("**/*.py")]
+    calls = [(file.name, node) for file in files for node in ast.walk(ast.parse(file.read_text()))
+             if isinstance(node, ast.Call) and re.fullmatch(r"(json\.)?dumps?", ast.unparse(node.func))]  # fmt: skip
+    assert len(calls) > 15
+    assert [f"{name}:{node.lineno}" for name, node in calls if "allow_nan=False" not in ast.unparse(node)] == []

@@ -239,6 +239,16 @@ def test_the_journal_drops_what_a_resumed_run_does_again(tmp_path: Path) -> None
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1, 2]
 
 
+def test_a_measure_that_is_no_number_is_null_in_the_journal(tmp_path: Path) -> None:
+    for lines in (0, 1):  # the second keeps the line of the first
+        journal = Journal(tmp_path, lines, lines)
+        journal.write("online", step=1 + lines, epoch=1.0, knn_auroc=math.nan, linear_auroc=math.inf)
+        journal.close()
+    written = (tmp_path / METRICS).read_text().splitlines()
+    assert len(written) == 2 and all('"knn_auroc": null, "linear_auroc": null' in line for line in written)
+    assert all(math.isnan(line["knn_auroc"]) for line in read_journal(tmp_path))
+
+
 def test_a_journal_that_lost_lines_is_told_of(
     shards: Shards, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,11 @@ def relabel(samples: Samples, **changes: object) -> None:
     members["json"] = json.dumps({**json.loads(members["json"]), **changes}).encode()
 
 
+def labels_of(samples: Samples) -> dict[str, Any]:
+    described: dict[str, Any] = json.loads(next(iter(samples.values()))["json"])
+    return described
+
+
 def cut_image(samples: Samples) -> None:
     members = next(iter(samples.values()))
     members["jpg"] = members["jpg"][:-300]
@@ -122,6 +128,12 @@ def flip_label(samples: Samples) -> None:
         (lambda samples: relabel(samples, patient="patient64541"), "patient 'patient64541' is in train and valid"),
         (lambda samples: relabel(samples, patient="nobody"), "patients in train, the manifest says"),
         (flip_label, "images in train have Edema"),
+        (lambda samples: relabel(samples, view=float("nan")), r"its json can't be read \(ValueError: NaN is in it"),
+        (lambda samples: relabel(samples, age=float("inf")), r"its json can't be read \(ValueError: Infinity is in it"),
+        (lambda samples: relabel(samples, view="oblique"), "view in train is {.*'oblique': 1.*}, the manifest says"),
+        (lambda samples: relabel(samples, age=3 if labels_of(samples)["age"] >= 40 else 50), "age in train is {"),
+        (lambda samples: relabel(samples, sex=""), "sex in train is {.*'blank': 1.*}, the manifest says"),
+        (lambda samples: relabel(samples, sex=1), "its sex, age and view are 1, "),
     ],
 )
 def test_samples_that_are_not_what_the_manifest_says_are_named(
@@ -214,6 +226,10 @@ def test_info_prints_counts_labels_and_settings(shards: Shards, capsys: pytest.C
     assert f"{labels['1']:8}{labels['0']:8}{labels['-1']:8}{labels['blank']:8}" in page
     assert "size=96" in page and shards.manifest.fingerprint() in page and "pillow " in page
     assert f"mean {shards.manifest.pixel_mean:.4f}" in page
+    people = shards.manifest.demographics["train"]
+    assert f"  sex: F {people['sex']['F']}, M {people['sex']['M']}\n" in page
+    assert f"  age: under 40 {people['age']['under 40']}, 40 to 59 " in page
+    assert f"  view: AP {people['view']['AP']}, PA {people['view']['PA']}, lateral " in page
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])
@@ -237,3 +253,26 @@ def test_a_manifest_by_whose_pixels_no_view_can_be_normalised_is_none(
     dataclasses.replace(shards.manifest, **{name: value}).write(tmp_path)
     with pytest.raises(InputError, match=f"not a manifest .*its {name} are not what a build writes"):
         parse_manifest(tmp_path)
+
+
+def test_shards_of_before_sex_age_and_view_were_counted_are_still_good(
+    shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards.folder, copy)
+    content = json.loads((copy / "manifest.json").read_text())
+    assert set(content.pop("demographics")) == {"train", "valid"}
+    (copy / "manifest.json").write_text(json.dumps(content))
+    verify(copy, workers=1)
+    info(copy)
+    printed = capsys.readouterr().out
+    assert "as written" in printed and "  view:" not in printed
+
+
+def test_a_manifest_with_nan_is_none(shards: Shards, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards.folder, copy)
+    text = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(text.replace('"seed": 0', '"seed": NaN'))
+    with pytest.raises(InputError, match=r"not a manifest .*NaN is in it, which is no JSON"):
+        verify(copy)

@@ -142,6 +142,11 @@ def test_label_and_patient_counts_are_those_of_the_table(radiographs: Path, shar
             values = own[finding]
             assert counts == {"1": (values == 1).sum(), "0": (values == 0).sum(), "-1": (values == -1).sum(),
                               "blank": values.isna().sum()}  # fmt: skip
+        people = shards.manifest.demographics[split]
+        assert people["sex"] == {sex: (own["sex"] == sex).sum() for sex in "FM"}
+        assert people["view"] == own["view"].value_counts().to_dict()
+        assert people["age"]["40 to 59"] == own["age"].astype(int).between(40, 59).sum()
+        assert sum(people["age"].values()) == len(own)
 
 
 @pytest.fixture

@@ -104,7 +104,8 @@ def _safetensors(encoder: nn.Module, card: Card) -> bytes:
     """The weights with the card as JSON in the metadata: safetensors.safe_open(path, "pt").metadata()["card"]."""
     from safetensors.torch import save
 
-    content: bytes = save(dict(_colour_weights(encoder)), metadata={"format": "pt", "card": json.dumps(card)})
+    metadata = {"format": "pt", "card": json.dumps(card, allow_nan=False)}
+    content: bytes = save(dict(_colour_weights(encoder)), metadata=metadata)
     return content
 
 
@@ -120,7 +121,7 @@ def _timm_config(card: Card) -> bytes:
     }  # fmt: skip
     config = {"architecture": card["arch"], "num_classes": 0, "num_features": card["features"], "global_pool": "avg",
               "pretrained_cfg": pretrained, "card": card}  # fmt: skip
-    return (json.dumps(config, indent=1) + "\n").encode()
+    return (json.dumps(config, indent=1, allow_nan=False) + "\n").encode()
 
 
 class _Normalised(nn.Module):
@@ -150,6 +151,6 @@ def _onnx(encoder: nn.Module, card: Card) -> bytes:
     for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info,
                  *model.graph.initializer, model.graph):  # fmt: skip
         del part.metadata_props[:]  # stack traces, which name the folders of who made it
-    onnx.helper.set_model_props(model, {"card": json.dumps(card)})
+    onnx.helper.set_model_props(model, {"card": json.dumps(card, allow_nan=False)})
     content: bytes = model.SerializeToString()
     return content

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from shard.errors import InputError
 from shard.files import replacing, write_bytes
+from shard.plain_json import without_nan
 from train.config import Config, train_command
 from train.presets import say_recipe
 
@@ -31,7 +32,7 @@ def write_card(run: Path, config: Config, *, ranks: int, steps_per_epoch: int) -
     if ranks > 1:
         command = f"{command}  (on {ranks} ranks, started by srun or torchrun as before)"
     card = {"command": command, "settings": config.plain(), "ranks": ranks, "steps_per_epoch": steps_per_epoch}
-    write_bytes(run / CARD, (json.dumps(card, indent=1) + "\n").encode())
+    write_bytes(run / CARD, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
 
 
 class Journal:
@@ -47,7 +48,7 @@ class Journal:
 
         kept = read_journal(run)[:lines]
         for name, lines_of in ((METRICS, kept), (SPEED, read_journal(run, SPEED))):  # without what a kill tore
-            write_bytes(run / name, "".join(json.dumps(line) + "\n" for line in lines_of).encode())
+            write_bytes(run / name, "".join(map(_line, lines_of)).encode())
         self.lines = len(kept)
         self._metrics: IO[str] = (run / METRICS).open("a")
         self._speed: IO[str] = (run / SPEED).open("a")
@@ -55,14 +56,14 @@ class Journal:
 
     def write(self, kind: str, **values: float) -> None:
         """Append a line of kind "step", "epoch" or "online"; values holds step, epoch and what was measured."""
-        self._metrics.write(json.dumps({"kind": kind, **values}) + "\n")
+        self._metrics.write(_line({"kind": kind, **values}))
         self._metrics.flush()
         self.lines += 1
         self._show(kind, values)
 
     def write_speed(self, kind: str, **values: float) -> None:
         """Append a line to speed.jsonl with the time of day: kind "start", "step" or "stop"."""
-        self._speed.write(json.dumps({"kind": kind, "time": round(time.time(), 1), **values}) + "\n")
+        self._speed.write(_line({"kind": kind, "time": round(time.time(), 1), **values}))
         self._speed.flush()
         if kind == "step":
             self._show("speed", values)
@@ -82,6 +83,11 @@ class Journal:
         self._metrics.close()
         self._speed.close()
         self._board.close()
+
+
+def _line(values: dict[str, Any]) -> str:
+    """A line of a journal: a measure that is not finite is null, and read as NaN."""
+    return json.dumps(without_nan(values), allow_nan=False) + "\n"
 
 
 def read_card(run: Path) -> dict[str, Any]:

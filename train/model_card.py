@@ -56,7 +56,7 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
         "commit": state.get("commit"),
         "versions": state.get("versions"),
     }
-    plain: Card = json.loads(json.dumps({name: value for name, value in card.items() if value}))
+    plain: Card = json.loads(json.dumps({name: value for name, value in card.items() if value}, allow_nan=False))
     return plain
 
 

@@ -14,7 +14,7 @@ from shard.errors import InputError
 from shard.formats.chexpert import CHEXPERT_FINDINGS
 from shard.formats.nih import NIH_FINDINGS
 from shard.label import read_labels
-from shard.note import Note, listed
+from shard.note import Note, commonest, listed
 from shard.sex import coded_columns
 from shard.words import fold, says_unknown
 
@@ -66,7 +66,7 @@ def take_findings(
             left["no name"].append(column)
         elif wrong.any():
             left["cells"].append(column)
-            example = example or f"{str(raw[column][wrong].iloc[0])!r} in {column}"
+            example = example or f"{commonest(raw[column][wrong])} in {column}"
         elif first := _earlier(column, names, raw, csv):
             left["repeats"].append(f"{column!r} (is {first!r} again)")
         elif not _says_finding(column):
