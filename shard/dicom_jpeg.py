@@ -11,10 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from shard import jpeg
 from shard.dicom_file import UnsupportedDicom
 
 # Transfer syntaxes: JPEG Extended, Spectral Selection, Full Progression, and Lossless in any and in first order.
 SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (51, 53, 55, 57, 70))
+_BASELINE = "1.2.840.10008.1.2.4.50"
 _STARTS_OF_FRAME = (0xC0, 0xC1, 0xC2, 0xC3)
 _LOSSLESS = 0xC3
 # Remarks of GDCM's libjpeg about files whose pixels it decodes right.
@@ -33,6 +35,24 @@ class Frame(NamedTuple):
     channels: int
 
 
+def mend(data: Any) -> None:
+    """Raise ValueError where a JPEG of 8 bits is damaged, as of such a file; take out what only draws warnings.
+
+    The data set's pixels are replaced then. Other JPEGs stay as they are.
+    """
+    from pydicom.encaps import encapsulate, generate_frames
+
+    if data.file_meta.TransferSyntaxUID not in (_BASELINE, *SYNTAXES):
+        return
+    content = next(generate_frames(data.PixelData, number_of_frames=1))
+    frame = read_frame(content)
+    if frame is None or frame.bits != 8 or frame.marker == _LOSSLESS:
+        return
+    sound = jpeg.sound(content)
+    if sound is not content:
+        data.PixelData = encapsulate([sound])
+
+
 def decode(data: Any) -> npt.NDArray[Any]:
     """[H, W] of the one frame of a data set, as bytes or words, signed where PixelRepresentation says so.
 
@@ -49,6 +69,9 @@ def decode(data: Any) -> npt.NDArray[Any]:
     if frame is None or (frame.height, frame.width, frame.channels) != wanted:
         raise UnsupportedDicom(f"broken image: its JPEG is not of {wanted[1]}×{wanted[0]} grey pixels")
     pixels, complaints = _listen(lambda: _decode(content, frame, str(data.file_meta.TransferSyntaxUID)))
+    mended = jpeg.mend(content) if any(map(jpeg.MAY_BE_HARMLESS.search, complaints)) else None
+    if mended is not None:
+        pixels, complaints = _listen(lambda: _decode(mended, frame, str(data.file_meta.TransferSyntaxUID)))
     complaints = [line for line in complaints if line not in _HARMLESS]
     if pixels is None or complaints:
         raise UnsupportedDicom(f"broken image: {name}: {complaints[0] if complaints else 'it does not decode'}")

@@ -36,11 +36,12 @@ def stored_values(data: Any) -> tuple[npt.NDArray[Any], Mask | None]:
 def decode(data: Any) -> npt.NDArray[Any]:
     """The pixels as they lie in the file, those of one channel with all their bits; YBR comes as RGB.
 
-    Raises UnsupportedDicom for a compression without a decoder, naming it.
+    Raises UnsupportedDicom for a compression without a decoder, naming it, and ValueError for a damaged JPEG.
     """
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = data.file_meta.TransferSyntaxUID
+    dicom_jpeg.mend(data)
     if syntax in dicom_jpeg.SYNTAXES and int(data.SamplesPerPixel) == 1:
         return dicom_jpeg.decode(data)
     try:

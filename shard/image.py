@@ -15,7 +15,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageChops, UnidentifiedImageError
 
-from shard import dicom
+from shard import dicom, jpeg, tiff
 
 Grey = npt.NDArray[np.uint8]
 
@@ -49,7 +49,12 @@ class UnreadableImage(Exception):
 
 
 def load_grey(path: Path, size: int) -> Grey:
-    """Read an image as [H, W] uint8 whose short side is `size`, or less where the source is smaller.
+    """Read an image as [H, W] uint8 whose short side is `size`, or less where the source is smaller; see `load`."""
+    return load(path, size)[0]
+
+
+def load(path: Path, size: int) -> tuple[Grey, bytes]:
+    """Read an image as [H, W] uint8 whose short side is `size`, or less where the source is smaller; and the file.
 
     EXIF's orientation is applied, colour becomes luma, what is transparent is black over. Samples deeper than 8 bits
     are mapped linearly: from the window that a DICOM names, else from their 0.1–99.9 percentiles.
@@ -68,7 +73,7 @@ def load_grey(path: Path, size: int) -> Grey:
     low, high = np.searchsorted(counts.cumsum(), (0.01 * counts.sum(), 0.99 * counts.sum()))
     if high - low < MIN_CONTRAST:
         raise UnreadableImage(f"near-constant image: 98 % of it lies within grey levels {low} to {high}")
-    return np.asarray(grey)
+    return np.asarray(grey), content
 
 
 def histogram(grey: Grey) -> npt.NDArray[np.int64]:
@@ -114,11 +119,24 @@ def _decode(content: bytes, size: int) -> Image.Image:
         orientation = image.getexif().get(0x0112, 1)
         if image.format == "JPEG" and image.mode in ("L", "RGB") and orientation == 1:
             return _decode_jpeg(content, image.width, image.height, size)
+        _check_jpegs(image, content)
         drafted = image.draft("L", (2 * size, 2 * size))
         box = drafted[1] if drafted else None
         grey = _shrink(_to_grey(image, content, rawmode), size, box)
         turned = orientation in UPRIGHT and image.format != "TIFF"  # Pillow turns TIFFs by itself
         return grey.transpose(UPRIGHT[orientation]) if turned else grey
+
+
+def _check_jpegs(image: Image.Image, content: bytes) -> None:
+    """Raise where a JPEG in the file is damaged: Pillow shows one as grey where data is missing, and says nothing."""
+    if image.format in ("JPEG", "MPO"):
+        jpeg.sound(content)
+    elif image.format == "TIFF":
+        try:
+            for part in tiff.jpegs(getattr(image, "tag_v2", {}), content):
+                jpeg.sound(part)
+        except tiff.UnsupportedTiff as error:
+            raise UnreadableImage(str(error)) from None
 
 
 def _read_dicom(content: bytes) -> tuple[Grey, float]:
@@ -151,10 +169,10 @@ def reduction(width: int, height: int, size: int) -> int:
 
 
 def _decode_jpeg(content: bytes, width: int, height: int, size: int) -> Image.Image:
-    """The short way for nearly all: libjpeg-turbo scales while it decodes, and is strict with corrupt data."""
+    """The short way for nearly all: libjpeg-turbo scales while it decodes, and tells what is damaged."""
     factor = reduction(width, height, size)
     wanted = -(-height // factor), -(-width // factor)
-    scaled = simplejpeg.decode_jpeg(content, "GRAY", min_height=wanted[0], min_width=wanted[1])[:, :, 0]
+    scaled = jpeg.decode(content, *wanted)
     assert scaled.shape == wanted, (scaled.shape, wanted)
     # The last row and column may reach beyond the image: without the box all would shift by up to half a pixel.
     return _shrink(Image.fromarray(scaled), size, (0, 0, width / factor, height / factor))

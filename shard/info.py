@@ -58,6 +58,7 @@ def describe(out: Path, manifest: Manifest) -> str:
         f"pixels (train): mean {manifest.pixel_mean:.4f}, standard deviation {manifest.pixel_std:.4f} of full scale",
         f"fingerprint: {manifest.fingerprint()}",
         f"keys such as {', '.join(keys)}",
+        *_sources(manifest),
         *(f"note: {note}" for note in manifest.notes),
     ]
     for split, counts in manifest.counts.items():
@@ -68,6 +69,15 @@ def describe(out: Path, manifest: Manifest) -> str:
         for finding, labels in manifest.labels[split].items():
             lines.append(f"  {finding:28}{labels['1']:8}{labels['0']:8}{labels['-1']:8}{labels['blank']:8}")
     return "\n".join(lines)
+
+
+def _sources(manifest: Manifest) -> list[str]:
+    """How many JPEGs are their source's own and how many were encoded."""
+    if manifest.settings["encoding"] != "jpeg":
+        return []
+    images = sum(shard.samples for shard in manifest.shards)
+    kept = sum(shard.not_encoded for shard in manifest.shards)
+    return [f"JPEGs: {kept} kept as their sources were, without metadata; {images - kept} encoded"]
 
 
 def choose(out: Path, manifest: Manifest) -> list[tuple[Shard, Sample]]:

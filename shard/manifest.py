@@ -23,7 +23,10 @@ LARGEST_SIZE = 4096  # pixels, of --size
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar and its index: names, sizes in bytes, sha256; pixel sums for the mean and standard deviation."""
+    """One tar and its index: names, sizes in bytes, sha256; pixel sums for the mean and standard deviation.
+
+    not_encoded: how many samples hold their source's own JPEG; none did before this was counted.
+    """
 
     tar: str
     index: str
@@ -36,6 +39,7 @@ class Shard:
     pixels: int
     pixel_sum: int
     pixel_square_sum: int
+    not_encoded: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,11 @@ def _check(manifest: Manifest) -> None:
 
 
 def _is_as_built(shard: Shard) -> bool:
-    numbers = (shard.samples, shard.tar_bytes, shard.index_bytes, shard.pixels, shard.pixel_sum, shard.pixel_square_sum)
+    numbers = (shard.samples, shard.tar_bytes, shard.index_bytes, shard.pixels, shard.pixel_sum, shard.pixel_square_sum,
+               shard.not_encoded)  # fmt: skip
     hashes = (shard.tar_sha256, shard.index_sha256)
     return (shard.split in SPLITS and all(map(_is_count, numbers)) and shard.samples > 0
+            and shard.not_encoded <= shard.samples
             and all(re.fullmatch("[0-9a-f]{64}", text) for text in hashes)
             and all(re.fullmatch(rf"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.{ending}", name)
                     for name, ending in ((shard.tar, "tar"), (shard.index, "idx"))))  # fmt: skip

@@ -121,6 +121,10 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
     manifest.write(out)
     clear_away(out)
     counts = ", ".join(f"{split} {count['images']}" for split, count in manifest.counts.items())
+    as_they_were = sum(shard.not_encoded for shard in shards)
+    if as_they_were:
+        print(f"{out}: {as_they_were} of {kept} images are their sources' JPEGs, without metadata; "
+              "--quality is that of the others")  # fmt: skip
     print(f"{out}: {kept} images in {len(shards)} shards ({counts}), {len(rejects)} of {rows} rows rejected"
           + (f", see {out / REJECTS}" if rejects else "")
           + (f"; of the table: {shorten('; '.join(manifest.notes), 200, placeholder='…')}" if manifest.notes else ""))

@@ -14,6 +14,9 @@ from shard.manifest import Shard
 from shard.table import Reject
 
 UNFINISHED = "build"
+# Of the sharder itself. Raise it when the same sources and settings would give other bytes than before: an unfinished
+# build of another version is then not gone on with, nor are parts of both merged.
+SHARDER = "2"
 _BEGUN = "begun.json"
 
 

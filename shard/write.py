@@ -14,19 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from shard import dicom
+from shard.bare import without_metadata
 from shard.cli import check_numbers
 from shard.deidentify import Pseudonyms, read_secret
 from shard.demographics import count_demographics
 from shard.errors import InputError
 from shard.files import locked, replacing, sha256_of, write_bytes
-from shard.image import UnreadableImage, encode_jpeg, histogram, load_grey, to_square
+from shard.image import UnreadableImage, encode_jpeg, histogram, load, to_square
 from shard.machine import choose_part, cores, version_of
 from shard.manifest import LARGEST_SIZE, MANIFEST, Shard, read_manifest
 from shard.merge import check_max_rejects, clear_away, finish, part_name
 from shard.phantom import is_phantom
 from shard.plan import Plan, Planned, Row
 from shard.pool import tick, work_on
-from shard.record import UNFINISHED, ShardRecord, begin, first_difference, read_record
+from shard.record import SHARDER, UNFINISHED, ShardRecord, begin, first_difference, read_record
 from shard.table import Dataset, Reject, Table, read_table
 from shard.tar import ENDINGS, TarWriter
 
@@ -57,7 +58,9 @@ def build(
     """Write the radiographs of folder SRC as shuffled tar shards with DALI indexes and a manifest into OUT.
 
     Images become grey, their short side --size pixels (never enlarged): KEY.jpg of --quality or, with --encoding=raw,
-    KEY.raw, --size × --size bytes, the centre of the image, black where it is smaller. Beside each lies KEY.json. Rows
+    KEY.raw, --size × --size bytes, the centre of the image, black where it is smaller. A source that is such a JPEG
+    already (grey, baseline, upright, no larger than --size) is not compressed again: KEY.jpg has its very pixels,
+    whatever --quality says, and none of its metadata. Beside each lies KEY.json. Rows
     without a usable image are listed in rejects.csv with the reason; where they are more than --max-rejects (a share of
     all rows), no manifest is written. A build that was stopped goes on where it was, with the same command.
 
@@ -95,7 +98,7 @@ def build(
         "encoding": encoding, "quality": quality, "shard_size": shard_size, "seed": seed, "rows": rows,
         "table": _table_hash(content), "synthetic": is_phantom(src), **({"partners": partners} if partners else {}),
     }  # fmt: skip
-    software = {name: version_of(name) for name in ("pillow", "simplejpeg")}
+    software = {"sharder": SHARDER, **{name: version_of(name) for name in ("pillow", "simplejpeg")}}
     if dicom.any_dicom(content.rows["path"]):
         software |= _dicom_readers()
     if _is_built(out, settings):
@@ -141,13 +144,13 @@ def write_shard(job: Job) -> ShardRecord:
         tick(len(rows), len(done.rejects))
         return done
     tar, index = job.out / f"{stem}.tar", job.out / f"{stem}.idx"
-    counts, kept, rejects = np.zeros(256, np.int64), [], []
+    counts, kept, rejects, not_encoded = np.zeros(256, np.int64), [], [], 0
     readers: dict[str, str] = {}
     with replacing(tar) as file, TarWriter(file) as writer:
         for row in rows:
             readers = readers or (_dicom_readers() if dicom.is_dicom_file(job.src / row.path) else {})
             try:
-                grey, content = _encode(job, row)
+                grey, content, as_is = _encode(job, row)
             except UnreadableImage as error:
                 rejects.append(_reject(job, row, error))
                 tick(rejected=1)
@@ -155,6 +158,7 @@ def write_shard(job: Job) -> ShardRecord:
             writer.add(row.key, {ENDINGS[job.encoding]: content, "json": _describe(job, row)})
             counts += histogram(grey)
             kept.append(row)
+            not_encoded += as_is
             tick()
     write_bytes(index, writer.index())
     if not kept:
@@ -166,6 +170,7 @@ def write_shard(job: Job) -> ShardRecord:
         tar_bytes=tar.stat().st_size if kept else 0, index_bytes=index.stat().st_size if kept else 0,
         tar_sha256=sha256_of(tar) if kept else "", index_sha256=sha256_of(index) if kept else "",
         pixels=int(counts.sum()), pixel_sum=int(counts @ levels), pixel_square_sum=int(counts @ levels**2),
+        not_encoded=not_encoded,
     )  # fmt: skip
     patients = sorted({row.patient for row in kept})
     record = ShardRecord(job.planned.sha256(), shard, _count_labels(kept, job.findings), patients, rejects, readers,
@@ -174,13 +179,14 @@ def write_shard(job: Job) -> ShardRecord:
     return record
 
 
-def _encode(job: Job, row: Row) -> tuple[npt.NDArray[np.uint8], bytes]:
-    """The pixels of a row, and their bytes in the shard. Raises UnreadableImage."""
-    grey = load_grey(job.src / row.path, job.size)
+def _encode(job: Job, row: Row) -> tuple[npt.NDArray[np.uint8], bytes, bool]:
+    """The pixels of a row, their bytes in the shard, and whether those are the source's. Raises UnreadableImage."""
+    grey, source = load(job.src / row.path, job.size)
     if job.encoding == "raw":
         grey = to_square(grey, job.size)
-        return grey, grey.tobytes()
-    return grey, encode_jpeg(grey, job.quality)
+        return grey, grey.tobytes(), False
+    kept = without_metadata(source, grey)
+    return grey, kept or encode_jpeg(grey, job.quality), kept is not None
 
 
 def _dicom_readers() -> dict[str, str]:

@@ -69,3 +69,48 @@ def write_dicom(path: Path, values: np.ndarray, **tags: Any) -> None:
         setattr(data, name, value)
     data.HighBit = data.BitsStored - 1
     data.save_as(path, enforce_file_format=True)
+
+
+def write_jpeg_tiff(
+    path: Path, jpegs: list[bytes], *, width: int, height: int, part: tuple[int, int], tiled: bool = False,
+    shared: bool = False, beside: bytes = b"",
+) -> None:  # fmt: skip
+    """A grey TIFF of JPEGs, each a strip or tile of (width, height) `part`.
+
+    shared: their tables lie in a tag of it, with the segments `beside` them.
+    """
+    tables = b""
+    if shared:  # from the first marker of a table up to SOF0
+        start, end = jpegs[-1].index(b"\xff\xdb"), jpegs[-1].index(b"\xff\xc0")
+        codes = jpegs[-1][jpegs[-1].index(b"\xff\xc4") : jpegs[-1].index(b"\xff\xdd")]
+        tables = b"\xff\xd8" + jpegs[-1][start:end] + codes + beside + b"\xff\xd9"
+        jpegs = [jpeg.replace(jpegs[-1][start:end], b"", 1).replace(codes, b"", 1) for jpeg in jpegs]
+    offsets = [8 + sum(map(len, jpegs[:number])) for number in range(len(jpegs))]
+    places, lengths = (324, 325) if tiled else (273, 279)
+    tags: dict[int, list[int] | bytes] = {
+        256: [width], 257: [height], 258: [8], 259: [7], 262: [1], 277: [1], places: offsets,
+        lengths: list(map(len, jpegs)), **({322: [part[0]], 323: [part[1]]} if tiled else {278: [part[1]]}),
+        **({347: tables} if tables else {}),
+    }  # fmt: skip
+    body = b"".join(jpegs)
+    extra_at, entries, extra = 8 + len(body) + 2 + 12 * len(tags) + 4, b"", b""
+    for tag, value in sorted(tags.items()):
+        content = value if isinstance(value, bytes) else struct.pack(f"<{len(value)}I", *value)
+        count = len(value)
+        field = content.ljust(4, b"\0") if len(content) <= 4 else struct.pack("<I", extra_at + len(extra))
+        extra += b"" if len(content) <= 4 else content
+        entries += struct.pack("<HHI", tag, 7 if isinstance(value, bytes) else 4, count) + field
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries
+                     + struct.pack("<I", 0) + extra)  # fmt: skip
+
+
+def write_dicom_jpeg(path: Path, jpeg: bytes, *, width: int, height: int, fragments: int) -> None:
+    """A baseline JPEG as a DICOM file, in as many fragments."""
+    import pydicom
+
+    write_dicom(path, np.zeros((height, width), np.uint8))
+    data = pydicom.dcmread(path)
+    data.PixelData = pydicom.encaps.encapsulate([jpeg], fragments_per_frame=fragments)
+    data["PixelData"].VR = "OB"
+    data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+    data.save_as(path)

@@ -1,0 +1,131 @@
+"""Damaged JPEGs are refused, however they come; what is odd around whole ones is not damage."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shard.dicom import is_installed
+from shard.image import UnreadableImage, load_grey
+from shard.jpeg import decode_strictly, mend
+from tests.damage import colour, encode, harm, kinds, libjpeg_says, radiograph, scans_of
+from tests.odd_files import write_jpeg_tiff
+
+KINDS = kinds()
+needs_dicom = pytest.mark.skipif(not is_installed(), reason="pydicom is not installed")
+NAMES = [pytest.param(name, marks=needs_dicom if "DICOM" in name else ()) for name in KINDS]
+ALONE = [name for name, (ending, jpegs, _) in KINDS.items() if ending == "jpg"]
+
+
+def file_of(folder: Path, name: str, jpeg: bytes | None = None) -> Path:
+    """A file of one kind, of which the first JPEG may be replaced."""
+    ending, jpegs, make = KINDS[name]
+    path = folder / f"image.{ending}"
+    make(path, [jpeg or jpegs[0], *jpegs[1:]])
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damage_is_told_as_libjpeg_tells_it_of_a_plain_jpeg(tmp_path: Path, name: str) -> None:
+    """Sixty damaged files of each kind. Where libjpeg is silent the file is kept, where it warns, refused in its words.
+
+    Left-over bytes may be no damage: then the picture is that of the whole JPEG.
+    """
+    rng = np.random.default_rng(20)
+    whole, jpeg = load_grey(file_of(tmp_path, name), 500), KINDS[name][1][0]
+    refused = 0
+    for _ in range(60):
+        damaged = harm(jpeg, rng)
+        path, said = file_of(tmp_path, name, damaged), libjpeg_says(damaged)
+        try:
+            grey = load_grey(path, 500)
+        except UnreadableImage as error:
+            refused += 1
+            assert said and str(error) == f"broken image: {said}"
+            continue
+        assert not said or ("extraneous bytes" in said and (grey == whole).all()), said
+    assert 30 < refused < 60
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("stray", [b"\x12" * 8, b"left over, and no part of the picture", b"\xfe" * 90, bytes(9)])
+def test_stray_bytes_before_any_marker_are_no_damage(tmp_path: Path, name: str, stray: bytes) -> None:
+    whole, jpeg = load_grey(file_of(tmp_path, name), 500), KINDS[name][1][0]
+    scans = scans_of(jpeg)
+    restarts = [start + found.start() for start, end in scans
+                for found in re.finditer(rb"\xff[\xd0-\xd7]", jpeg[start:end])]  # fmt: skip
+    headers = [found.start() for found in re.finditer(rb"\xff[\xc0\xc4\xda\xdb]", jpeg)
+               if not any(start <= found.start() < end for start, end in scans)]  # fmt: skip
+    for place in {scans[-1][1], scans[0][1], *restarts[:3], *restarts[-1:], *headers}:
+        odd = jpeg[:place] + stray + jpeg[place:]
+        assert (load_grey(file_of(tmp_path, name, odd), 500) == whole).all(), (place, libjpeg_says(odd))
+
+
+def test_what_a_header_leaves_out_and_nothing_here_reads_is_no_damage(tmp_path: Path) -> None:
+    grey = encode(radiograph())
+    profile = b"\xff\xe2\0\x14ICC_PROFILE\0\7\1junk"  # part 7 of 1
+    odd = {
+        "unknown JFIF revision number": grey.replace(b"JFIF\0\1\1", b"JFIF\0\2\1"),
+        "Invalid SOS parameters": grey.replace(b"\0\x3f\0", bytes(3), 1),
+        "bad ICC marker": grey[:2] + profile + grey[2:],
+    }
+    for words, content in odd.items():
+        (tmp_path / "image.jpg").write_bytes(content)
+        assert (load_grey(tmp_path / "image.jpg", 500) == decode_strictly(grey)).all(), words
+    assert "unknown JFIF" in libjpeg_says(odd["unknown JFIF revision number"])
+    assert "Invalid SOS" in libjpeg_says(odd["Invalid SOS parameters"])
+    adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\7"  # what its colours are is anyone's guess
+    strange = encode(colour(radiograph())).replace(b"JFIF", b"none").replace(b"\xff\xc0", adobe + b"\xff\xc0")
+    for harmful in (grey.replace(b"\0\x3f\0", b"\0\x20\0", 1), strange):
+        (tmp_path / "image.jpg").write_bytes(harmful)
+        with pytest.raises(UnreadableImage, match=r"Invalid SOS parameters|Unknown Adobe color transform code 7"):
+            load_grey(tmp_path / "image.jpg", 500)
+
+
+@pytest.mark.parametrize("lost", ["table", "scan"])
+def test_what_is_left_of_a_lost_segment_is_no_stray(tmp_path: Path, lost: str) -> None:
+    """One bit of a marker flips, and libjpeg passes over what it named: other codes, or coefficients without bits."""
+    content = encode(radiograph(), progressive=lost == "scan", optimize=True)
+    place = content.index(b"\xff\xc4") if lost == "table" else content.rindex(b"\xff\xda")
+    damaged = content[:place] + b"\xfe" + content[place + 1 :]
+    assert "extraneous bytes" in libjpeg_says(damaged)
+    (tmp_path / "image.jpg").write_bytes(damaged)
+    with pytest.raises(UnreadableImage, match="extraneous bytes before marker"):
+        load_grey(tmp_path / "image.jpg", 500)
+
+
+@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("size", [(33, 41), (88, 120), (64, 128)])
+def test_the_end_of_every_scan_is_found_to_the_byte(name: str, size: tuple[int, int]) -> None:
+    """Of JPEGs that are whole, `mend` changes nothing but what it names: the walk through their codes is libjpeg's."""
+    image = radiograph(*size)
+    picture = colour(image) if "colour" in name else image.convert("CMYK") if name in ("CMYK", "YCCK") else image
+    for options in ({}, {"restart_marker_blocks": 2}, {"quality": 30}, {"optimize": True}, {"subsampling": 2}):
+        content = encode(picture, progressive="progressive" in name, **options)
+        assert mend(content) == content
+
+
+def test_a_tiff_of_shared_tables_takes_nothing_else_from_them(tmp_path: Path) -> None:
+    """A restart interval beside the tables does not count in a strip, which has an SOI of its own."""
+    _, jpegs, _ = KINDS["TIFF with shared tables"]
+    path, place = tmp_path / "image.tif", jpegs[0].index(b"\xff\xdd")
+    interval = jpegs[0][place : place + 6]
+    write_jpeg_tiff(path, jpegs, width=120, height=88, part=(120, 32), shared=True, beside=interval)
+    whole = path.read_bytes()
+    assert load_grey(path, 500).shape == (88, 120)
+    path.write_bytes(whole.replace(interval, b"\xff\xfe\0\4\0\0", len(jpegs)))  # all but the one beside the tables
+    with pytest.raises(UnreadableImage, match="broken image: Corrupt JPEG data: premature end of data segment"):
+        load_grey(path, 500)
+
+
+def test_an_old_style_jpeg_in_pieces_is_refused_by_name(tmp_path: Path) -> None:
+    _, jpegs, make = KINDS["TIFF in strips"]
+    path = tmp_path / "image.tif"
+    make(path, jpegs)
+    path.write_bytes(path.read_bytes().replace(struct.pack("<HHII", 259, 4, 1, 7), struct.pack("<HHII", 259, 4, 1, 6)))
+    with pytest.raises(UnreadableImage, match="TIFF with old-style JPEG compression whose parts lie apart"):
+        load_grey(path, 500)
