@@ -20,6 +20,7 @@ from pipeline.draw import draw_views
 from pipeline.plan import Batch
 from pipeline.recipe import Recipe
 from pipeline.reference import START
+from pipeline.workers import explaining_workers
 from shard.fetch import Fetcher
 from shard.manifest import Manifest
 
@@ -38,8 +39,9 @@ def published_views(
     """The study's loader: PIL in RGB, torchvision's transforms, DataLoader workers; two views, each [B, 3, S, S]."""
     loader = DataLoader(_Published(fetcher, recipe), batch_size, shuffle=True, num_workers=threads, drop_last=True,
                         persistent_workers=True, multiprocessing_context=START)  # fmt: skip
-    while True:
-        yield from loader
+    with explaining_workers(threads):
+        while True:
+            yield from loader
 
 
 class _Published(Dataset[tuple[torch.Tensor, torch.Tensor]]):

@@ -8,8 +8,10 @@ import io
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pipeline.draw import draw_views
 from pipeline.plan import Batch
 from pipeline.recipe import Recipe, View, blur_radius
+from pipeline.workers import check_room, explaining_workers, share
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.read import CURE
+from shard.shared_memory import free_bytes
 
 # Workers begin as copies of this process: at once, and they leave without a word. A process that multiprocessing has
 # spawned would spawn them, and those abort aloud as they leave. (None: as the system has it.)
@@ -71,22 +75,21 @@ def _in_workers(
     # A worker begins as a copy of this process. A pipeline of DALI's that has been dropped and not yet collected would
     # be collected there too, and wait for threads that are not there.
     gc.collect()
-    # None of a DataLoader's randomness is used; a generator of its own keeps it from drawing on the trainer's.
-    loader = DataLoader(_Batches(make, fetcher), batch_size=None, sampler=_Once(batches), num_workers=workers,
-                        worker_init_fn=_keep_what_was_copied, generator=torch.Generator(),
-                        multiprocessing_context=START)  # fmt: skip
-    try:
-        with _no_error_out_of_the_blue():
+    count, free = length_hint(batches), free_bytes()
+    with explaining_workers(workers):
+        with _no_error_out_of_the_blue(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # as --workers asks
+            # None of a DataLoader's randomness is used; a generator of its own keeps it from drawing on the trainer's.
+            loader = DataLoader(_Batches(make, fetcher), batch_size=None, sampler=_Once(batches), num_workers=workers,
+                                worker_init_fn=_keep_what_was_copied, generator=torch.Generator(),
+                                multiprocessing_context=START)  # fmt: skip
             results = iter(loader)
-        for made in results:
+        for number, made in enumerate(results):
             if isinstance(made, InputError):
                 raise made
+            if number == 0:
+                check_room(made, workers, count, free)
             yield made
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            raise InputError(f"a process that makes views has ended ({str(error).splitlines()[0]}): is there too "
-                             f"little memory? Lower --workers={workers} or --batch-size") from error
-        raise
 
 
 @contextlib.contextmanager
@@ -116,7 +119,7 @@ class _Batches(Dataset[Any]):
             self._epoch = batch.epoch
             self._fetcher.reopen()
         try:
-            return self._make(batch)
+            return share(self._make(batch))
         except InputError as error:
             return error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 from shard.errors import InputError
 from shard.progress import Progress
+from shard.shared_memory import explaining_locks
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -26,11 +28,25 @@ class Stopped(Exception):
     """Raised in a worker whose build was interrupted, so that it clears away what it has begun."""
 
 
+class _Own:
+    """A number as multiprocessing shares it, for one process alone: where there is no shared memory, nor any need."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def get_lock(self) -> contextlib.nullcontext[None]:
+        """No lock is needed."""
+        return contextlib.nullcontext()
+
+
 class _Counters:
-    """Shared by all processes of a run: images done, images rejected, and whether to stop."""
+    """Shared by all processes of a run: images done, images rejected, and whether to stop.
+
+    context: multiprocessing's; None where the work is done in this process.
+    """
 
     def __init__(self, context: Any) -> None:
-        self.done, self.rejected, self.stop = (context.Value("l", 0) for _ in range(3))
+        self.done, self.rejected, self.stop = (context.Value("l", 0) if context else _Own() for _ in range(3))
 
 
 _counters: _Counters | None = None
@@ -60,16 +76,19 @@ def work_on(
     was killed.
     """
     context = multiprocessing.get_context("forkserver")
-    counters = _Counters(context)
     workers = min(workers, count)
     with Progress(label, images, unit) as progress:
         if workers <= 1:
-            _join(counters, progress)
+            _join(_Counters(None), progress)
             yield from map(work, jobs)
             return
+        lower = f"--workers={workers} to 1, which wants none"
+        with explaining_locks(lower):
+            counters = _Counters(context)
         context.set_forkserver_preload([work.__module__])  # imported once, not by each worker
         _start_fork_server()
-        pool = ProcessPoolExecutor(workers, context, _start_worker, (counters,))
+        with explaining_locks(lower):
+            pool = ProcessPoolExecutor(workers, context, _start_worker, (counters,))
         try:
             # Two jobs a worker are under way, not all: what waits would lie in memory.
             coming = iter(jobs)

@@ -1,0 +1,100 @@
+"""Too little shared memory for worker processes: one line and status 1, never a wait without end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shard.shared_memory import explaining_locks
+from tests.conftest import ROOT, Shards
+
+SMALL_SHM = "mount -t tmpfs -o size={size} tmpfs /dev/shm"
+# Remounts /dev/shm with each size in turn, and prints what a loader says.
+LOADERS = """
+import subprocess, sys, torch
+from pathlib import Path
+from bench.rivals import published
+from pipeline.loader import image_loader
+from pipeline.recipe import Recipe
+from shard.errors import InputError
+from shard.fetch import Fetcher
+from shard.manifest import read_manifest
+
+folder = Path(sys.argv[1])
+manifest = read_manifest(folder)
+
+def images(batch_size, workers):  # 37 kB each
+    return iter(image_loader("torchvision", folder, manifest, split="train", size=96, mean=0.5, std=0.2,
+                             batch_size=batch_size, device=torch.device("cpu"), workers=workers))
+
+def rival(batch_size, workers):
+    return published(Fetcher(folder, manifest, "train"), Recipe(size=96, mean=0.5, std=0.2), batch_size, workers)
+
+def tried(size, make, batch_size, workers):
+    subprocess.run(["mount", "-o", f"remount,size={size}", "/dev/shm"], check=True)
+    try:
+        print(len(list(zip(range(3), make(batch_size, workers)))), "batches")
+    except InputError as error:
+        print(error)
+
+tried("2m", rival, 16, 1)  # 3.5 MB, in float32 and RGB
+tried("8m", images, 16, 2)
+tried("8m", images, 32, 1)   # the few batches that there are do fit
+tried("2m", images, 16, 2)   # one fits, four don't
+tried("512k", images, 16, 1)  # none does
+subprocess.run("head -c 1m /dev/zero > /dev/shm/full", shell=True, stderr=subprocess.DEVNULL)
+tried("512k", images, 16, 1)  # not even a lock does
+"""
+
+
+def unshared(script: str, *, size: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script with a /dev/shm of that size; skips where it can't be mounted."""
+    tried = subprocess.run(["unshare", "--mount", "sh", "-c", SMALL_SHM.format(size="1m")], capture_output=True,
+                           text=True)  # fmt: skip
+    if tried.returncode != 0:
+        pytest.skip(f"no small /dev/shm can be mounted here: {tried.stderr.strip()}")
+    return subprocess.run(["unshare", "--mount", "sh", "-euc", f"{SMALL_SHM.format(size=size)}; {script}"], cwd=ROOT,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+                          timeout=200)  # fmt: skip
+
+
+def names_the_cure(line: str) -> bool:
+    return line.count("\n") == 0 and all(word in line for word in ("/dev/shm", "--shm-size=1g", "--workers=",
+                                                                   "--batch-size"))  # fmt: skip
+
+
+def test_loaders_with_little_shared_memory_say_so(shards: Shards) -> None:
+    done = unshared(shlex.join([sys.executable, "-c", LOADERS, str(shards.folder)]), size="8m")
+    assert (done.returncode, done.stderr) == (0, "")
+    rival, enough, few, *short = done.stdout.splitlines()
+    assert (enough, few) == ("3 batches", "3 batches")
+    assert len(short) == 3 and all(map(names_the_cure, [rival, *short])), done.stdout
+    assert "it has 2.0 MB, " in short[0] and "about 3.4 MB are wanted" in short[0]
+
+
+def test_a_training_with_little_shared_memory_ends(shards: Shards, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "train", f"--shards={shards.folder}", f"--out={tmp_path / 'run'}",
+               "--arch=resnet18", "--size=96", "--batch-size=64", "--workers=4", "--online-every=0"]  # fmt: skip
+    done = unshared(shlex.join(command), size="16m")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert names_the_cure(done.stderr.strip()) and "it has 16 MB" in done.stderr
+
+
+def test_a_build_without_shared_memory_says_so_and_one_worker_wants_none(radiographs: Path, tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "shard", "build", str(radiographs), str(tmp_path / "shards"), "--size=32"]
+    full = "head -c 1m /dev/zero > /dev/shm/full || true; "
+    done = unshared(full + shlex.join([*build, "--workers=2", "--shard-size=40"]), size="64k")
+    assert done.returncode == 1 and "/dev/shm is too small" in done.stderr, done.stderr
+    assert "--workers=2 to 1, which wants none" in done.stderr
+    done = unshared(full + shlex.join([*build, "--workers=1", "--shard-size=40"]), size="64k")
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_error_of_another_file_is_left_as_it_is() -> None:
+    with pytest.raises(FileNotFoundError, match="/proc/nothing"), explaining_locks("--workers=2"):
+        Path("/proc/nothing").read_bytes()
