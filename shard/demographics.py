@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from shard.age import AGES, age_group, read_age
 from shard.note import Note, commonest
 from shard.sex import read_sexes
 from shard.view import VIEWS, read_views
+from shard.words import places_of
 
 COLUMNS = ("sex", "age", "view")
 _ORDER = {"sex": ("F", "M", "blank"), "age": (*(name for _, _, name in AGES), "blank"), "view": (*VIEWS, "blank")}
@@ -24,10 +26,17 @@ def read_demographics(rows: pd.DataFrame) -> list[Note]:
     """
     notes = []
     for name in COLUMNS:
-        cells = rows[name].astype("str").fillna("")
-        values = _READERS[name](cells.unique())
-        rows[name] = cells.map({text: value or "" for text, value in values.items()}).astype("category")
-        notes += _notes(name, cells, rows["split"], values)
+        places, texts = places_of(rows[name])
+        values = _READERS[name](texts)
+        read = pd.Categorical([values[text] or "" for text in texts])
+        rows[name] = pd.Series(read[places], rows.index).cat.remove_unused_categories()
+        unread = [value is None for value in map(values.get, texts)]
+        unknown = [values[text] == "" and text.strip() != "" for text in texts]
+        for which, said in ((unread, "are not understood and left blank"), (unknown, "say that it isn't known")):
+            chosen = np.array(which)[places]
+            if chosen.any():
+                notes.append(_note(name, said, [texts[place] for place in places[chosen]], len(rows),
+                                   rows["split"][chosen], with_cure=which is unread))  # fmt: skip
     return notes
 
 
@@ -38,18 +47,10 @@ def _read_ages(texts: Iterable[str]) -> dict[str, str | None]:
 _READERS = {"sex": read_sexes, "age": _read_ages, "view": read_views}
 
 
-def _notes(name: str, cells: pd.Series, split: pd.Series, values: Mapping[str, str | None]) -> list[Note]:
-    notes = []
-    unread = cells.map({text: value is None for text, value in values.items()}).astype(bool)
-    unknown = cells.map({text: value == "" and text.strip() != "" for text, value in values.items()}).astype(bool)
-    for which, said in ((unread, "are not understood and left blank"), (unknown, "say that it isn't known")):
-        if which.any():
-            by_split = Counter(split[which])
-            where = ", ".join(f"{of} {count}" for of, count in sorted(by_split.items()))
-            cure = _cure(name, cells[which].unique()) if which is unread else ""
-            text = f"{name}: {which.sum()} of {len(cells)} cells {said} ({where}{cure})"
-            notes.append(Note(text, commonest(cells[which])))
-    return notes
+def _note(name: str, said: str, cells: Sequence[str], total: int, split: pd.Series, with_cure: bool) -> Note:
+    where = ", ".join(f"{of} {count}" for of, count in sorted(Counter(split).items()))
+    cure = _cure(name, set(cells)) if with_cure else ""
+    return Note(f"{name}: {len(cells)} of {total} cells {said} ({where}{cure})", commonest(cells))
 
 
 def _cure(name: str, unread: Iterable[str]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
-from shard.words import fold
+from shard.words import fold, places_of
 
 _BLANK = ("", "nan", "na", "n/a", "<na>", "none", "null")
 _VALUES = (1, 0, -1)
@@ -12,11 +13,11 @@ _VALUES = (1, 0, -1)
 
 def read_labels(cells: pd.Series) -> tuple[pd.Series, pd.Series]:
     """The cells' labels, float32 with NaN for blank, and which cells are none: neither 1, 0, -1 nor blank."""
-    text = cells.astype("str").fillna("")
-    known = {one: _read(one) for one in text.unique()}
-    wrong = {one: label is None for one, label in known.items()}
-    labels = {one: float("nan") if label is None else label for one, label in known.items()}
-    return text.map(labels).astype("float32"), text.map(wrong).astype(bool)
+    places, texts = places_of(cells)
+    known = [_read(text) for text in texts]
+    labels = np.array([np.nan if label is None else label for label in known], np.float32)
+    wrong = np.array([label is None for label in known], bool)
+    return pd.Series(labels[places], cells.index), pd.Series(wrong[places], cells.index)
 
 
 def _read(text: str) -> float | None:

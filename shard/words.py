@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
 _UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")  # zero-width characters, marks of direction, soft hyphens
 _QUOTES = "\"'`´‘’“”«»"
 _UNKNOWN = frozenset({
@@ -16,6 +20,12 @@ _UNKNOWN = frozenset({
     "desconhecida", "não informado", "inconnu", "inconnue", "sconosciuto", "sconosciuta", "onbekend", "okänd",
     "ukjent", "ukendt", "nieznany", "nieznana", "неизвестно", "не указано", "不明", "未知", "알수없음", "bilinmiyor",
 })  # fmt: skip
+
+
+def places_of(cells: pd.Series) -> tuple[npt.NDArray[np.intp], list[str]]:
+    """A column as [N] places in a list of its different texts, so that each is read once; a missing cell is ""."""
+    places, texts = pd.factorize(cells)  # of a missing one -1, which is the last
+    return places, [*map(str, texts), ""]
 
 
 def fold(text: str) -> str:
