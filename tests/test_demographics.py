@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,9 @@ import pytest
 from shard.age import read_age
 from shard.demographics import add_counts, count_demographics, read_demographics
 from shard.sex import coded_columns, decode, read_sexes
+from shard.table import read_table
 from shard.view import read_view, read_views
+from tests.test_table import picture
 
 AGES = {
     "57": "57", "57.0": "57", "57,5": "57", " 57 ": "57", "'57'": "57", "\uff16\uff10": "60", "057Y": "57",
@@ -129,6 +132,20 @@ def test_counts_of_parts_add_up_to_those_of_the_whole() -> None:
     # In this order in every manifest.
     assert [" ".join(of) for of in whole.values()] == [
         "F M blank", "under 40 40 to 59 80 and older blank", "AP PA lateral blank"]  # fmt: skip
+
+
+def test_chexperts_two_columns_make_one_view(tmp_path: Path) -> None:
+    said = {"Frontal,AP": "AP", "Frontal,PA": "PA", "frontal, pa ": "PA", "Lateral,": "lateral",
+            "LATERAL,AP": "lateral", " lateral,": "lateral", "Frontal,": "", "Frontal,LL": "", ",LL": "lateral",
+            ",AP": "AP"}  # fmt: skip
+    paths = [f"train/patient{number:05d}/study1/view1_frontal.jpg" for number in range(len(said))]
+    lines = [f"{path},{cells},1" for path, cells in zip(paths, said, strict=True)]
+    (tmp_path / "train.csv").write_text("Path,Frontal/Lateral,AP/PA,Edema\n" + "\n".join(lines) + "\n")
+    picture(tmp_path / paths[0])
+    table = read_table(tmp_path)
+    assert table.rows["view"].tolist() == list(said.values())
+    (note,) = (note for note in table.notes if note.text.startswith("view: 1 of 10 cells are not understood"))
+    assert note.example == "'Frontal LL'"
 
 
 def spellings(word: str, chance: random.Random) -> str:
