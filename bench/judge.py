@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probe.encoders import Encoder, Input, open_encoder, scratch_encoder, thumbnail_encoder
+from probe.encoders import Encoder, open_encoder, scratch_encoder, thumbnail_encoder
 from probe.features import read_features
 from probe.fewshot import Draws, NotMeasurable, make_draws, resolve_labels
+from probe.inputs import Input
 from probe.linear import probe_draws
 from probe.statistics import Effect, Scores, holm, mean_of, over_seeds, resample, score
 from shard.errors import InputError

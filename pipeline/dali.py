@@ -50,14 +50,14 @@ def view_batches(
 
 def image_batches(
     fetcher: Fetcher, batches: Iterable[Batch], size: int, mean: float, std: float, *, device: torch.device,
-    workers: int,
+    workers: int, interpolation: str,
 ) -> Iterator[torch.Tensor]:  # fmt: skip
     """Each batch's images whole, resized and normalised, on the device."""
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[torch.Tensor]:
         """A pipeline's share of the batches."""
-        feed = Feed(fetcher, batches, lambda batch, shapes: resize_inputs(shapes, size))
-        graph = _whole_images(feed, size, mean, std, **_arguments(feed, device, threads))
+        feed = Feed(fetcher, batches, lambda batch, shapes: resize_inputs(shapes, size, interpolation))
+        graph = _whole_images(feed, size, mean, std, interpolation, **_arguments(feed, device, threads))
         for (made,) in feed.naming_faults(_iterate(graph, ["image"])):
             yield made["image"]
 
@@ -154,10 +154,12 @@ def _fused_views(feed: Feed, recipe: Recipe, half: bool, spaces: Workspaces) -> 
 
 
 @pipeline_def
-def _whole_images(feed: Feed, size: int, mean: float, std: float) -> Any:
+def _whole_images(feed: Feed, size: int, mean: float, std: float, interpolation: str) -> Any:
     encoded, *given = _inputs(feed, RESIZE_KINDS, RESIZE_DIMENSIONS)
-    image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
-    return normalise(resize(image, given, size), mean, std)
+    resized = resize(decode(encoded, feed.raw_size, on_gpu=on_gpu()), given, size, interpolation)
+    if interpolation == "bicubic":  # overshoots at edges, as the 8-bit images that networks are trained on can't
+        resized = math.clamp(resized, 0.0, 255.0)
+    return normalise(resized, mean, std)
 
 
 @pipeline_def
@@ -230,15 +232,16 @@ def make_view(image: Any, parameters: list[Any], recipe: Recipe, *, half: bool =
     return normalise(x, recipe.mean, recipe.std, mirror=flip, half=half)
 
 
-def resize(image: Any, parameters: list[Any], size: int) -> Any:
-    """HWC uint8 → [size, size, 1] float32 in 0…255, as torchvision's antialiased bilinear.
+def resize(image: Any, parameters: list[Any], size: int, interpolation: str = "bilinear") -> Any:
+    """HWC uint8 → [size, size, 1] float32 in 0…255, as torchvision's antialiased bilinear or bicubic.
 
     parameters: the arrays of feed.resize_inputs, which says how the border is treated.
     """
     margin, around, roi_start, roi_end, rows, columns = parameters
+    kind = types.INTERP_CUBIC if interpolation == "bicubic" else types.INTERP_TRIANGULAR
     x = fn.slice(image, start=margin, shape=around, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0.0)
     x = fn.resize(x, size=[size, size], roi_start=roi_start, roi_end=roi_end, antialias=True, dtype=types.FLOAT,
-                  interp_type=types.INTERP_TRIANGULAR)  # fmt: skip
+                  interp_type=kind)  # fmt: skip
     if x.device == "gpu":
         rows, columns = rows.gpu(), columns.gpu()
     return x * rows * columns

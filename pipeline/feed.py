@@ -134,7 +134,7 @@ def view_inputs(parameters: Any, size: int) -> tuple[Any, ...]:
             np.maximum(parameters[:, 5], NO_BLUR_SIGMA).astype(np.float32), parameters[:, 7].astype(np.float32))
 
 
-def resize_inputs(extents: Any, size: int) -> tuple[Any, ...]:
+def resize_inputs(extents: Any, size: int, interpolation: str = "bilinear") -> tuple[Any, ...]:
     """Heights and widths of images, [B, 2] → the arrays with which dali.resize resizes them as torchvision does.
 
     DALI divides an output pixel by the weight of all its taps, torchvision by the weight of those inside the image. So
@@ -144,28 +144,37 @@ def resize_inputs(extents: Any, size: int) -> tuple[Any, ...]:
     the two factors.
     """
     extents = np.asarray(extents, np.int32)
-    margin = extents // size + 2  # as far as the triangle reaches
-    rows, columns = (border_weights(extents[:, axis], size) for axis in (0, 1))
+    reach = 2 if interpolation == "bicubic" else 1
+    margin = reach * (extents // size + 2)  # as far as the triangle reaches, or the cubic
+    rows, columns = (border_weights(extents[:, axis], size, interpolation) for axis in (0, 1))
     return (-margin, extents + 2 * margin, margin.astype(np.float32), (margin + extents).astype(np.float32),
             rows[:, :, None, None], columns[:, None, :, None])  # fmt: skip
 
 
-def border_weights(lengths: Any, size: int) -> Any:
-    """Weight of all taps of an antialiased bilinear resize over the weight of those inside, [B, size] float32.
+def border_weights(lengths: Any, size: int, interpolation: str = "bilinear") -> Any:
+    """Weight of all taps of an antialiased resize over the weight of those inside, [B, size] float32.
 
     lengths: pixels before the resize, [B]; size: pixels after it. 1 except within a tap's reach of the border.
     """
     scale = np.asarray(lengths, np.float64)[:, None] / size  # [B, 1]
-    reach = np.maximum(scale, 1.0)
+    wide = np.maximum(scale, 1.0)
+    reach = 2 * wide if interpolation == "bicubic" else wide
     centre = (np.arange(size) + 0.5) * scale - 0.5  # [B, size], in pixels before the resize
     whole, inside = np.zeros_like(centre), np.zeros_like(centre)
     first = np.floor(centre - reach)
     for k in range(2 * int(np.ceil(reach.max())) + 2):
         place = first + k
-        weight = np.maximum(0.0, 1.0 - np.abs(place - centre) / reach)
+        away = np.abs(place - centre) / wide
+        weight = _cubic(away) if interpolation == "bicubic" else np.maximum(0.0, 1.0 - away)
         whole += weight
         inside += weight * ((place >= 0) & (place < scale * size - 0.5))
     return (whole / inside).astype(np.float32)
+
+
+def _cubic(x: Any) -> Any:
+    """Keys's cubic kernel with a = -1/2, as Pillow, PyTorch's antialiased resize and DALI have it; x ≥ 0."""
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
 def fused_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:

@@ -186,10 +186,11 @@ def decode_batches(
 def image_loader(
     backend: Backend, folder: Path, manifest: Manifest, *, split: str, size: int, mean: float, std: float,
     batch_size: int, device: torch.device, workers: int = 0, samples: Sequence[int] | None = None,
+    interpolation: str = "bilinear",
 ) -> ImageLoader:  # fmt: skip
     """A loader of whole images resized to size × size and normalised, in the order of shard.read.read_labels.
 
-    samples: the numbers of those wanted, in the order wanted; None for all.
+    samples: the numbers of those wanted, in the order wanted; None for all. interpolation: bilinear or bicubic.
     """
     if backend == "dali":
         make = _dali().image_batches
@@ -198,7 +199,7 @@ def image_loader(
 
         make = reference.image_batches
     start = partial(make, Fetcher(folder, manifest, split), size=size, mean=mean, std=std, device=device,
-                    workers=workers or cores())  # fmt: skip
+                    workers=workers or cores(), interpolation=interpolation)  # fmt: skip
     wanted = range(manifest.images(split)) if samples is None else samples
     return ImageLoader(cut_into_batches(wanted, batch_size), start)
 

@@ -19,6 +19,7 @@ import torch
 import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms.v2 import InterpolationMode
 
 from pipeline.draw import draw_views
 from pipeline.plan import Batch
@@ -44,10 +45,11 @@ def view_batches(
 
 def image_batches(
     fetcher: Fetcher, batches: Iterable[Batch], size: int, mean: float, std: float, *, device: torch.device,
-    workers: int,
+    workers: int, interpolation: str,
 ) -> Iterator[torch.Tensor]:  # fmt: skip
     """Each batch's images whole, resized and normalised, float32 on the device."""
-    for images in _in_workers(partial(_make_images, fetcher, size, mean, std), fetcher, batches, workers):
+    make = partial(_make_images, fetcher, size, mean, std, interpolation)
+    for images in _in_workers(make, fetcher, batches, workers):
         yield images.to(device)
 
 
@@ -62,8 +64,13 @@ def _make_views(fetcher: Fetcher, recipe: Recipe, seed: int, batch: Batch) -> tu
     return torch.stack(views1), torch.stack(views2)
 
 
-def _make_images(fetcher: Fetcher, size: int, mean: float, std: float, batch: Batch) -> torch.Tensor:
-    images = [F.resize(decode(fetcher, number), [size, size], antialias=True) for number in batch.samples.tolist()]
+def _make_images(
+    fetcher: Fetcher, size: int, mean: float, std: float, interpolation: str, batch: Batch
+) -> torch.Tensor:  # fmt: skip
+    how = InterpolationMode(interpolation)
+    images = [F.resize(decode(fetcher, number), [size, size], how, antialias=True) for number in batch.samples.tolist()]
+    if interpolation == "bicubic":  # overshoots at edges, as the 8-bit images that networks are trained on can't
+        images = [image.clamp(0, 1) for image in images]
     normalised: torch.Tensor = F.normalize(torch.stack(images), [mean], [std])
     return normalised
 

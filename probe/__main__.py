@@ -19,15 +19,16 @@ def report(
     shots: tuple[str, ...] = ("1", "5", "10", "50", "all"), draws: int = 50, tasks: str | None = None,
     uncertain: Uncertain = "exclude", blank: Blank = "exclude", draws_file: Path | None = None,
     protocol: Protocol = "ours", finetune: int = 0, imagenet_weights: Path | None = None, size: int = 0,
-    cache: Path | None = None, seed: int = 0, batch_size: int = 128, device: Device = "auto", workers: int = 0,
-    part: int | None = None, parts: int | None = None,
+    input: str = "", cache: Path | None = None, seed: int = 0, batch_size: int = 128, device: Device = "auto",
+    workers: int = 0, part: int | None = None, parts: int | None = None,
 ) -> None:  # fmt: skip
     """Probe frozen encoders with few labels against random weights, the image's own pixels and ImageNet's weights.
 
     ENCODERS: runs (their newest checkpoint), checkpoints, or files of weights of torchvision or timm; NAME=PATH gives
-    one a name. A probe is one logistic regression learned from k positives and k negatives of as many training
-    patients, and tested on patients never trained on; --shots=1,5,10,50,all says with which k, --draws=N how often.
-    Leaves report.html, table.md, table.csv, table.tex, differences.csv, draws.csv and figures/ in --out (RUN/report).
+    one a name, PATH::KEY takes the network under a key of a file that holds several. A probe is one logistic regression
+    learned from k positives and k negatives of as many training patients, and tested on patients never trained on;
+    --shots=1,5,10,50,all says with which k, --draws=N how often. Leaves
+    report.html, table.md, table.csv, table.tex, differences.csv, draws.csv and figures/ in --out (RUN/report).
 
     --tasks=A,B names findings of the shards, by default those of the published table; one with a comma is quoted as in
     a CSV. --uncertain and --blank say what
@@ -37,6 +38,10 @@ def report(
     which is shown in any case, first. --cache: where features are kept (OUT/features). --size: the images' side, 0 for
     what each encoder was trained at. --seed: of the draws, the bootstrap and random weights. --batch-size, --device,
     --workers (0: one a core): for the features.
+
+    --input says how images are made for weights beside which no config.json says it: NAME:imagenet,
+    NAME:torchxrayvision, or NAME:mean=M,std=S and size=N, range=LOW/HIGH, interpolation=bilinear|bicubic, all after
+    commas; more encoders after another comma.
 
     --part=K --parts=N measures a part, as tasks of a Slurm job array do; then: python -m probe merge OUT.
     """

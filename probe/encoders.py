@@ -14,17 +14,25 @@ import torchvision
 from torch import nn
 
 from pipeline.recipe import Recipe
-from probe.names import GUESSING, MAJORITY, check_name, split_spec
+from probe.inputs import IMAGENET_MEAN, IMAGENET_STD, Input, Stated, read_flag, settle
+from probe.names import GUESSING, MAJORITY, check_name, split_key, split_spec
 from probe.paper import NOISE
-from probe.weights import Weights, read_weights
+from probe.weights import FOLDER_FILES, Weights, read_weights
 from shard.errors import InputError
-from train.checkpoint import FORMAT, UnreadableTensors, load_checkpoint, load_newest, read_tensors, taking_up
+from train.checkpoint import (
+    FORMAT,
+    UnreadableTensors,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest,
+    read_tensors,
+    taking_up,
+)
+from train.journal import CARD
 from train.model import encoder_of, grey_resnet
 from train.presets import say_recipe
+from train.unreadable import plain
 
-# Per-channel statistics torchvision's ImageNet weights were trained with.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 SIDE = 16  # of the thumbnail
 SCRATCH, THUMBNAIL, IMAGENET, SIMCLR = "Scratch", "Thumbnail", "ImageNet", "SimCLR"
 _BASELINES = (SCRATCH, THUMBNAIL, IMAGENET)
@@ -32,19 +40,12 @@ _OURS = (*_BASELINES, NOISE, MAJORITY, GUESSING)  # names of rows, which no enco
 
 
 @dataclass(frozen=True)
-class Input:
-    """How an encoder wants its images: resized to size × size, grey 0..1, less the mean, by the std."""
-
-    size: int
-    mean: float
-    std: float
-
-
-@dataclass(frozen=True)
 class Encoder:
     """A frozen encoder, [B, 1, S, S] → [B, F]; `module` is None where it can't be had, and `missing` says why.
 
-    input: how its images are made. state: of a run, what its checkpoint holds beside the weights; run: its folder.
+    input: how its images are made. said: how it was read, and what its images are, in whole lines; assumed: what of
+    that nobody stated, for its row in a table. state: of a run, what its checkpoint holds beside the weights; run: its
+    folder.
     """
 
     name: str
@@ -54,6 +55,8 @@ class Encoder:
     missing: str = ""
     state: dict[str, Any] | None = None
     run: Path | None = None
+    said: tuple[str, ...] = ()
+    assumed: str = ""
 
     @property
     def is_given(self) -> bool:
@@ -78,9 +81,10 @@ class Pixels(nn.Module):
 
 
 class GreyAsColour(nn.Module):
-    """A three-channel encoder fed with a grey image three times, normalised as it was trained.
+    """An encoder of one or three channels fed with a grey image in each, normalised as it was trained.
 
-    The exact twin of folding the stem to one channel, whose zero padding would mean another grey at the border.
+    With three the exact twin of folding the stem to one channel, whose zero padding would mean another grey at the
+    border.
     """
 
     colour_mean: torch.Tensor
@@ -92,8 +96,8 @@ class GreyAsColour(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.resnet, self.mean, self.std = resnet, mean, std
-        self.register_buffer("colour_mean", torch.tensor(colour_mean).view(1, 3, 1, 1))
-        self.register_buffer("colour_std", torch.tensor(colour_std).view(1, 3, 1, 1))
+        self.register_buffer("colour_mean", torch.tensor(colour_mean).view(1, -1, 1, 1))
+        self.register_buffer("colour_std", torch.tensor(colour_std).view(1, -1, 1, 1))
 
     def extra_repr(self) -> str:
         """The statistics that its images come with."""
@@ -101,19 +105,20 @@ class GreyAsColour(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [B, 1, S, S] normalised by our statistics → features [B, F]."""
-        colour = (x * self.std + self.mean - self.colour_mean) / self.colour_std  # [B, 3, S, S]
+        colour = (x * self.std + self.mean - self.colour_mean) / self.colour_std  # [B, 1 or 3, S, S]
         features: torch.Tensor = self.resnet(colour)
         return features
 
 
 def open_encoders(
     given: Sequence[str], baselines: Sequence[str], *, otherwise: Input, size: int, imagenet_weights: Path | None,
-    seed: int,
+    seed: int, inputs: str = "",
 ) -> list[Encoder]:  # fmt: skip
     """The baselines, then what is given: runs, checkpoints and files of weights, each maybe as NAME=PATH.
 
-    otherwise: how to make images for weights that don't say it; size: for all of them, 0 for each its own. The
-    baselines have the architecture and the input of the first that is given.
+    otherwise: how to make images for weights that don't say it; size: for all of them, 0 for each its own; inputs:
+    what --input says (see inputs.read_flag). The baselines have the architecture and the input of the first that is
+    given.
     """
     named = []
     for spec in given:
@@ -125,7 +130,8 @@ def open_encoders(
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two encoders are called {name}; name them: NAME=PATH")
-    opened = [open_encoder(path, name, otherwise, size) for path, name in named]
+    asked = read_flag(inputs, names)
+    opened = [open_encoder(path, name, otherwise, size, asked.get(name)) for path, name in named]
     arch, first = opened[0]
     make = {
         "scratch": lambda: scratch_encoder(arch, seed, first.input),
@@ -136,27 +142,61 @@ def open_encoders(
 
 
 def _check_there(path: Path, spec: str) -> None:
-    if not path.exists():
+    if not split_key(path)[0].exists():
         asked = f" (asked for as {spec})" if str(path) != spec else ""
         raise InputError(f"{path}: no such run or file of weights{asked}; a run is the --out of python -m train")
 
 
-def open_encoder(path: Path, name: str, otherwise: Input, size: int) -> tuple[str, Encoder]:
-    """One of a run's folder (its newest checkpoint), a checkpoint, or a file of weights: (architecture, encoder)."""
+def open_encoder(
+    path: Path, name: str, otherwise: Input, size: int, asked: Stated | None = None
+) -> tuple[str, Encoder]:  # fmt: skip
+    """One of a run's folder (its newest checkpoint), a checkpoint, or a file of weights: (architecture, encoder).
+
+    path: PATH::KEY is the network under a key of a file. asked: what --input says of it.
+    """
     _check_there(path, str(path))
-    if path.is_dir() and not (path / "model.safetensors").exists():
-        found = load_newest(path)
+    file, key = split_key(path)
+    if file.is_dir() and not any((file / name).exists() for name in FOLDER_FILES):
+        found = load_newest(file)
         if found is None:
-            raise InputError(f"{path}: no checkpoint in {path / 'checkpoints'}; train first: "
-                             f"python -m train --out={path}")  # fmt: skip
+            raise InputError(_no_run(file))
+        _check_alone(file, name, key, asked, "a run")
         with taking_up(found[0]):
-            return found[1]["config"]["arch"], simclr_encoder(found[1], name, size, path)
-    if path.is_file() and path.suffix != ".safetensors" and _is_checkpoint(path):
-        state = load_checkpoint(path)
-        with taking_up(path):
+            return found[1]["config"]["arch"], simclr_encoder(found[1], name, size, file)
+    if file.is_file() and file.suffix != ".safetensors" and _is_checkpoint(file):
+        _check_alone(file, name, key, asked, "a run's checkpoint")
+        state = load_checkpoint(file)
+        with taking_up(file):
             return state["config"]["arch"], simclr_encoder(state, name, size, None)
     weights = read_weights(path)
-    return weights.arch, weights_encoder(weights, name, path.name, otherwise, size)
+    if weights.card is not None:
+        _check_alone(file, name, "", asked, "an export")
+    return weights.arch, weights_encoder(weights, name, file, otherwise, size, asked)
+
+
+def _check_alone(path: Path, name: str, key: str, asked: Stated | None, kind: str) -> None:
+    """Raise InputError where something is said of an encoder that itself says it."""
+    if key:
+        raise InputError(f"{path}::{key}: {kind} holds one encoder; leave out ::{key}")
+    if asked is not None:
+        raise InputError(f"--input={name}:…: {path} is {kind}, which says itself how its images are made; leave it out")
+
+
+def _no_run(path: Path) -> str:
+    """What is wanted in a folder that holds neither a run's checkpoint nor weights."""
+    if (path / "checkpoints").is_dir() or (path / CARD).exists():
+        return f"{path}: no checkpoint in {path / 'checkpoints'}; train first: python -m train --out={path}"
+    inside = sorted(one.name + "/" * one.is_dir() for one in path.iterdir())
+    runs = [name for name in inside if (path / name / "checkpoints").is_dir()]
+    files = [name for name in inside if name.endswith((".pth", ".pt", ".tar", ".ckpt", ".safetensors", ".bin"))]
+    if path.name == "checkpoints" and list_checkpoints(path.parent):
+        cure = f"give the run: {path.parent}"
+    elif runs or files:
+        cure = f"it holds {', '.join(map(plain, (runs or files)[:3]))}: name one, as {path / (runs or files)[0]}"
+    else:
+        cure = f"it holds {', '.join(map(plain, inside[:3]))}{', …' * (len(inside) > 3)}" if inside else "it is empty"
+    return (f"{path}: not a run of python -m train, which has checkpoints/step-….pt, and not a folder of timm's, which "
+            f"has config.json and model.safetensors; {cure}")  # fmt: skip
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -183,17 +223,24 @@ def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run
                    Input(size or recipe.size, recipe.mean, recipe.std), state=kept, run=run)  # fmt: skip
 
 
-def weights_encoder(weights: Weights, name: str, source: str, otherwise: Input, size: int) -> Encoder:
-    """The encoder of a file of weights; its images as our export's card says, else as ImageNet's, if it has colour."""
-    if weights.card is None:
-        wanted = Input(size or otherwise.size, otherwise.mean, otherwise.std)
-        colour = (IMAGENET_MEAN, IMAGENET_STD)
-    else:
+def weights_encoder(
+    weights: Weights, name: str, path: Path, otherwise: Input, size: int, asked: Stated | None = None
+) -> Encoder:  # fmt: skip
+    """The encoder of a file of weights; its images as our export's card says, or as inputs.settle does."""
+    source = f"{weights.arch}, {path.name}"
+    if weights.card is not None:
         card = weights.card["input"]
         wanted = Input(size or card["size"], card["mean"], card["std"])
         colour = (card["mean"],) * 3, (card["std"],) * 3
-    module = GreyAsColour(weights.resnet, wanted.mean, wanted.std, *colour) if weights.colour else weights.resnet
-    return Encoder(name, f"{weights.arch}, {source}", module.eval(), wanted)
+        module = GreyAsColour(weights.resnet, wanted.mean, wanted.std, *colour) if weights.colour else weights.resnet
+        numbers = f"mean {wanted.mean:.4g}, std {wanted.std:.4g}"
+        said = f"images whole, at {wanted.size} px, bilinear; {numbers}, as its model card says"
+        return Encoder(name, source, module.eval(), wanted, said=(*weights.said, said))
+    found = settle(path, name, 3 if weights.colour else 1, asked or Stated(), weights.stated, otherwise=otherwise,
+                   size=size)  # fmt: skip
+    images = found.images
+    module = GreyAsColour(weights.resnet, images.mean, images.std, found.mean, found.std)
+    return Encoder(name, source, module.eval(), images, said=(*weights.said, found.said), assumed=found.assumed)
 
 
 def scratch_encoder(arch: str, seed: int, wanted: Input) -> Encoder:

@@ -14,7 +14,8 @@ from torch import nn
 from tqdm import tqdm
 
 from pipeline.loader import Backend, default_backend, image_loader
-from probe.encoders import Encoder, Input
+from probe.encoders import Encoder
+from probe.inputs import Input
 from shard.errors import InputError
 from shard.files import replacing, sha256_of
 from shard.machine import version_of
@@ -99,7 +100,7 @@ def read_images(
         samples = (wanted[chosen] - ends[place] + manifest.images(split)).tolist()
         loader = image_loader(default_backend(), shards, manifest, split=split, size=size,
                               mean=images.mean, std=images.std, batch_size=batch_size, device=device, workers=workers,
-                              samples=samples)  # fmt: skip
+                              samples=samples, interpolation=images.interpolation)  # fmt: skip
         read = torch.cat([batch.float() for batch in loader])
         if not len(found):
             found = torch.empty(len(wanted), *read.shape[1:], device=read.device)
@@ -132,7 +133,7 @@ def extract_features(
         for split in splits:
             loader = image_loader(
                 backend, shards, manifest, split=split, size=images.size, mean=images.mean, std=images.std,
-                batch_size=batch_size, device=device, workers=workers,
+                batch_size=batch_size, device=device, workers=workers, interpolation=images.interpolation,
             )  # fmt: skip
             for batch in loader:
                 for module, kept in zip(modules, rows, strict=True):

@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 from sklearn.manifold import TSNE
 
-from probe.encoders import Input
 from probe.features import read_images
 from probe.fewshot import Rows
 from probe.figures import Picture, draw_map, draw_neighbours
+from probe.inputs import Input
 from probe.measure import Curve
 from probe.study import Study
 from train.frozen import Features

@@ -36,7 +36,8 @@ def list_notes(study: Study) -> list[str]:
         f"the square root of the encoder's width; logistic regression with L2, C = {INVERSE_L2:g} fixed beforehand, to "
         "convergence; final, not peak, accuracy.",
         f"An encoder that does not beat the {SIDE}×{SIDE} thumbnail has learned nothing that grey levels do not say.",
-        *(f"{encoder.name}: {encoder.source}; {encoder.input.size} px." for encoder in study.encoders),
+        *(f"{encoder.name}: {'; '.join((encoder.source, *encoder.said, *size))}." for encoder in study.encoders
+          for size in [() if encoder.said else (f"{encoder.input.size} px",)]),
         *(f"{reason}." for reason in study.unmeasured),
     ]
     warning = "SYNTHETIC radiographs (phantoms): the figures say that the software works, and nothing of patients."

@@ -28,6 +28,9 @@ def make_report(settings: Settings, part: int, parts: int) -> None:
     if not 0 <= part < parts:
         raise InputError(f"--part={part} --parts={parts}: parts are counted from 0 to {parts - 1}")
     study = open_study(settings)
+    for encoder in study.encoders:
+        for line in encoder.said:
+            print(f"{encoder.name}: {line}")
     units = units_of(list_units(study), part, parts)
     settings.out.mkdir(parents=True, exist_ok=True)
     with locked(settings.out, "report", shared=parts > 1):

@@ -28,7 +28,7 @@ class Settings:
     """What a report compares, and how; the flags of `python -m probe report` say the same.
 
     encoders: runs and files of weights, each maybe with a name before it, NAME=PATH. size: the images' side, 0 for what
-    each encoder was trained at.
+    each encoder was trained at; input: how images are made for weights that don't say it (see inputs.read_flag).
     """
 
     encoders: tuple[str, ...]
@@ -45,6 +45,7 @@ class Settings:
     finetune: int = 0
     imagenet_weights: Path | None = None
     size: int = 0
+    input: str = ""
     cache: Path | None = None
     seed: int = 0
     batch_size: int = 128

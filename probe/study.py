@@ -14,8 +14,9 @@ import pandas as pd
 
 from pipeline.recipe import Recipe
 from probe.draws_file import read_draws, write_draws
-from probe.encoders import Encoder, Input, open_encoders
+from probe.encoders import Encoder, open_encoders
 from probe.fewshot import Draws, NotMeasurable, Rows, Shots, make_draws, resolve_labels
+from probe.inputs import Input
 from probe.names import name_mean
 from probe.settings import Settings
 from shard.errors import InputError
@@ -95,7 +96,8 @@ def open_study(settings: Settings) -> Study:
         raise InputError(f"{settings.shards}: has a training split alone; a probe is tested on patients of another")
     otherwise = Input(settings.size or Recipe.size, manifest.pixel_mean, manifest.pixel_std)
     encoders = open_encoders(settings.encoders, settings.baselines, otherwise=otherwise, size=settings.size,
-                             imagenet_weights=settings.imagenet_weights, seed=settings.seed)  # fmt: skip
+                             imagenet_weights=settings.imagenet_weights, seed=settings.seed,
+                             inputs=settings.input)  # fmt: skip
     labels = resolve_labels(read_labels(settings.shards, manifest, tuple(manifest.counts)), manifest.findings,
                             settings.uncertain, settings.blank)  # fmt: skip
     drawn, unmeasured = _draw(settings, labels, tasks)

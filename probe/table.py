@@ -169,7 +169,8 @@ def layout(
                    & (table["shots"] == str(shots))].set_index(["encoder", "task"])  # fmt: skip
     rows = []
     for encoder in encoders:
-        label = f"{encoder.name} ({encoder.missing})" if encoder.missing else encoder.name
+        remark = encoder.missing or encoder.assumed
+        label = f"{encoder.name} ({remark})" if remark else encoder.name
         rows.append([label, *(_cell(chosen, (encoder.name, task), shown.percent) for task in columns)])
     lines = {("accuracy", ALL): (MAJORITY, {task: max(share, 1 - share) for task, share in positive.items()}),
              ("auprc", ALL): (GUESSING, dict(positive))}  # fmt: skip

@@ -23,7 +23,6 @@ from probe.encoders import (
     THUMBNAIL,
     Encoder,
     GreyAsColour,
-    Input,
     imagenet_encoder,
     open_encoder,
     open_encoders,
@@ -31,6 +30,7 @@ from probe.encoders import (
     thumbnail_encoder,
 )
 from probe.features import extract_features, read_features, read_images
+from probe.inputs import Input
 from probe.table import MEAN, against_pixels
 from probe.weights import read_weights
 from shard.errors import InputError

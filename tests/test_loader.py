@@ -12,9 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from pipeline import reference
 from pipeline.loader import ViewLoader, choose_views, has_dali, image_loader, make_views, two_view_loader
@@ -312,6 +314,22 @@ def test_whole_images_come_once_in_the_order_of_the_index(shards: Shards, raw_sh
         assert images.shape == (len(fetcher), 1, 48, 48)
         assert (images.mean((1, 2, 3)) * 0.2 + 0.4 - torch.stack(means)).abs().max() < 0.01
         assert (images - load("torchvision", 1)).abs().max() * 0.2 * 255 < 0.05
+
+
+@pytest.mark.parametrize("size", [32, 96, 150])  # smaller, as they are, larger
+def test_whole_images_are_resized_bicubically_as_pillow_does(shards: Shards, size: int) -> None:
+    """Of floats: of 8 bits it rounds between its two passes."""
+    fetcher = Fetcher(shards.folder, shards.manifest, "train")
+    wanted = []
+    for number in range(5):
+        pixels = Image.fromarray((reference.decode(fetcher, number)[0] * 255).numpy())
+        wanted.append(np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 255))
+    for backend in BACKENDS:
+        loader = image_loader(backend, shards.folder, shards.manifest, split="train", size=size, mean=0.0, std=1 / 255,
+                              batch_size=5, device=CPU, workers=1, interpolation="bicubic",
+                              samples=range(5))  # fmt: skip
+        found = next(iter(loader)).numpy()[:, 0]
+        assert np.abs(found - np.stack(wanted)).max() < 0.15, backend  # DALI looks the kernel up in a table
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

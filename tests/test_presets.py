@@ -13,7 +13,8 @@ import torch
 from pipeline.partners import Patients
 from pipeline.plan import Plan
 from pipeline.recipe import Recipe
-from probe.encoders import Input, open_encoder
+from probe.encoders import open_encoder
+from probe.inputs import Input
 from shard.errors import InputError
 from tests.conftest import DALI, SMALL, Shards, newest, run_module, same_run, train_here
 from train.__main__ import train

@@ -7,6 +7,7 @@ import hashlib
 import io
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from shard.errors import InputError
 from shard.files import write_bytes
+from train.unreadable import why_unreadable
 
 FORMAT = "cxr-simclr-checkpoint/2"
 KEEP = 2  # the newest; a run names others to be kept
@@ -55,16 +57,31 @@ class Rotten(InputError):
 
 
 class UnreadableTensors(Exception):
-    """A file that PyTorch can't read as data; its text is the reason, in one line."""
+    """A file that PyTorch can't read as data; its text is the cause, in one line, and `cure` what to do, or ""."""
+
+    def __init__(self, cause: str, cure: str = "") -> None:
+        super().__init__(cause)
+        self.cure = cure
 
 
-def read_tensors(source: Path | io.BytesIO) -> Any:
-    """What torch.save wrote, onto the CPU, as data alone: code in the file is refused. Raises UnreadableTensors."""
+def read_tensors(source: Path | io.BytesIO, path: Path | None = None) -> Any:
+    """What torch.save wrote, onto the CPU, as data alone: code in the file is refused. Raises UnreadableTensors.
+
+    path: of what file the bytes are, where they are given and not the file.
+    """
+    name = str(path or (source if isinstance(source, Path) else "weights.pt"))
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
+        if isinstance(source, Path) and source.suffix == ".safetensors":  # by whose name torch.load would go
+            source = io.BytesIO(source.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with it is said below
+            return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # a rotten pickle may raise anything at all
-        reason = str(error).strip().split("\n")[0][:120]
-        raise UnreadableTensors(f"{type(error).__name__}: {reason}") from None
+        try:
+            content = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
+        except OSError as unread:
+            raise UnreadableTensors(unread.strerror or str(unread)) from None
+        raise UnreadableTensors(*why_unreadable(content, name, error)) from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -78,7 +95,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise Rotten(f"{path}: cut short or rotten ({len(content)} bytes with sha256 {digest}…, its name says "
                          f"{said[1]}…); remove it to go on from the one before")
     try:
-        state = read_tensors(io.BytesIO(content))
+        state = read_tensors(io.BytesIO(content), path)
     except UnreadableTensors as error:
         raise InputError(f"{path}: not a readable checkpoint ({error}); "
                          "remove it to go on from the one before") from None

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torchvision
 
-from probe.encoders import Input, open_encoder
+from probe.encoders import open_encoder
+from probe.inputs import Input
 from tests.conftest import SETTINGS, Shards, newest
 from tests.fuzz import SEED, attempt, inputs, mutate, mutate_values, told
 from train.checkpoint import load_checkpoint, save_checkpoint
