@@ -18,9 +18,10 @@ HELD = 2  # by the trainer: the one it works on, and the one before until it is 
 
 
 def share(made: Any) -> Any:
-    """A batch, a tensor or several, moved into shared memory; called in a worker. Raises InputError where it is full.
+    """A batch, a tensor or a tuple of them, moved into shared memory; called in a worker.
 
-    A DataLoader would move it later, in a thread that drops what it can't: the batch would be waited for forever.
+    Raises InputError where it is full. A DataLoader would move it later, in a thread that drops what it can't: the
+    batch would be waited for forever.
     """
     try:
         for tensor in _tensors(made):
@@ -46,7 +47,7 @@ def check_room(made: Any, workers: int, batches: int, free: int) -> None:
 
 
 def _tensors(made: Any) -> list[torch.Tensor]:
-    return [made] if isinstance(made, torch.Tensor) else list(made)
+    return [one for one in (made if isinstance(made, tuple) else (made,)) if isinstance(one, torch.Tensor)]
 
 
 def _bytes(made: Any) -> int:
