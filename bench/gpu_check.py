@@ -89,14 +89,11 @@ def check(*, shards: Path | None = None, out: Path = DOCS, minutes: float = 10.0
 def _parts(shards: Path, place: Path, on_cpu: bool) -> list[tuple[str, float, Callable[[float], Check]]]:
     """Name of each part, its share of the time left, and what runs it in so many seconds."""
     small = ["--arch=resnet18", "--size=96"] if on_cpu else []
-    # Each row starts a process, 10 to 20 s of it on a machine that has just booted: no time for all rivals.
-    rows = [] if on_cpu else ["--backends=dali-fused,dali-gpu,dali-fused-to-gpu"]
     return [
         ("views", 0.2, partial(_compare_views, shards, place)),
         ("killed and resumed", 0.2, partial(_kill_and_resume, shards, place / "run", on_cpu)),
-        ("bench.io", 0.5, partial(_bench, "bench.io", [str(shards), "--rounds=3", "--seconds=1", *rows],
-                                  place / "io.json")),
-        ("bench.step", 0.6, partial(_bench, "bench.step", [str(shards), "--rounds=3", "--seconds=4", *small],
+        ("bench.io", 0.5, partial(_bench, "bench.io", [str(shards), "--rounds=3", "--seconds=1"], place / "io.json")),
+        ("bench.step", 0.6, partial(_bench, "bench.step", [str(shards), "--rounds=3", "--seconds=2", *small],
                                     place / "step.json")),
         ("tests", 0.6, partial(_module, "tests", ["pytest", "-q", "-m", "gpu", "tests"])),
         ("bench.memory", 1.0, partial(_bench, "bench.memory", small, place / "memory.json")),

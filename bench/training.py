@@ -9,6 +9,7 @@ import torch
 
 from bench.rates import Loader, Memory, Missing, Rates, Trainer
 from bench.wish import Need, Wish, count
+from pipeline.loader import CORES_THAT_FEED_A_GPU
 from train.checkpoint import KEEP
 from train.config import Arch, Config
 from train.model import SimCLR
@@ -83,11 +84,11 @@ def _feed(loader: Loader, rate: float | None, shards: str, need: Need) -> None:
         need.assumed.append(f"{said}; {loader.machine}")
         return
     busy = rate * loader.cpu_ms / 1000
-    need.cores = ceil(busy) + 1
+    need.cores = max(CORES_THAT_FEED_A_GPU, ceil(busy) + 1)
     need.core_hours = (need.gpu_hours or 0) * need.cores
     need.shape += f" × {count(need.cores, 'core')}"
-    need.assumed.append(f"{said}, so {busy:.1f} feed a GPU with --views=cpu, and one more drives it; "
-                        f"{loader.machine}")  # fmt: skip
+    need.assumed.append(f"{said}, so {busy:.1f} feed a GPU, and one more drives it; from {CORES_THAT_FEED_A_GPU} on "
+                        f"training makes views on the CPU; {loader.machine}")  # fmt: skip
 
 
 def _fit_gpu(wish: Wish, memory: Memory | Missing, need: Need) -> None:

@@ -18,11 +18,6 @@ from pipeline.plan import Batch
 from pipeline.recipe import Recipe
 from shard.fetch import Fetcher
 
-# All images go to the hardware decoder of an A100, H100 or newer: by default a third goes to CUDA kernels, whose first
-# stage runs on the CPU. On an H200 2 threads decoded 33,000 images/s instead of 14,000 (docs/gpu.md), and the pixels of
-# grey images are those of libjpeg-turbo. Buffers of about a megapixel are quickly made when they are needed; by default
-# each thread reserves 16 MB on the GPU and 16 MB of pinned memory at the start.
-ON_GPU = {"device": "mixed", "hw_decoder_load": 1.0, "device_memory_padding": 0, "host_memory_padding": 0}
 PIPELINES = 4  # side by side on a CPU, at most: each holds its own batches in memory
 Made = TypeVar("Made")
 
@@ -183,8 +178,8 @@ def decode(encoded: Any, raw_size: int | None, *, on_gpu: bool) -> Any:
     if raw_size:
         image = fn.reshape(encoded, shape=[raw_size, raw_size, 1], layout="HWC")
         return image.gpu() if on_gpu else image
-    return fn.decoders.image(encoded, output_type=types.GRAY, adjust_orientation=False,
-                             **(ON_GPU if on_gpu else {"device": "cpu"}))  # fmt: skip
+    return fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.GRAY,
+                             adjust_orientation=False)  # fmt: skip
 
 
 def decode_box(encoded: Any, start: Any, extent: Any, raw_size: int | None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from numba import njit
 
 from pipeline.ahead import read_ahead
 from pipeline.draw import draw_views
@@ -158,37 +156,25 @@ def border_weights(lengths: Any, size: int, interpolation: str = "bilinear") -> 
 
     lengths: pixels before the resize, [B]; size: pixels after it. 1 except within a tap's reach of the border.
     """
-    weights = np.ones((len(lengths), size), np.float32)
-    _fill_border_weights(weights, np.asarray(lengths, np.int64), interpolation == "bicubic")
-    return weights
+    scale = np.asarray(lengths, np.float64)[:, None] / size  # [B, 1]
+    wide = np.maximum(scale, 1.0)
+    reach = 2 * wide if interpolation == "bicubic" else wide
+    centre = (np.arange(size) + 0.5) * scale - 0.5  # [B, size], in pixels before the resize
+    whole, inside = np.zeros_like(centre), np.zeros_like(centre)
+    first = np.floor(centre - reach)
+    for k in range(2 * int(np.ceil(reach.max())) + 2):
+        place = first + k
+        away = np.abs(place - centre) / wide
+        weight = _cubic(away) if interpolation == "bicubic" else np.maximum(0.0, 1.0 - away)
+        whole += weight
+        inside += weight * ((place >= 0) & (place < scale * size - 0.5))
+    return (whole / inside).astype(np.float32)
 
 
-@njit(cache=True, nogil=True)
-def _cubic(x: float) -> float:
-    """Keys's cubic kernel with a = -1/2, as Pillow, PyTorch's antialiased resize and DALI have it; 0 ≤ x < 2."""
-    return (1.5 * x - 2.5) * x * x + 1 if x < 1 else ((-0.5 * x + 2.5) * x - 4) * x + 2
-
-
-@njit(cache=True, nogil=True)
-def _fill_border_weights(weights: Any, lengths: Any, cubic: bool) -> None:
-    size = weights.shape[1]
-    for image in range(lengths.size):
-        scale = lengths[image] / size
-        wide = max(scale, 1.0)
-        reach = 2 * wide if cubic else wide
-        for k in range(size):
-            centre = (k + 0.5) * scale - 0.5  # in pixels before the resize
-            first, last = math.floor(centre - reach) + 1, math.ceil(centre + reach) - 1
-            if first >= 0 and last < lengths[image]:
-                continue
-            whole, inside = 0.0, 0.0
-            for place in range(first, last + 1):
-                away = abs(place - centre) / wide
-                weight = _cubic(away) if cubic else 1.0 - away
-                whole += weight
-                if 0 <= place < lengths[image]:
-                    inside += weight
-            weights[image, k] = whole / inside
+def _cubic(x: Any) -> Any:
+    """Keys's cubic kernel with a = -1/2, as Pillow, PyTorch's antialiased resize and DALI have it; x ≥ 0."""
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
 def fused_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:

@@ -59,6 +59,7 @@ def describe(out: Path, manifest: Manifest) -> str:
         f"fingerprint: {manifest.fingerprint()}",
         f"keys such as {', '.join(keys)}",
         *_sources(manifest),
+        *(f"table: {table['name']}, {table['rows']} rows, sha256 {table['sha256'][:12]}…" for table in manifest.tables),
         *(f"note: {note}" for note in manifest.notes),
     ]
     for split, counts in manifest.counts.items():

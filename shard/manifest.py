@@ -51,6 +51,7 @@ class Manifest:
     rejected: rows left out; with the images they make settings["rows"]. pixel_mean, pixel_std: over the training
     split, in grey levels divided by 255. notes: what the build said of the table; no ids where it hid them.
     demographics: split → "sex", "age" (in groups), "view" → value or "blank" → images; {} of builds before there were.
+    tables: of each that was read, name, sha256 and rows; NIH, for one, has changed its labels.
     """
 
     settings: dict[str, Any]
@@ -64,6 +65,7 @@ class Manifest:
     shards: tuple[Shard, ...]
     notes: tuple[str, ...] = ()
     demographics: dict[str, Counts] = field(default_factory=dict)
+    tables: tuple[dict[str, Any], ...] = ()
     format: str = field(default=FORMAT)
 
     def of_split(self, split: str) -> tuple[Shard, ...]:
@@ -112,7 +114,8 @@ def parse_manifest(folder: Path) -> Manifest:
             raise InputError(f"{path}: format {found!r}, this version reads {FORMAT!r}; build into a new folder")
         shards = tuple(Shard(**shard) for shard in content["shards"])
         findings, notes = tuple(content["findings"]), tuple(content.get("notes", ()))
-        manifest = Manifest(**{**content, "shards": shards, "findings": findings, "notes": notes})
+        tables = tuple(content.get("tables", ()))
+        manifest = Manifest(**{**content, "shards": shards, "findings": findings, "notes": notes, "tables": tables})
         _check(manifest)
     except NOT_OURS as error:
         raise InputError(f"{path}: not a manifest ({type(error).__name__}: {error}); build the shards again") from None
@@ -143,6 +146,8 @@ def _check(manifest: Manifest) -> None:
         "notes": _are_texts(manifest.notes),
         "demographics": set(manifest.demographics) in (set(), splits) and all(
             set(of) == set(COLUMNS) and are_counts(of) for of in manifest.demographics.values()),
+        "tables": all(set(table) == {"name", "sha256", "rows"} and _are_texts((table["name"], table["sha256"]))
+                      and _is_count(table["rows"]) for table in manifest.tables),
         "software": _are_texts([*manifest.software, *manifest.software.values()]),
     }  # fmt: skip
     for name, fits in wanted.items():

@@ -19,7 +19,7 @@ from shard.formats import SPLITS
 from shard.manifest import MANIFEST, Manifest, quick_faults, read_manifest
 from shard.record import UNFINISHED, ShardRecord, first_difference, parse_record, parse_rejects
 from shard.sheet import to_csv
-from shard.table import Reject
+from shard.table import SAME_KEY, Reject
 
 REJECTS = "rejects.csv"
 
@@ -117,6 +117,7 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
         counts=_count_images(records), labels=_sum_labels(records), rejected=len(rejects),
         pixel_mean=round(mean / 255, 6), pixel_std=round(max(0.0, square - mean**2) ** 0.5 / 255, 6), shards=shards,
         notes=tuple(first["notes"]), demographics=_sum_demographics(records),
+        tables=tuple(first.get("tables", ())),
     )  # fmt: skip
     manifest.write(out)
     clear_away(out)
@@ -137,9 +138,11 @@ def check_max_rejects(rejects: Sequence[Reject], rows: int, max_rejects: float, 
     if len(rejects) > max_rejects * rows:
         (reason, count), *_ = Counter(reason for _, _, reason in rejects).most_common(1)
         name = next(path or key for key, path, why in rejects if why == reason)
+        votes = "" if SAME_KEY not in reason else (
+            ", have --votes=majority make one of several readers' labels of one image")  # fmt: skip
         raise InputError(
             f"{place}: {len(rejects)} of {rows} rows rejected ({len(rejects) / rows:.1%}; --max-rejects allows "
-            f"{max_rejects:.1%}), most often: {reason} ({count}, such as {name}); mend the source, or run again "
+            f"{max_rejects:.1%}), most often: {reason} ({count}, such as {name}); mend the source{votes}, or run again "
             f"with --max-rejects={-(-1000 * len(rejects) // rows) / 1000}")
 
 

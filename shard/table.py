@@ -4,21 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from shard import dicom
 from shard.demographics import read_demographics
 from shard.errors import InputError
-from shard.formats import FOLDERS, SPLITS, Rows, read_folder, read_plain, recognise
+from shard.files import sha256_of
+from shard.formats import (
+    ARCHIVES,
+    FOLDERS,
+    SPLITS,
+    Rows,
+    Votes,
+    archive_of,
+    has_readers,
+    read_archive,
+    read_folder,
+    read_plain,
+    recognise,
+    vote_rows,
+)  # fmt: skip
 from shard.key import make_key
 from shard.label import read_labels
 from shard.note import Note
 from shard.paths import OUTSIDE
 
-Dataset = Literal["auto", "chexpert", "nih", "mimic", "csv", "folder"]
+Dataset = Literal["auto", "chexpert", "chexpert-plus", "chexlocalize", "nih", "mimic", "padchest", "vindr", "rsna",
+                  "brax", "csv", "folder"]  # fmt: skip
 Reject = tuple[str, str, str]  # key, path, reason
+SAME_KEY = "rows have this key and differ in"
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,8 @@ class Table:
 
     rows: a frame with key, path (relative to the source), patient, split, view (one of shard.view.VIEWS or blank),
     sex (F, M or blank), age (years or blank), and a column a finding: 1 present, 0 absent, -1 uncertain, NaN not
-    mentioned. rejects: rows of the CSV that can't be used. notes: what a build says of the table.
+    mentioned. rejects: rows of the CSV that can't be used. notes: what a build says of the table. tables: name, sha256
+    and rows of each that was read.
     """
 
     dataset: str
@@ -35,49 +52,67 @@ class Table:
     rows: pd.DataFrame
     rejects: tuple[Reject, ...]
     notes: tuple[Note, ...] = ()
+    tables: tuple[dict[str, Any], ...] = ()
 
 
 def read_table(
     src: Path, dataset: Dataset = "auto", table: Path | None = None, allow_outside: bool = False,
     patient_from: str | None = None, workers: int = 0, findings: str | None = None,
+    votes: Votes | None = None,
 ) -> Table:  # fmt: skip
     """Read the table of the data set in folder `src`, checked: unique keys, known splits and labels, no leak, no path
     that leaves the folder but where allow_outside lets it.
 
     Rows that repeat another are rejected; where rows share a key but differ, all of them are. patient_from, workers:
-    see read_folder. findings: which columns of `table` are findings, see take_findings.
+    see read_folder. findings: which columns of `table` are findings, see take_findings. votes: how several
+    rows of labels of one image become one, see vote; None is by majority, where a column says who the reader was.
     Raises InputError, naming file, value and cure, where the folder, a column, a label or a split can't be used.
     """
     if not src.is_dir():
         raise InputError(f"{src}: no such folder; SRC is the folder that holds the images and their CSV")
-    name = dataset if dataset != "auto" else "csv" if table else recognise(src)
-    if name == "csv" and table is None:
-        raise InputError("--dataset=csv: wants --table=PATH, a CSV with the columns path, patient, maybe split, and "
-                         "findings")  # fmt: skip
-    if name not in ("csv", "folder") and table is not None:
-        raise InputError(f"--table={table}: goes with --dataset=csv or folder, not with {name}")
-    if name != "folder" and patient_from is not None:
-        raise InputError(f"--patient-from={patient_from}: goes with --dataset=folder, not with {name}, whose table "
-                         "says whose an image is")  # fmt: skip
-    if table is None and findings is not None:
-        raise InputError(f"--findings={findings}: goes with --table, not with {name}, whose findings are known; "
-                         "leave it out")  # fmt: skip
+    name = dataset if dataset != "auto" else (archive_of(table) or "csv") if table else recognise(src)
+    _check_flags(name, table, patient_from, findings, votes)
     if name == "csv":
         assert table is not None
         read = read_plain(table, src, findings)
     elif name == "folder":
         read = read_folder(src, patient_from, table, workers, findings)
+    elif name in (archive.name for archive in ARCHIVES):
+        read = read_archive(name, src, table, votes or "majority", workers)
     else:
         (known,) = (folder for folder in FOLDERS if folder.name == name)
         read = known.read(src)
+    if table and name in ("csv", "folder") and (votes or has_readers(table)):
+        read = vote_rows(read, table, votes or "majority")
     source = table or src
     rows, notes = _tidy(read, source)
     _check(rows, source)
     if not allow_outside and name != "folder":  # whose paths are those that were found
         _check_inside(rows["path"], src)
-    rows, rejects = _set_aside(rows)
+    rows, rejects, told = _set_aside(rows, read.findings)
     _check_usable(rows, src, source)
-    return Table(name, read.findings, rows, tuple(rejects), (*read.notes, *notes))
+    return Table(name, read.findings, rows, tuple(rejects), (*read.notes, *notes, *told),
+                 tuple({"name": file.name, "sha256": sha256_of(file), "rows": count} for file, count in read.tables))
+
+
+def _check_flags(
+    name: str, table: Path | None, patient_from: str | None, findings: str | None, votes: Votes | None
+) -> None:
+    """Raise InputError where a flag does not go with the data set."""
+    if name == "csv" and table is None:
+        raise InputError("--dataset=csv: wants --table=PATH, a CSV with the columns path, patient, maybe split, and "
+                         "findings")  # fmt: skip
+    if name in (folder.name for folder in FOLDERS) and table is not None:
+        raise InputError(f"--table={table}: goes with --dataset=csv or folder, not with {name}")
+    if name != "folder" and patient_from is not None:
+        raise InputError(f"--patient-from={patient_from}: goes with --dataset=folder, not with {name}, whose table "
+                         "says whose an image is")  # fmt: skip
+    if findings is not None and (table is None or name not in ("csv", "folder")):
+        raise InputError(f"--findings={findings}: goes with --table, not with {name}, whose findings are known; "
+                         "leave it out")  # fmt: skip
+    if votes is not None and name not in ("csv", "folder", "vindr"):
+        raise InputError(f"--votes={votes}: goes with vindr and with a table of your own, not with {name}, which has "
+                         "one row of labels an image; leave it out")  # fmt: skip
 
 
 def _tidy(read: Rows, source: Path) -> tuple[pd.DataFrame, list[Note]]:
@@ -121,17 +156,24 @@ def _check_inside(paths: pd.Series, src: Path) -> None:
                          "relative to SRC or, where you trust the table, add --allow-outside=true")  # fmt: skip
 
 
-def _set_aside(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[Reject]]:
-    """The rows whose key is theirs alone, and the others as rejects."""
+def _set_aside(
+    rows: pd.DataFrame, findings: tuple[str, ...]
+) -> tuple[pd.DataFrame, list[Reject], list[Note]]:
+    """The rows whose key is theirs alone, the others as rejects, and which of those may be of several readers."""
     repeats = rows.duplicated()
     rejects = [(key, path, "repeats an earlier row") for key, path in _names(rows[repeats])]
     rows = rows[~repeats]
     shared = rows["key"].duplicated(keep=False)
+    readers = list[str]()
     for key, clash in rows[shared].groupby("key"):
-        differing = ", ".join(name for name in rows.columns if clash[name].nunique(dropna=False) > 1)
-        reason = f"{len(clash)} rows have this key and differ in {differing}"
+        differing = [name for name in rows.columns if clash[name].nunique(dropna=False) > 1]
+        reason = f"{len(clash)} {SAME_KEY} {', '.join(differing)}"
         rejects += [(str(key), path, reason) for path in clash["path"]]
-    return rows[~shared], rejects
+        readers += [clash["path"].iloc[0]] if set(differing) <= set(findings) else []
+    notes = [Note(f"{len(readers)} images have several rows that differ in their labels alone, and are rejected; where "
+                  "those are several readers', --votes=majority, any or all makes one of them", readers[0])
+             ] if readers else []  # fmt: skip
+    return rows[~shared], rejects, notes
 
 
 def _names(rows: pd.DataFrame) -> list[tuple[str, str]]:

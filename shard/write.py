@@ -20,6 +20,7 @@ from shard.deidentify import Pseudonyms, read_secret
 from shard.demographics import count_demographics
 from shard.errors import InputError
 from shard.files import locked, replacing, sha256_of, write_bytes
+from shard.formats import Votes
 from shard.image import UnreadableImage, encode_jpeg, histogram, load, to_square
 from shard.machine import choose_part, cores, version_of
 from shard.manifest import LARGEST_SIZE, MANIFEST, Shard, read_manifest
@@ -53,7 +54,7 @@ def build(
     encoding: Encoding = "jpeg", quality: int = 95, shard_size: int = 1000, seed: int = 0, workers: int = 0,
     partners: int = 0, part: int | None = None, parts: int | None = None, max_rejects: float = 0.01,
     deidentify: Path | None = None, allow_outside: bool = False, patient_from: str | None = None,
-    findings: str | None = None,
+    findings: str | None = None, votes: Votes | None = None,
 ) -> None:  # fmt: skip
     """Write the radiographs of folder SRC as shuffled tar shards with DALI indexes and a manifest into OUT.
 
@@ -72,6 +73,8 @@ def build(
     is called after, or that the one group of REGEX finds in the path. Without it each counts as its own patient.
     --findings=A,B: which columns of --table are findings. Without it those are whose every cell is 1, 0, -1 or blank
     and whose name may be a finding's; the build says which it does not take.
+    --votes=majority, any or all: how labels of several readers of one image become one, of VinDr or of a table of your
+    own: 1 where most, one or all of them say so; majority leaves a tie uncertain. The build says how they disagree.
     --shard-size: images in a shard. --seed: of their order. --workers: processes, 0 for one a core.
     --partners=K: keep up to K + 1 images of a patient together in one shard, for python -m train
     --patient-positive. It takes no room, and makes other shards than without.
@@ -86,7 +89,7 @@ def build(
     check_numbers(size=(size, 16, LARGEST_SIZE), quality=(quality, 1, 100), shard_size=(shard_size, 1, 10**7),
                   parts=(parts, 1, 10**5), part=(part, 0, parts - 1), workers=(workers, 0, 4096),
                   partners=(partners, 0, shard_size - 1), seed=(seed, 0, 2**63))  # fmt: skip
-    content = read_table(src, dataset, table, allow_outside, patient_from, workers, findings)
+    content = read_table(src, dataset, table, allow_outside, patient_from, workers, findings, votes)
     rows = len(content.rows) + len(content.rejects)
     check_max_rejects(content.rejects, rows, max_rejects, place=f"the table of {src}")
     pseudonyms = Pseudonyms(read_secret(deidentify, out)) if deidentify else None
@@ -119,7 +122,8 @@ def build(
             software |= record.readers
         whole = {"settings": settings, "software": software, "findings": content.findings, "part": part,
                  "parts": parts, "rejects": content.rejects if part == 0 else [], "shards": records,
-                 "notes": [note.text if pseudonyms else str(note) for note in content.notes]}  # fmt: skip
+                 "notes": [note.text if pseudonyms else str(note) for note in content.notes],
+                 "tables": content.tables}  # fmt: skip
         if parts == 1:
             finish(out, [whole], max_rejects)
         else:

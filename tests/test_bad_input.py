@@ -40,7 +40,7 @@ def place(tmp_path: Path, shards: Shards, radiographs: Path) -> Path:
         ("shard build {radiographs} OUT --seed=-1", 1, ["--seed=-1"]),
         ("shard build {radiographs} {place}/short/manifest.json", 1, ["manifest.json/build: Not a directory"]),
         ("shard build {radiographs} OUT --quality=200", 1, ["--quality=200", "from 1 to 100"]),
-        ("shard build {radiographs} OUT --dataset=padchest", 2, ["--dataset=padchest: not one of"]),
+        ("shard build {radiographs} OUT --dataset=padchst", 2, ["--dataset=padchst: not one of", "padchest"]),
         ("shard build {radiographs} OUT --part=3 --parts=2", 1, ["--part=3"]),
         ("shard merge {place}/empty", 1, ["no part-*.json"]),
         ("shard verify {place}/short --quick --decode", 1, ["give one of them"]),

@@ -274,7 +274,9 @@ def test_two_rows_of_one_image_that_differ_are_no_label(tmp_path: Path) -> None:
         picture(tmp_path / f"{name}.png", number)
     (tmp_path / "t.csv").write_text("path,Mass\na.png,1\na.png,0\nb.png,1\nb.png,1\n")
     table = scan(tmp_path, table=tmp_path / "t.csv")
-    assert [reason for _, _, reason in table.rejects].count("2 rows have this key and differ in Mass") == 2
+    reasons = [reason for _, _, reason in table.rejects]
+    assert reasons == ["2 rows have this key and differ in Mass"] * 2
+    assert "1 images have several rows that differ in their labels alone" in told(table)
     assert by_path(table, "Mass")["b.png"] == 1 and len(table.rows) == 7
 
 

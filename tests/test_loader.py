@@ -284,14 +284,16 @@ def test_a_batch_larger_than_the_split_is_refused(shards: Shards, backend: Any) 
 
 def test_where_views_are_made_and_why() -> None:
     cuda = torch.device("cuda")
-    assert choose_views("auto", "dali", CPU)[0] == "cpu"
-    assert choose_views("auto", "dali", cuda)[0] == "gpu"
-    assert choose_views("cpu", "dali", cuda)[0] == "cpu" and choose_views("gpu", "dali", cuda)[0] == "gpu"
-    assert choose_views("auto", "torchvision", cuda)[0] == "cpu"
+    assert choose_views("auto", "dali", CPU, 8)[0] == "cpu"
+    assert choose_views("auto", "dali", cuda, 8) == ("cpu", "8 cores feed the GPU, which then only trains")
+    where, why = choose_views("auto", "dali", cuda, 2)
+    assert where == "gpu" and "2 cores" in why
+    assert choose_views("cpu", "dali", cuda, 1)[0] == "cpu" and choose_views("gpu", "dali", cuda, 64)[0] == "gpu"
+    assert choose_views("auto", "torchvision", cuda, 2)[0] == "cpu"
     with pytest.raises(InputError, match="--views=gpu: wants a GPU to train on"):
-        choose_views("gpu", "dali", CPU)
+        choose_views("gpu", "dali", CPU, 2)
     with pytest.raises(InputError, match="--views=gpu: wants --dali"):
-        choose_views("gpu", "torchvision", cuda)
+        choose_views("gpu", "torchvision", cuda, 2)
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])

@@ -34,9 +34,9 @@ def train(
     patient's other images in the batch are to the loss. --lr: at its highest; --schedule: what becomes of it after
     --warmup-epochs, which may be a part of one. --clip: the longest that a gradient may be, 0 for any.
 
-    Views are made by NVIDIA DALI with --dali, else by torchvision; --views says where, auto takes the GPU if there is
-    one. --workers: loader threads, 0 for one a core. --precision=auto is fp16 with a gradient scaler on a GPU, bf16 on
-    a CPU that has it. --compile: by torch.compile.
+    Views are made by NVIDIA DALI with --dali, else by torchvision; --views says where, auto choosing the CPU where it
+    has cores enough to feed the GPU. --workers: loader threads, 0 for one a core. --precision=auto is fp16 with a
+    gradient scaler on a GPU, bf16 on a CPU that has it. --compile: by torch.compile.
 
     --batch-size counts the images of a step over all ranks, which torchrun or srun starts. A batch too large for
     memory: --recompute, exact; or --micro-batch=M, M images at a time in constant memory, exact but for BatchNorm,

@@ -36,7 +36,7 @@ def set_up(config: Config, ranks: Ranks | None = None, stop: Stop | None = None)
     device = torch.device("cuda", torch.cuda.current_device()) if config.device == "cuda" else torch.device("cpu")
     workers = config.workers or max(1, cores() // ranks.beside)
     make_fast(device)
-    where, why = choose_views(config.views, config.backend, device)
+    where, why = choose_views(config.views, config.backend, device, workers)
     if ranks.first:
         print(f"views are made on the {where.upper()}: {why}")
         _warn_of_small_images(config, manifest)

@@ -69,7 +69,8 @@ def read_chexpert(src: Path) -> Rows:
     frame = pd.DataFrame({"path": _in_batches(src, path, patient), "key": key, "patient": patient,
                           "split": raw["split"], "view": _views(raw), "sex": column(raw, "Sex"),
                           "age": column(raw, "Age")})  # fmt: skip
-    return Rows(findings, frame.join(raw[list(findings)]), (*notes, *told))
+    return Rows(findings, frame.join(raw[list(findings)]), (*notes, *told),
+                tuple((csv, len(one)) for csv, one in zip(files.values(), frames, strict=True)))
 
 
 def _views(raw: pd.DataFrame) -> pd.Series:

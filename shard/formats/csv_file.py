@@ -40,8 +40,9 @@ class Form(NamedTuple):
 
 
 def read_csv(
-    csv: Path, wanted: tuple[str, ...], known: ColumnNames | None = None, ids: tuple[str, ...] = (), own: bool = False
-) -> tuple[pd.DataFrame, list[Note]]:
+    csv: Path, wanted: tuple[str, ...], known: ColumnNames | None = None, ids: tuple[str, ...] = (), own: bool = False,
+    only: bool = False,
+) -> tuple[pd.DataFrame, list[Note]]:  # fmt: skip
     """A CSV's cells as the text they are, blank as "": patient 007 is not 7, and NA may be a name. And what a build
     should say of the file.
 
@@ -49,7 +50,7 @@ def read_csv(
     categories. known: other columns that are looked for, and second names of all. Columns found bear the name looked
     for, whatever the file calls them; the others keep theirs. ids: columns that hold ids, which are brought into one
     form. Rows without a cell are left out. own: the table is the user's own, and there is no original
-    to replace it by.
+    to replace it by. only: no other columns than those, of which there may be many, and reports of gigabytes.
     Raises InputError where there is no such file, table or row, two columns are one, or one of those wanted is missing.
     """
     cure = "mend it" if own else f"replace it by the original, or name a table of your own: --dataset=csv --table={csv}"
@@ -68,7 +69,9 @@ def read_csv(
             if name not in places:
                 raise InputError(f"{csv}: column {name!r} is missing; it has: {', '.join(form.header[:20])} ({form}); "
                                  + ("rename the one that holds it" if own else cure))  # fmt: skip
-        frame, told = _read_cells(csv, form, columns.unique(names), wanted, ids)
+        names = columns.unique(names)
+        taken = [name for name in names if not only or name in known]
+        frame, told = _read_cells(csv, form, names, taken, wanted, ids)
     except FileNotFoundError:
         raise InputError(f"{csv}: no such file; the data set's table is wanted there") from None
     except (ValueError, OSError, EOFError, zlib.error, csv_module.Error) as error:  # pandas' own are ValueErrors
@@ -87,7 +90,7 @@ def read_csv(
 
 
 def _read_cells(
-    csv: Path, form: Form, names: list[str], wanted: tuple[str, ...], ids: tuple[str, ...]
+    csv: Path, form: Form, names: list[str], taken: list[str], wanted: tuple[str, ...], ids: tuple[str, ...]
 ) -> tuple[pd.DataFrame, list[Note]]:  # fmt: skip
     # Few words, often repeated, are kept once: the table of an archive takes megabytes, not gigabytes.
     kinds = defaultdict(lambda: "category", dict.fromkeys((*wanted, *UNLIKE, *ids), "str"))
@@ -97,9 +100,10 @@ def _read_cells(
             next(reader, None)
         try:
             frame: pd.DataFrame = pd.read_csv(file, sep=form.separator, header=None, names=names, dtype=kinds,
-                                              keep_default_na=False, na_filter=False, index_col=False)  # fmt: skip
+                                              usecols=taken, keep_default_na=False, na_filter=False,
+                                              index_col=False)  # fmt: skip
         except pd.errors.EmptyDataError:  # nothing below the header
-            return pd.DataFrame(columns=names), []
+            return pd.DataFrame(columns=taken), []
     notes = list[Note]()
     for name in dict.fromkeys((*wanted, *(column for column in ids if column in names))):
         if name in ids:

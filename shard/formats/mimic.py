@@ -58,7 +58,8 @@ def read_mimic(src: Path) -> Rows:
     frame = pd.DataFrame({"path": path, "key": raw["dicom_id"], "patient": subject,
                           "split": raw["split"].replace(MIMIC_SPLITS),
                           "view": column(raw, "ViewPosition"), "sex": "", "age": ""})  # its tables do not say
-    return Rows(findings, frame.join(raw[list(findings)]), tuple(notes))
+    return Rows(findings, frame.join(raw[list(findings)]), tuple(notes),
+                tuple((csv, len(frames[name])) for name, csv in tables.items()))
 
 
 def _find(src: Path, name: str) -> Path:

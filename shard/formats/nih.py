@@ -57,7 +57,9 @@ def read_nih(src: Path) -> Rows:
                           "key": name.str.replace(ENDING, "", regex=True), "patient": patient, "split": split,
                           "view": column(raw, "View Position"), "sex": column(raw, "Patient Gender"),
                           "age": column(raw, "Patient Age")})  # fmt: skip
-    return Rows(tuple(labels), frame.join(labels), (*notes, *told))
+    test_list = src / "test_list.txt"
+    lists = [(test_list, len(read_lines(test_list)))] if test_list.exists() else []
+    return Rows(tuple(labels), frame.join(labels), (*notes, *told), ((csv, len(raw)), *lists))
 
 
 def _official_lists(src: Path, csv: Path, name: pd.Series) -> tuple[pd.Series | None, list[Note]]:

@@ -34,7 +34,7 @@ def read_plain(csv: Path, src: Path, findings: str | None = None) -> Rows:
     frame = pd.DataFrame({"path": path, "key": key, "patient": raw["patient"], "split": split,
                           "view": column(raw, "view"), "sex": column(raw, "sex"),
                           "age": column(raw, "age")})  # fmt: skip
-    return Rows(tuple(labels.columns), frame.join(labels), (*notes, *told, *spelt))
+    return Rows(tuple(labels.columns), frame.join(labels), (*notes, *told, *spelt), ((csv, len(raw)),))
 
 
 def divide(raw: pd.DataFrame, csv: Path, findings: str | None) -> tuple[pd.DataFrame, pd.DataFrame, list[Note]]:

@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 from shard.errors import InputError
+from shard.formats.archives import ARCHIVES, archives_in
 from shard.formats.chexpert import is_chexpert, read_chexpert
 from shard.formats.csv_file import form_of, tables_in
 from shard.formats.mimic import is_mimic, read_mimic
@@ -24,7 +25,9 @@ FOLDERS = (
 
 def recognise(src: Path) -> str:
     """The name of the one format that a folder holds. Raises InputError where it is none, or more than one."""
-    found = [folder.name for folder in FOLDERS if folder.recognises(src)]
+    found = [*(folder.name for folder in FOLDERS if folder.recognises(src)), *archives_in(src)]
+    if "chexpert" in found and "chexlocalize" in found:  # CheXpert with its test labels
+        found.remove("chexlocalize")
     if len(found) == 1:
         return found[0]
     if found:
@@ -36,7 +39,7 @@ def recognise(src: Path) -> str:
                          "mimic-cxr-*-metadata.csv.gz (MIMIC-CXR-JPG) is in it, nor another table; name your own with "
                          "--dataset=csv --table=PATH, or take every image in it, without labels, by --dataset=folder")
     raise InputError(f"{src}: no table in it has the columns of an archive known here "
-                     f"({', '.join(folder.name for folder in FOLDERS)}); {_describe(tables[0])}"
+                     f"({', '.join(known.name for known in (*FOLDERS, *ARCHIVES))}); {_describe(tables[0])}"
                      f"{f', and {len(tables) - 1} more tables' if len(tables) > 1 else ''}; read it as a table of your "
                      f"own, with columns path and patient: --dataset=csv --table={tables[0]}; or take every "
                      "image, without labels, by --dataset=folder")

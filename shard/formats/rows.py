@@ -21,11 +21,13 @@ ENDING = r"(?i)\.(?:jpe?g|png|tiff?|dcm|dicom|bmp|jp2|webp|gif|pgm)$"
 
 
 class Rows(NamedTuple):
-    """What a format reads: the frame, which of its columns are findings, and what a build should say of the table."""
+    """What a format reads: the frame, which of its columns are findings, what a build should say of the table, and
+    which tables were read, each with its number of rows."""
 
     findings: tuple[str, ...]
     frame: pd.DataFrame
     notes: tuple[Note, ...] = ()
+    tables: tuple[tuple[Path, int], ...] = ()
 
 
 class Format(NamedTuple):

@@ -12,7 +12,7 @@ import pandas as pd
 from shard import dicom
 from shard.errors import InputError
 from shard.formats.rows import ENDING
-from shard.formats.tags import looks_like_dicom, read_tags
+from shard.formats.tags import read_tags
 from shard.note import Note
 from shard.pool import tick, work_on
 from shard.progress import Progress
@@ -99,7 +99,7 @@ def _inspect_one(src: Path, path: str, found: Found) -> tuple[tuple[str, ...] | 
             return no_tags, False
         add(found.left_out, "files that can't be read", f"{path} ({error.strerror})")
         return None, False
-    is_dicom = looks_like_dicom(head) or path.lower().endswith(dicom.ENDINGS)
+    is_dicom = dicom.is_dicom(head) or path.lower().endswith(dicom.ENDINGS)
     if not is_dicom:
         if named_so or head.startswith(_SIGNATURES) or head[8:12] == b"WEBP":
             return no_tags, False

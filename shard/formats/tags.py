@@ -35,16 +35,6 @@ class Tags(NamedTuple):
     kind: str = ""
 
 
-def looks_like_dicom(head: bytes) -> bool:
-    """Whether a file's first bytes are those of DICOM, or of a data set without the preamble: group 2 or 8 first."""
-    if head[128:132] == b"DICM":
-        return True
-    if len(head) < 16 or head[:2] not in (b"\x02\0", b"\x08\0") or head[3] != 0:
-        return False
-    explicit = re.match(rb"(UL|OB|UI|SH|CS|LO|DA|TM|IS|DT)", head[4:6]) is not None
-    return explicit or int.from_bytes(head[4:8], "little") <= 64  # implicit: the length of a short element
-
-
 def read_tags(path: Path) -> Tags | None:
     """The tags of a file; None where they can't be read as DICOM's."""
     import pydicom

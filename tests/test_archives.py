@@ -1,0 +1,354 @@
+"""PadChest, VinDr-CXR, RSNA, BRAX, CheXpert Plus, CheXlocalize: their real columns, and what their labels mean."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from shard.errors import InputError
+from shard.formats import CHEXPERT_FINDINGS
+from shard.formats.votes import vote
+from shard.manifest import read_manifest
+from shard.table import Table, read_table
+from shard.write import build
+from tests.odd_files import write_dicom
+
+PADCHEST = (",ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,ViewPosition_DICOM,"
+            "Projection,MethodProjection,Pediatric,Modality_DICOM,Report,MethodLabel,Labels,Localizations")  # fmt: skip
+VINDR = ("Aortic enlargement", "Atelectasis", "Cardiomegaly", "Lung Opacity", "Nodule/Mass", "Pleural effusion",
+         "Other diseases", "No finding")  # fmt: skip
+BRAX = ",".join(("DicomPath", "PngPath", "PatientID", "PatientSex", "PatientAge", "AccessionNumber", "StudyDate",
+                 *CHEXPERT_FINDINGS, "ViewPosition", "Rows", "Columns", "Manufacturer"))  # fmt: skip
+PLUS = ("path_to_image,path_to_dcm,frontal_lateral,ap_pa,deid_patient_id,patient_report_date_order,report,"
+        "section_impression,age,sex,race,split")  # fmt: skip
+
+
+def picture(path: Path, seed: int = 0, deep: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.roll(np.linspace(0, 1, 2000).reshape(40, 50), seed, 1)
+    Image.fromarray((values * 4000).astype(np.uint16) if deep else (values * 255).astype(np.uint8)).save(path)
+
+
+def by_key(table: Table) -> pd.DataFrame:
+    return table.rows.set_index("key").sort_index()
+
+
+def told(table: Table) -> str:
+    return "\n".join(map(str, table.notes))
+
+
+def padchest(folder: Path, *labels: str, name: str = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv") -> Path:
+    rows = [f'{number},{number:02d}.png,{number % 3},20140915.0,s{number},{900 + number // 2},1954.0,F,POSTEROANTERIOR,'
+            f'{("PA", "L", "AP_horizontal", "EXCLUDE")[number % 4]},Manual,No,CR,texto,Physician,"{cell}","[]"'
+            for number, cell in enumerate(labels)]  # fmt: skip
+    csv = folder / name
+    csv.write_text("\n".join([PADCHEST, *rows]) + "\n")
+    return csv
+
+
+def test_padchest_labels_are_what_the_report_lists(tmp_path: Path) -> None:
+    cells = ["['pleural effusion', ' kyphosis']", "['laminar atelectasis ', 'nan', nan]", "['normal']",
+             "['unchanged', 'cardiomegaly']", "nan", "", "['Hydropneumothorax']", "[]"]  # fmt: skip
+    padchest(tmp_path, *cells)
+    for number in range(8):
+        picture(tmp_path / (f"{number % 3}" if number % 2 else "flat") / f"{number:02d}.png", number, deep=True)
+    table = read_table(tmp_path)
+    rows = by_key(table)
+    assert table.dataset == "padchest" and {"unchanged", "nan", "pleural effusion"}.isdisjoint(table.findings)
+    assert set(table.findings) == {"No Finding", "Cardiomegaly", "Atelectasis", "Pneumothorax", "Pleural Effusion",
+                                   "kyphosis", "laminar atelectasis", "hydropneumothorax"}  # fmt: skip
+    nan = 9
+    names = ["Pleural Effusion", "Atelectasis", "kyphosis", "No Finding", "Cardiomegaly", "Pneumothorax"]
+    assert rows[names].fillna(nan).to_numpy().tolist() == [
+        [1, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0], [nan, nan, nan, nan, 1, nan], [nan] * 6, [nan] * 6,
+        [1, 0, 0, 0, 0, 1], [nan] * 6]  # fmt: skip
+    assert rows["patient"].tolist() == ["900", "900", "901", "901", "902", "902", "903", "903"]
+    assert rows["age"].tolist() == ["60"] * 8 and rows["sex"].tolist() == ["F"] * 8
+    assert rows["view"].tolist()[:3] == ["PA", "lateral", "AP"]
+    assert all((tmp_path / path).is_file() for path in rows["path"])
+    assert "3 images have no labels" in told(table)
+
+
+def test_a_label_of_padchest_that_is_no_list_is_refused(tmp_path: Path) -> None:
+    padchest(tmp_path, "['normal']", "pneumonia")
+    with pytest.raises(InputError, match=r"Labels 'pneumonia' of 01.png is no list"):
+        read_table(tmp_path)
+
+
+def test_padchests_deep_pictures_make_shards(tmp_path: Path) -> None:
+    padchest(tmp_path / "src" if (tmp_path / "src").mkdir() is None else tmp_path, *["['nodule']", "['normal']"] * 4)
+    for number in range(8):
+        picture(tmp_path / "src" / f"{number:02d}.png", number, deep=True)
+    build(tmp_path / "src", tmp_path / "out", size=32, workers=1)
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.findings == ("No Finding", "nodule") and sum(manifest.images(s) for s in manifest.counts) == 8
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_table_that_is_named_is_recognised_by_its_columns(tmp_path: Path, flag: bool) -> None:
+    csv = padchest(tmp_path, *["['cardiomegaly']"] * 8, name="t.csv")
+    for number in range(8):
+        picture(tmp_path / f"{number:02d}.png", number)
+    table = read_table(tmp_path, table=csv) if flag else read_table(tmp_path, "padchest", csv)
+    assert table.dataset == "padchest" and table.findings == ("Cardiomegaly",)
+
+
+def vindr(folder: Path) -> Path:
+    """Four images, three readers each; a test image with a consensus."""
+    home = folder / "annotations"
+    home.mkdir(parents=True)
+    read = {"a": ("1000", "1000", "0001"), "b": ("0100", "0001", "0010"), "c": ("0001",) * 3, "d": ("0001",) * 3}
+    columns = ["Cardiomegaly", "Pleural effusion", "Other diseases", "No finding"]
+    lines = [f"{image},R{reader + 1},{','.join(cells)}" for image, readers in read.items()
+             for reader, cells in enumerate(readers)]  # fmt: skip
+    (home / "image_labels_train.csv").write_text("\n".join([f"image_id,rad_id,{','.join(columns)}", *lines]) + "\n")
+    (home / "image_labels_test.csv").write_text(
+        "image_id,Cardiomegaly,Pleural effusion,Other disease,No finding\ne,0,1,0,0\n")
+    (home / "annotations_train.csv").write_text("image_id,rad_id,class_name,x_min,y_min,x_max,y_max\n")
+    for number, image in enumerate("abcd"):
+        picture(folder / f"train/{image}.png", number)
+    picture(folder / "test/e.png", 4)
+    return home / "image_labels_train.csv"
+
+
+@pytest.mark.parametrize(
+    ("votes", "cardiomegaly", "effusion"),
+    [(None, [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]), ("majority", [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]),
+     ("any", [1, 0, 0, 0, 0], [0, 1, 0, 0, 1]), ("all", [0, 0, 0, 0, 0], [0, 0, 0, 0, 1])],
+)  # fmt: skip
+def test_vindrs_readers_vote(tmp_path: Path, votes: Any, cardiomegaly: list[int], effusion: list[int]) -> None:
+    vindr(tmp_path)
+    table = read_table(tmp_path, votes=votes)
+    rows = by_key(table)
+    assert table.dataset == "vindr"
+    assert table.findings == ("Cardiomegaly", "Pleural Effusion", "Other diseases", "No Finding")
+    assert rows["Cardiomegaly"].tolist() == cardiomegaly and rows["Pleural Effusion"].tolist() == effusion
+    assert rows["split"].tolist()[4] == "test" and "test" not in rows["split"].tolist()[:4]
+    said = told(table)
+    assert "4 of 4 images have several rows of labels (3 each): their readers disagree on 5 of 16 labels, of 2 " in said
+    assert f"--votes={votes or 'majority'} decides" in said and "nothing says whose 5 of 5 images are" in said
+
+
+def test_vinbigdatas_boxes_are_its_readers_classes(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(
+        "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\n"
+        "a,Cardiomegaly,3,R9,1,1,2,2\na,Cardiomegaly,3,R9,3,3,4,4\na,Cardiomegaly,3,R8,1,1,2,2\n"
+        "a,No finding,14,R7,,,,\n"
+        "b,No finding,14,R9,,,,\nb,No finding,14,R8,,,,\nb,No finding,14,R7,,,,\n")
+    for number, image in enumerate("ab"):
+        picture(tmp_path / f"train/{image}.png", number)
+    table = read_table(tmp_path)
+    rows = by_key(table)
+    assert table.dataset == "vindr" and rows[["Cardiomegaly", "No Finding"]].to_numpy().tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("votes", ["majority", "any", "all"])
+def test_votes_are_those_of_a_slow_count(votes: Any) -> None:
+    rng = np.random.default_rng(0)
+    cells = rng.choice([1, 0, -1, np.nan], (300, 3))
+    image = pd.Series(rng.integers(0, 80, 300).astype(str))
+
+    def decide(given: list[float]) -> float:
+        if not given:
+            return np.nan
+        ones, zeros, of = given.count(1), given.count(0), len(given)
+        if votes == "majority":
+            return 1 if ones > of / 2 else 0 if zeros > of / 2 else -1
+        if votes == "any":
+            return 1 if ones else 0 if zeros == of else -1
+        return 1 if ones == of else 0 if zeros else -1
+
+    voted, notes = vote(pd.DataFrame(cells, columns=list("xyz")), image, votes)
+    for name in voted.index:
+        for place, finding in enumerate("xyz"):
+            given = [cell for cell, of in zip(cells[:, place], image, strict=True) if of == name and not np.isnan(cell)]
+            assert np.array_equal(voted.loc[name, finding], decide(given), equal_nan=True), given
+    differing = sum(len({cell for cell, of in zip(cells[:, place], image, strict=True) if of == name
+                         and not np.isnan(cell)}) > 1 for name in set(image) for place in range(3))  # fmt: skip
+    assert f"disagree on {differing} of " in str(notes[0])
+
+
+def test_several_rows_of_an_image_in_ones_own_table_are_readers_where_that_is_said(tmp_path: Path) -> None:
+    lines = ["path,patient,split,Cardiomegaly", "a.png,a,train,1", "a.png,a,train,0", "a.png,a,train,1",
+             "b.png,b,train,0", "b.png,b,train,1"]  # fmt: skip
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    for number, name in enumerate("ab"):
+        picture(tmp_path / f"{name}.png", number)
+    table = read_table(tmp_path, table=tmp_path / "t.csv", votes="majority")
+    assert by_key(table)["Cardiomegaly"].tolist() == [1, -1] and "disagree on 2 of 2 labels" in told(table)
+    assert not table.rejects
+    with pytest.raises(InputError, match="no row is in split 'train'"):
+        read_table(tmp_path, table=tmp_path / "t.csv")
+
+
+def rsna(folder: Path, *, boxes: bool = True, classes: bool = True) -> None:
+    ids = [f"{number:08x}-aaaa" for number in range(8)]
+    names = ["Normal", "Lung Opacity", "No Lung Opacity / Not Normal", "Lung Opacity"] * 2
+    if boxes:
+        lines = ["patientId,x,y,width,height,Target"]
+        lines += [f"{one},{'1,2,3,4' if name == 'Lung Opacity' else ',,,'},{int(name == 'Lung Opacity')}"
+                  for one, name in zip(ids, names, strict=True) for _ in range(1 + (name == "Lung Opacity"))]
+        (folder / "stage_2_train_labels.csv").write_text("\n".join(lines) + "\n")
+    if classes:
+        lines = [f"{one},{name}" for one, name in zip(ids, names, strict=True) for _ in range(1 + (name[0] == "L"))]
+        (folder / "stage_2_detailed_class_info.csv").write_text("\n".join(["patientId,class", *lines]) + "\n")
+    for number, one in enumerate(ids):
+        picture(folder / f"stage_2_train_images/{one}.png", number)
+    picture(folder / "stage_2_test_images/ffff.png", 9)
+
+
+@pytest.mark.parametrize(("boxes", "classes"), [(True, True), (True, False), (False, True)])
+def test_rsnas_classes_by_their_names(tmp_path: Path, boxes: bool, classes: bool) -> None:
+    rsna(tmp_path, boxes=boxes, classes=classes)
+    table = read_table(tmp_path)
+    assert table.dataset == "rsna" and by_key(table)["Lung Opacity"].tolist() == [0, 1, 0, 1] * 2
+    assert table.findings == (*(("Normal", "No Lung Opacity / Not Normal") if classes else ()), "Lung Opacity")
+    assert len(table.rows) == 8 and "WARNING: each image counts as its own patient, but NIH has several" in told(table)
+    assert "1 images are in no row of" in told(table)
+
+
+def test_rsnas_patients_are_nihs_where_the_mappings_are_at_hand(tmp_path: Path) -> None:
+    rsna(tmp_path)
+    mappings = [{"subset_img_id": f"{number:08x}-aaaa", "img_id": f"{13 + number // 4:08d}_{number:03d}.png"}
+                for number in range(8)]  # fmt: skip
+    (tmp_path / "pneumonia-challenge-dataset-mappings_2018.json").write_text(json.dumps(mappings))
+    table = read_table(tmp_path)
+    assert by_key(table)["patient"].tolist() == ["13"] * 4 + ["14"] * 4 and "WARNING" not in told(table)
+
+
+def test_a_class_of_rsnas_that_is_against_its_target_is_refused(tmp_path: Path) -> None:
+    rsna(tmp_path)
+    csv = tmp_path / "stage_2_detailed_class_info.csv"
+    csv.write_text(csv.read_text().replace("Normal", "Lung Opacity", 1))
+    with pytest.raises(InputError, match="the class and the Target contradict each other"):
+        read_table(tmp_path)
+
+
+def test_tags_of_vindrs_and_rsnas_dicoms_are_read(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom", reason="pydicom is not installed: pip install '.[dicom]'")
+    rsna(tmp_path)
+    values = np.tile(np.linspace(0, 255, 50).astype(np.uint8), (40, 1))
+    for png in (tmp_path / "stage_2_train_images").glob("*.png"):
+        write_dicom(png.with_suffix(".dcm"), values, PatientID=png.stem, PatientSex="F", PatientAge="051Y",
+                    ViewPosition="AP")  # fmt: skip
+        png.unlink()
+    rows = by_key(read_table(tmp_path))
+    assert set(rows["sex"]) == {"F"} and set(rows["view"]) == {"AP"} and set(rows["age"]) == {"51"}
+    assert rows["path"].str.endswith(".dcm").all()
+
+
+@pytest.mark.parametrize("ending", ["png", "dcm"])
+def test_brax_by_the_pictures_that_are_there(tmp_path: Path, ending: str) -> None:
+    lines = []
+    for number in range(6):
+        stem = f"id_{number // 2}/Study_{number}.1/Series_{number}.2/image-{number}"
+        labels = ["", "", ("1", "0", "-1")[number % 3], *[""] * 11]
+        lines.append(",".join([f"Anonymized_DICOMs/{stem}.dcm", f"images/{stem}.png", f"{number // 2 + 7}", "M",
+                               ("85 or more", "40")[number % 2], "9", "20990101", *labels, ("L", "PA")[number % 2], "1",
+                               "1", "2"]))  # fmt: skip
+        picture(tmp_path / f"images/{stem}.png", number)
+        if ending == "dcm":
+            (tmp_path / f"Anonymized_DICOMs/{stem}.dcm").parent.mkdir(parents=True)
+            (tmp_path / f"images/{stem}.png").rename(tmp_path / f"Anonymized_DICOMs/{stem}.dcm")
+    (tmp_path / "master_spreadsheet_update.csv").write_text("\n".join([BRAX, *lines]) + "\n")
+    if ending == "dcm":
+        pytest.importorskip("pydicom", reason="pydicom is not installed: pip install '.[dicom]'")
+    table = read_table(tmp_path)
+    rows = table.rows.sort_values("path")
+    assert table.dataset == "brax" and table.findings == CHEXPERT_FINDINGS
+    assert rows["Cardiomegaly"].tolist() == [1, 0, -1] * 2 and rows["Edema"].isna().all()
+    assert rows["patient"].tolist() == ["7", "7", "8", "8", "9", "9"] and rows["age"].tolist() == ["85", "40"] * 3
+    assert rows["view"].tolist() == ["lateral", "PA"] * 3
+    assert all((tmp_path / path).is_file() and path.endswith(ending) for path in rows["path"])
+
+
+def plus(folder: Path, *, labels: str | None = "chexbert_labels/impression_fixed.json") -> None:
+    lines, told = [], []
+    for number in range(6):
+        patient = f"patient{number // 2:05d}{number // 5}"
+        path = f"{'valid' if number > 4 else 'train'}/{patient}/study{number % 2}/view1_frontal"
+        lateral = number == 1
+        lines.append(f'{path}.jpg,{path}.dcm,{"Lateral" if lateral else "Frontal"},{"" if lateral else "AP"},'
+                     f'{patient},1,"two\nlines, and ""quotes""",x,{50 + number}.0,Female,White,{path[:5]}')  # fmt: skip
+        told.append(json.dumps({"path_to_image": f"{path}.jpg", "Cardiomegaly": (1.0, 0.0, -1.0, None)[number % 4],
+                                "Edema": 0.0}))  # fmt: skip
+        picture(folder / f"PNG/{path}.png", number)
+    (folder / "df_chexpert_plus_240401.csv").write_text("\n".join([PLUS, *lines]) + "\n")
+    if labels:
+        (folder / labels).parent.mkdir(exist_ok=True)
+        (folder / labels).write_text("\n".join(told) + "\n")
+
+
+def test_chexpert_plus_with_chexberts_labels(tmp_path: Path) -> None:
+    plus(tmp_path)
+    (tmp_path / "chexbert_labels/report_fixed.json").write_text("{}")
+    table = read_table(tmp_path)
+    rows = table.rows.sort_values("age")
+    assert table.dataset == "chexpert-plus" and table.findings == ("Cardiomegaly", "Edema")
+    assert rows["Cardiomegaly"].fillna(9).tolist() == [1, 0, -1, 9, 1, 0]
+    assert rows["split"].tolist() == ["train"] * 5 + ["valid"] and rows["view"].tolist()[:2] == ["AP", "lateral"]
+    assert rows["sex"].tolist() == ["F"] * 6 and rows["age"].tolist()[0] == "50"
+    assert all((tmp_path / path).is_file() for path in rows["path"])
+    assert "labels are those of impression_fixed.json; not taken: report_fixed.json" in told(table)
+
+
+def test_chexpert_plus_without_labels(tmp_path: Path) -> None:
+    plus(tmp_path, labels=None)
+    table = read_table(tmp_path)
+    assert table.findings == () and "no labels: none of impression_fixed.json" in told(table)
+
+
+LOCALIZE = ",".join(("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_FINDINGS))
+
+
+def localize(folder: Path, *, tables: tuple[str, ...] = ("val", "test")) -> None:
+    for split in tables:
+        paths = [f"{split}/patient{number}/study1/view1_frontal.jpg"
+                 for number in range(*((64741, 64745) if split == "test" else (64541, 64545)))]
+        rows = [f"{path},Male,70,Frontal,AP,{','.join(['0', '0', str(number % 2), *['0'] * 11])}"
+                for number, path in enumerate(paths)]  # fmt: skip
+        (folder / f"{split}_labels.csv").write_text("\n".join([LOCALIZE, *rows]) + "\n")
+        for number, path in enumerate(paths):
+            picture(folder / path, number)
+
+
+def test_chexlocalize_has_no_training_images_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "CheXpert").mkdir()
+    localize(tmp_path / "CheXpert")
+    table = read_table(tmp_path)
+    rows = table.rows.sort_values("path")
+    assert table.dataset == "chexlocalize" and rows["split"].tolist() == ["test"] * 4 + ["train"] * 4
+    assert rows["Cardiomegaly"].tolist() == [0, 1] * 4 and rows["patient"].iloc[0] == "patient64741"
+    assert "its validation images are split train here" in told(table)
+    assert all((tmp_path / path).is_file() for path in rows["path"])
+
+
+def test_a_studys_labels_are_those_of_its_images(tmp_path: Path) -> None:
+    """CheXzero's groundtruth.csv."""
+    labels = ",".join(["0", "0", "1", *["0"] * 11])
+    rows = [f"CheXpert-v1.0/test/patient{64741 + number}/study1,{labels}" for number in range(4)]
+    (tmp_path / "groundtruth.csv").write_text("\n".join([f"Study,{','.join(CHEXPERT_FINDINGS)}", *rows]) + "\n")
+    for number in range(4):
+        for view in ("view1_frontal", "view2_lateral"):
+            picture(tmp_path / f"test/patient{64741 + number}/study1/{view}.jpg", number)
+    table = read_table(tmp_path)
+    assert table.dataset == "chexlocalize" and len(table.rows) == 8 and (table.rows["Cardiomegaly"] == 1).all()
+    assert set(table.rows["view"]) == {"frontal", "lateral"}
+    assert table.rows.groupby("patient")["split"].nunique().max() == 1
+
+
+def test_the_manifest_names_the_tables_that_were_read(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    csv = padchest(tmp_path / "src", *["['nodule']", "['normal']"] * 4)
+    for number in range(8):
+        picture(tmp_path / "src" / f"{number:02d}.png", number)
+    build(tmp_path / "src", tmp_path / "out", size=32, workers=1)
+    (table,) = read_manifest(tmp_path / "out").tables
+    assert table == {"name": csv.name, "sha256": hashlib.sha256(csv.read_bytes()).hexdigest(), "rows": 8}
