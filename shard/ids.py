@@ -9,6 +9,7 @@ import pandas as pd
 
 from shard.note import Note
 
+FOLDED = "in another form than it is read in"  # of notes
 # Full-width letters and digits, and hyphens and apostrophes of other widths than ASCII's, which look the same.
 _ALIKE: dict[int, int | str] = {
     **{0xFEE0 + code: code for code in range(0x21, 0x7F)}, **dict.fromkeys([*range(0x2010, 0x2016), 0x2212], "-"),
@@ -52,7 +53,7 @@ def in_one_form(ids: pd.Series, name: str) -> tuple[pd.Series, list[Note]]:
     rows = int(ids.isin(told).sum())
     text, form = next(iter(sorted(told.items())))
     merging = f", which makes {len(joined)} of them one with another" if joined else ""
-    fact = f"{rows} rows have a {name} in another form than it is read in{merging}"
+    fact = f"{rows} rows have a {name} {FOLDED}{merging}"
     return same, [Note(fact, f"{text!a} as {form!a}")]
 
 

@@ -33,7 +33,7 @@ def in_one_spelling(paths: pd.Series, src: Path | None = None) -> tuple[pd.Serie
     kept = {path for path in odd if "\\" in path and (literal or re.search(OUTSIDE, path))}
     spelt = {path: one_spelling(path) for path in odd if path not in kept}
     same: pd.Series = paths.map(spelt).fillna(paths) if spelt else paths
-    if src is not None and (merged := _same_files(same, src)):
+    if src is not None and (merged := {**_same_files(same, src), **_other_letters(same, src)}):
         same = same.map(merged).fillna(same)
     if not (changed := same != paths).any():
         return paths, []
@@ -69,6 +69,17 @@ def _same_files(paths: pd.Series, src: Path) -> dict[str, str]:
             if first is not None:
                 merged[path] = merged.get(first, first)
     return merged
+
+
+def _other_letters(paths: pd.Series, src: Path) -> dict[str, str]:
+    """Paths that are there with their letters composed otherwise, as another system wrote them → the paths there."""
+    found = {}
+    for path in paths[~paths.map(str.isascii)].unique():
+        forms = [unicodedata.normalize(form, path) for form in ("NFC", "NFD")]
+        there = [form for form in (path, *forms) if os.path.lexists(src / form)]
+        if there and there[0] != path:
+            found[path] = there[0]
+    return found
 
 
 def _is_one_file(one: Path, other: Path) -> bool:

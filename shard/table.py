@@ -26,6 +26,7 @@ from shard.formats import (
     recognise,
     vote_rows,
 )  # fmt: skip
+from shard.ids import FOLDED, in_one_form
 from shard.key import make_key
 from shard.label import read_labels
 from shard.note import Note
@@ -86,12 +87,13 @@ def read_table(
         read = vote_rows(read, table, votes or "majority")
     source = table or src
     rows, notes = _tidy(read, source)
-    _check(rows, source)
+    notes = [*read.notes, *notes]
+    _check(rows, source, notes)
     if not allow_outside and name != "folder":  # whose paths are those that were found
         _check_inside(rows["path"], src)
     rows, rejects, told = _set_aside(rows, read.findings)
     _check_usable(rows, src, source)
-    return Table(name, read.findings, rows, tuple(rejects), (*read.notes, *notes, *told),
+    return Table(name, read.findings, rows, tuple(rejects), (*notes, *told),
                  tuple({"name": file.name, "sha256": sha256_of(file), "rows": count} for file, count in read.tables))
 
 
@@ -120,6 +122,8 @@ def _tidy(read: Rows, source: Path) -> tuple[pd.DataFrame, list[Note]]:
     rows = read.frame  # its only reference: an archive's table is not held twice
     notes = list[Note]()
     rows["key"] = rows["key"].map(make_key)
+    rows["patient"], told = in_one_form(rows["patient"].astype("str"), "patient")
+    notes += told
     notes += read_demographics(rows)
     for finding in read.findings:
         values, wrong = read_labels(rows[finding])
@@ -131,7 +135,7 @@ def _tidy(read: Rows, source: Path) -> tuple[pd.DataFrame, list[Note]]:
     return rows, notes
 
 
-def _check(rows: pd.DataFrame, source: Path) -> None:
+def _check(rows: pd.DataFrame, source: Path, notes: list[Note]) -> None:
     for name in ("path", "patient"):
         blank = rows[rows[name].str.strip() == ""]
         if len(blank):
@@ -144,8 +148,9 @@ def _check(rows: pd.DataFrame, source: Path) -> None:
     splits = rows.groupby("patient")["split"].nunique()
     if len(leaks := splits.index[splits > 1]):
         where = sorted(rows["split"][rows["patient"] == leaks[0]].unique())
+        spelt = next((f"; ids are compared in one form, {note.example}" for note in notes if FOLDED in note.text), "")
         raise InputError(f"{source}: patient {leaks[0]!r} is in more than one split, {' and '.join(where)} "
-                         f"({len(leaks)} such patients); move all of a patient's images to one")  # fmt: skip
+                         f"({len(leaks)} such patients{spelt}); move all of a patient's images to one")  # fmt: skip
 
 
 def _check_inside(paths: pd.Series, src: Path) -> None:
@@ -159,7 +164,8 @@ def _check_inside(paths: pd.Series, src: Path) -> None:
 def _set_aside(
     rows: pd.DataFrame, findings: tuple[str, ...]
 ) -> tuple[pd.DataFrame, list[Reject], list[Note]]:
-    """The rows whose key is theirs alone, the others as rejects, and which of those may be of several readers."""
+    """The rows whose key is theirs alone, and whose file is of one patient; the others as rejects; and which of those
+    may be of several readers."""
     repeats = rows.duplicated()
     rejects = [(key, path, "repeats an earlier row") for key, path in _names(rows[repeats])]
     rows = rows[~repeats]
@@ -173,7 +179,17 @@ def _set_aside(
     notes = [Note(f"{len(readers)} images have several rows that differ in their labels alone, and are rejected; where "
                   "those are several readers', --votes=majority, any or all makes one of them", readers[0])
              ] if readers else []  # fmt: skip
-    return rows[~shared], rejects, notes
+    contested = _of_two_patients(rows[~shared])
+    for path, clash in contested.groupby("path"):
+        rejects += [(key, str(path), f"{len(clash)} rows have this file and differ in patient") for key in clash["key"]]
+    return rows[~shared].drop(contested.index), rejects, notes
+
+
+def _of_two_patients(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose file is that of another row, of another patient."""
+    again = rows[rows["path"].duplicated(keep=False)]
+    contested: pd.DataFrame = again[again.groupby("path")["patient"].transform("nunique") > 1]
+    return contested
 
 
 def _names(rows: pd.DataFrame) -> list[tuple[str, str]]:

@@ -109,7 +109,8 @@ def build(
     (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
     with locked(out / UNFINISHED, "whole", shared=parts > 1), locked(out / UNFINISHED, f"part-{part}-of-{parts}"):
         begin(out, settings, software)
-        for note in content.notes if part == 0 else ():
+        notes = [note.text if pseudonyms else str(note) for note in content.notes]
+        for note in notes if part == 0 else ():
             print(f"{table or src}: {note}")
         plan = Plan(content, shard_size, seed, partners)
         if partners and part == 0:
@@ -122,8 +123,7 @@ def build(
             software |= record.readers
         whole = {"settings": settings, "software": software, "findings": content.findings, "part": part,
                  "parts": parts, "rejects": content.rejects if part == 0 else [], "shards": records,
-                 "notes": [note.text if pseudonyms else str(note) for note in content.notes],
-                 "tables": content.tables}  # fmt: skip
+                 "notes": notes, "tables": content.tables}  # fmt: skip
         if parts == 1:
             finish(out, [whole], max_rejects)
         else:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from shard.errors import InputError
 from shard.formats.columns import AGE, SEX, fold, not_found, not_taken
-from shard.formats.csv_file import header_of, read_csv
+from shard.formats.csv_file import header_of, read_csv, tables_in
 from shard.formats.rows import ENDING, SPLITS, Rows, column
 from shard.note import Note, listed
 from shard.paths import in_one_spelling
@@ -34,7 +34,7 @@ _COLUMNS = {"Path": (), "Sex": SEX, "Age": AGE, "Frontal/Lateral": (), "AP/PA": 
 def is_chexpert(src: Path) -> bool:
     """Whether a folder, or a batch in it, has a train.csv with CheXpert's columns: Path and a finding."""
     names = {fold(name) for finding, others in KNOWN.items() for name in (finding, *others)}
-    headers = [{fold(name) for name in header_of(home / "train.csv")} for home in _chexpert_homes(src)]
+    headers = [{fold(name) for name in header_of(_table_of(home, "train"))} for home in _chexpert_homes(src)]
     return len(headers) > 1 or any("path" in header and header & names for header in headers)
 
 
@@ -43,8 +43,9 @@ def read_chexpert(src: Path) -> Rows:
 
     A finding that one of the tables lacks is blank in its rows, and noted.
     """
-    home = next((folder for folder in _chexpert_homes(src) if (folder / "train.csv").exists()), src)
-    files = {split: home / f"{split}.csv" for split in SPLITS if split == "train" or (home / f"{split}.csv").exists()}
+    home = next((folder for folder in _chexpert_homes(src) if _table_of(folder, "train").exists()), src)
+    files = {split: _table_of(home, split) for split in SPLITS}
+    files = {split: csv for split, csv in files.items() if split == "train" or csv.exists()}
     frames, notes = [], list[Note]()
     for split, csv in files.items():
         frame, found = read_csv(csv, ("Path",), {**_COLUMNS, **KNOWN})
@@ -90,6 +91,15 @@ def chexpert_findings(names: Iterable[str], csv: Path) -> tuple[str, ...]:
         raise InputError(f"{csv}: none of CheXpert's findings is a column, such as Cardiomegaly; for a table of your "
                          f"own: --dataset=csv --table={csv}")  # fmt: skip
     return findings
+
+
+def _table_of(folder: Path, split: str) -> Path:
+    """The table of a split, such as train.csv: in any case, and gzipped or not."""
+    found = [table for table in tables_in(folder) if table.name.lower() in (f"{split}.csv", f"{split}.csv.gz")]
+    if len(found) > 1:
+        names = " and ".join(table.name for table in found)
+        raise InputError(f"{folder}: has {names}; which one is it? Keep one there")
+    return found[0] if found else folder / f"{split}.csv"
 
 
 def _chexpert_homes(src: Path) -> list[Path]:

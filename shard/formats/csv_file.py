@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv as csv_module
 import io
 import zlib
-from collections import defaultdict
+from collections.abc import Iterable
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from pandas.api.types import union_categoricals
 
 from shard.errors import InputError
 from shard.formats import columns
@@ -24,6 +26,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _EDGES = "".join(map(chr, (*range(33), 0x85, 0xA0, 0x200B, 0x2028, 0x2029, 0x202F, 0x3000, 0xFEFF)))
 _TRIED = 50  # rows that tell a separator
+_BLOCK = 1 << 15  # rows parsed at a time
 
 
 class Form(NamedTuple):
@@ -92,16 +95,14 @@ def read_csv(
 def _read_cells(
     csv: Path, form: Form, names: list[str], taken: list[str], wanted: tuple[str, ...], ids: tuple[str, ...]
 ) -> tuple[pd.DataFrame, list[Note]]:  # fmt: skip
-    # Few words, often repeated, are kept once: the table of an archive takes megabytes, not gigabytes.
-    kinds = defaultdict(lambda: "category", dict.fromkeys((*wanted, *UNLIKE, *ids), "str"))
     with open_text(csv, form.encoding) as file:
         reader = csv_module.reader(file, delimiter=form.separator)
         for _ in range(form.skip + 1):
             next(reader, None)
         try:
-            frame: pd.DataFrame = pd.read_csv(file, sep=form.separator, header=None, names=names, dtype=kinds,
-                                              usecols=taken, keep_default_na=False, na_filter=False,
-                                              index_col=False)  # fmt: skip
+            blocks = pd.read_csv(file, sep=form.separator, header=None, names=names, usecols=taken, dtype="str",
+                                 index_col=False, keep_default_na=False, na_filter=False, chunksize=_BLOCK)  # fmt: skip
+            frame = _join_blocks(blocks, (*wanted, *UNLIKE, *ids))
         except pd.errors.EmptyDataError:  # nothing below the header
             return pd.DataFrame(columns=taken), []
     notes = list[Note]()
@@ -112,6 +113,17 @@ def _read_cells(
         else:
             frame[name] = frame[name].str.strip(_EDGES)
     return frame, notes
+
+
+def _join_blocks(blocks: Iterable[pd.DataFrame], unlike: tuple[str, ...]) -> pd.DataFrame:
+    """One frame of all blocks; of columns that are not `unlike`, few words often repeated, each word is kept once: the
+    table of an archive takes megabytes, not gigabytes. (pandas' own dtype="category" makes a 7 of 007.)"""
+    kept = [block.astype({name: "category" for name in block.columns if name not in unlike}) for block in blocks]
+    frame: pd.DataFrame = pd.DataFrame({
+        name: pd.concat([block[name] for block in kept], ignore_index=True) if name in unlike
+        else union_categoricals([block[name] for block in kept]) for name in kept[0].columns
+    })  # fmt: skip
+    return frame
 
 
 def form_of(csv: Path, head_only: bool = False) -> Form:
@@ -125,7 +137,7 @@ def form_of(csv: Path, head_only: bool = False) -> Form:
         text = file.read(1 << 18)
     if not text.strip():
         raise ValueError("it is empty")
-    first = text.split("\n", 1)[0].strip()
+    first = text.split("\n", 1)[0].rstrip("\r")
     if first.lower().startswith("sep=") and len(first) == 5:  # as Excel writes it, for itself
         return Form(encoding, first[4], 1, _first_rows(text, first[4], 1, 1)[0])
     cut = {mark: _first_rows(text, mark, 0, 1)[0] for mark in SEPARATORS}
@@ -152,9 +164,15 @@ def _is_even(rows: list[list[str]], whole: bool) -> bool:
 def header_of(csv: Path) -> list[str]:
     """The names of a table's columns; none where it can't be read as one."""
     try:
-        return form_of(csv, head_only=True).header
+        state = csv.stat()
+        return list(_header(csv, state.st_mtime_ns, state.st_size))
     except (InputError, OSError, EOFError, ValueError, zlib.error, csv_module.Error):
         return []
+
+
+@lru_cache(maxsize=4096)  # every format looks at every table
+def _header(csv: Path, mtime_ns: int, size: int) -> tuple[str, ...]:
+    return tuple(form_of(csv, head_only=True).header)
 
 
 def has_columns(csv: Path, *names: str) -> bool:

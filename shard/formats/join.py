@@ -25,7 +25,7 @@ def join(
     assert others.is_unique, f"{other_csv}: ids of a table to join are unique"
     lost, unused = ~own.isin(others), ~others.isin(own)
     name, missing = "/".join(on), int(lost.sum())
-    has = others[unused].iloc[0] if unused.any() else others.iloc[0]
+    has = others[unused].min() if unused.any() else others.min()
     if missing and (all_wanted or missing > MOST * len(rows)):
         raise InputError(f"{other_csv}: no row for {name} {own[lost].iloc[0]!r} ({missing} are missing, of {len(rows)} "
                          f"in {csv.name}; one it has is {has!r}); replace it by the original, or make its ids those of "
@@ -33,10 +33,10 @@ def join(
     notes = []
     if missing:
         notes.append(Note(f"{other_csv.name}: no row for the {name} of {missing} of {len(rows)} rows of {csv.name}: "
-                          "blank there", f"{own[lost].iloc[0]}; it has {has}"))  # fmt: skip
+                          "blank there", f"{own[lost].min()}; it has {has}"))  # fmt: skip
     if unused.any():
         notes.append(Note(f"{other_csv.name}: {int(unused.sum())} of its {len(other)} rows are of no row of "
-                          f"{csv.name}", f"{has}; that has {own.iloc[0]}"))  # fmt: skip
+                          f"{csv.name}", f"{has}; that has {own.min()}"))  # fmt: skip
     return rows.merge(other, "left", on), notes
 
 

@@ -56,7 +56,7 @@ def read_mimic(src: Path) -> Rows:
     subject = raw["subject_id"]
     path = ("files/p" + subject.str[:2] + "/p" + subject + "/s" + raw["study_id"] + "/" + raw["dicom_id"] + ".jpg")
     frame = pd.DataFrame({"path": path, "key": raw["dicom_id"], "patient": subject,
-                          "split": raw["split"].replace(MIMIC_SPLITS),
+                          "split": raw["split"].str.lower().replace(MIMIC_SPLITS),
                           "view": column(raw, "ViewPosition"), "sex": "", "age": ""})  # its tables do not say
     return Rows(findings, frame.join(raw[list(findings)]), tuple(notes),
                 tuple((csv, len(frames[name])) for name, csv in tables.items()))

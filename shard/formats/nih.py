@@ -72,8 +72,8 @@ def _official_lists(src: Path, csv: Path, name: pd.Series) -> tuple[pd.Series | 
     if not test_list.exists():
         return None, []
     stem = _stems(name)
-    listed = {file: set(_stems(pd.Series(read_lines(file), dtype="str"))) for file in (test_list, others)
-              if file.exists()}  # fmt: skip
+    listed = {file: set(_stems(pd.Series(" ".join(read_lines(file)).split(), dtype="str")))
+              for file in (test_list, others) if file.exists()}  # fmt: skip
     official = stem.isin(listed[test_list])
     if not official.any():
         raise InputError(f"{test_list}: names none of the {len(name)} images of {csv.name}; take it away, and a "
@@ -90,7 +90,7 @@ def _official_lists(src: Path, csv: Path, name: pd.Series) -> tuple[pd.Series | 
         neither = ~official & ~stem.isin(listed[others])
         if neither.any():
             notes.append(Note(f"{int(neither.sum())} of {len(name)} images are in neither {test_list.name} nor "
-                              f"{others.name}: not tested on", stem[neither].iloc[0]))  # fmt: skip
+                              f"{others.name}: not tested on", stem[neither].min()))  # fmt: skip
     return official, notes
 
 

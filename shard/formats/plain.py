@@ -30,7 +30,7 @@ def read_plain(csv: Path, src: Path, findings: str | None = None) -> Rows:
     raw, labels, told = divide(table, csv, findings)
     path, spelt = in_one_spelling(raw["path"], src)
     key = raw["key"] if "key" in raw.columns else path.str.replace(ENDING, "", regex=True)
-    split = column(raw, "split").str.strip() if "split" in raw.columns else hashed_splits(raw["patient"])
+    split = column(raw, "split").str.strip().str.lower() if "split" in raw.columns else hashed_splits(raw["patient"])
     frame = pd.DataFrame({"path": path, "key": key, "patient": raw["patient"], "split": split,
                           "view": column(raw, "view"), "sex": column(raw, "sex"),
                           "age": column(raw, "age")})  # fmt: skip

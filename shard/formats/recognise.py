@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv as csv_module
+import shlex
 import zlib
 from pathlib import Path
 
@@ -38,11 +39,12 @@ def recognise(src: Path) -> str:
         raise InputError(f"{src}: neither train.csv (CheXpert) nor Data_Entry_2017*.csv (NIH) nor "
                          "mimic-cxr-*-metadata.csv.gz (MIMIC-CXR-JPG) is in it, nor another table; name your own with "
                          "--dataset=csv --table=PATH, or take every image in it, without labels, by --dataset=folder")
-    raise InputError(f"{src}: no table in it has the columns of an archive known here "
-                     f"({', '.join(known.name for known in (*FOLDERS, *ARCHIVES))}); {_describe(tables[0])}"
-                     f"{f', and {len(tables) - 1} more tables' if len(tables) > 1 else ''}; read it as a table of your "
-                     f"own, with columns path and patient: --dataset=csv --table={tables[0]}; or take every "
-                     "image, without labels, by --dataset=folder")
+    more = f", and {len(tables) - 1} more tables are there" if len(tables) > 1 else ""
+    known = ", ".join(known.name for known in (*FOLDERS, *ARCHIVES))
+    raise InputError(f"{src}: no table in it has the columns of an archive known here ({known}); "
+                     f"{_describe(tables[0])}{more}; read it as a table of your own, with columns path and "
+                     f"patient: --dataset=csv --table={shlex.quote(str(tables[0]))}; or take every image, "
+                     "without labels: --dataset=folder")
 
 
 def _describe(table: Path) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from shard.errors import InputError
 from shard.formats.csv_file import has_columns, tables_in
+from shard.ids import one_form
 from shard.note import Note
 
 SPLITS = ("train", "valid", "test")
@@ -41,10 +42,11 @@ class Format(NamedTuple):
 def hashed_splits(patient: pd.Series) -> pd.Series:
     """60 % of patients to train, 20 % to valid, 20 % to test, by a hash of the patient alone.
 
-    Independent of the seed and of the other rows, so that a patient never changes sides when a table grows.
+    Independent of the seed and of the other rows, so that a patient never changes sides when a table grows; and of how
+    the id is written, see shard.ids.
     """
     def split(name: str) -> str:
-        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+        place = int.from_bytes(hashlib.sha256(one_form(name).encode()).digest()[:8], "big") / 2**64
         return "train" if place < 0.6 else "valid" if place < 0.8 else "test"
 
     return patient.map({name: split(name) for name in patient.unique()})

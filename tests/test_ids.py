@@ -1,0 +1,150 @@
+"""Ids that a person would call the same are one patient, files under two spellings of their path one file."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from shard.errors import InputError
+from shard.formats import hashed_splits
+from shard.ids import in_one_form, one_form
+from shard.paths import in_one_spelling, one_spelling
+from shard.table import read_table
+from shard.write import build
+from tests.test_table import picture, plain
+
+SAME = [
+    ("1", "1.0"), ("1", "1."), ("12", "12,00"), ("-3", "-3.0"), ("P7", "P7\u200b"), ("P7", "\ufeffP7"),
+    ("Jos\u00e9", "Jose\u0301"), ("Jos\u00e9", "Jose\u200d\u0301"), ("1", " 1"), ("1", "1\u00a0"),
+    ("A B", "A\u00a0 B"), ("P7", "P\u00ad7"), ("P7", "\uff30\uff17"), ("A-1", "A\u20111"), ("A-1", "A\u20131"),
+    ("O'Brien", "O\u2019Brien"), ("P7", "P7\ufe0f"), ("1", "\u200e1.0\u200f"), ("A B", "A\tB"), ("P7", "P7\x00"),
+]  # fmt: skip
+APART = [
+    ("007", "7"), ("007", "07"), ("1", "1.5"), ("10", "1.0"), ("P7", "p7"), ("P7", "P 7"), ("1.0.0", "1"),
+    ("a.0", "a"), ("1e5", "100000"), ("+1", "1"), ("é", "e"), ("0", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), SAME, ids=ascii)
+def test_two_spellings_of_a_patient_are_one_patient(tmp_path: Path, one: str, other: str) -> None:
+    table = plain(tmp_path, f'path,patient,split,Mass\na.png,"{one}",train,1\nb.png,"{other}",test,0\n')
+    with pytest.raises(InputError, match=r"is in more than one split, test and train \(1 such patients"):
+        read_table(tmp_path, table=table)
+    assert one_form(one) == one and one_form(other) == one
+    table.write_text(f'path,patient,Mass\na.png,"{one}",1\nb.png,"{other}",0\nc.png,q,1\nd.png,k,1\n')
+    read = read_table(tmp_path, table=table)
+    assert read.rows["patient"].tolist()[:2] == [one, one] and read.rows["split"].iloc[:2].nunique() == 1
+    (said,) = [note for note in read.notes if "patient" in note.text]
+    assert said.text == ("table.csv: 1 rows have a patient in another form than it is read in, which makes 1 of them "
+                         "one with another") and said.example == f"{other!a} as {one!a}"  # fmt: skip
+    assert hashed_splits(pd.Series([one])).tolist() == hashed_splits(pd.Series([other])).tolist()
+
+
+@pytest.mark.parametrize(("one", "other"), APART, ids=ascii)
+def test_ids_that_differ_stay_apart(one: str, other: str) -> None:
+    assert one_form(one) == one and one_form(one) != one_form(other)
+
+
+def test_the_leak_names_how_the_ids_are_written(tmp_path: Path) -> None:
+    table = plain(tmp_path, "path,patient,split,Mass\na.png,1,train,1\nb.png,1.0,test,0\n")
+    with pytest.raises(InputError, match=r"patient '1' is in more than .* ids are compared in one form, '1.0' as '1'"):
+        read_table(tmp_path, table=table)
+
+
+def test_blanks_around_ids_are_only_told_of_where_they_joined_two() -> None:
+    ids, notes = in_one_form(pd.Series([" 1", " 2"], dtype="str"), "patient")
+    assert ids.tolist() == ["1", "2"] and notes == []
+    ids, notes = in_one_form(pd.Series([" 1", "1", " 2"], dtype="str"), "patient")
+    assert ids.tolist() == ["1", "1", "2"] and notes[0].text.startswith("1 rows") and notes[0].example == "' 1' as '1'"
+
+
+def test_a_build_tells_of_ids_in_the_manifest_but_not_of_those_it_hides(
+    tmp_path: Path, radiographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, image in zip("ab", radiographs.rglob("*.jpg"), strict=False):
+        (tmp_path / "src").mkdir(exist_ok=True)
+        (tmp_path / "src" / f"{name}.jpg").write_bytes(image.read_bytes())
+    table = tmp_path / "t.csv"
+    table.write_text("path,patient,split,Mass\na.jpg,4711,train,1\nb.jpg,4711.0,train,0\n")
+    fact = "t.csv: 1 rows have a patient in another form than it is read in, which makes 1 of them one with another"
+    build(tmp_path / "src", tmp_path / "open", table=table, workers=1, size=64)
+    notes = json.loads((tmp_path / "open" / "manifest.json").read_text())["notes"]
+    said = capsys.readouterr().out
+    assert f"{fact}, such as '4711.0' as '4711'" in notes and f"{table}: {fact}, such as '4711.0' as '4711'\n" in said
+    with tarfile.open(tmp_path / "open" / "train-000000.tar") as tar:
+        patients = {json.loads(tar.extractfile(name).read())["patient"] for name in ("a.json", "b.json")}  # type: ignore[union-attr]
+    assert patients == {"4711"}
+    build(tmp_path / "src", tmp_path / "hidden", table=table, workers=1, size=64, deidentify=tmp_path / "secret")
+    text = (tmp_path / "hidden" / "manifest.json").read_text()
+    assert fact in json.loads(text)["notes"] and "4711" not in text and "4711" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("odd", "path"), [
+    ("a//b.png", "a/b.png"), ("./a/b.png", "a/b.png"), (r"a\b.png", "a/b.png"), ("a/./b.png", "a/b.png"),
+    (r".\a\\b.png", "a/b.png"), ("a/.b.png", "a/.b.png"), ("a./b..png", "a./b..png"), (".", "."), ("//a", "/a"),
+])  # fmt: skip
+def test_a_path_in_one_spelling(odd: str, path: str) -> None:
+    assert one_spelling(odd) == path
+
+
+@pytest.mark.parametrize("odd", ["a//b.png", "./a/b.png", r"a\b.png", "a/./b.png", " a/b.png ", "\ufeffa/b.png"])
+def test_a_file_under_two_spellings_is_one_file(tmp_path: Path, odd: str) -> None:
+    text = f"path,patient,split,Mass\na/b.png,p,train,1\n{odd},{{}},{{}},{{}}\nc.png,r,train,1\n"
+    table = plain(tmp_path, text.format("p", "train", 1), "a/b.png", "c.png")
+    read = read_table(tmp_path, table=table)
+    assert read.rows["path"].tolist() == ["a/b.png", "c.png"]
+    assert read.rejects == (("a_b", "a/b.png", "repeats an earlier row"),)
+    assert any("path in another spelling" in note.text for note in read.notes) == (odd.strip(" \ufeff") == odd)
+    table.write_text(text.format("p", "test", 1))
+    with pytest.raises(InputError, match="patient 'p' is in more than one split"):
+        read_table(tmp_path, table=table)
+    table.write_text(text.format("q", "test", 1))
+    read = read_table(tmp_path, table=table)
+    assert read.rejects == (("a_b", "a/b.png", "2 rows have this key and differ in patient, split"),) * 2
+
+
+def test_a_file_of_two_patients_under_keys_of_their_own_is_neithers(tmp_path: Path) -> None:
+    text = "path,key,patient,split,Mass\na.png,one,p,train,1\n./a.png,two,q,test,1\nb.png,three,r,train,1\n"
+    read = read_table(tmp_path, table=plain(tmp_path, text))
+    assert read.rows["key"].tolist() == ["three"]
+    reason = "2 rows have this file and differ in patient"
+    assert read.rejects == (("one", "a.png", reason), ("two", "a.png", reason))
+
+
+def test_a_backslash_in_a_files_name_is_part_of_it(tmp_path: Path) -> None:
+    for name in ("a\\b.png", "c.png"):
+        picture(tmp_path / name)
+    paths, notes = in_one_spelling(pd.Series(["a\\b.png", "c.png"], dtype="str"), tmp_path)
+    assert paths.tolist() == ["a\\b.png", "c.png"] and notes == []
+
+
+def test_case_counts_where_the_file_system_says_so(tmp_path: Path) -> None:
+    for name in ("a.png", "A.png"):
+        picture(tmp_path / name)
+    both = pd.Series(["a.png", "A.png"], dtype="str")
+    folds = (tmp_path / "a.png").samefile(tmp_path / "A.png")
+    assert in_one_spelling(both, tmp_path)[0].nunique() == (1 if folds else 2)
+    (tmp_path / "A.png").unlink(missing_ok=True)
+    picture(tmp_path / "a.png")
+    (tmp_path / "A.png").hardlink_to(tmp_path / "a.png")  # as a file system that ignores case shows one file
+    paths, notes = in_one_spelling(both, tmp_path)
+    assert paths.tolist() == ["A.png", "A.png"] and notes[0].example == "'a.png' as 'A.png'"
+
+
+def test_ways_around_to_one_file_are_one_file(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "b.png")
+    spellings = ["a/b.png", "a/../a/b.png", str(tmp_path / "a" / "b.png")]
+    paths, _ = in_one_spelling(pd.Series(spellings, dtype="str"), tmp_path)
+    assert paths.tolist() == ["a/b.png"] * 3
+
+
+def test_a_file_whose_name_is_composed_otherwise_than_the_table_says_is_found(tmp_path: Path) -> None:
+    table = plain(tmp_path, "path,patient,split,Mass\nJos\u00e9.png,p,train,1\n", "Jose\u0301.png")
+    if (tmp_path / "Jos\u00e9.png").exists():
+        pytest.skip("the file system composes names itself")
+    read = read_table(tmp_path, table=table)
+    assert read.rows["path"].tolist() == ["Jose\u0301.png"]

@@ -1,0 +1,95 @@
+"""Text in the encodings that archives and spreadsheets write, and what is refused as another one."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+from pathlib import Path
+
+import pytest
+
+from shard.errors import InputError
+from shard.formats.csv_file import header_of, read_csv
+from shard.formats.text_file import encoding_of, read_lines
+
+TABLE = "path,patient,Größe,Edema\na.png,José,1,1\nb.png,Müller,2,0\n"
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzipped"])
+@pytest.mark.parametrize(("encoding", "mark"), [
+    ("utf-8", b""), ("utf-8", codecs.BOM_UTF8), ("utf-8", codecs.BOM_UTF8 * 2), ("utf-16-le", codecs.BOM_UTF16_LE),
+    ("utf-16-be", codecs.BOM_UTF16_BE), ("utf-16-le", b""), ("utf-16-be", b""), ("utf-32-le", codecs.BOM_UTF32_LE),
+    ("latin-1", b""), ("cp1252", b""),
+])  # fmt: skip
+def test_a_table_is_the_same_in_each_encoding(tmp_path: Path, encoding: str, mark: bytes, packed: bool) -> None:
+    content = mark + TABLE.encode(encoding)
+    file = tmp_path / "t.csv"  # a name that does not say that it is gzipped
+    file.write_bytes(gzip.compress(content) if packed else content)
+    frame, notes = read_csv(file, ("path", "patient"))
+    assert frame.columns.tolist() == ["path", "patient", "Größe", "Edema"]
+    assert frame["patient"].tolist() == ["José", "Müller"] and frame["Edema"].tolist() == ["1", "0"]
+    assert (not notes) == (encoding == "utf-8")
+    assert header_of(file)[0].strip("\ufeff") == "path"
+
+
+@pytest.mark.parametrize(("content", "wanted"), [
+    ("path,patient\na.png,Иванов\n".encode("cp1251"), "neither UTF-8 nor UTF-16 nor plainly Latin-1"),
+    ("path,patient\na.png,Παπάς\n".encode("cp1253"), "neither UTF-8 nor UTF-16 nor plainly Latin-1"),
+    ("path,patient\na.png,山田\n".encode("shift-jis"), "neither UTF-8 nor UTF-16 nor plainly Latin-1"),
+    ("path,patient\na.png,男\n".encode("gbk"), "neither UTF-8 nor UTF-16 nor plainly Latin-1"),
+    ("path,patient\na.png,José\n".encode("cp850"), "neither UTF-8 nor UTF-16 nor plainly Latin-1"),
+    ("path,patient\na.png,José\n".encode() + "b.png,José\n".encode("latin-1"), "in part UTF-8 and in part another"),
+    (b"PK\x03\x04\x14\x00", "an Excel workbook, not a text file; unpack it, or save its sheet as CSV UTF-8"),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook"), (b"PAR1", "a Parquet file"),
+])  # fmt: skip
+def test_another_encoding_is_refused_and_the_way_on_named(tmp_path: Path, content: bytes, wanted: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(InputError, match=wanted):
+        read_csv(tmp_path / "t.csv", ("path", "patient"))
+    assert header_of(tmp_path / "t.csv") == []
+
+
+def test_latin_1_far_behind_the_beginning_is_found(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(("path,patient\n" + "a.png,p\n" * 300_000 + "b.png,José\n").encode("latin-1"))
+    assert encoding_of(tmp_path / "t.csv") == "cp1252"
+    assert encoding_of(tmp_path / "t.csv", head_only=True) == "utf-8-sig"
+    assert read_csv(tmp_path / "t.csv", ("path", "patient"))[0]["patient"].iloc[-1] == "José"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_are_the_same_in_each_encoding(tmp_path: Path, encoding: str, end: str) -> None:
+    (tmp_path / "list.txt").write_bytes(end.join(["a.png", " b.png ", "", "c.png", ""]).encode(encoding))
+    assert read_lines(tmp_path / "list.txt") == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|", ","])
+@pytest.mark.parametrize("said", ["", "sep={}\n", "sep={}\r\n"])
+def test_the_separator_is_found(tmp_path: Path, mark: str, said: str) -> None:
+    last = '"1,0"' if mark == "," else "1,0"
+    rows = (("path", "patient", '"Mass, large"', "Edema"), ("a.png", '"p; q, r"', "1", last))
+    (tmp_path / "t.csv").write_text(said.format(mark) + "".join(mark.join(row) + "\n" for row in rows))
+    frame, notes = read_csv(tmp_path / "t.csv", ("path", "patient"))
+    assert frame.columns.tolist() == ["path", "patient", "Mass, large", "Edema"]
+    assert frame.iloc[0].tolist() == ["a.png", "p; q, r", "1", "1,0"]
+    assert [note.text for note in notes] == [] if mark == "," else ["separated by" in note.text for note in notes]
+
+
+def test_commas_count_where_other_marks_only_stand_in_cells(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,patient,a;b\nx;1.png,p;q,1\ny.png,r,0\n")
+    frame, notes = read_csv(tmp_path / "t.csv", ("path", "patient"))
+    assert frame["path"].tolist() == ["x;1.png", "y.png"] and notes == []
+
+
+def test_a_row_of_another_length_says_how_the_file_was_read(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("path;patient;Edema\na.png;p;1\nb.png;q\n".encode("utf-16"))
+    wanted = r"row 2 has 2 cells, the header 3 \(read as UTF-16, separated by semicolons\); mend it"
+    with pytest.raises(InputError, match=wanted):
+        read_csv(tmp_path / "t.csv", ("path", "patient"), own=True)
+
+
+def test_rows_without_a_cell_are_left_out_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,patient,Edema\na.png,p,1\n,,\n  , ,\nb.png,q,0\n,,\n")
+    frame, notes = read_csv(tmp_path / "t.csv", ("path", "patient"))
+    assert frame["path"].tolist() == ["a.png", "b.png"] and frame.index.tolist() == [0, 1]
+    assert [note.text for note in notes] == ["t.csv: 3 rows without a cell left out"]
