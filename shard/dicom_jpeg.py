@@ -19,6 +19,10 @@ SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (51, 53, 55, 57, 
 _BASELINE = "1.2.840.10008.1.2.4.50"
 _STARTS_OF_FRAME = (0xC0, 0xC1, 0xC2, 0xC3)
 _LOSSLESS = 0xC3
+_JPEG_LS, _JPEG_LS_SYNTAXES = 0xF7, ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
+_LOSSY_BITS = (8, 12)
+_KEPT = (*_STARTS_OF_FRAME, 0xC4, 0xDB, 0xDD)  # segments of a header by which pixels are decoded, with DHT, DQT, DRI
+_SCAN = 0xDA
 # Remarks of GDCM's libjpeg about files whose pixels it decodes right.
 _HARMLESS = ("Invalid SOS parameters for sequential JPEG",)
 
@@ -66,8 +70,10 @@ def decode(data: Any) -> npt.NDArray[Any]:
     content = next(generate_frames(data.PixelData, number_of_frames=1))
     frame = read_frame(content)
     wanted = int(data.Rows), int(data.Columns), 1
-    if frame is None or (frame.height, frame.width, frame.channels) != wanted:
+    if frame is None or frame.marker == _JPEG_LS or (frame.height, frame.width, frame.channels) != wanted:
         raise UnsupportedDicom(f"broken image: its JPEG is not of {wanted[1]}×{wanted[0]} grey pixels")
+    if frame.bits not in (range(8, 17) if frame.marker == _LOSSLESS else _LOSSY_BITS):
+        raise UnsupportedDicom(f"broken image: {name} of {frame.bits} bits")
     pixels, complaints = _listen(lambda: _decode(content, frame, str(data.file_meta.TransferSyntaxUID)))
     mended = jpeg.mend(content) if any(map(jpeg.MAY_BE_HARMLESS.search, complaints)) else None
     if mended is not None:
@@ -79,26 +85,54 @@ def decode(data: Any) -> npt.NDArray[Any]:
     return words.view(f"i{words.itemsize}") if int(data.get("PixelRepresentation") or 0) else words
 
 
+def check_jpeg_ls(data: Any) -> None:
+    """Raise UnsupportedDicom for a JPEG-LS whose frame is not the data set's: GDCM ends the process at some."""
+    from pydicom.encaps import generate_frames
+
+    if data.file_meta.TransferSyntaxUID not in _JPEG_LS_SYNTAXES:
+        return
+    frame = read_frame(next(generate_frames(data.PixelData, number_of_frames=1)))
+    wanted = int(data.Rows), int(data.Columns), int(data.SamplesPerPixel)
+    if frame is None or (frame.height, frame.width, frame.channels) != wanted or frame.bits not in range(2, 17):
+        raise UnsupportedDicom(f"broken image: its JPEG-LS is not of {wanted[1]}×{wanted[0]} pixels of 2 to 16 bits")
+
+
 def read_frame(content: bytes) -> Frame | None:
-    """The first start of frame in a JPEG; None where there is none of a process that GDCM decodes."""
+    """The first start of frame in a JPEG or JPEG-LS; None where there is none of a process that GDCM decodes."""
     at = 2
     while at + 9 < len(content):
         if content[at] != 0xFF or content[at + 1] in (0x00, 0xFF):
             at += 1
             continue
-        if content[at + 1] in _STARTS_OF_FRAME:
+        if content[at + 1] in (*_STARTS_OF_FRAME, _JPEG_LS):
             height, width = (int.from_bytes(content[at + start : at + start + 2], "big") for start in (5, 7))
             return Frame(content[at + 1], content[at + 4], height, width, content[at + 9])
         at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
     return None
 
 
+def _plain_header(content: bytes) -> bytes:
+    """The JPEG with nothing before its first scan but what its pixels need; b"" where there is no scan."""
+    parts, at = [content[:2]], 2
+    while at + 4 <= len(content):
+        if content[at] != 0xFF or content[at + 1] in (0x00, 0xFF):
+            at += 1
+            continue
+        marker, after = content[at + 1], at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        if marker == _SCAN:
+            return b"".join(parts) + content[at:]
+        if marker in _KEPT:
+            parts.append(content[at:after])
+        at = after
+    return b""
+
+
 def _decode(content: bytes, frame: Frame, syntax: str) -> bytes | None:
-    """GDCM's bytes of a frame. It ends the process where it is told of other bits than the JPEG has."""
+    """GDCM's bytes of a frame. It ends the process at other bits than the JPEG has, and at a warning of its header."""
     import gdcm
 
     fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
-    fragment.SetByteStringValue(content)
+    fragment.SetByteStringValue(_plain_header(content))
     fragments.AddFragment(fragment)
     element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
     element.SetValue(fragments.__ref__())
@@ -108,7 +142,7 @@ def _decode(content: bytes, frame: Frame, syntax: str) -> bytes | None:
     image.SetDataElement(element)
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
-    allocated = 8 if frame.bits <= 8 else 16 if frame.marker == _LOSSLESS else 12
+    allocated = 8 if frame.bits <= 8 else 12 if frame.bits == 12 and frame.marker != _LOSSLESS else 16
     image.SetPixelFormat(gdcm.PixelFormat(1, allocated, frame.bits, frame.bits - 1, 0))
     text = image.GetBuffer()  # its bytes, each as a character
     return None if text is None else text.encode("utf-8", "surrogateescape")

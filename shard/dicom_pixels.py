@@ -26,6 +26,8 @@ def stored_values(data: Any) -> tuple[npt.NDArray[Any], Mask | None]:
     high = stored - 1 if high is None else high
     if not stored - 1 <= high < int(data.BitsAllocated):
         raise UnsupportedDicom(f"DICOM with HighBit {high} for {stored} BitsStored of {data.BitsAllocated}")
+    if data.file_meta.TransferSyntaxUID.is_encapsulated:
+        raw = _without_overshoot(raw, stored)
     values = _take_bits(raw, stored, high)
     padding = _find_padding(raw, values, data, stored)
     if _wraps(raw, values, padding):
@@ -45,12 +47,15 @@ def decode(data: Any) -> npt.NDArray[Any]:
     if syntax in dicom_jpeg.SYNTAXES and int(data.SamplesPerPixel) == 1:
         return dicom_jpeg.decode(data)
     try:
-        available = get_decoder(syntax).is_available
-    except NotImplementedError:
-        available = False
-    if not available:
+        plugins = get_decoder(syntax).available_plugins if syntax.is_encapsulated else ("",)
+    except (NotImplementedError, ValueError):  # of a process that pydicom does not know, or somebody's own
+        plugins = ()
+    if not plugins:
         raise UnsupportedDicom(f"DICOM compressed by {syntax.name}, for which there is no decoder here")
-    pixels = pixel_array(data, correct_unused_bits=int(data.SamplesPerPixel) > 1)
+    dicom_jpeg.check_jpeg_ls(data)
+    # GDCM, which would come first, ends the process at some damaged JPEG 2000s.
+    plugin = "pylibjpeg" if "pylibjpeg" in plugins else ""
+    pixels = pixel_array(data, decoding_plugin=plugin, correct_unused_bits=int(data.SamplesPerPixel) > 1)
     return np.asarray(pixels, pixels.dtype.newbyteorder("="))
 
 
@@ -65,6 +70,14 @@ def _take_bits(raw: npt.NDArray[Any], stored: int, high: int) -> npt.NDArray[Any
         return unsigned.view(raw.dtype)
     # Shifted left and back, the sign is spread and what lies above is gone.
     return (unsigned << (bits - stored)).view(raw.dtype) >> (bits - stored)
+
+
+def _without_overshoot(raw: npt.NDArray[Any], stored: int) -> npt.NDArray[Any]:
+    """Values that a lossy compression made a little larger than the stored bits hold, as the largest that they do."""
+    signed = raw.dtype.kind == "i"
+    low, high = -(1 << (stored - 1)) * signed, (1 << (stored - signed)) - 1
+    slack = (high - low) // 16
+    return raw.clip(low, high) if low - slack <= raw.min() and raw.max() <= high + slack else raw
 
 
 def _find_padding(raw: npt.NDArray[Any], values: npt.NDArray[Any], data: Any, stored: int) -> Mask | None:
