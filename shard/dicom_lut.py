@@ -36,7 +36,7 @@ def read_table(data: Any, keyword: str) -> Table | None:
             continue
         count, first = int(descriptor[0]) or 1 << 16, int(descriptor[1])
         entries = words
-        if len(words) < count:  # two in a word, the lower byte first
+        if len(words) == (count + 1) // 2:  # two in a word, the lower byte first
             entries = np.stack([words & 0xFF, words >> 8], axis=1).ravel()[:count]
         if len(entries) < count:
             raise UnsupportedDicom(f"{keyword} holds {len(entries)} of {count} entries")

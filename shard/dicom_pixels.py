@@ -10,6 +10,10 @@ import numpy.typing as npt
 from shard import dicom_jpeg
 from shard.dicom_file import UnsupportedDicom
 
+# Compressions that are newer than pydicom's list of names.
+_NAMES = {f"1.2.840.10008.1.2.4.{number}": name for number, name in
+          ((110, "JPEG XL Lossless"), (111, "JPEG XL JPEG Recompression"), (112, "JPEG XL"))}  # fmt: skip
+
 Mask = npt.NDArray[np.bool_]
 
 
@@ -51,7 +55,8 @@ def decode(data: Any) -> npt.NDArray[Any]:
     except (NotImplementedError, ValueError):  # of a process that pydicom does not know, or somebody's own
         plugins = ()
     if not plugins:
-        raise UnsupportedDicom(f"DICOM compressed by {syntax.name}, for which there is no decoder here")
+        name = _NAMES.get(syntax, syntax.name)
+        raise UnsupportedDicom(f"DICOM compressed by {name}, for which there is no decoder here")
     dicom_jpeg.check_jpeg_ls(data)
     # GDCM, which would come first, ends the process at some damaged JPEG 2000s.
     plugin = "pylibjpeg" if "pylibjpeg" in plugins else ""
