@@ -25,9 +25,11 @@ from probe.table import (
     Sheet,
     against_pixels,
     format_cell,
+    format_estimate,
     layout,
     layout_differences,
     layout_shots,
+    say_withheld,
     with_mean_column,
 )
 from train.frozen import Features, standardise
@@ -70,7 +72,7 @@ def compose(
         sections = [*published, *(section for section in sections if section not in published)]
     return Page(
         headline=_headline(study, table, differences, measured),
-        verdicts=against_pixels(differences, study.mean),
+        verdicts=[*against_pixels(differences, study.mean), *say_withheld(study.withheld)],
         sections=_with_own_files([section for section in sections if section.pictures or section.sheets]),
         notes=list_notes(study),
         facts=list_facts(study),
@@ -127,11 +129,11 @@ def _headline(study: Study, table: pd.DataFrame, differences: pd.DataFrame, meas
         if encoder.name not in chosen.index:
             continue
         cell = chosen.loc[encoder.name]
-        against = [f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] against {row['reference']}"
-                   for row in differences.to_dict("records")
+        against = [f"{format_estimate(row['difference'], row['low'], row['high'], signed=True)} against "
+                   f"{row['reference']}" for row in differences.to_dict("records")
                    if row["encoder"] == encoder.name and row["task"] == over]  # fmt: skip
         what = f"a mean AUROC over {len(study.drawn)} tasks" if over == study.mean else f"an AUROC on {over}"
-        said.append(f"{encoder.name} reaches {what} of {format_cell(cell['mean'], cell['low'], cell['high'])}"
+        said.append(f"{encoder.name} reaches {what} of {format_estimate(cell['mean'], cell['low'], cell['high'])}"
                     + (f": {', '.join(against)}" if against else ""))  # fmt: skip
     return f"With {_words(study.headline)}, " + "; ".join(said) + "."
 
@@ -164,8 +166,8 @@ def _published(study: Study, measured: Measured) -> list[Section]:
             rows = []
             for name in names:
                 found = [getattr(measured.peaks[name, task, test], field) for task in tasks]
-                rows.append([name, *(format_cell(some.mean(), *np.percentile(some, [2.5, 97.5]), percent=True)
-                                     for some in found)])  # fmt: skip
+                rows.append([name, *(format_estimate(some.mean(), *_middle(some, task in study.withheld), percent=True)
+                                     for task, some in zip(tasks, found, strict=True))])  # fmt: skip
             if test == ALL:
                 shares = [float(study.drawn[task].test_labels.mean()) for task in tasks]
                 rows.append([MAJORITY, *(f"{100 * max(share, 1 - share):.1f}" for share in shares)])
@@ -178,6 +180,12 @@ def _published(study: Study, measured: Measured) -> list[Section]:
             f"{100 * np.percentile(noise, 95):.1f} %; the last epoch has {100 * final.mean():.1f} %. A study with one "
             "draw prints one such number. Brackets here: the middle 95 % of draws.")  # fmt: skip
     return [Section("The published protocol, for comparison", text, [], sheets)]
+
+
+def _middle(values: np.ndarray, withheld: bool) -> tuple[float, float]:
+    """The middle 95 % of draws; none where the task has too few patients."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return (float("nan"), float("nan")) if withheld else (float(low), float(high))
 
 
 def _sliced(study: Study, table: pd.DataFrame) -> list[Section]:

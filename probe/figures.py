@@ -69,20 +69,22 @@ def draw_scores(table: pd.DataFrame, palette: Mapping[str, str], tasks: Sequence
 def draw_forest(differences: pd.DataFrame) -> list[Picture]:
     """Paired differences of AUROC, a picture a task, all of one scale."""
     pictures = []
-    reach = [min(0.0, differences["low"].min()) - 0.01, max(0.0, differences["high"].max()) + 0.01]
+    ends = differences[["low", "difference", "high"]].to_numpy(float)  # where there is no interval, the point alone
+    reach = [np.nanmin(ends, initial=0.0) - 0.01, np.nanmax(ends, initial=0.0) + 0.01]
     for task, rows in differences.groupby("task", sort=False):
         with plt.rc_context(STYLE):
             figure, axes = plt.subplots(figsize=(PANEL[0], 0.9 + 0.21 * len(rows)), layout="constrained")
             for height, cell in enumerate(rows.to_dict("records")):
-                open_ = cell["low"] <= 0 <= cell["high"]
+                open_ = not (cell["low"] > 0 or cell["high"] < 0)
                 spread = [[cell["difference"] - cell["low"]], [cell["high"] - cell["difference"]]]
                 colour = KNOWN[SCRATCH] if open_ else INK
                 axes.errorbar(cell["difference"], height, xerr=spread, fmt="o", ms=4, color=colour)
             axes.axvline(0, color=INK, lw=1)
             axes.set_yticks(range(len(rows)), rows["encoder"] + " − " + rows["reference"])
             axes.set(title=task, xlim=reach, ylim=(len(rows) - 0.5, -0.5), xlabel="difference of AUROC")
-            said = "; ".join(f"{row['encoder']} less {row['reference']} {row['difference']:+.3f}, from "
-                             f"{row['low']:+.3f} to {row['high']:+.3f}" for row in rows.to_dict("records"))  # fmt: skip
+            said = "; ".join(f"{row['encoder']} less {row['reference']} {row['difference']:+.3f}, "
+                             + (f"from {row['low']:+.3f} to {row['high']:+.3f}" if row["low"] == row["low"] else
+                                "without an interval") for row in rows.to_dict("records"))  # fmt: skip
             name = f"differences-{_slug(str(task))}"
             pictures.append(Picture(name, f"Paired differences of AUROC, {task}: {said}.", _svg(figure, name)))
     return pictures

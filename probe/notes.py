@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 
+import pandas as pd
+
 from probe.encoders import SIDE
 from probe.linear import INVERSE_L2
 from probe.statistics import REPLICATES
@@ -17,7 +19,8 @@ PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit
 def list_notes(study: Study) -> list[str]:
     """How to read this: how it was measured, and what it can't show."""
     settings, held_out = study.settings, study.labels[study.labels["split"] != "train"]
-    counts = ", ".join(f"{task} {(held_out[task] == 1).sum()} positive / {(held_out[task] == 0).sum()} negative"
+    counts = ", ".join(f"{task} {(held_out[task] == 1).sum()} positive / {(held_out[task] == 0).sum()} negative "
+                       f"images, of {_of_patients(held_out, task, 1)} / {_of_patients(held_out, task, 0)} patients"
                        for task in study.tasks)  # fmt: skip
     splits = " and ".join(dict.fromkeys(held_out["split"]))
     k = study.headline
@@ -42,6 +45,11 @@ def list_notes(study: Study) -> list[str]:
     ]
     warning = "SYNTHETIC radiographs (phantoms): the figures say that the software works, and nothing of patients."
     return [warning, *notes] if study.manifest.settings.get("synthetic") else notes
+
+
+def _of_patients(labels: pd.DataFrame, task: str, label: int) -> int:
+    """How many patients have such an image."""
+    return int(labels.loc[labels[task] == label, "patient"].nunique())
 
 
 def _seen(study: Study) -> str:

@@ -71,8 +71,9 @@ def _features(study: Study, needed: set[str] | None) -> dict[str, Features]:
 def _write(study: Study, measured: Measured, features: dict[str, Features]) -> None:
     out = study.settings.out
     scores = with_mean(measured.scores, study.drawn, study.mean)
-    table = score_table(scores)
-    differences = difference_table(study.encoders, scores, study.tasks, study.headline, study.mean)
+    table = score_table(scores, study.withheld)
+    differences = difference_table(study.encoders, scores, study.tasks, study.headline, study.mean,
+                                   study.withheld)  # fmt: skip
     page = compose(study, measured, table, differences, features)
     write_bytes(out / "draws.csv", write_draws(study.drawn, study.labels))
     labels = {"uncertain": study.settings.uncertain, "blank": study.settings.blank}

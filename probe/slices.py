@@ -1,7 +1,8 @@
-"""Slices of the test images: by sex, age and view, where the table that was sharded has them."""
+"""Slices of the test images, by sex, age and view where the shards have them, and whether they are large enough."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,31 @@ def find_slices(labels: pd.DataFrame) -> list[Slice]:
         there = [Slice(f"{group}: {name}", members.to_numpy()) for name, members in parts if (members & held_out).any()]
         slices += there if len(there) > 1 else []
     return slices
+
+
+def count_patients(test: Rows, test_labels: Rows, patients: Rows) -> tuple[int, int]:
+    """How many test patients have a positive image, and how many a negative one."""
+    return count(Slice("all", np.ones(len(patients), bool)), test, test_labels, patients)
+
+
+def too_few(counts: tuple[int, int]) -> str:
+    """Why nothing is claimed of so many patients with a positive and with a negative image; "" where it may be."""
+    if is_large_enough(counts):
+        return ""
+    number, kind = min(zip(counts, ("positive", "negative"), strict=True))
+    return f"{number} {kind} test patient{'' if number == 1 else 's'}"
+
+
+def withhold(counts: Mapping[str, tuple[int, int]], mean: str) -> dict[str, str]:
+    """The tasks with too few test patients, and what their mean is called, with the reasons.
+
+    A bootstrap over few patients of a class can't show how much the figure would be another with others of them: its
+    intervals are much too narrow, and its p values too small.
+    """
+    reasons = {task: reason for task, some in counts.items() if (reason := too_few(some))}
+    if reasons and len(counts) > 1:
+        reasons[mean] = "over these too"
+    return reasons
 
 
 def count(part: Slice, test: Rows, test_labels: Rows, patients: Rows) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from probe.fewshot import Draws, NotMeasurable, Rows, Shots, make_draws, resolve
 from probe.inputs import Input
 from probe.names import name_mean
 from probe.settings import Settings
+from probe.slices import count_patients, withhold
 from shard.errors import InputError
 from shard.formats import TASKS
 from shard.manifest import Manifest, read_manifest
@@ -79,6 +80,12 @@ class Study:
         numbers = np.full(len(self.train), -1)
         numbers[~self.train] = np.unique(self.labels["patient"].to_numpy()[~self.train], return_inverse=True)[1]
         return numbers
+
+    @functools.cached_property
+    def withheld(self) -> dict[str, str]:
+        """The tasks, and their mean, of which no interval, p value or verdict is given, and why."""
+        return withhold({task: count_patients(draws.test, draws.test_labels, self.patients)
+                         for task, draws in self.drawn.items()}, self.mean)  # fmt: skip
 
     @functools.cached_property
     def fingerprint(self) -> str:

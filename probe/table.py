@@ -13,7 +13,8 @@ from probe.encoders import IMAGENET, SCRATCH, SIDE, THUMBNAIL, Encoder
 from probe.fewshot import Shots
 from probe.measure import ALL, BALANCED, FINETUNE, KNN, LINEAR, Key
 from probe.names import GUESSING, MAJORITY, MEAN
-from probe.statistics import METRICS, Scores, estimate, holm, mean_of, p_value
+from probe.slices import LEAST
+from probe.statistics import METRICS, Estimate, Scores, estimate, holm, mean_of, p_value
 
 NAN = float("nan")
 LATEX = str.maketrans({
@@ -67,16 +68,26 @@ def with_mean(scores: Mapping[Key, Scores], tasks: Collection[str], mean: str = 
     return result
 
 
-def score_table(scores: Mapping[Key, Scores]) -> pd.DataFrame:
-    """One row for each encoder, probe, shots, task, test set and metric: mean, low, high, standard error, draws."""
+def score_table(scores: Mapping[Key, Scores], withheld: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """One row for each encoder, probe, shots, task, test set and metric: mean, low, high, standard error, draws.
+
+    withheld: tasks whose intervals are not to be trusted, and why (Study.withheld): these are NaN, and the last column
+    says the reason.
+    """
+    reasons = withheld or {}
     rows = []
     for key, found in scores.items():
         for metric in METRICS:
-            cell = estimate(found.of(metric))
+            cell = _without_interval(estimate(found.of(metric)), key.task in reasons)
             rows.append({**key._asdict(), "shots": str(key.shots), "metric": metric, "mean": cell.mean, "low": cell.low,
-                         "high": cell.high, "standard_error": cell.error, "draws": len(found.draws)})  # fmt: skip
+                         "high": cell.high, "standard_error": cell.error, "draws": len(found.draws),
+                         "withheld": reasons.get(key.task, "")})  # fmt: skip
     table: pd.DataFrame = pd.DataFrame(rows)
     return table
+
+
+def _without_interval(cell: Estimate, withheld: bool) -> Estimate:
+    return Estimate(cell.mean, NAN, NAN, NAN) if withheld else cell
 
 
 def references(encoders: Sequence[Encoder]) -> list[str]:
@@ -88,13 +99,16 @@ def references(encoders: Sequence[Encoder]) -> list[str]:
 
 
 def difference_table(
-    encoders: Sequence[Encoder], scores: Mapping[Key, Scores], tasks: Sequence[str], shots: Shots, mean: str = MEAN
-) -> pd.DataFrame:
+    encoders: Sequence[Encoder], scores: Mapping[Key, Scores], tasks: Sequence[str], shots: Shots, mean: str = MEAN,
+    withheld: Mapping[str, str] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Paired differences of AUROC to each reference: difference, low, high, p, and p corrected over the tasks (Holm).
 
     Both encoders learn from the same images and are tested on the same in every replicate, so what they share of
-    chance cancels. The mean over tasks is a sum of the others and is not counted as a test of its own.
+    chance cancels. The mean over tasks is a sum of the others and is not counted as a test of its own. withheld: as of
+    score_table; such a task is not tested at all.
     """
+    reasons = withheld or {}
     rows: list[dict[str, object]] = []
     before: list[str] = []
     for reference in references(encoders):
@@ -103,14 +117,14 @@ def difference_table(
             if encoder.name in before:  # itself, or the same pair once more
                 continue
             apart = _apart(scores, encoder.name, reference, [*tasks, mean], shots)
-            corrected = dict(zip(tasks, holm([p_value(apart[task]) if task in apart else NAN for task in tasks]),
-                                 strict=True))  # fmt: skip
+            p_values = {task: NAN if task in reasons else p_value(found) for task, found in apart.items()}
+            corrected = dict(zip(tasks, holm([p_values.get(task, NAN) for task in tasks]), strict=True))
             for task, difference in apart.items():
-                cell = estimate(difference)
+                cell = _without_interval(estimate(difference), task in reasons)
                 rows.append({"encoder": encoder.name, "reference": reference, "task": task, "difference": cell.mean,
-                             "low": cell.low, "high": cell.high, "p": p_value(difference),
-                             "p_holm": corrected.get(task, NAN)})  # fmt: skip
-    names = ["encoder", "reference", "task", "difference", "low", "high", "p", "p_holm"]
+                             "low": cell.low, "high": cell.high, "p": p_values[task],
+                             "p_holm": corrected.get(task, NAN), "withheld": reasons.get(task, "")})  # fmt: skip
+    names = ["encoder", "reference", "task", "difference", "low", "high", "p", "p_holm", "withheld"]
     table: pd.DataFrame = pd.DataFrame(rows, columns=names)
     return table
 
@@ -129,10 +143,10 @@ def _apart(
 
 def against_pixels(differences: pd.DataFrame, mean: str = MEAN) -> list[str]:
     """In words, for each encoder, on which tasks it beats the thumbnail and on which not: with its whole interval, and
-    where it has a p value corrected over the tasks, with one below 0.05."""
+    where it has a p value corrected over the tasks, with one below 0.05. Of tasks without an interval nothing."""
     said = []
     tasks = differences[(differences["reference"] == THUMBNAIL) & (differences["task"] != mean)]
-    for encoder, cells in tasks.groupby("encoder", sort=False):
+    for encoder, cells in tasks[tasks["low"].notna()].groupby("encoder", sort=False):
         wins = (cells["low"] > 0) & ~(cells["p_holm"] >= 0.05)
         beaten, open_ = ([str(task) for task in cells["task"][chosen]] for chosen in (wins, ~wins))
         won = f"{encoder} beats the {SIDE}×{SIDE} thumbnail on {', '.join(beaten)}" if beaten else ""
@@ -148,6 +162,19 @@ def format_cell(mean: float, low: float, high: float, *, percent: bool = False, 
     scale, form = (100, "+.1f" if signed else ".1f") if percent else (1, "+.3f" if signed else ".3f")
     shown = f"{mean * scale:{form}}"
     return shown if pd.isna(low) else f"{shown} [{low * scale:{form}}, {high * scale:{form}}]"
+
+
+def format_estimate(mean: float, low: float, high: float, *, percent: bool = False, signed: bool = False) -> str:
+    """As format_cell, with "0.612 [–]" where there is no interval."""
+    shown = format_cell(mean, low, high, percent=percent, signed=signed)
+    return f"{shown} [–]" if pd.isna(low) and not pd.isna(mean) else shown
+
+
+def say_withheld(withheld: Mapping[str, str]) -> list[str]:
+    """Of which tasks no interval, p value or verdict is given, with the reasons, in a line; none where of all."""
+    tasks = [f"{task} ({reason})" for task, reason in withheld.items()]
+    return [f"[–]: no interval, p value or verdict for {', '.join(tasks)}; wanted are {LEAST} or more patients with a "
+            f"positive and {LEAST} with a negative test image"] if tasks else []  # fmt: skip
 
 
 def format_p(p: float) -> str:
@@ -202,7 +229,7 @@ def layout_differences(table: pd.DataFrame) -> Sheet:
         by_task, row = cells.set_index("task"), [f"{encoder} − {reference}"]
         for task in tasks:
             at = by_task.loc[task] if task in by_task.index else None
-            cell = "n/a" if at is None else format_cell(at["difference"], at["low"], at["high"], signed=True)
+            cell = "n/a" if at is None else format_estimate(at["difference"], at["low"], at["high"], signed=True)
             row.append(cell if at is None or pd.isna(at["p_holm"]) else f"{cell}, {format_p(at['p_holm'])}")
         rows.append(row)
     return Sheet("Paired differences of AUROC", ["", *tasks], rows)
@@ -250,4 +277,4 @@ def _cell(by_key: pd.DataFrame, key: tuple[str, ...], percent: bool = False) -> 
     if key not in by_key.index:
         return format_cell(NAN, NAN, NAN)
     mean, low, high = (float(by_key[name][key]) for name in ("mean", "low", "high"))
-    return format_cell(mean, low, high, percent=percent)
+    return format_estimate(mean, low, high, percent=percent)
