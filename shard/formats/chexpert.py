@@ -51,6 +51,7 @@ def read_chexpert(src: Path) -> Rows:
         frame, found = read_csv(csv, ("Path",), {**_COLUMNS, **KNOWN})
         frames.append(frame.assign(split=split))
         notes += [*found, *not_taken(csv, frame, (*_COLUMNS, *KNOWN))]
+        notes += not_found(csv, _COLUMNS, list(frame), "columns")
     findings = tuple(name for name in CHEXPERT_FINDINGS if any(name in frame for frame in frames))
     chexpert_findings(findings, files["train"])
     notes += not_found(files["train"], CHEXPERT_FINDINGS, findings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -70,7 +70,7 @@ def not_taken(csv: Path, frame: pd.DataFrame, taken: Sequence[str]) -> list[Note
     return [Note(f"{csv.name}: {len(left)} of its columns not taken: {listed(left)}")] if left else []
 
 
-def not_found(csv: Path, expected: Sequence[str], found: Sequence[str]) -> list[Note]:
-    """A note of the findings that a format has and a table lacks."""
+def not_found(csv: Path, expected: Iterable[str], found: Collection[Hashable], what: str = "findings") -> list[Note]:
+    """A note of the findings or other columns that a format has and a table lacks."""
     lacking = [name for name in expected if name not in found]
-    return [Note(f"{csv.name}: {len(lacking)} expected findings not found: {listed(lacking)}")] if lacking else []
+    return [Note(f"{csv.name}: {len(lacking)} expected {what} not found: {listed(lacking)}")] if lacking else []

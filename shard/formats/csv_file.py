@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv as csv_module
 import io
+import re
 import zlib
 from collections.abc import Iterable
 from functools import lru_cache
@@ -137,9 +138,8 @@ def form_of(csv: Path, head_only: bool = False) -> Form:
         text = file.read(1 << 18)
     if not text.strip():
         raise ValueError("it is empty")
-    first = text.split("\n", 1)[0].rstrip("\r")
-    if first.lower().startswith("sep=") and len(first) == 5:  # as Excel writes it, for itself
-        return Form(encoding, first[4], 1, _first_rows(text, first[4], 1, 1)[0])
+    if said := re.match("\ufeff?(?i:sep)=(.)[\r\n]", text):  # as Excel writes it, for itself
+        return Form(encoding, said[1], 1, _first_rows(text, said[1], 1, 1)[0])
     cut = {mark: _first_rows(text, mark, 0, 1)[0] for mark in SEPARATORS}
     marks = [mark for mark, header in cut.items() if len(header) > 1] or [","]
     if len(marks) > 1:

@@ -17,6 +17,7 @@ from shard.note import Note
 
 MIMIC_SPLITS = {"train": "train", "validate": "valid", "test": "test"}
 _IDS = ("dicom_id", "subject_id", "study_id")
+_PREFIX = {"subject_id": "p", "study_id": "s"}
 _WANTED = {"metadata": _IDS, "chexpert": ("subject_id", "study_id"), "split": ("dicom_id", "split")}
 _KNOWN: dict[str, ColumnNames] = {
     "metadata": {"ViewPosition": VIEW}, "chexpert": KNOWN, "split": {"subject_id": (), "study_id": ()}
@@ -43,6 +44,7 @@ def read_mimic(src: Path) -> Rows:
     raw, labels, splits = frames.values()
     findings = chexpert_findings(labels.columns, tables["chexpert"])
     notes += not_found(tables["chexpert"], CHEXPERT_FINDINGS, findings)
+    notes += not_found(tables["metadata"], _KNOWN["metadata"], list(raw), "columns")
     study = ["subject_id", "study_id"]
     labels, splits = labels[[*study, *findings]].drop_duplicates(), splits[["dicom_id", "split"]].drop_duplicates()
     for name, table, columns in (("chexpert", labels, study), ("split", splits, ["dicom_id"])):
@@ -76,7 +78,7 @@ def _read(csv: Path, name: str) -> tuple[pd.DataFrame, list[Note]]:
     wanted, known = _WANTED[name], _KNOWN[name]
     ids = tuple(column for column in wanted if column in _IDS)
     frame, notes = read_csv(csv, wanted, known, ids=ids)
-    for column_name in ids:
-        frame[column_name] = without_prefix(frame[column_name], column_name[0]) if column_name != "dicom_id" else (
-            frame[column_name].str.replace(ENDING, "", regex=True))
+    for name in ids:
+        frame[name] = (frame[name].str.replace(ENDING, "", regex=True) if name == "dicom_id"
+                       else without_prefix(frame[name], _PREFIX[name]))  # fmt: skip
     return frame, [*notes, *not_taken(csv, frame, (*wanted, *known))]

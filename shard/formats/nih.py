@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.columns import AGE, SEX, VIEW, not_taken
+from shard.formats.columns import AGE, SEX, VIEW, not_found, not_taken
 from shard.formats.csv_file import has_columns, read_csv, tables_in
 from shard.formats.rows import ENDING, Rows, column, find_one, hashed_splits
 from shard.formats.text_file import read_lines
@@ -37,7 +37,7 @@ def read_nih(src: Path) -> Rows:
     """
     csv = find_one(src, "Data_Entry_2017*.csv", _WANTED)
     raw, notes = read_csv(csv, _WANTED, _KNOWN, ids=("Patient ID",))
-    notes += not_taken(csv, raw, (*_WANTED, *_KNOWN))
+    notes += [*not_taken(csv, raw, (*_WANTED, *_KNOWN)), *not_found(csv, _KNOWN, list(raw), "columns")]
     name, patient = raw["Image Index"], raw["Patient ID"]
     folders = [src, src / "images", *sorted(src.glob("images_*/images"))]
     places = {file.name: file.relative_to(src).as_posix() for folder in folders if folder.is_dir()
