@@ -12,6 +12,7 @@ import pytest
 
 from shard.age import read_age
 from shard.demographics import add_counts, count_demographics, read_demographics
+from shard.formats import read_chexpert
 from shard.sex import coded_columns, decode, read_sexes
 from shard.table import read_table
 from shard.view import read_view, read_views
@@ -146,6 +147,17 @@ def test_chexperts_two_columns_make_one_view(tmp_path: Path) -> None:
     assert table.rows["view"].tolist() == list(said.values())
     (note,) = (note for note in table.notes if note.text.startswith("view: 1 of 10 cells are not understood"))
     assert note.example == "'Frontal LL'"
+
+
+def test_a_table_without_sex_age_and_view_beside_one_with_them_gives_blanks(tmp_path: Path) -> None:
+    for split, rest in (("train", "Sex,Age,Frontal/Lateral,AP/PA,Edema"), ("test", "Edema")):
+        path = f"{split}/patient{len(split)}/study1/view1_frontal.jpg"
+        picture(tmp_path / path)
+        cells = "Female,60,Frontal,AP,1.0" if split == "train" else "0.0"
+        (tmp_path / f"{split}.csv").write_text(f"Path,{rest}\n{path},{cells}\n")
+    frames = read_chexpert(tmp_path).frame, read_table(tmp_path).rows
+    for frame in frames:
+        assert frame[["sex", "age", "view"]].astype(object).iloc[1].tolist() == ["", "", ""]
 
 
 def spellings(word: str, chance: random.Random) -> str:
