@@ -19,6 +19,7 @@ from probe.names import GUESSING, MAJORITY, check_name, split_key, split_spec
 from probe.paper import NOISE
 from probe.weights import FOLDER_FILES, Weights, read_weights
 from shard.errors import InputError
+from train.accepted import changes_of, with_changes
 from train.checkpoint import (
     FORMAT,
     UnreadableTensors,
@@ -37,6 +38,8 @@ SIDE = 16  # of the thumbnail
 SCRATCH, THUMBNAIL, IMAGENET, SIMCLR = "Scratch", "Thumbnail", "ImageNet", "SimCLR"
 _BASELINES = (SCRATCH, THUMBNAIL, IMAGENET)
 _OURS = (*_BASELINES, NOISE, MAJORITY, GUESSING)  # names of rows, which no encoder that is given may have
+# Of a checkpoint, what a report says of the run.
+KEPT = ("config", "recipe", "shards", "step", "epoch", "done_in_epoch", "origin", "accepted", "fingerprint", "commit")
 
 
 @dataclass(frozen=True)
@@ -218,8 +221,9 @@ def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run
     module, _ = encoder_of(state)
     recipe = Recipe(**state["recipe"])  # which looks at it
     after = f"epoch {state['epoch']}" if not state["done_in_epoch"] else f"step {state['step']}"
-    kept = {key: value for key, value in state.items() if key in ("config", "recipe", "shards", "step", "epoch")}
-    return Encoder(name, f"{state['config']['arch']}, SimCLR, {say_recipe(state['config'])}, {after}", module.eval(),
+    kept = {key: value for key, value in state.items() if key in KEPT}
+    said = with_changes(say_recipe(state["config"]), changes_of(state))
+    return Encoder(name, f"{state['config']['arch']}, SimCLR, {said}, {after}", module.eval(),
                    Input(size or recipe.size, recipe.mean, recipe.std), state=kept, run=run)  # fmt: skip
 
 
@@ -229,6 +233,7 @@ def weights_encoder(
     """The encoder of a file of weights; its images as our export's card says, or as inputs.settle does."""
     source = f"{weights.arch}, {path.name}"
     if weights.card is not None:
+        source += f", {weights.card.get('preset')}" if weights.card.get("accepted") else ""
         card = weights.card["input"]
         wanted = Input(size or card["size"], card["mean"], card["std"])
         colour = (card["mean"],) * 3, (card["std"],) * 3

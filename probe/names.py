@@ -19,21 +19,23 @@ def split_spec(spec: str) -> tuple[str, Path]:
     """An encoder as it was asked for → (its name or "", its path).
 
     A path may hold "=", as in epoch=9-step=1000.ckpt, and so may a name. The whole text is taken if it is an existing
-    path; else it is NAME=PATH, split at the first "=" with an existing path behind it, or at the first of all. PATH may
-    be PATH::KEY, see split_key.
+    path; else it is NAME=PATH, split at the first "=" with an existing path behind it. Else the path does not exist.
+    PATH may be PATH::KEY, see split_key.
     """
     splits = [(spec[:place].strip(), spec[place + 1 :]) for place in range(len(spec)) if spec[place] == "="]
     for name, text in [("", spec), *splits]:
-        if text and _exists(path := Path(text).expanduser()):
+        path = Path(text).expanduser()
+        if text and _exists(split_key(path)[0]):
             return name, path
-    name, text = splits[0] if splits else ("", spec)
+    # There is none; a "/" before the first "=" is of a path.
+    name, text = splits[0] if splits and "/" not in splits[0][0] else ("", spec)
     return name, Path(text).expanduser()
 
 
 def split_key(path: Path) -> tuple[Path, str]:
     """PATH::KEY → the file, and the key of a network in it; "" where none is given. A path that exists has none."""
     before, mark, key = str(path).rpartition("::")
-    return (path, "") if path.exists() or not mark else (Path(before), key)
+    return (path, "") if not mark or _exists(path) else (Path(before), key)
 
 
 def absolute_spec(spec: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import pandas as pd
 
@@ -11,7 +12,9 @@ from probe.linear import INVERSE_L2
 from probe.statistics import REPLICATES
 from probe.study import Study
 from shard.machine import commit, version_of
-from train.config import train_command
+from train.accepted import changes_of, say_changes
+from train.again import commands_again
+from train.checkpoint import taking_up
 
 PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit-learn", "numpy", "pandas", "pillow")
 
@@ -65,8 +68,10 @@ def list_facts(study: Study) -> list[tuple[str, dict[str, object]]]:
     facts: list[tuple[str, dict[str, object]]] = [("Settings of the probe", dict(study.settings.plain()))]
     for one in study.encoders:
         if one.state is not None:
+            changes = changes_of(one.state)
             facts.append((f"{one.name}: settings of its pre-training",
-                          {**one.state["config"], "steps": one.state["step"], "epochs done": one.state["epoch"]}))
+                          {**one.state["config"], "steps": one.state["step"], "epochs done": one.state["epoch"],
+                           **({"changed on the way by --accept": say_changes(changes)} if changes else {})}))
             facts.append((f"{one.name}: augmentation", dict(one.state["recipe"])))
     hashes = {one.name: one.sha256() for one in study.encoders if one.module is not None}
     counts = {f"{split} images / patients": f"{some['images']} / {some['patients']}"
@@ -80,6 +85,17 @@ def list_facts(study: Study) -> list[tuple[str, dict[str, object]]]:
 
 
 def list_commands(study: Study) -> list[str]:
-    """The commands that make the runs and the report again."""
-    trained = [train_command(one.state["config"]) for one in study.encoders if one.state is not None]
+    """The commands that make the runs and the report again; a comment where none makes a run.
+
+    Where the runs and shards lie is where the report found them.
+    """
+    trained = list[str]()
+    for one in study.encoders:
+        if one.state is None:
+            continue
+        ours = one.state["shards"] == study.manifest.fingerprint()
+        config = one.state["config"]
+        with taking_up(one.run or Path(config["out"])):
+            trained += commands_again(one.state, (one.run or Path(config["out"])).absolute(),
+                                      study.settings.shards.absolute() if ours else Path(config["shards"]))
     return [*dict.fromkeys(trained), study.settings.command()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,9 +10,10 @@ from probe.compose import compose
 from probe.draws_file import write_draws
 from probe.features import read_features
 from probe.measure import Measured, Unit, add_up, list_units, measure
+from probe.names import split_key, split_spec
 from probe.page import write_page
 from probe.parts import read_parts, read_settings, units_of, write_part
-from probe.settings import Settings
+from probe.settings import Settings, from_plain
 from probe.study import Study, open_study
 from probe.table import difference_table, score_table, to_markdown, with_mean
 from shard.errors import InputError
@@ -21,6 +21,7 @@ from shard.files import locked, write_bytes
 from shard.sheet import to_csv
 from train.device import resolve_device
 from train.frozen import Features
+from train.places import find_again
 
 
 def make_report(settings: Settings, part: int, parts: int) -> None:
@@ -51,10 +52,26 @@ def _make(study: Study, units: list[Unit], part: int, parts: int) -> None:
 
 def merge_report(out: Path) -> None:
     """Write the report of the parts in `out`. Raises InputError where some are missing, or of another report."""
-    # The folder may have been moved, or be named from another place.
-    study = open_study(replace(read_settings(out), out=out))
+    study = open_study(_moved(read_settings(out), out))
     with locked(out, "report"):
         _write(study, add_up(*read_parts(study)), _features(study, None))
+
+
+def _moved(settings: Settings, out: Path) -> Settings:
+    """The settings of parts that lie in `out` now, which may have been moved, and with it what they were made of."""
+    plain = settings.plain()
+
+    def here(path: str, wanted: str = "") -> str:
+        return str(find_again(path, plain["out"], out, wanted) or path)
+
+    encoders = []
+    for name, path in map(split_spec, plain["encoders"]):
+        file, key = split_key(path)
+        there = here(str(file)) + (f"::{key}" if key else "")
+        encoders.append(f"{name}={there}" if name else there)
+    files = {name: here(plain[name]) for name in ("draws_file", "imagenet_weights") if plain[name] is not None}
+    shards = here(plain["shards"], "manifest.json")
+    return from_plain({**plain, **files, "out": str(out), "encoders": encoders, "shards": shards})
 
 
 def _features(study: Study, needed: set[str] | None) -> dict[str, Features]:

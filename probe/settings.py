@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from probe.fewshot import Blank, Shots, Uncertain
-from probe.names import join_tasks
+from probe.names import absolute_spec, join_tasks
 from shard.cli import check_numbers, flag_of
 from shard.errors import InputError
 from train.config import Device
@@ -21,6 +21,8 @@ LIMITS = {"draws": (1, 10**5), "finetune": (0, 10**5), "size": (0, 4096), "seed"
           "workers": (0, 4096)}  # fmt: skip
 # Where and how fast the same figures are computed.
 HARMLESS = {"shards", "out", "cache", "batch_size", "workers"}
+# Files, of which the content decides, wherever they lie.
+FILES = {"encoders", "draws_file", "imagenet_weights"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +88,13 @@ class Settings:
         return f"Uncertain (-1) labels are {fates[0]}, blank ones {fates[1]}."
 
     def plain(self) -> dict[str, Any]:
-        """All settings as JSON has them."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        """All settings as JSON has them; paths are absolute, as they may be read from another folder."""
+        plain = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {**plain, "encoders": [absolute_spec(spec) for spec in self.encoders]}
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that change a figure."""
-        return {name: value for name, value in self.plain().items() if name not in HARMLESS}
+        """The settings that change a figure, but for files."""
+        return {name: value for name, value in self.plain().items() if name not in HARMLESS | FILES}
 
     def command(self) -> str:
         """The command that asks for this report: each setting that is not the default."""
@@ -102,7 +105,7 @@ class Settings:
             given["tasks"] = join_tasks(self.tasks)
         shown = [f"{flag_of(name)}={shlex.quote(','.join(value) if isinstance(value, list) else str(value))}"
                  for name, value in given.items()]  # fmt: skip
-        return " ".join(["python -m probe report", *map(shlex.quote, self.encoders), *shown])
+        return " ".join(["python -m probe report", *map(shlex.quote, self.plain()["encoders"]), *shown])
 
 
 def from_plain(plain: dict[str, Any]) -> Settings:
@@ -118,7 +121,7 @@ def from_plain(plain: dict[str, Any]) -> Settings:
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return str(value.absolute()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
 def _number(word: str) -> int:

@@ -90,7 +90,8 @@ class Study:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of all that the figures depend on, but the versions of libraries."""
-        decides = [self.settings.decisive(), self.manifest.fingerprint(), *(one.sha256() for one in self.encoders),
+        decides = [self.settings.decisive(), self.manifest.fingerprint(),
+                   *((one.name, one.sha256()) for one in self.encoders),
                    hashlib.sha256(write_draws(self.drawn, self.labels)).hexdigest()]  # fmt: skip
         return hashlib.sha256(json.dumps(decides, allow_nan=False).encode()).hexdigest()
 

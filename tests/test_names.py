@@ -139,9 +139,11 @@ def test_a_path_that_holds_equals_signs_is_opened(file: Path, monkeypatch: pytes
     for path in (file, relative, Path(f"./{relative}")):
         assert split_spec(str(path)) == ("", path)
         assert split_spec(f"A={path}") == ("A", path) and split_spec(f"lr=1e-3={path}") == ("lr=1e-3", path)
-    assert split_spec(f"={file}") == ("", file)
+    assert split_spec(f"={file}") == ("", file) and split_spec(f"A=1={file}::key") == ("A=1", Path(f"{file}::key"))
+    assert split_spec(f"{relative}::key") == ("", Path(f"{relative}::key"))
     assert split_spec("A=absent") == ("A", Path("absent")) and split_spec("absent") == ("", Path("absent"))
     assert split_spec("absent=1=b.pth") == ("absent", Path("1=b.pth")) and split_spec("A=") == ("A", Path())
+    assert split_spec("/absent/lr=0.1") == ("", Path("/absent/lr=0.1"))
     assert split_spec("A=" + 300 * "x")[0] == "A"  # longer than any file's name
     Path("A=lr=0.001").mkdir()  # an existing path first
     assert split_spec("A=lr=0.001") == ("", Path("A=lr=0.001"))

@@ -269,11 +269,12 @@ def test_the_views_shown_are_those_of_the_run(
 
 
 def test_settings_are_kept_as_they_were(tmp_path: Path) -> None:
-    settings = Settings(encoders=("a", "n=b"), shards=tmp_path, out=tmp_path / "out", shots=("5", "all"),
-                        tasks=("Mass",), cache=tmp_path / "c", protocol="paper")  # fmt: skip
+    settings = Settings(encoders=(f"{tmp_path}/a", f"n={tmp_path}/lr=b"), shards=tmp_path, out=tmp_path / "out",
+                        shots=("5", "all"), tasks=("Mass",), cache=tmp_path / "c", protocol="paper")  # fmt: skip
     assert from_plain(settings.plain()) == settings
-    assert settings.command() == (f"python -m probe report a n=b --shards={tmp_path} --out={tmp_path / 'out'} "
-                                  f"--shots=5,all --tasks=Mass --protocol=paper --cache={tmp_path / 'c'}")  # fmt: skip
+    assert settings.command() == (f"python -m probe report {tmp_path}/a n={tmp_path}/lr=b --shards={tmp_path} "
+                                  f"--out={tmp_path / 'out'} --shots=5,all --tasks=Mass --protocol=paper "
+                                  f"--cache={tmp_path / 'c'}")  # fmt: skip
 
 
 def test_several_runs_in_one_report_and_the_published_protocol_first(

@@ -109,9 +109,13 @@ class Config:
         return "dali" if self.dali else "torchvision"
 
     def plain(self) -> dict[str, str | int | float | bool]:
-        """All settings as plain values, as a checkpoint keeps them."""
-        return {name: str(value) if isinstance(value, Path) else ",".join(value) if isinstance(value, tuple) else value
-                for name, value in asdict(self).items()}  # fmt: skip
+        """All settings as plain values, as a checkpoint keeps them; paths are absolute: they are read anywhere."""
+        plain = {name: str(value.absolute()) if isinstance(value, Path) else
+                 ",".join(value) if isinstance(value, tuple) else value
+                 for name, value in asdict(self).items()}  # fmt: skip
+        if self.resume not in ("auto", "never"):
+            plain["resume"] = str(Path(self.resume).expanduser().absolute())
+        return plain
 
     def decisive(self) -> dict[str, str | int | float | bool]:
         """The settings that change the weights a step gives; a resumed run must agree in all of them."""
@@ -132,7 +136,8 @@ def check_batch(shards: Path, batch_size: int) -> None:
 def train_command(settings: dict[str, Any]) -> str:
     """The command that makes a run of these plain settings, to its end: each that is not the default."""
     defaults = {field.name: field.default for field in fields(Config)} | PRESETS[settings.get("preset", "published")]
-    given = {name: value for name, value in settings.items() if value not in (defaults[name], "")}
+    given = {name: value for name, value in settings.items()
+             if name in defaults and value not in (defaults[name], "")}  # fmt: skip
     given.pop("limit_steps", None)
     return " ".join(["python -m train", *(flag_of(name) + ("" if value is True else f"={shlex.quote(str(value))}")
                                           for name, value in given.items())])  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 
 from shard.errors import InputError
 from shard.machine import version_of
+from train.accepted import Change, say_changes, short
 from train.config import Config
 
 ROOT = Path(__file__).parent.parent
@@ -49,31 +50,40 @@ def check_ranks(fingerprints: Sequence[Fingerprint]) -> None:
     for rank, other in enumerate(fingerprints):
         apart = {name: pair for name, pair in differences(fingerprints[0], other).items() if name != THREADS}
         for name, (first, here) in apart.items():
-            raise InputError(f"rank {rank}: {name} is {_short(here)}, the first rank's is {_short(first)}; give all "
+            raise InputError(f"rank {rank}: {name} is {short(here)}, the first rank's is {short(first)}; give all "
                              "ranks the same shards, flags and environment")  # fmt: skip
 
 
 def check_fingerprint(
-    path: Path, then: Fingerprint, now: Fingerprint, *, between_epochs: bool, accept: Sequence[str]
-) -> None:
-    """Raise InputError where what is not accepted differs, a table of it printed; between epochs ranks may differ."""
+    path: Path, then: Fingerprint, now: Fingerprint, *, between_epochs: bool, accept: Sequence[str],
+    changes: Sequence[Change] = (),
+) -> None:  # fmt: skip
+    """Raise InputError where what is not accepted differs, a table of it printed; between epochs ranks may differ.
+
+    changes: what --accept let through before, for the message.
+    """
     differing = differences(then, now)
     # Other ranks have other threads each.
     allowed = {*accept, *((RANKS, THREADS) if between_epochs and RANKS in differing else ())}
-    if wrong := [name for name in accept if name not in {**then, **now} or name in NEVER_ACCEPTED]:
+    if never := [name for name in accept if name in NEVER_ACCEPTED]:
+        raise InputError(f"--accept={','.join(accept)}: {never[0]} can't be another in a run that goes on, whose state "
+                         "is of the one it began with; train anew with another --out")  # fmt: skip
+    if wrong := [name for name in accept if name not in {**then, **now}]:
         raise InputError(f"--accept={','.join(accept)}: {wrong[0]} is nothing that could be accepted; "
                          f"{', '.join(differing) or 'nothing'} differs")  # fmt: skip
     refused = {name: pair for name, pair in differing.items() if name not in allowed}
     if not refused:
         return
-    rows = [("", "there", "now"), *((name, _short(one), _short(other)) for name, (one, other) in refused.items())]
+    rows = [("", "there", "now"), *((name, short(one), short(other)) for name, (one, other) in refused.items())]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for name, one, other in rows:
         print(f"  {name:{widths[0]}}  {one:{widths[1]}}  {other}", file=sys.stderr)
+    before = [one for one in changes if one["name"] in refused]
+    known = f" (since --accept: {say_changes(before)})" if before else ""
     ranks = "; another number of ranks goes on from an epoch's end alone" if RANKS in refused else ""
     accepting = "" if NEVER_ACCEPTED & refused.keys() else f", or go on all the same with --accept={','.join(refused)}"
-    raise InputError(f"{path}: made under what gives other numbers, {', '.join(refused)}; go back to that, or train "
-                     f"anew with another --out{accepting}{ranks}")
+    raise InputError(f"{path}: made under what gives other numbers, {', '.join(refused)}{known}; go back to that, or "
+                     f"train anew with another --out{accepting}{ranks}")  # fmt: skip
 
 
 def hash_code(files: Sequence[str] = CODE) -> str:
@@ -86,7 +96,3 @@ def hash_code(files: Sequence[str] = CODE) -> str:
                 node.body = node.body[1:]
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()[:16]
-
-
-def _short(value: Any) -> str:
-    return str(value) if len(str(value)) <= 40 else f"{str(value)[:37]}…"

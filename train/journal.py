@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -12,6 +13,8 @@ from typing import IO, Any
 from shard.errors import InputError
 from shard.files import replacing, write_bytes
 from shard.plain_json import without_nan
+from train.accepted import Change, check_changes
+from train.board import Board
 from train.config import Config, train_command
 from train.presets import say_recipe
 
@@ -26,12 +29,13 @@ _LINES = {
 _CLOCKS = ("step", "epoch", "time")  # which are never without end, whatever a measure may be
 
 
-def write_card(run: Path, config: Config, *, ranks: int, steps_per_epoch: int) -> None:
-    """Write run.json: the command, the settings and how many steps they make."""
+def write_card(run: Path, config: Config, accepted: list[Change], *, ranks: int, steps_per_epoch: int) -> None:
+    """Write run.json: the command, the settings, how many steps they make, and what --accept changed on the way."""
     command = train_command(config.plain())
     if ranks > 1:
-        command = f"{command}  (on {ranks} ranks, started by srun or torchrun as before)"
-    card = {"command": command, "settings": config.plain(), "ranks": ranks, "steps_per_epoch": steps_per_epoch}
+        command = f"{command}  # on {ranks} ranks, started by srun or torchrun as before"
+    card = {"command": command, "settings": config.plain(), "accepted": accepted, "ranks": ranks,
+            "steps_per_epoch": steps_per_epoch}  # fmt: skip
     write_bytes(run / CARD, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
 
 
@@ -44,15 +48,13 @@ class Journal:
 
     def __init__(self, run: Path, step: int, lines: int) -> None:
         """Go on after so many steps, and so many lines of metrics.jsonl; 0 and 0 for a new run."""
-        from torch.utils.tensorboard import SummaryWriter  # takes a second: only the rank that writes waits for it
-
         kept = read_journal(run)[:lines]
         for name, lines_of in ((METRICS, kept), (SPEED, read_journal(run, SPEED))):  # without what a kill tore
             write_bytes(run / name, "".join(map(_line, lines_of)).encode())
         self.lines = len(kept)
         self._metrics: IO[str] = (run / METRICS).open("a")
         self._speed: IO[str] = (run / SPEED).open("a")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._board = Board(run / "tensorboard", step)
 
     def write(self, kind: str, **values: float) -> None:
         """Append a line of kind "step", "epoch" or "online"; values holds step, epoch and what was measured."""
@@ -69,9 +71,8 @@ class Journal:
             self._show("speed", values)
 
     def _show(self, kind: str, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            if name != "step":
-                self._board.add_scalar(f"{kind}/{name}", value, int(values["step"]))
+        scalars = {f"{kind}/{name}": value for name, value in values.items() if name != "step"}
+        self._board.write(int(values["step"]), scalars)
 
     def sync(self) -> None:
         """Have all lines on the disk: a checkpoint must not be there without the lines before it."""
@@ -103,12 +104,21 @@ def read_card(run: Path) -> dict[str, Any]:
         ):
             raise ValueError(f"its numbers are {numbers}, its texts {texts}")
         say_recipe(settings)
+        card["accepted"] = check_changes(card.get("accepted", []))
     except FileNotFoundError:
         raise InputError(f"{run}: no {CARD}; give the folder of a run, what python -m train had as --out") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a run's card ({type(error).__name__}: {error}); run the training's command "
                          "again, which writes it anew") from None
     return card
+
+
+def set_journal_aside(run: Path) -> Path | None:
+    """Keep the lines of a run that begins anew under another name, which is returned; None where there are none."""
+    if not read_journal(run):
+        return None
+    names = (run / f"metrics-before-{number}.jsonl" for number in itertools.count(1))
+    return (run / METRICS).rename(next(name for name in names if not name.exists()))
 
 
 def read_journal(run: Path, name: str = METRICS) -> list[dict[str, Any]]:

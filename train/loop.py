@@ -41,7 +41,7 @@ def pretrain(config: Config) -> None:
                 return
             run.open_journal()
             if ranks.first:
-                write_card(config.out, config, ranks=ranks.world, steps_per_epoch=len(run.loader))
+                write_card(config.out, config, run.accepted, ranks=ranks.world, steps_per_epoch=len(run.loader))
             with Pace(run) as pace:
                 going_on = True
                 while going_on and not run.told_to_stop and not run.finished(epoch, done_in_epoch):

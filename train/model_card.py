@@ -8,13 +8,15 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from pipeline.recipe import Recipe
+from train.accepted import changes_of, say_each, with_changes
 from train.presets import say_recipe
 
 Format = Literal["torchvision", "timm", "safetensors", "onnx"]
 Card = dict[str, Any]
 
 CLASSES = 1000  # of torchvision's ResNets as they are made without arguments
-PLACES = ("shards", "out", "resume")  # settings that name folders of whoever trained, which a passed-on file need not
+# Settings that name folders of whoever trained, which a passed-on file need not; and one that "accepted" says better.
+LEFT_OUT = ("shards", "out", "resume", "accept")
 # Kind of journal line → what of its last one is told.
 METRICS = {"epoch": ("epoch", "loss"), "online": ("epoch", "knn_auroc", "linear_auroc")}
 STEM = "three input channels, each a third of the grey one: feed the same normalised grey to all three"
@@ -38,7 +40,7 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
     features: the encoder's width. journal: the run's lines, of which those up to the checkpoint's step count. Raises
     what checkpoint.taking_up makes an InputError of.
     """
-    recipe, config = Recipe(**state["recipe"]), state["config"]
+    recipe, config, accepted = Recipe(**state["recipe"]), state["config"], changes_of(state)
     lines = [line for line in journal if line.get("step", 0) <= state["step"]]
     data = {"fingerprint": state.get("shards"), **state.get("data", {})}
     card = {
@@ -46,13 +48,14 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
         "use": "for research; not for diagnosis",
         "arch": config["arch"],
         "features": features,
-        "preset": say_recipe(config),
+        "preset": with_changes(say_recipe(config), accepted),
         "input": {"size": recipe.size, "grey": "0..1", "mean": recipe.mean, "std": recipe.std},
         "data": {name: value for name, value in data.items() if value is not None},
         "training": {name: state[name] for name in ("epoch", "done_in_epoch", "step") if name in state},
         "metrics": _metrics(lines),
         "recipe": asdict(recipe),
-        "settings": {name: value for name, value in config.items() if name not in PLACES},
+        "settings": {name: value for name, value in config.items() if name not in LEFT_OUT},
+        "accepted": accepted,
         "commit": state.get("commit"),
         "versions": state.get("versions"),
     }
@@ -86,10 +89,15 @@ def make_page(format: Format, name: str, card: Card) -> str:
     ]
     for key in ("data", "training", "metrics", "recipe", "settings", "versions"):
         if key in card:
-            rows = [f"- {name}: {_shown(value)}" for name, value in card[key].items()]
+            rows = [f"- {name}: {_shown(value)}{_before(name, card) if key == 'settings' else ''}"
+                    for name, value in card[key].items()]  # fmt: skip
             sections.append(f"## {key.capitalize()}\n\n" + "\n".join(rows))
         if key == "training" and "commit" in card:
             sections[-1] += f"\n- commit: {card['commit']}"
+        if key == "settings" and "accepted" in card:
+            said = [f"- {one}" for one in say_each(card["accepted"])]
+            sections.append("## Accepted\n\nChanged on the way by --accept; the settings above are those it ended "
+                            "with.\n\n" + "\n".join(said))  # fmt: skip
     return "\n\n".join(sections) + "\n"
 
 
@@ -118,6 +126,13 @@ def _usage(format: Format, name: str, card: Card) -> str:
         ),
     }  # fmt: skip
     return "\n".join(lines[format])
+
+
+def _before(name: str, card: Card) -> str:
+    """What a setting was before it was changed on the way, if it was."""
+    own = [one for one in card.get("accepted", []) if one["name"] == name]
+    values = [f"{_shown(one['then'])} until step {one['step']}" for one in own]
+    return f" ({', '.join(values)})" if own else ""
 
 
 def _shown(value: Any) -> str:

@@ -18,10 +18,11 @@ from shard.errors import InputError
 from shard.files import write_bytes
 from shard.machine import commit
 from shard.manifest import Manifest
+from train.accepted import Change, changes_of, list_changes, say_changes
 from train.checkpoint import list_checkpoints, save_checkpoint, taking_up
 from train.config import Config
-from train.fingerprint import PACKAGES, check_fingerprint, check_ranks, take_fingerprint
-from train.journal import METRICS, Journal
+from train.fingerprint import PACKAGES, check_fingerprint, check_ranks, differences, take_fingerprint
+from train.journal import METRICS, Journal, read_journal, set_journal_aside
 from train.model import SimCLR
 from train.online import OnlineProbe
 from train.ranks import Ranks
@@ -50,6 +51,7 @@ class Run:
         self.milestones = list[int]()  # steps whose checkpoints are kept
         self.best: dict[str, float] | None = None  # step, epoch and score of the best checkpoint by the online probe
         self.origin = ""  # the checkpoint of another run that this one began from
+        self.accepted = list[Change]()  # what --accept let through on the way here
         self._fingerprint = take_fingerprint(config, loader.state_dict()["promise"], ranks.world)
         self.told_to_stop = False  # by a signal, on any rank
         self._commit = commit()  # now: later another may be checked out
@@ -95,7 +97,7 @@ class Run:
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(), "loader": self.loader.state_dict(), "chance": chance,
             "journal_lines": self.journal.lines if self.journal else 0,
-            "milestones": self.milestones, "best": self.best, "origin": self.origin,
+            "milestones": self.milestones, "best": self.best, "origin": self.origin, "accepted": self.accepted,
             "fingerprint": self._fingerprint, "config": self.config.plain(), "recipe": asdict(self.recipe),
             "shards": manifest.fingerprint(), "data": manifest.counts, "commit": self._commit,
             "versions": {name: self._fingerprint[name] for name in PACKAGES},
@@ -112,7 +114,7 @@ class Run:
             with taking_up(found[0]):
                 done = found[1]["done_in_epoch"] % len(self.loader)
                 check_fingerprint(found[0], found[1]["fingerprint"], self._fingerprint, between_epochs=done == 0,
-                                  accept=self.config.accept)  # fmt: skip
+                                  accept=self.config.accept, changes=changes_of(found[1]))  # fmt: skip
         found = self.ranks.from_first(found)
         if found is None:
             return 0, 0
@@ -120,6 +122,8 @@ class Run:
         with taking_up(path):
             self._take_up(path, state)
         self.say(f"resuming from {path} (epoch {state['epoch'] + 1}, step {self.step})")
+        if self.accepted:
+            self.say(f"changed on the way by --accept: {say_changes(self.accepted)}")
         return state["epoch"], state["done_in_epoch"]
 
     def _take_up(self, path: Path, state: dict[str, Any]) -> None:
@@ -139,6 +143,8 @@ class Run:
         self.best = state["best"] and {name: float(value) for name, value in state["best"].items()}
         self.origin = state["origin"] if path.parent.parent == self.config.out else str(path)
         self._journalled = (path.parent.parent, state["journal_lines"])
+        let_through = differences(state["fingerprint"], self._fingerprint)
+        self.accepted = [*changes_of(state), *list_changes(self.step, let_through)]
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Its state, and the scaler's; the settings stay our own, where --accept lets them differ."""
@@ -161,6 +167,11 @@ class Run:
         out, (there, lines) = self.config.out, self._journalled
         if there != out and (there / METRICS).exists():  # another run's lines go along
             write_bytes(out / METRICS, (there / METRICS).read_bytes())
+        last = max((line["step"] for line in read_journal(out)), default=0)
+        if self.step == 0 and (before := set_journal_aside(out)):
+            self.say(f"warning: {out} holds no checkpoint, though its journal goes up to step {last}: training begins "
+                     f"ANEW, and that journal is kept as {before.name}; if checkpoints were left behind when the run "
+                     f"was moved, stop this, put them into {out / 'checkpoints'} and run the same command")  # fmt: skip
         self.journal = Journal(out, self.step, lines)
         if self.journal.lines < lines:
             self.say(f"warning: {out / METRICS} has {self.journal.lines} lines, the checkpoint was written after "

@@ -10,8 +10,11 @@ from typing import Any
 from tqdm import tqdm
 
 from shard.files import is_locked
+from train.accepted import still_to_accept, with_changes
 from train.checkpoint import list_checkpoints, step_of
+from train.config import train_command
 from train.journal import CARD, LOCK, SPEED, read_card, read_journal
+from train.places import find_again
 from train.presets import say_recipe
 
 _MEASURES = {"top1": "top-1 {:.1%}", "positive_similarity": "positive similarity {:.3f}",
@@ -42,24 +45,50 @@ def _say_status(run: Path) -> None:
     saved = max(map(step_of, list_checkpoints(run)), default=0)  # the last epoch's line is before its checkpoint
     done = bool(epochs) and epochs[-1]["epoch"] >= settings["epochs"] and saved >= total
     print(f"{run}: {settings['arch']} at {settings['size']} px, batch {settings['batch_size']}, step {step} of {total},"
-          f" epoch {step / card['steps_per_epoch']:.2f} of {settings['epochs']}; {say_recipe(settings)}")  # fmt: skip
+          f" epoch {step / card['steps_per_epoch']:.2f} of {settings['epochs']}; "
+          f"{with_changes(say_recipe(settings), card['accepted'])}")  # fmt: skip
     _say_measures(lines)
     ago = _say_speed(speed, settings, total - step)
     for newest in list_checkpoints(run)[:1]:
         age = time.time() - newest.stat().st_mtime
-        print(f"last checkpoint: {newest}, after step {step_of(newest)}, {tqdm.format_interval(age)} old")
+        print(f"last checkpoint: {newest}, after step {step_of(newest)}, {_span(age)} old")
+    here = shlex.quote(str(run.absolute()))
+    shards, elsewhere = _shards_of(run, settings)
     if done:
-        report = f"python -m probe report {shlex.quote(str(run))} --shards={shlex.quote(settings['shards'])}"
-        print(f"done; next: {report}")
+        print(f"done; next: python -m probe report {here} --shards={shlex.quote(shards)}{elsewhere}")
     elif is_locked(run, LOCK):
-        print(f"it is running; watch it with: tensorboard --logdir={shlex.quote(str(run))}")
-    elif ago is not None and ago < FRESH_S:
+        print(f"it is running; watch it with: tensorboard --logdir={here}")
+    elif ago is not None and abs(ago) < FRESH_S:
         print("it was writing a moment ago, and its lock is free: killed, or on a disk without locks; look at its job. "
-              f"To go on: {card['command']}")  # fmt: skip
+              f"To go on: {_go_on(run, card, shards)}{elsewhere}")  # fmt: skip
     else:
-        elsewhere = "" if Path(settings["shards"]).exists() else (
-            "  (its shards are not on this machine, maybe on a node's disk: submit its job again, or say --shards=)")
-        print(f"not running; next: {card['command']}{elsewhere}")
+        print(f"not running; next: {_go_on(run, card, shards)}{elsewhere}")
+
+
+def _shards_of(run: Path, settings: dict[str, Any]) -> tuple[str, str]:
+    """Where the shards of a run lie, and what there is to say where they are not found."""
+    found = find_again(settings["shards"], settings.get("out", str(run)), run, "manifest.json")
+    return (str(found), "") if found else (settings["shards"],
+        "  # its shards are not on this machine, maybe on a node's disk: submit its job again, or say --shards=")
+
+
+def _go_on(run: Path, card: dict[str, Any], shards: str) -> str:
+    """The command that goes on with the run in this very folder, wherever it was trained and is asked about."""
+    settings = {**card["settings"], "out": str(run.absolute()), "shards": shards}
+    checkpoints = list_checkpoints(run)
+    accept = [name for name in str(settings.get("accept", "")).split(",") if name]
+    if checkpoints:  # it goes on from its own newest, however it began
+        settings["resume"] = "auto"
+        settings["accept"] = ",".join(still_to_accept(accept, card["accepted"], step_of(checkpoints[0])))
+    ranks = card.get("ranks", 1)
+    notes = [f"on {ranks} ranks, started by srun or torchrun as before"] if ranks != 1 else []
+    notes += [] if checkpoints else [f"begins anew: there is no checkpoint in {run / 'checkpoints'}"]
+    return "  # ".join([train_command(settings), *notes])
+
+
+def _span(seconds: float) -> str:
+    """A time that went by; less than none where it was written under a clock ahead of this machine's."""
+    return str(tqdm.format_interval(max(0.0, seconds)))
 
 
 def _say_measures(lines: list[dict[str, Any]]) -> None:
@@ -86,5 +115,5 @@ def _say_speed(speed: list[dict[str, Any]], settings: dict[str, Any], steps_left
         print(f"{rate:.0f} images/s, {rates[-1]['data_wait']:.1%} of the time waiting for data, {left} left")
     ago = time.time() - speed[-1]["time"]
     starts = sum(line["kind"] == "start" for line in speed)
-    print(f"started {starts} time{'s' * (starts > 1)}; last line {tqdm.format_interval(ago)} ago")
+    print(f"started {starts} time{'s' * (starts > 1)}; last line {_span(ago)} ago")
     return None if speed[-1]["kind"] == "stop" else ago
