@@ -25,7 +25,7 @@ def split_spec(spec: str) -> tuple[str, Path]:
     splits = [(spec[:place].strip(), spec[place + 1 :]) for place in range(len(spec)) if spec[place] == "="]
     for name, text in [("", spec), *splits]:
         path = Path(text).expanduser()
-        if text and _exists(split_key(path)[0]):
+        if text and _exists(path):
             return name, path
     # There is none; a "/" before the first "=" is of a path.
     name, text = splits[0] if splits and "/" not in splits[0][0] else ("", spec)
@@ -35,7 +35,7 @@ def split_spec(spec: str) -> tuple[str, Path]:
 def split_key(path: Path) -> tuple[Path, str]:
     """PATH::KEY → the file, and the key of a network in it; "" where none is given. A path that exists has none."""
     before, mark, key = str(path).rpartition("::")
-    return (path, "") if not mark or _exists(path) else (Path(before), key)
+    return (path, "") if path.exists() or not mark else (Path(before), key)
 
 
 def absolute_spec(spec: str) -> str:

@@ -59,7 +59,8 @@ def odd_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> S
     patient = path.str.extract(r"(patient\d+)", expand=False)
     pd.DataFrame({"path": path, "patient": patient, "split": table["split"], **labels}).to_csv(
         out / "table.csv", index=False)  # fmt: skip
-    build(radiographs, out / "shards", table=out / "table.csv", size=32, workers=1)
+    build(radiographs, out / "shards", table=out / "table.csv", size=32, workers=1,
+          findings=join_tasks(ODD))  # fmt: skip
     return Shards(out / "shards", read_manifest(out / "shards"))
 
 
