@@ -67,13 +67,17 @@ def load(path: Path, size: int) -> tuple[Grey, bytes]:
     except UnreadableImage:
         raise
     except Exception as error:  # a decoder may raise anything at broken bytes; its words become the reason
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImage(f"broken image: {words[:150]}") from None
+        raise UnreadableImage(f"broken image: {_brief(error)}") from None
     counts = histogram(np.asarray(grey))
     low, high = np.searchsorted(counts.cumsum(), (0.01 * counts.sum(), 0.99 * counts.sum()))
     if high - low < MIN_CONTRAST:
         raise UnreadableImage(f"near-constant image: 98 % of it lies within grey levels {low} to {high}")
     return np.asarray(grey), content
+
+
+def _brief(error: Exception) -> str:
+    """An error in one line: a decoder may quote what it read."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:150]
 
 
 def histogram(grey: Grey) -> npt.NDArray[np.int64]:
@@ -147,7 +151,7 @@ def _read_dicom(content: bytes) -> tuple[Grey, float]:
         _check_size(*_squared(int(data.Columns), int(data.Rows), ratio))
         return _to_eight_bits(*dicom.read(data)), ratio
     except dicom.UnsupportedDicom as error:
-        raise UnreadableImage(str(error)) from None
+        raise UnreadableImage(_brief(error)) from None
 
 
 def _squared(width: float, height: float, ratio: float) -> tuple[float, float]:
