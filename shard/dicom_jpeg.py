@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from shard import jpeg
 from shard.dicom_file import UnsupportedDicom
+from shard.entropy import Damaged
 
 # Transfer syntaxes: JPEG Extended, Spectral Selection, Full Progression, and Lossless in any and in first order.
 SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (51, 53, 55, 57, 70))
@@ -40,21 +41,39 @@ class Frame(NamedTuple):
 
 
 def mend(data: Any) -> None:
-    """Raise ValueError where a JPEG of 8 bits is damaged, as of such a file; take out what only draws warnings.
+    """Make sure that a JPEG is whole before a decoder has it: GDCM crashes on some that are not.
 
-    The data set's pixels are replaced then. Other JPEGs stay as they are.
+    Raises ValueError, in libjpeg's words, where one of 8 bits is damaged, and UnsupportedDicom where one is of another
+    size or depth than the data set or its compression says. What only draws warnings is taken out of the data set.
     """
     from pydicom.encaps import encapsulate, generate_frames
 
-    if data.file_meta.TransferSyntaxUID not in (_BASELINE, *SYNTAXES):
+    syntax = data.file_meta.TransferSyntaxUID
+    if syntax not in (_BASELINE, *SYNTAXES):
         return
     content = next(generate_frames(data.PixelData, number_of_frames=1))
     frame = read_frame(content)
-    if frame is None or frame.bits != 8 or frame.marker == _LOSSLESS:
-        return
-    sound = jpeg.sound(content)
+    by_turbo = syntax == _BASELINE or (frame and frame.bits == 8 and frame.marker != _LOSSLESS)
+    sound = jpeg.sound(content) if by_turbo else _without_stray_bytes(content)
     if sound is not content:
         data.PixelData = encapsulate([sound])
+    wanted = int(data.Rows), int(data.Columns), int(data.SamplesPerPixel)
+    if frame is None or (frame.height, frame.width, frame.channels) != wanted:
+        raise UnsupportedDicom(f"broken image: its JPEG is not of {wanted[1]}×{wanted[0]} pixels")
+    if frame.bits not in (range(2, 17) if frame.marker == _LOSSLESS else (8, 12)):
+        raise UnsupportedDicom(f"broken image: its JPEG has samples of {frame.bits} bits")
+
+
+def _without_stray_bytes(content: bytes) -> bytes:
+    """A JPEG of a kind that libjpeg-turbo does not read, without bytes between its segments, at which GDCM aborts."""
+    try:
+        odd = next((segment for segment in jpeg.parse(content) if segment.stray), None)
+    except Damaged:  # it has no end, of which GDCM warns
+        return content
+    mended = jpeg.mend(content) if odd else content
+    if odd and mended is None:
+        raise ValueError(f"Corrupt JPEG data: {len(odd.stray)} extraneous bytes before marker 0x{odd.marker:02x}")
+    return mended or content
 
 
 def decode(data: Any) -> npt.NDArray[Any]:

@@ -99,11 +99,12 @@ def _cut(coded: bytes, blocks: Blocks, mcus: int, first: int) -> bytes:
 def _is_data(data: bytes, at: int, blocks: Blocks) -> bool:
     """Whether the bytes from bit `at` on are blocks of the image: after damage, codes may give more blocks than it has.
 
-    Then the last byte of the last block is not filled up with ones, as encoders do, or a run of blocks goes on, or what
-    is left over reads as further blocks whose last byte is filled up so.
+    Then the last byte of the last block is not filled up with ones, as encoders do, or what is left over reads as
+    further blocks whose last byte is filled up so. Both may be so, or not, by chance: of damage after which libjpeg
+    speaks of nothing but left-over bytes, about one in a hundred passes.
     """
     end = 8 * ((at + 7) // 8)
-    return not _only_ones(data, at, end) or blocks.is_amid() or (blocks.may_slip and _reads_on(data, at, blocks))
+    return not _only_ones(data, at, end) or (blocks.may_slip and _reads_on(data, at, blocks))
 
 
 def _reads_on(data: bytes, start: int, blocks: Blocks) -> bool:
@@ -137,7 +138,6 @@ class Blocks(NamedTuple):
 
     readers: list[Block]
     restart: Callable[[], None]
-    is_amid: Callable[[], bool]
     may_slip: bool
     ones: int
 
@@ -157,7 +157,7 @@ def _blocks(frame: Frame, scan: Scan, tables: dict[int, Table], filled: dict[int
             (component, _, ac), *_ = scan.components
             masks = filled.setdefault(component, [0] * _count_mcus(frame, scan))
             band = _Band(tables[16 | ac], scan.first, scan.last, masks)
-            return Blocks([band.refine if scan.high else band.read], band.restart, lambda: band.run > 0, True, ones=2)
+            return Blocks([band.refine if scan.high else band.read], band.restart, True, ones=2)
         readers = []
         for component, dc, ac in scan.components:
             h, v = frame.components[component] if len(scan.components) > 1 else (1, 1)
@@ -167,7 +167,7 @@ def _blocks(frame: Frame, scan: Scan, tables: dict[int, Table], filled: dict[int
                 readers += [_sequential(tables[dc], tables[16 | ac])] * (h * v)
     except KeyError:
         raise Damaged("a component or table that was not defined") from None
-    return Blocks(readers, lambda: None, lambda: False, not (frame.progressive and scan.high), ones=0)
+    return Blocks(readers, lambda: None, not (frame.progressive and scan.high), ones=0)
 
 
 def _symbol(table: Table, data: bytes, at: int) -> int:

@@ -97,6 +97,7 @@ def test_a_build_keeps_and_encodes_says_how_many_and_holds_no_metadata(
     grey = radiograph()
     other = {
         "large.jpg": with_metadata(radiograph(120, 140)), "turned.jpg": with_metadata(grey, orientation=6),
+        "upside-down.jpg": with_metadata(grey, orientation=3),
         "colour.jpg": with_metadata(colour(grey)), "progressive.jpg": with_metadata(grey, progressive=True),
         "lossless.png": encode(grey, format="PNG"),
     }  # fmt: skip
@@ -106,14 +107,14 @@ def test_a_build_keeps_and_encodes_says_how_many_and_holds_no_metadata(
     files = {"grey.jpg": jpeg, **odd, **other}
     manifest, found = make(tmp_path, files, size=88)
     kept = {name for name in found if found[name] in (without(jpeg), without(odd["camera.jpg"]))}
-    assert kept == {"grey", "stray", "camera"} and len(found) == 8
+    assert kept == {"grey", "stray", "camera"} and len(found) == 9
     assert [shard.not_encoded for shard in manifest.shards] == [3]
-    assert "JPEGs: 3 kept as their sources were, without metadata; 5 encoded" in describe(tmp_path / "out", manifest)
+    assert "JPEGs: 3 kept as their sources were, without metadata; 6 encoded" in describe(tmp_path / "out", manifest)
     for content in found.values():
         assert SECRET not in content and b"Adobe" not in content
         assert min(simplejpeg.decode_jpeg_header(content)[:2]) == 88
     verify(tmp_path / "out", decode=True, workers=1)
-    assert "3 of 8 images are their sources' JPEGs" in capsys.readouterr().out
+    assert "3 of 9 images are their sources' JPEGs" in capsys.readouterr().out
     assert manifest.shards[0].pixels == sum(np.prod(simplejpeg.decode_jpeg_header(one)[:2]) for one in found.values())
 
 

@@ -13,7 +13,7 @@ from shard.dicom import is_installed
 from shard.image import UnreadableImage, load_grey
 from shard.jpeg import decode_strictly, mend
 from tests.damage import colour, encode, harm, kinds, libjpeg_says, radiograph, scans_of
-from tests.odd_files import write_jpeg_tiff
+from tests.odd_files import write_dicom_jpeg, write_jpeg_tiff
 
 KINDS = kinds()
 needs_dicom = pytest.mark.skipif(not is_installed(), reason="pydicom is not installed")
@@ -128,4 +128,52 @@ def test_an_old_style_jpeg_in_pieces_is_refused_by_name(tmp_path: Path) -> None:
     make(path, jpegs)
     path.write_bytes(path.read_bytes().replace(struct.pack("<HHII", 259, 4, 1, 7), struct.pack("<HHII", 259, 4, 1, 6)))
     with pytest.raises(UnreadableImage, match="TIFF with old-style JPEG compression whose parts lie apart"):
+        load_grey(path, 500)
+
+
+def test_data_that_is_left_over_is_told_from_stray_bytes() -> None:
+    """Flipped bits and lost bytes after which libjpeg speaks of left-over bytes and of nothing else.
+
+    No rule can tell all: the rest of a damaged block may look as stray bytes do. One in a hundred is the limit here.
+    """
+    rng = np.random.default_rng(3)
+    told, wrong = 0, 0
+    for name in ALONE:
+        jpeg = KINDS[name][1][0]
+        whole, scans = decode_strictly(jpeg), scans_of(jpeg)
+        for _ in range(250):
+            start, end = scans[int(rng.integers(len(scans)))]
+            content, place = bytearray(jpeg), int(rng.integers(start, end))
+            if rng.integers(2):
+                content[place] ^= 1 << int(rng.integers(8))
+            else:
+                del content[place : place + int(rng.integers(1, 20))]
+            if "extraneous bytes" not in libjpeg_says(bytes(content)):
+                continue
+            told += 1
+            mended = mend(bytes(content))
+            if mended is not None and not libjpeg_says(mended):
+                wrong += not np.array_equal(decode_strictly(mended), whole)
+    assert told > 200 and wrong <= told / 100, (told, wrong)
+
+
+@needs_dicom
+def test_a_jpeg_at_which_gdcm_would_end_the_process_is_refused(tmp_path: Path) -> None:
+    """Samples of 241 bits, another size than the data set's, and bytes between the segments of a lossless JPEG."""
+    pydicom = pytest.importorskip("pydicom")
+    path, jpeg = file_of(tmp_path, "DICOM"), KINDS["DICOM"][1][0]
+    depth = jpeg.index(b"\xff\xc0") + 4
+    file_of(tmp_path, "DICOM", jpeg[:depth] + bytes([241]) + jpeg[depth + 1 :])
+    with pytest.raises(UnreadableImage, match="broken image: Unsupported JPEG data precision 241"):
+        load_grey(path, 500)
+    write_dicom_jpeg(path, jpeg, width=120, height=100, fragments=1)
+    with pytest.raises(UnreadableImage, match="broken image: its JPEG is not of 120×100 pixels"):
+        load_grey(path, 500)
+    start = jpeg.index(b"\xff\xc0")
+    lossless = jpeg[:start] + b"\1\2\3" + jpeg[start:].replace(b"\xff\xc0", b"\xff\xc3", 1)
+    write_dicom_jpeg(path, lossless, width=120, height=88, fragments=1)
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLosslessSV1
+    data.save_as(path)
+    with pytest.raises(UnreadableImage, match="broken image: Corrupt JPEG data: 3 extraneous bytes before marker 0xc3"):
         load_grey(path, 500)
