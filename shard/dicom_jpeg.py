@@ -79,7 +79,7 @@ def _without_stray_bytes(content: bytes) -> bytes:
 def decode(data: Any) -> npt.NDArray[Any]:
     """[H, W] of the one frame of a data set, as bytes or words, signed where PixelRepresentation says so.
 
-    Raises UnsupportedDicom where GDCM is missing, the JPEG is damaged, or not of the size that the data set says.
+    `check_frame` comes first. Raises UnsupportedDicom where GDCM is missing or the JPEG is damaged.
     """
     from pydicom.encaps import generate_frames
 
@@ -88,10 +88,8 @@ def decode(data: Any) -> npt.NDArray[Any]:
         raise UnsupportedDicom(f"DICOM compressed by {name}: to read it, pip install '.[dicom]'")
     content = next(generate_frames(data.PixelData, number_of_frames=1))
     frame = read_frame(content)
-    wanted = int(data.Rows), int(data.Columns), 1
-    if frame is None or frame.marker == _JPEG_LS or (frame.height, frame.width, frame.channels) != wanted:
-        raise UnsupportedDicom(f"broken image: its JPEG is not of {wanted[1]}×{wanted[0]} grey pixels")
-    if frame.bits not in (range(8, 17) if frame.marker == _LOSSLESS else _LOSSY_BITS):
+    assert frame is not None  # as check_frame saw to
+    if frame.marker == _JPEG_LS or frame.bits not in (range(8, 17) if frame.marker == _LOSSLESS else _LOSSY_BITS):
         raise UnsupportedDicom(f"broken image: {name} of {frame.bits} bits")
     pixels, complaints = _listen(lambda: _decode(content, frame, str(data.file_meta.TransferSyntaxUID)))
     mended = jpeg.mend(content) if any(map(jpeg.MAY_BE_HARMLESS.search, complaints)) else None
@@ -100,20 +98,21 @@ def decode(data: Any) -> npt.NDArray[Any]:
     complaints = [line for line in complaints if line not in _HARMLESS]
     if pixels is None or complaints:
         raise UnsupportedDicom(f"broken image: {name}: {complaints[0] if complaints else 'it does not decode'}")
-    words = np.frombuffer(pixels, np.uint8 if frame.bits <= 8 else np.uint16).reshape(wanted[:2])
+    words = np.frombuffer(pixels, np.uint8 if frame.bits <= 8 else np.uint16).reshape(frame.height, frame.width)
     return words.view(f"i{words.itemsize}") if int(data.get("PixelRepresentation") or 0) else words
 
 
-def check_jpeg_ls(data: Any) -> None:
-    """Raise UnsupportedDicom for a JPEG-LS whose frame is not the data set's: GDCM ends the process at some."""
+def check_frame(data: Any) -> None:
+    """Raise UnsupportedDicom for a JPEG or JPEG-LS whose size is not the data set's: some end the process in GDCM."""
     from pydicom.encaps import generate_frames
 
-    if data.file_meta.TransferSyntaxUID not in _JPEG_LS_SYNTAXES:
+    if data.file_meta.TransferSyntaxUID not in (_BASELINE, *SYNTAXES, *_JPEG_LS_SYNTAXES):
         return
     frame = read_frame(next(generate_frames(data.PixelData, number_of_frames=1)))
     wanted = int(data.Rows), int(data.Columns), int(data.SamplesPerPixel)
     if frame is None or (frame.height, frame.width, frame.channels) != wanted or frame.bits not in range(2, 17):
-        raise UnsupportedDicom(f"broken image: its JPEG-LS is not of {wanted[1]}×{wanted[0]} pixels of 2 to 16 bits")
+        size = f"{wanted[1]}×{wanted[0]} pixels in {wanted[2]} channels"
+        raise UnsupportedDicom(f"broken image: its JPEG is not of {size}")
 
 
 def read_frame(content: bytes) -> Frame | None:

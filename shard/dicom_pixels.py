@@ -47,6 +47,7 @@ def decode(data: Any) -> npt.NDArray[Any]:
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = data.file_meta.TransferSyntaxUID
+    dicom_jpeg.check_frame(data)
     dicom_jpeg.mend(data)
     if syntax in dicom_jpeg.SYNTAXES and int(data.SamplesPerPixel) == 1:
         return dicom_jpeg.decode(data)
@@ -57,7 +58,6 @@ def decode(data: Any) -> npt.NDArray[Any]:
     if not plugins:
         name = _NAMES.get(syntax, syntax.name)
         raise UnsupportedDicom(f"DICOM compressed by {name}, for which there is no decoder here")
-    dicom_jpeg.check_jpeg_ls(data)
     # GDCM, which would come first, ends the process at some damaged JPEG 2000s.
     plugin = "pylibjpeg" if "pylibjpeg" in plugins else ""
     pixels = pixel_array(data, decoding_plugin=plugin, correct_unused_bits=int(data.SamplesPerPixel) > 1)

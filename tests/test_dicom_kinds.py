@@ -283,9 +283,9 @@ def test_damaged_jpegs_of_12_bits_are_refused(tmp_path: Path, syntax: str) -> No
     start = next(at for at in range(len(jpeg)) if jpeg[at] == 0xFF and jpeg[at + 1] in (0xC1, 0xC2))
     table_at = jpeg.index(b"\xff\xc4")
     for broken, words in (
-        (jpeg[: len(jpeg) // 2], "broken image: JPEG"), (jpeg[:30], "its JPEG is not of 48×40 grey pixels"),
+        (jpeg[: len(jpeg) // 2], "broken image: JPEG"), (jpeg[:30], "its JPEG is not of 48×40 pixels in 1 channels"),
         (jpeg[: start + 4] + b"\x0a" + jpeg[start + 5 :], "of 10 bits"),
-        (jpeg[: start + 5] + b"\0\x50" + jpeg[start + 7 :], "its JPEG is not of 48×40 grey pixels"),
+        (jpeg[: start + 5] + b"\0\x50" + jpeg[start + 7 :], "its JPEG is not of 48×40 pixels in 1 channels"),
         (jpeg[:table_at] + b"\x66" + jpeg[table_at + 1 :], "broken image: JPEG"),
     ):  # fmt: skip
         with pytest.raises(UnreadableImage, match=words):
