@@ -32,11 +32,11 @@ def read_demographics(rows: pd.DataFrame) -> list[Note]:
         rows[name] = pd.Series(read[places], rows.index).cat.remove_unused_categories()
         unread = [value is None for value in map(values.get, texts)]
         unknown = [values[text] == "" and text.strip() != "" for text in texts]
-        for which, said in ((unread, "are not understood and left blank"), (unknown, "say that it isn't known")):
+        for which, said in ((unread, "not understood, left blank"), (unknown, "say that it isn't known")):
             chosen = np.array(which)[places]
             if chosen.any():
-                notes.append(_note(name, said, [texts[place] for place in places[chosen]], len(rows),
-                                   rows["split"][chosen], with_cure=which is unread))  # fmt: skip
+                cells = [texts[place] for place in places[chosen]]
+                notes.append(_note(name, said, cells, len(rows), rows["split"][chosen]))
     return notes
 
 
@@ -47,16 +47,11 @@ def _read_ages(texts: Iterable[str]) -> dict[str, str | None]:
 _READERS = {"sex": read_sexes, "age": _read_ages, "view": read_views}
 
 
-def _note(name: str, said: str, cells: Sequence[str], total: int, split: pd.Series, with_cure: bool) -> Note:
+def _note(name: str, said: str, cells: Sequence[str], total: int, split: pd.Series) -> Note:
     where = ", ".join(f"{of} {count}" for of, count in sorted(Counter(split).items()))
-    cure = _cure(name, set(cells)) if with_cure else ""
+    numbers = name == "sex" and any(text.strip()[:1].isdigit() for text in cells)
+    cure = "; a header such as Male or Sex (1=M, 0=F) would say what numbers mean" if numbers else ""
     return Note(f"{name}: {len(cells)} of {total} cells {said} ({where}{cure})", commonest(cells))
-
-
-def _cure(name: str, unread: Iterable[str]) -> str:
-    if name == "sex" and any(text.strip()[:1].isdigit() for text in unread):
-        return "; numbers say a sex where the column is named Male or Female, or Sex (1=M, 0=F)"
-    return {"sex": "; F and M are", "age": "; years are, and 13 months", "view": f"; {', '.join(VIEWS)} are"}[name]
 
 
 def count_demographics(people: Iterable[tuple[str, int | float | None, str]]) -> Counts:

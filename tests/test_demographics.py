@@ -119,8 +119,8 @@ def test_what_is_not_understood_is_counted_by_split_with_the_commonest() -> None
         ["", "57", "PA"], ["", "", "PA"], ["", "", "PA"], ["F", "", ""]]  # fmt: skip
     assert [note.example for note in notes] == ["'1'", "'young'", "'Unknown'"]
     sex, age, unknown = (note.text for note in notes)
-    assert sex.startswith("sex: 3 of 4 cells are not understood and left blank (test 1, train 2; numbers say a sex")
-    assert age.startswith("age: 1 of 4 cells are not understood and left blank (train 1;")
+    assert sex.startswith("sex: 3 of 4 cells not understood, left blank (test 1, train 2; a header such")
+    assert age.startswith("age: 1 of 4 cells not understood, left blank (train 1")
     assert unknown == "age: 1 of 4 cells say that it isn't known (train 1)"
 
 
@@ -145,7 +145,7 @@ def test_chexperts_two_columns_make_one_view(tmp_path: Path) -> None:
     picture(tmp_path / paths[0])
     table = read_table(tmp_path)
     assert table.rows["view"].tolist() == list(said.values())
-    (note,) = (note for note in table.notes if note.text.startswith("view: 1 of 10 cells are not understood"))
+    (note,) = (note for note in table.notes if note.text.startswith("view: 1 of 10 cells not understood"))
     assert note.example == "'Frontal LL'"
 
 

@@ -124,7 +124,9 @@ def test_a_sex_that_a_header_codes_is_read_and_told(tmp_path: Path) -> None:
     table = read(tmp_path, "Male,Mass", "1,1", "0,0", ",1", "2,1")
     assert table.rows["sex"].tolist() == ["M", "F", "", ""] and table.findings == ("Mass",)
     assert "sex is read from Male" in told(table) and "not taken" not in told(table)
-    assert "sex: 1 of 4 cells are not understood and left blank (train 1;" in told(table)
+    assert "sex: 1 of 4 cells not understood, left blank (train 1" in told(table)
+    table = read(tmp_path, "Geschlecht,Age (years),Mass", "w,45,1", "m,13 Monate,0")
+    assert table.rows["sex"].tolist() == ["F", "M"] and table.rows["age"].tolist() == ["45", "1"]
     table = read(tmp_path, "Male,Sex,Mass", "1,F,1", "0,1,0")  # the column sex counts where there is one
     assert table.rows["sex"].tolist() == ["F", ""] and "sex is read from" not in told(table)
 

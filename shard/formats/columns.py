@@ -15,8 +15,8 @@ from shard.note import Note, listed
 
 ColumnNames = Mapping[str, tuple[str, ...]]  # the name that a format uses → second names
 
-SEX = ("Gender", "Patient Sex", "Patient Gender")
-AGE = ("Patient Age",)
+SEX = ("Gender", "Patient Sex", "Patient Gender", "Sexo", "Sexe", "Geschlecht")
+AGE = ("Patient Age", "Age Years", "Edad", "Idade", "Alter")
 VIEW = ("View Position",)
 
 
