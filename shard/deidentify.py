@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import hmac
@@ -59,7 +60,7 @@ def read_secret(path: Path, out: Path) -> bytes:
             raise InputError(f"--deidentify={path}: no such file, and {out} has been begun; give the file that it was "
                              "begun with, or build into a new folder")  # fmt: skip
         _make_secret(path)
-    secret = path.read_bytes().strip()
+    secret = path.read_bytes().removeprefix(codecs.BOM_UTF8).strip()
     if len(secret) < SHORTEST:
         raise InputError(f"--deidentify={path}: holds {len(secret)} bytes, a secret wants {SHORTEST} or more; give "
                          "the name of a file that is not there, and one is made")  # fmt: skip

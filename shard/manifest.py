@@ -108,7 +108,7 @@ def parse_manifest(folder: Path) -> Manifest:
             f"it holds no finished shards; make them with: python -m shard build SRC {folder}")
         raise InputError(f"{path}: no such file; {cure}")
     try:
-        content = json.loads(path.read_text(), parse_constant=refuse_constant)
+        content = json.loads(path.read_text("utf-8-sig"), parse_constant=refuse_constant)
         found = content.get("format")
         if found != FORMAT:
             raise InputError(f"{path}: format {found!r}, this version reads {FORMAT!r}; build into a new folder")

@@ -210,6 +210,26 @@ def test_chexpert_is_known_by_its_columns_whatever_their_spelling(tmp_path: Path
     assert "Train.csv: read as UTF-16, separated by semicolons" in said(table)
 
 
+@pytest.mark.parametrize("prefix", ["C:\\data\\CheXpert-v1.0\\", "\\\\host\\CheXpert-v1.0\\", "/data//chex/", "./"])
+def test_chexperts_paths_begin_at_the_splits_folder(tmp_path: Path, prefix: str) -> None:
+    chexpert(tmp_path, "Edema")
+    wanted = read_table(tmp_path).rows
+    for split in ("train", "valid"):
+        text = (tmp_path / f"{split}.csv").read_text().replace("CheXpert-v1.0-small/", prefix)
+        text = text.replace("/study1/", "\\study1\\") if "\\" in prefix else text
+        (tmp_path / f"{split}.csv").write_text(text)
+    pd.testing.assert_frame_equal(read_table(tmp_path).rows, wanted)
+
+
+def test_images_of_nih_that_no_row_names_are_counted(tmp_path: Path) -> None:
+    for number in range(3):
+        picture(tmp_path / "images" / f"{number}_0.png")
+    (tmp_path / "Data_Entry_2017.csv").write_text("Image Index,Finding Labels,Patient ID\nimages/1_0.png,Hernia,1\n")
+    table = read_table(tmp_path)
+    assert table.rows["path"].tolist() == ["images/1_0.png"] and table.rows["key"].tolist() == ["1_0"]
+    assert "2 of 3 images are in no row of Data_Entry_2017.csv: left out, such as 0_0.png" in said(table)
+
+
 def test_a_folder_of_two_archives_is_asked_about(tmp_path: Path) -> None:
     chexpert(tmp_path, "Edema")
     (tmp_path / "Data_Entry_2017.csv").write_text("Image Index,Finding Labels,Patient ID\n1_0.png,Hernia,1\n")

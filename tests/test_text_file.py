@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shard.deidentify import read_secret
 from shard.errors import InputError
 from shard.formats.csv_file import header_of, read_csv
 from shard.formats.text_file import encoding_of, read_lines
@@ -61,6 +62,12 @@ def test_latin_1_far_behind_the_beginning_is_found(tmp_path: Path) -> None:
 def test_lines_are_the_same_in_each_encoding(tmp_path: Path, encoding: str, end: str) -> None:
     (tmp_path / "list.txt").write_bytes(end.join(["a.png", " b.png ", "", "c.png", ""]).encode(encoding))
     assert read_lines(tmp_path / "list.txt") == ["a.png", "b.png", "c.png"]
+
+
+def test_a_mark_before_a_secret_is_no_part_of_it(tmp_path: Path) -> None:
+    for name, mark in (("plain", b""), ("marked", codecs.BOM_UTF8)):
+        (tmp_path / name).write_bytes(mark + b"a secret of 24 letters..\n")
+    assert read_secret(tmp_path / "plain", tmp_path / "out") == read_secret(tmp_path / "marked", tmp_path / "out")
 
 
 @pytest.mark.parametrize("mark", [";", "\t", "|", ","])

@@ -60,9 +60,9 @@ def read_chexpert(src: Path) -> Rows:
             notes.append(Note(f"{csv.name}: lacks {listed(lacking)}, which other tables of the set have: blank there"))
     taken = [*_COLUMNS, *findings, "split"]
     raw = pd.concat([frame[[name for name in taken if name in frame]] for frame in frames], ignore_index=True)
-    spelt, told = in_one_spelling(raw["Path"])
     # The prefix is CheXpert-v1.0/, CheXpert-v1.0-small/ or a re-host's own: what counts starts at the split's folder.
-    path = spelt.str.replace(r"^(?:.*?/)?(?=(?:train|valid|test)/)", "", regex=True)
+    path = raw["Path"].str.replace(r"^(?:.*?[/\\])?(?=(?:train|valid|test)[/\\])", "", regex=True)
+    path, told = in_one_spelling(path)
     patient = path.str.extract(r"(patient\d+)", expand=False)
     if patient.isna().any():
         raise InputError(f"{home}: Path {raw['Path'][patient.isna()].iloc[0]!r} has no patientNNNNN folder; "

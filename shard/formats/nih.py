@@ -38,10 +38,12 @@ def read_nih(src: Path) -> Rows:
     csv = find_one(src, "Data_Entry_2017*.csv", _WANTED)
     raw, notes = read_csv(csv, _WANTED, _KNOWN, ids=("Patient ID",))
     notes += [*not_taken(csv, raw, (*_WANTED, *_KNOWN)), *not_found(csv, _KNOWN, list(raw), "columns")]
-    name, patient = raw["Image Index"], raw["Patient ID"]
+    name, patient = raw["Image Index"].str.replace(r"^.*[/\\]", "", regex=True), raw["Patient ID"]
     folders = [src, src / "images", *sorted(src.glob("images_*/images"))]
     places = {file.name: file.relative_to(src).as_posix() for folder in folders if folder.is_dir()
               for file in folder.iterdir() if file.suffix.lower() == ".png"}  # fmt: skip
+    if left := set(places).difference(name):
+        notes.append(Note(f"{len(left)} of {len(places)} images are in no row of {csv.name}: left out", min(left)))
     listed = raw["Finding Labels"].map(lambda text: [name.strip() for name in text.split("|")])
     for image, names in zip(name, listed, strict=True):
         for unknown in set(names).difference(NIH_FINDINGS):

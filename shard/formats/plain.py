@@ -15,8 +15,8 @@ from shard.paths import in_one_spelling
 from shard.sex import with_sex
 
 KNOWN = {
-    "path": ("image_path", "file_path", "filename", "image_file"), "key": (), "patient": ("patient_id", "subject_id"),
-    "split": (), "view": VIEW, "sex": SEX, "age": AGE,
+    "path": ("image_path", "img_path", "file_path", "relative_path", "file_name", "image_name", "image_file", "file"),
+    "key": (), "patient": ("patient_id", "subject_id", "subject"), "split": (), "view": VIEW, "sex": SEX, "age": AGE,
 }  # fmt: skip
 NOT_FINDINGS = tuple(KNOWN)
 
