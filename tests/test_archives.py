@@ -352,3 +352,15 @@ def test_the_manifest_names_the_tables_that_were_read(tmp_path: Path) -> None:
     build(tmp_path / "src", tmp_path / "out", size=32, workers=1)
     (table,) = read_manifest(tmp_path / "out").tables
     assert table == {"name": csv.name, "sha256": hashlib.sha256(csv.read_bytes()).hexdigest(), "rows": 8}
+
+
+def test_chexpert_is_tested_on_the_labels_of_radiologists_that_lie_beside_it(tmp_path: Path) -> None:
+    localize(tmp_path, tables=("test",))
+    picture(tmp_path / "train/patient00001/study1/view1_frontal.jpg", 7)
+    row = f"CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg,Male,70,Frontal,AP,{','.join(['-1'] * 14)}"
+    (tmp_path / "train.csv").write_text(f"{LOCALIZE}\n{row}\n")
+    (tmp_path / "groundtruth.csv").write_text(f"Study,{','.join(CHEXPERT_FINDINGS)}\n")
+    table = read_table(tmp_path)
+    assert table.dataset == "chexpert" and table.rows["split"].tolist() == ["train"] + ["test"] * 4
+    assert [file["name"] for file in table.tables] == ["train.csv", "test_labels.csv"]
+    assert "groundtruth.csv is not read; --dataset=chexlocalize reads it" in told(table)

@@ -80,6 +80,22 @@ def test_a_number_that_stands_for_nobody_is_nobodys(tmp_path: Path, number: str)
     assert "4 DICOM files name no patient: images of one study are taken for one patient's" in told(table)
 
 
+def test_one_patient_is_one_patient_however_tags_and_paths_spell_the_number(tmp_path: Path) -> None:
+    dicom(tmp_path / "IM1", PatientID="1.0")
+    picture(tmp_path / "1/a.png")
+    picture(tmp_path / "007/b.png", 1)
+    picture(tmp_path / "7/c.png", 2)
+    table = scan(tmp_path, patient_from="parent")
+    assert by_path(table, "patient") == {"IM1": "1", "1/a.png": "1", "007/b.png": "007", "7/c.png": "7"}
+    assert "1 rows have a patient in another form" in told(table)
+
+
+def test_a_path_that_names_a_patient_comes_before_a_study_that_does_not(tmp_path: Path) -> None:
+    for study in "12":
+        dicom(tmp_path / f"p2/s{study}/IM1", PatientID="", StudyInstanceUID=f"1.2.{study}")
+    assert set(by_path(scan(tmp_path, patient_from="(p.)/"), "patient").values()) == {"p2"}
+
+
 def test_where_nothing_says_whose_an_image_is_each_is_its_own_patient_and_that_is_said(tmp_path: Path) -> None:
     for number in range(8):
         picture(tmp_path / f"{number}.png", number)
@@ -248,12 +264,13 @@ def test_labels_for_some(tmp_path: Path, column: str, names: list[str]) -> None:
     for number, path in enumerate(("p1/a.png", "p1/b.png", "p2/c.png", "p2/d.png", "p3/e.png")):
         picture(tmp_path / path, number)
     lines = [f"{name.replace('{src}', str(tmp_path))},{label}" for name, label in
-             zip(names, ("1,,F", "0,test,", "-1,train,", ",,"), strict=True)]  # fmt: skip
+             zip(names, ("1,,F", "0,train,", "-1,test,", ",,"), strict=True)]  # fmt: skip
     (tmp_path / "t.csv").write_text("\n".join([f"{column},Mass,split,sex", *lines]) + "\n")
     table = scan(tmp_path, patient_from="parent", table=tmp_path / "t.csv")
     rows = table.rows.set_index("path").sort_index()
     assert rows["Mass"].fillna(9).tolist() == [1, 0, -1, 9, 9] and table.findings == ("Mass",)
-    assert rows["split"].tolist()[:4] == ["test", "test", "train", "train"] and rows["sex"].iloc[0] == "F"
+    # By the hash p1 would be tested on and p2 trained on.
+    assert rows["split"].tolist()[:4] == ["train", "train", "test", "test"] and rows["sex"].iloc[0] == "F"
     assert "3 of 5 images have a row in t.csv" in told(table) and "1 of 4 rows of t.csv name no image" in told(table)
 
 

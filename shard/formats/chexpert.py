@@ -22,6 +22,8 @@ CHEXPERT_FINDINGS = (
 )  # fmt: skip
 # What the published study probes, in its order.
 TASKS = ("Cardiomegaly", "Lung Opacity", "Pleural Effusion", "Enlarged Cardiomediastinum")
+TEST_LABELS = "test_labels.csv"  # radiologists', as CheXlocalize has them
+OTHER_LABELS = ("val_labels.csv", "groundtruth.csv")
 # What its labellers and test sets call a finding otherwise.
 SECOND_NAMES = {
     "Lung Opacity": ("Airspace Opacity",), "Pleural Effusion": ("Effusion",), "No Finding": ("No Findings",),
@@ -39,14 +41,19 @@ def is_chexpert(src: Path) -> bool:
 
 
 def read_chexpert(src: Path) -> Rows:
-    """CheXpert, original or -small, whole or in its batches, under any prefix: train.csv, valid.csv, maybe test.csv.
+    """CheXpert, original or -small, whole or in its batches, under any prefix: train.csv, valid.csv, maybe test.csv or
+    test_labels.csv.
 
     A finding that one of the tables lacks is blank in its rows, and noted.
     """
     home = next((folder for folder in _chexpert_homes(src) if _table_of(folder, "train").exists()), src)
     files = {split: _table_of(home, split) for split in SPLITS}
+    if not files["test"].exists():
+        files["test"] = home / TEST_LABELS
     files = {split: csv for split, csv in files.items() if split == "train" or csv.exists()}
-    frames, notes = [], list[Note]()
+    notes = [Note(f"{name} is not read; --dataset=chexlocalize reads it") for name in OTHER_LABELS
+             if (home / name).exists()]  # fmt: skip
+    frames = []
     for split, csv in files.items():
         frame, found = read_csv(csv, ("Path",), {**_COLUMNS, **KNOWN})
         frames.append(frame.assign(split=split))

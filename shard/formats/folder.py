@@ -13,6 +13,7 @@ from shard.errors import InputError
 from shard.formats.folder_labels import join_labels
 from shard.formats.rows import ENDING, Rows, hashed_splits
 from shard.formats.scan import scan
+from shard.ids import in_one_form
 from shard.machine import cores
 from shard.note import Note
 from shard.walk import Tally, add
@@ -33,7 +34,8 @@ def read_folder(
     """
     pattern = _parse_patient_from(patient_from)
     frame, notes = scan(src, workers or cores())
-    frame["patient"], own = _find_patients(frame, pattern, patient_from)
+    patients, own = _find_patients(frame, pattern, patient_from)
+    frame["patient"], told = in_one_form(pd.Series(patients, dtype="str"), "patient")
     frame = frame.drop(columns="study")
     frame["key"] = _keys(frame["path"])
     if labels is None:
@@ -45,7 +47,7 @@ def read_folder(
         raise InputError(f"{src}: {len(frame)} images of {read.frame['patient'].nunique()} patients are in it, none of "
                          "them in split train (60 % of patients are, by a hash); give more images, --patient-from "
                          "where that is not whose they are, or splits with --table")  # fmt: skip
-    return read._replace(notes=(*notes, *own, *read.notes))
+    return read._replace(notes=(*notes, *own, *told, *read.notes))
 
 
 def _parse_patient_from(text: str | None) -> re.Pattern[str] | None:

@@ -13,6 +13,7 @@ from shard.errors import InputError
 from shard.formats.csv_file import read_csv
 from shard.formats.plain import KNOWN, NOT_FINDINGS, divide
 from shard.formats.rows import ENDING, Rows, column, hashed_splits
+from shard.ids import one_form
 from shard.key import make_key
 from shard.note import Note
 
@@ -45,6 +46,7 @@ def join_labels(images: pd.DataFrame, src: Path, csv: Path, findings: str | None
     frame = images.join(given.set_index("place"))
     for name in ("patient", "view", "sex", "age"):
         said = _given(frame, name)
+        said = said.map(one_form) if name == "patient" else said
         frame[name] = frame[name].where(said == "", said)
     frame["split"] = _splits(frame)
     frame = frame.drop(columns=[name for name in frame.columns if str(name).startswith("given ")])

@@ -66,8 +66,7 @@ def read_padchest(src: Path, csv: Path) -> Rows:
         "view": projection.where(projection != "", column(raw, "ViewPosition_DICOM")),
         "sex": column(raw, "PatientSex_DICOM"), "age": _ages(raw),
     })  # fmt: skip
-    frame[list(findings)] = labels
-    return Rows(findings, frame, (*notes, *told), ((csv, len(raw)),))
+    return Rows(findings, frame.join(pd.DataFrame(labels, columns=list(findings))), (*notes, *told), ((csv, len(raw)),))
 
 
 def _read_labels(csv: Path, raw: pd.DataFrame) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
