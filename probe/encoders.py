@@ -223,8 +223,15 @@ def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run
     after = f"epoch {state['epoch']}" if not state["done_in_epoch"] else f"step {state['step']}"
     kept = {key: value for key, value in state.items() if key in KEPT}
     said = with_changes(say_recipe(state["config"]), changes_of(state))
-    return Encoder(name, f"{state['config']['arch']}, SimCLR, {said}, {after}", module.eval(),
-                   Input(size or recipe.size, recipe.mean, recipe.std), state=kept, run=run)  # fmt: skip
+    images = Input(size or recipe.size, recipe.mean, recipe.std)
+    return Encoder(name, f"{state['config']['arch']}, SimCLR, {said}, {after}", module.eval(), images, state=kept,
+                   run=run, said=(_say_input(images, "checkpoint"),))  # fmt: skip
+
+
+def _say_input(images: Input, source: str) -> str:
+    """How images are made for an encoder of ours."""
+    return (f"images whole, at {images.size} px, {images.interpolation}; mean {images.mean:.4g}, std {images.std:.4g}, "
+            f"as its {source} says")  # fmt: skip
 
 
 def weights_encoder(
@@ -238,9 +245,8 @@ def weights_encoder(
         wanted = Input(size or card["size"], card["mean"], card["std"])
         colour = (card["mean"],) * 3, (card["std"],) * 3
         module = GreyAsColour(weights.resnet, wanted.mean, wanted.std, *colour) if weights.colour else weights.resnet
-        numbers = f"mean {wanted.mean:.4g}, std {wanted.std:.4g}"
-        said = f"images whole, at {wanted.size} px, bilinear; {numbers}, as its model card says"
-        return Encoder(name, source, module.eval(), wanted, said=(*weights.said, said))
+        said = (*weights.said, _say_input(wanted, "model card"))
+        return Encoder(name, source, module.eval(), wanted, said=said)
     found = settle(path, name, 3 if weights.colour else 1, asked or Stated(), weights.stated, otherwise=otherwise,
                    size=size)  # fmt: skip
     images = found.images

@@ -58,7 +58,7 @@ def choose_state(tensors: State, path: Path, wanted: str) -> Found | None:
     if len(distinct) == 1:
         return Found(states[distinct[0]], _not_read(tensors, distinct[0]))
     for pattern, why in CHOICES:
-        chosen = [key for key in distinct if re.search(pattern, key)]
+        chosen = [key for key in distinct if re.search(pattern, key, re.I)]
         if len(chosen) == 1:
             others = [plain(key) or TOP for key in distinct if key != chosen[0]]
             line = f"weights of {plain(chosen[0])}, {why}; for those of {' or '.join(others)}: {path}::{others[0]}"
@@ -90,8 +90,8 @@ def _equal(one: State, other: State) -> bool:
 
 def _not_read(tensors: State, taken: str) -> list[str]:
     """A line where averaged weights lie in the file that are no ResNet by name, beside the raw ones that are taken."""
-    if re.search(AVERAGED, taken):
+    if re.search(AVERAGED, taken, re.I):
         return []
-    other = next((name for name in tensors if re.search(AVERAGED, name.split(".")[0])), None)
+    other = next((name for name in tensors if re.search(AVERAGED, name.split(".")[0], re.I)), None)
     said = f"weights of {plain(taken) or TOP}; the averaged ones ({plain(other)}, …) are no ResNet by name"
     return [said] if other else []

@@ -183,6 +183,7 @@ def test_a_run_its_checkpoint_and_its_exports_are_one_encoder(trained: Path, tmp
     weights = run.module.state_dict()
     assert all(torch.equal(value, state["model"][f"encoder.{name}"]) for name, value in weights.items())
     assert run.input == Input(32, state["recipe"]["mean"], state["recipe"]["std"])
+    assert "at 32 px, bilinear; mean 0." in run.said[0] and run.said[0].endswith("as its checkpoint says")
     (checkpoint,) = [path for path in (trained / "checkpoints").glob("*.pt") if f"{state['step']:09d}" in path.name]
     files = [checkpoint]
     for form, name in (("torchvision", "a.pth"), ("safetensors", "b.safetensors"), ("timm", "c")):
@@ -192,6 +193,8 @@ def test_a_run_its_checkpoint_and_its_exports_are_one_encoder(trained: Path, tmp
     for file in files:
         arch, encoder = open_encoder(file, "file", IMAGES, 0)
         assert arch == "resnet18" and encoder.input == run.input and encoder.module is not None
+        source = "checkpoint" if file == checkpoint else "model card"
+        assert encoder.assumed == "" and encoder.said == (run.said[0].replace("checkpoint", source),)
         assert np.abs(features_of(encoder.module) - wanted).max() < 1e-4 < wanted.std(), file
 
 

@@ -41,7 +41,8 @@ def taken(path: Path, states: list[State]) -> int:
 
 @pytest.mark.parametrize(
     ("wrap", "key", "why", "other"),
-    [(lambda a, b: {"epoch": 1, "arch": "resnet18", "state_dict": a, "state_dict_ema": b}, "state_dict_ema",
+    [(lambda a, b: {"model": a, "EMA": {"Model": b}}, "EMA.Model", "averaged", "model"),
+     (lambda a, b: {"epoch": 1, "arch": "resnet18", "state_dict": a, "state_dict_ema": b}, "state_dict_ema",
       "averaged weights, as timm does", "state_dict"),
      (lambda a, b: {"model": a, "model_ema": {"n_averaged": torch.tensor(5), **under("module.", b)}},
       "model_ema.module", "averaged weights, as timm does", "model"),
@@ -52,7 +53,7 @@ def taken(path: Path, states: list[State]) -> int:
       "the teacher, as DINO's", "student.module.backbone"),
      (lambda a, b: {"state_dict": {**under("module.encoder_k.", a), **under("module.encoder_q.", b)}},
       "state_dict.module.encoder_q", "the query encoder, as MoCo's", "state_dict.module.encoder_k")],
-    ids=["timm", "torchvision's references", "Lightning", "another ema", "DINO", "MoCo"],
+    ids=["by case", "timm", "torchvision's references", "Lightning", "another ema", "DINO", "MoCo"],
 )  # fmt: skip
 def test_of_raw_and_averaged_weights_those_that_their_makers_take_are_taken_and_it_is_said(
     states: list[State], tmp_path: Path, wrap: Any, key: str, why: str, other: str
@@ -137,6 +138,12 @@ def test_a_config_beside_weights_says_whether_they_are_the_plain_networks(
         else:
             with pytest.raises(InputError, match=reason):
                 read_weights(path)
+
+
+def test_a_folder_of_older_weights_is_read_too(tmp_path: Path) -> None:
+    save_for_hf(timm.create_model("resnet18"), str(tmp_path), safe_serialization=False)
+    assert (tmp_path / "pytorch_model.bin").exists()
+    assert open_encoder(tmp_path, "x", INPUT, 0)[1].said[-1].endswith("as its config.json says")
 
 
 def test_an_arch_in_a_checkpoint_says_it_too(states: list[State], tmp_path: Path) -> None:
