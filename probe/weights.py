@@ -12,7 +12,8 @@ import torchvision
 from torch import nn
 
 from pipeline.recipe import Recipe
-from probe.inputs import HUGGING_FACE, TIMM, Stated, read_json, stated_beside
+from probe.configs import HUGGING_FACE, TIMM, read_json, stated_beside
+from probe.inputs import Stated
 from probe.names import split_key
 from probe.states import State, choose_state, tensors_of
 from shard.errors import InputError

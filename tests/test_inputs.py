@@ -13,8 +13,9 @@ import torch
 import torchvision
 from timm.models import save_for_hf
 
+from probe.configs import stated_beside
 from probe.encoders import Encoder, open_encoder
-from probe.inputs import AS_IN, IMAGENET_MEAN, IMAGENET_STD, Input, Stated, read_flag, settle, stated_beside
+from probe.inputs import IMAGENET_MEAN, IMAGENET_STD, Input, Stated, read_flag, settle
 from shard.errors import InputError
 from train.model import grey_resnet
 
@@ -237,4 +238,3 @@ def test_a_config_that_is_no_json_is_refused(encoder: torch.nn.Module, tmp_path:
         open_encoder(tmp_path / "a.pth", "A", OTHERWISE, 0)
     (tmp_path / "config.json").write_text(json.dumps({"mean": [0.5], "std": [0.5]}))
     assert "as its config.json says" in open_encoder(tmp_path / "a.pth", "A", OTHERWISE, 0)[1].said[-1]
-    assert "NAME" in AS_IN

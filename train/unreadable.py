@@ -89,7 +89,7 @@ def _why_not_zip(content: bytes, name: str, error: Exception) -> tuple[str, str]
     if any(one.endswith("constants.pkl") or "/code/" in one for one in names):
         return "a TorchScript program", (
             "where you trust it, keep its weights alone: "
-            + _command(name, f'torch.jit.load({json.dumps(name)}, map_location="cpu")', "c.state_dict()"))
+            + _command(name, f'torch.jit.load({_quoted(name)}, map_location="cpu")', "c.state_dict()"))
     if not any(one.endswith("data.pkl") for one in names):
         inside = ", ".join(plain(one, 40) for one in names[:3]) + (", …" if len(names) > 3 else "")
         if names and all(one.endswith(".npy") for one in names):
@@ -151,20 +151,25 @@ def _keep_weights(name: str, found: Outline | None) -> str:
     if found.whole:
         taken = "c.state_dict()"
     elif found.modules and not found.tensors:
-        taken = f"c[{json.dumps(found.modules[0])}].state_dict()"
+        taken = f"c[{_quoted(found.modules[0])}].state_dict()"
     elif len(found.tensors) == 1 and not found.bare:
-        taken = f"c[{json.dumps(found.tensors[0])}]"
+        taken = f"c[{_quoted(found.tensors[0])}]"
     elif found.tensors and not found.bare:
-        taken = f"{{k: c[k] for k in {json.dumps(found.tensors)}}}"
+        taken = f"{{k: c[k] for k in {_quoted(found.tensors)}}}"
     elif not found.bare:
         return ""  # it holds no weights
     else:
         taken = "{k: v for k, v in c.items() if torch.is_tensor(v)}"
-    loaded = f'torch.load({json.dumps(name)}, map_location="cpu", weights_only=False)'
+    loaded = f'torch.load({_quoted(name)}, map_location="cpu", weights_only=False)'
     return f"where you trust it, keep its weights alone: {_command(name, loaded, taken)}"
 
 
 def _command(name: str, loaded: str, taken: str) -> str:
     """The command that saves what is `taken` of c, which is `loaded`."""
-    target = json.dumps(str(Path(name).with_name(f"{Path(name).name.split('.')[0]}-weights.pth")))
+    target = _quoted(str(Path(name).with_name(f"{Path(name).name.split('.')[0]}-weights.pth")))
     return f"python -c {shlex.quote(f'import torch; c = {loaded}; torch.save({taken}, {target})')}"
+
+
+def _quoted(text: str | list[str]) -> str:
+    """Text as Python and JSON write it in double quotes, with nothing a terminal obeys."""
+    return json.dumps(text, allow_nan=False)
