@@ -60,7 +60,7 @@ def mend(data: Any) -> None:
     wanted = int(data.Rows), int(data.Columns), int(data.SamplesPerPixel)
     if frame is None or (frame.height, frame.width, frame.channels) != wanted:
         raise UnsupportedDicom(f"broken image: its JPEG is not of {wanted[1]}×{wanted[0]} pixels")
-    if frame.bits not in (range(2, 17) if frame.marker == _LOSSLESS else (8, 12)):
+    if frame.bits not in ((8,) if syntax == _BASELINE else range(2, 17) if frame.marker == _LOSSLESS else (8, 12)):
         raise UnsupportedDicom(f"broken image: its JPEG has samples of {frame.bits} bits")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import stat
@@ -122,7 +123,8 @@ def _decode(content: bytes, size: int) -> Image.Image:
         rawmode = _rawmode(image)  # before EXIF is read, which loads a PNG, after which it is forgotten
         orientation = image.getexif().get(0x0112, 1)
         if image.format == "JPEG" and image.mode in ("L", "RGB") and orientation == 1:
-            return _decode_jpeg(content, image.width, image.height, size)
+            with contextlib.suppress(jpeg.UnusualSampling):
+                return _decode_jpeg(content, image.width, image.height, size)
         _check_jpegs(image, content)
         drafted = image.draft("L", (2 * size, 2 * size))
         box = drafted[1] if drafted else None

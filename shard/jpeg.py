@@ -38,6 +38,10 @@ class Segment(NamedTuple):
     stray: bytes
 
 
+class UnusualSampling(ValueError):
+    """A JPEG whose channels are of sizes that libjpeg-turbo's short way does not offer; others decode it."""
+
+
 def decode(content: bytes, height: int = 0, width: int = 0) -> npt.NDArray[np.uint8]:
     """[H, W] grey levels of a JPEG of any colour, shrunk by 8, 4 or 2 where no less than height × width is left.
 
@@ -49,7 +53,13 @@ def decode(content: bytes, height: int = 0, width: int = 0) -> npt.NDArray[np.ui
 
 def sound(content: bytes) -> bytes:
     """A JPEG that libjpeg reads without a warning: the same, or one mended. Raises ValueError where `decode` would."""
-    return _decode(content, 1, 1)[1]  # to an eighth of the size; all data is read even so
+    try:
+        return _decode(content, 1, 1)[1]  # to an eighth of the size; all data is read even so
+    except UnusualSampling:
+        mended = mend(content)
+        if mended is None:
+            raise
+        return mended
 
 
 def _decode(content: bytes, height: int, width: int) -> tuple[npt.NDArray[np.uint8], bytes]:
@@ -64,7 +74,10 @@ def _decode(content: bytes, height: int, width: int) -> tuple[npt.NDArray[np.uin
 
 def decode_strictly(content: bytes, height: int = 0, width: int = 0) -> npt.NDArray[np.uint8]:
     """As `decode`, but ValueError at any warning."""
-    decoded: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "GRAY", min_height=height, min_width=width)
+    try:
+        decoded: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "GRAY", min_height=height, min_width=width)
+    except ValueError as error:
+        raise (UnusualSampling if "subsampling level" in str(error) else ValueError)(str(error)) from None
     return decoded[:, :, 0]
 
 
@@ -146,7 +159,7 @@ def _parse_frame(segment: Segment) -> Frame:
     body = segment.body
     components = {body[at]: (body[at + 1] >> 4, body[at + 1] & 15) for at in range(6, 6 + 3 * body[5], 3)}
     factors = [factor for both in components.values() for factor in both]
-    if not factors or not all(1 <= factor <= 4 for factor in factors):
+    if body[0] not in (8, 12) or not factors or not all(1 <= factor <= 4 for factor in factors):
         raise Damaged("an image of nothing")
     height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
     return Frame(segment.marker == PROGRESSIVE, width, height, components)
