@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+import pandas as pd
+
 from shard.words import fold, says_unknown
 
 VIEWS = ("AP", "PA", "lateral", "frontal", "oblique")
@@ -69,6 +71,18 @@ def read_view(text: str) -> str | None:
     if views in ({"AP", "frontal"}, {"PA", "frontal"}):
         views -= {"frontal"}
     return _only(views, rest - _SIDES if "lateral" in views else rest)
+
+
+def join_views(side: pd.Series, projection: pd.Series) -> pd.Series:
+    """CheXpert's two columns as one: lateral where `side` says so, else what `projection` says.
+
+    LL of a frontal image, as 17 in CheXpert have it, contradicts itself: both words are kept, and make no view.
+    """
+    side, projection = side.str.strip(), projection.str.strip()
+    views = {text: read_view(text) for text in (*side.unique(), *projection.unique())}
+    both = projection.where(projection.map(views) != "lateral", side + " " + projection)
+    found: pd.Series = both.where(side.map(views) != "lateral", "lateral")
+    return found
 
 
 def _only(views: set[str], rest: set[str]) -> str | None:

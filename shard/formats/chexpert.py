@@ -13,7 +13,7 @@ from shard.formats.csv_file import header_of, read_csv, tables_in
 from shard.formats.rows import ENDING, SPLITS, Rows, column
 from shard.note import Note, listed
 from shard.paths import in_one_spelling
-from shard.view import read_view
+from shard.view import join_views
 
 CHEXPERT_FINDINGS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
@@ -74,22 +74,13 @@ def read_chexpert(src: Path) -> Rows:
     if patient.isna().any():
         raise InputError(f"{home}: Path {raw['Path'][patient.isna()].iloc[0]!r} has no patientNNNNN folder; "
                          "for a table of your own use --dataset=csv --table=PATH")
+    view = join_views(column(raw, "Frontal/Lateral"), column(raw, "AP/PA"))
     key = path.str.replace(r"^(?:train|valid|test)/", "", regex=True).str.replace(ENDING, "", regex=True)
     frame = pd.DataFrame({"path": _in_batches(src, path, patient), "key": key, "patient": patient,
-                          "split": raw["split"], "view": _views(raw), "sex": column(raw, "Sex"),
+                          "split": raw["split"], "view": view, "sex": column(raw, "Sex"),
                           "age": column(raw, "Age")})  # fmt: skip
     return Rows(findings, frame.join(raw[list(findings)]), (*notes, *told),
                 tuple((csv, len(one)) for csv, one in zip(files.values(), frames, strict=True)))
-
-
-def _views(raw: pd.DataFrame) -> pd.Series:
-    """Lateral where Frontal/Lateral says so, else what AP/PA says. LL of a frontal image, as 17 have it, contradicts
-    itself: both words are kept, of which shard.view makes no view."""
-    side, projection = (column(raw, name).str.strip() for name in ("Frontal/Lateral", "AP/PA"))
-    views = {text: read_view(text) for text in (*side.unique(), *projection.unique())}
-    both = projection.where(projection.map(views) != "lateral", side + " " + projection)
-    found: pd.Series = both.where(side.map(views) != "lateral", "lateral")
-    return found
 
 
 def chexpert_findings(names: Iterable[str], csv: Path) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from shard.formats.csv_file import has_columns, header_of, read_csv
 from shard.formats.places import find_files, name_of
 from shard.formats.rows import Rows, column
 from shard.note import Note, listed
+from shard.view import join_views
 
 _WANTED = ("path_to_image", "deid_patient_id", "split")
 _KNOWN = {"frontal_lateral": (), "ap_pa": (), "age": (), "sex": ()}
@@ -51,11 +52,11 @@ def read_chexpert_plus(src: Path, csv: Path) -> Rows:
         else:
             notes.append(Note(f"no labels: none of {listed(LABELS)} is beside {csv.name} or in a folder there"))
     places, told = find_files(src, csv, set(name).__contains__, _PARTS)
-    lateral = column(raw, "frontal_lateral").str.strip().str.lower() == "lateral"
+    view = join_views(column(raw, "frontal_lateral"), column(raw, "ap_pa"))
     frame = pd.DataFrame({
         "path": [places.get(one, path) for one, path in zip(name, raw["path_to_image"], strict=True)], "key": name,
         "patient": raw["deid_patient_id"], "split": raw["split"],
-        "view": column(raw, "ap_pa").where(~lateral, "lateral"), "sex": column(raw, "sex"), "age": column(raw, "age"),
+        "view": view, "sex": column(raw, "sex"), "age": column(raw, "age"),
     })  # fmt: skip
     return Rows(findings, frame.join(labels), (*notes, *told), tuple(tables))
 
