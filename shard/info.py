@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 from PIL import Image, ImageDraw
 
+from shard.duplicates import Summary
 from shard.errors import NOT_OURS, InputError
 from shard.files import write_bytes
 from shard.manifest import Manifest, Shard, read_manifest
@@ -60,6 +61,7 @@ def describe(out: Path, manifest: Manifest) -> str:
         f"keys such as {', '.join(keys)}",
         *_sources(manifest),
         *(f"table: {table['name']}, {table['rows']} rows, sha256 {table['sha256'][:12]}…" for table in manifest.tables),
+        *([f"duplicates: {Summary(**manifest.duplicates)}"] if manifest.duplicates else []),
         *(f"note: {note}" for note in manifest.notes),
     ]
     for split, counts in manifest.counts.items():

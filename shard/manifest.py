@@ -18,6 +18,7 @@ from shard.plain_json import refuse_constant
 
 MANIFEST = "manifest.json"
 FORMAT = "cxr-simclr-shards/2"
+DUPLICATES = {"policy", "pictures", "images", "across_splits", "dropped"}
 LARGEST_SIZE = 4096  # pixels, of --size
 
 
@@ -52,6 +53,7 @@ class Manifest:
     split, in grey levels divided by 255. notes: what the build said of the table; no ids where it hid them.
     demographics: split → "sex", "age" (in groups), "view" → value or "blank" → images; {} of builds before there were.
     tables: of each that was read, name, sha256 and rows; NIH, for one, has changed its labels.
+    duplicates: duplicates.Summary of pictures in two splits or under two patients; {} where there are none.
     """
 
     settings: dict[str, Any]
@@ -66,6 +68,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     demographics: dict[str, Counts] = field(default_factory=dict)
     tables: tuple[dict[str, Any], ...] = ()
+    duplicates: dict[str, Any] = field(default_factory=dict)
     format: str = field(default=FORMAT)
 
     def of_split(self, split: str) -> tuple[Shard, ...]:
@@ -149,6 +152,9 @@ def _check(manifest: Manifest) -> None:
         "tables": all(set(table) == {"name", "sha256", "rows"} and _are_texts((table["name"], table["sha256"]))
                       and _is_count(table["rows"]) for table in manifest.tables),
         "software": _are_texts([*manifest.software, *manifest.software.values()]),
+        "duplicates": manifest.duplicates == {} or (
+            set(manifest.duplicates) == DUPLICATES and manifest.duplicates["policy"] in ("drop", "keep")
+            and all(_is_count(count) for name, count in manifest.duplicates.items() if name != "policy")),
     }  # fmt: skip
     for name, fits in wanted.items():
         if not fits:

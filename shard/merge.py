@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from shard.demographics import Counts, add_counts
+from shard.duplicates import Policy, as_json, settle_duplicates
 from shard.errors import NOT_OURS, InputError
 from shard.files import TEMPORARY, write_bytes
 from shard.formats import SPLITS
@@ -24,10 +25,11 @@ from shard.table import SAME_KEY, Reject
 REJECTS = "rejects.csv"
 
 
-def merge(out: Path, *, max_rejects: float = 0.01) -> None:
+def merge(out: Path, *, max_rejects: float = 0.01, duplicates: Policy | None = None) -> None:
     """Join the parts that a job array wrote into OUT under one manifest.
 
-    --max-rejects: how many rows may be left out, as a share of all.
+    --max-rejects: how many rows may be left out, as a share of all. --duplicates: what becomes of pictures in two
+    splits or under two patients; without it, what the builds were told.
 
     Raises InputError where a part is missing or comes from a build with other settings or another table, and where
     more than --max-rejects were rejected.
@@ -53,7 +55,7 @@ def merge(out: Path, *, max_rejects: float = 0.01) -> None:
     if missing:
         raise InputError(f"{out}: part {missing[0]} of {first['parts']} is missing ({len(missing)} in all); "
                          f"run: python -m shard build SRC {out} --part={missing[0]} --parts={first['parts']}")
-    finish(out, parts, max_rejects)
+    finish(out, parts, max_rejects, duplicates or first["duplicates"])
 
 
 def clear_away(out: Path) -> None:
@@ -83,8 +85,9 @@ def _read_part(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: not a part's record ({reason}); remove it and build that part again") from None
 
 
-def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
-    """Write rejects.csv and manifest.json over all parts, clear away what the build remembered, say what was made.
+def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float, duplicates: Policy) -> None:
+    """Write rejects.csv, duplicates.csv and manifest.json over all parts, remove what only an unfinished build needs,
+    and say what was made.
 
     parts: each with settings, software, findings, shards (ShardRecord), rejects (rows of the table itself), notes.
     Raises InputError where too much was rejected; what is finished stays, so that the next build only goes on.
@@ -96,12 +99,16 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
         [reject for part in parts for reject in part["rejects"]]
         + [reject for record in records for reject in record.rejects]
     )
+    write_bytes(out / REJECTS, to_csv(pd.DataFrame(rejects, columns=["key", "path", "reason"])))
+    rows = first["settings"]["rows"]
+    check_max_rejects(rejects, rows, max_rejects, place=str(out / REJECTS))
+    records, dropped, twice = settle_duplicates(out, records, duplicates)
+    rejects = sorted([*rejects, *dropped])
     records = [record for record in records if record.shard.samples]
     shards = tuple(record.shard for record in records)
-    kept, rows = sum(shard.samples for shard in shards), first["settings"]["rows"]
+    kept = sum(shard.samples for shard in shards)
     assert kept + len(rejects) == rows, f"{kept} kept + {len(rejects)} rejected ≠ {rows} rows"
     write_bytes(out / REJECTS, to_csv(pd.DataFrame(rejects, columns=["key", "path", "reason"])))
-    check_max_rejects(rejects, rows, max_rejects, place=str(out / REJECTS))
     train = [shard for shard in shards if shard.split == "train"]
     if not train:
         key, path, reason = rejects[0]
@@ -117,6 +124,7 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
         counts=_count_images(records), labels=_sum_labels(records), rejected=len(rejects),
         pixel_mean=round(mean / 255, 6), pixel_std=round(max(0.0, square - mean**2) ** 0.5 / 255, 6), shards=shards,
         notes=tuple(first["notes"]), demographics=_sum_demographics(records),
+        duplicates=as_json(twice),
         tables=tuple(first.get("tables", ())),
     )  # fmt: skip
     manifest.write(out)
@@ -127,7 +135,7 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float) -> None:
         print(f"{out}: {as_they_were} of {kept} images are their sources' JPEGs, without metadata; "
               "--quality is that of the others")  # fmt: skip
     print(f"{out}: {kept} images in {len(shards)} shards ({counts}), {len(rejects)} of {rows} rows rejected"
-          + (f", see {out / REJECTS}" if rejects else "")
+          + (f", see {out / REJECTS}" if rejects else "") + (f"; {twice}" if twice.pictures else "")
           + (f"; of the table: {shorten('; '.join(manifest.notes), 200, placeholder='…')}" if manifest.notes else ""))
 
 

@@ -25,7 +25,8 @@ class ShardRecord:
     """A finished shard: the hash of the rows it was made from, label → count a finding, patients, rejected rows.
 
     readers: the versions of what read DICOM files for it; {} where none of its files is one. demographics: sex, age,
-    view → value → images, which a record of before they were counted lacks.
+    view → value → images, which a record of before they were counted lacks. pictures: key → what
+    duplicates.Picture.pack makes of each image.
     """
 
     rows_sha256: str
@@ -35,6 +36,7 @@ class ShardRecord:
     rejects: list[Reject]
     readers: dict[str, str] = field(default_factory=dict)
     demographics: Counts = field(default_factory=dict)
+    pictures: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path, stem: str) -> None:
         """Write it beside the shard, whole or not at all; the shard is finished when this is there."""
@@ -45,6 +47,8 @@ def parse_record(content: dict[str, Any]) -> ShardRecord:
     """A record from its JSON. Raises one of NOT_OURS where it is none."""
     record = ShardRecord(**{**content, "shard": Shard(**content["shard"]),
                             "rejects": parse_rejects(content["rejects"])})  # fmt: skip
+    if len(record.pictures) != record.shard.samples or not all(type(text) is str for text in record.pictures.values()):
+        raise ValueError(f"it describes {len(record.pictures)} pictures of {record.shard.samples} samples")
     if not are_counts(record.demographics):
         raise ValueError(f"its counts are {record.demographics}")
     return record

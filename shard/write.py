@@ -18,6 +18,7 @@ from shard.bare import without_metadata
 from shard.cli import check_numbers
 from shard.deidentify import Pseudonyms, read_secret
 from shard.demographics import count_demographics
+from shard.duplicates import Picture, Policy, describe_picture
 from shard.errors import InputError
 from shard.files import locked, replacing, sha256_of, write_bytes
 from shard.formats import Votes
@@ -53,8 +54,8 @@ def build(
     src: Path, out: Path, *, dataset: Dataset = "auto", table: Path | None = None, size: int = 256,
     encoding: Encoding = "jpeg", quality: int = 95, shard_size: int = 1000, seed: int = 0, workers: int = 0,
     partners: int = 0, part: int | None = None, parts: int | None = None, max_rejects: float = 0.01,
-    deidentify: Path | None = None, allow_outside: bool = False, patient_from: str | None = None,
-    findings: str | None = None, votes: Votes | None = None,
+    duplicates: Policy = "keep", deidentify: Path | None = None, allow_outside: bool = False,
+    patient_from: str | None = None, findings: str | None = None, votes: Votes | None = None,
 ) -> None:  # fmt: skip
     """Write the radiographs of folder SRC as shuffled tar shards with DALI indexes and a manifest into OUT.
 
@@ -76,6 +77,10 @@ def build(
     --votes=majority, any or all: how labels of several readers of one image become one, of VinDr or of a table of your
     own: 1 where most, one or all of them say so; majority leaves a tie uncertain. The build says how they disagree.
     --shard-size: images in a shard. --seed: of their order. --workers: processes, 0 for one a core.
+    --duplicates: what becomes of a picture (equal pixels, as they go into the shards) that is in two splits or under
+    two patients. keep, the default, keeps them, so that counts and official splits are the archive's; drop leaves out
+    all copies but one, test's before valid's before train's; error ends the build. In each case they are counted and
+    listed in duplicates.csv.
     --partners=K: keep up to K + 1 images of a patient together in one shard, for python -m train
     --patient-positive. It takes no room, and makes other shards than without.
     --deidentify=FILE: name images and patients by hashes keyed with the secret in FILE, which is made where it is not
@@ -104,7 +109,7 @@ def build(
     software = {"sharder": SHARDER, **{name: version_of(name) for name in ("pillow", "simplejpeg")}}
     if dicom.any_dicom(content.rows["path"]):
         software |= _dicom_readers()
-    if _is_built(out, settings):
+    if _is_built(out, settings, duplicates):
         return
     (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
     with locked(out / UNFINISHED, "whole", shared=parts > 1), locked(out / UNFINISHED, f"part-{part}-of-{parts}"):
@@ -122,10 +127,10 @@ def build(
         for record in records:  # those of DICOM files with any other ending
             software |= record.readers
         whole = {"settings": settings, "software": software, "findings": content.findings, "part": part,
-                 "parts": parts, "rejects": content.rejects if part == 0 else [], "shards": records,
-                 "notes": notes, "tables": content.tables}  # fmt: skip
+                 "parts": parts, "duplicates": duplicates, "rejects": content.rejects if part == 0 else [],
+                 "shards": records, "notes": notes, "tables": content.tables}  # fmt: skip
         if parts == 1:
-            finish(out, [whole], max_rejects)
+            finish(out, [whole], max_rejects, duplicates)
         else:
             write_bytes(out / part_name(part, parts), json.dumps(whole, default=asdict, allow_nan=False).encode())
             rejected = sum(len(record.rejects) for record in records)
@@ -148,7 +153,7 @@ def write_shard(job: Job) -> ShardRecord:
         tick(len(rows), len(done.rejects))
         return done
     tar, index = job.out / f"{stem}.tar", job.out / f"{stem}.idx"
-    counts, kept, rejects, not_encoded = np.zeros(256, np.int64), [], [], 0
+    kept, rejects, pictures = [], [], dict[str, Picture]()
     readers: dict[str, str] = {}
     with replacing(tar) as file, TarWriter(file) as writer:
         for row in rows:
@@ -160,25 +165,25 @@ def write_shard(job: Job) -> ShardRecord:
                 tick(rejected=1)
                 continue
             writer.add(row.key, {ENDINGS[job.encoding]: content, "json": _describe(job, row)})
-            counts += histogram(grey)
+            pictures[row.key] = describe_picture(grey, histogram(grey), as_is, row.patient,
+                                                 "" if job.hide_paths else row.path)  # fmt: skip
             kept.append(row)
-            not_encoded += as_is
             tick()
     write_bytes(index, writer.index())
     if not kept:
         tar.unlink()
         index.unlink()
-    levels = np.arange(256)
     shard = Shard(
         tar=tar.name, index=index.name, split=split, samples=len(kept),
         tar_bytes=tar.stat().st_size if kept else 0, index_bytes=index.stat().st_size if kept else 0,
         tar_sha256=sha256_of(tar) if kept else "", index_sha256=sha256_of(index) if kept else "",
-        pixels=int(counts.sum()), pixel_sum=int(counts @ levels), pixel_square_sum=int(counts @ levels**2),
-        not_encoded=not_encoded,
+        **{name: sum(getattr(picture, name) for picture in pictures.values())
+           for name in ("pixels", "pixel_sum", "pixel_square_sum", "not_encoded")},
     )  # fmt: skip
     patients = sorted({row.patient for row in kept})
     record = ShardRecord(job.planned.sha256(), shard, _count_labels(kept, job.findings), patients, rejects, readers,
-                         count_demographics((row.sex, row.age, row.view) for row in kept))  # fmt: skip
+                         count_demographics((row.sex, row.age, row.view) for row in kept),
+                         {key: picture.pack() for key, picture in pictures.items()})  # fmt: skip
     record.write(job.out, stem)
     return record
 
@@ -250,12 +255,15 @@ def _table_hash(table: Table) -> str:
     return digest.hexdigest()[:16]
 
 
-def _is_built(out: Path, settings: dict[str, Any]) -> bool:
+def _is_built(out: Path, settings: dict[str, Any], duplicates: Policy) -> bool:
     """Whether `out` holds these very shards; another build's are never overwritten."""
     if not (out / MANIFEST).exists():
         return False
     found = read_manifest(out)
-    difference = first_difference(found.settings, settings)
+    # A policy has no effect where no picture is there twice: then the manifest names none.
+    policy = {"duplicates": duplicates} if found.duplicates else {}
+    difference = first_difference({**found.settings, **({"duplicates": found.duplicates["policy"]} if policy else {})},
+                                  {**settings, **policy})  # fmt: skip
     if difference:
         raise InputError(f"{out}: holds shards of another build ({difference}); "
                          "choose another folder or remove this one")
