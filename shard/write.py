@@ -116,7 +116,7 @@ def build(
         begin(out, settings, software)
         notes = [note.text if pseudonyms else str(note) for note in content.notes]
         for note in notes if part == 0 else ():
-            print(f"{table or src}: {note}")
+            print(f"{src if content.dataset == 'folder' else table or src}: {note}")
         plan = Plan(content, shard_size, seed, partners)
         if partners and part == 0:
             _say_partners(plan, len(content.rows))

@@ -188,6 +188,18 @@ def test_several_rows_of_an_image_in_ones_own_table_are_readers_where_that_is_sa
         read_table(tmp_path, table=tmp_path / "t.csv")
 
 
+def test_a_column_that_names_the_reader_makes_rows_votes(tmp_path: Path) -> None:
+    lines = ["path,patient,split,rad_id,Cardiomegaly,Edema", "a.png,a,train,R1,1,0", "a.png,a,train,R2,1,-1",
+             "a.png,a,train,R3,0,", "b.png,b,train,R1,0,1"]  # fmt: skip
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    for number, name in enumerate("ab"):
+        picture(tmp_path / f"{name}.png", number)
+    table = read_table(tmp_path, table=tmp_path / "t.csv")
+    assert table.findings == ("Cardiomegaly", "Edema") and not table.rejects
+    assert by_key(table)[["Cardiomegaly", "Edema"]].to_numpy().tolist() == [[1, -1], [0, 1]]
+    assert "--votes=majority decides" in told(table)
+
+
 def rsna(folder: Path, *, boxes: bool = True, classes: bool = True) -> None:
     ids = [f"{number:08x}-aaaa" for number in range(8)]
     names = ["Normal", "Lung Opacity", "No Lung Opacity / Not Normal", "Lung Opacity"] * 2

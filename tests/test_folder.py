@@ -101,7 +101,8 @@ def test_where_nothing_says_whose_an_image_is_each_is_its_own_patient_and_that_i
         picture(tmp_path / f"{number}.png", number)
     table = scan(tmp_path)
     assert by_path(table, "patient") == {f"{number}.png": f"{number}.png" for number in range(8)}
-    assert "WARNING: nothing says whose 8 of 8 images are" in told(table) and "--patient-from=parent" in told(table)
+    assert str(table.notes[0]).startswith("WARNING: nothing says whose 8 of 8 images are")  # before all else
+    assert "--patient-from=parent" in told(table)
     assert table.findings == ()
 
 

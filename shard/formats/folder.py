@@ -47,7 +47,8 @@ def read_folder(
         raise InputError(f"{src}: {len(frame)} images of {read.frame['patient'].nunique()} patients are in it, none of "
                          "them in split train (60 % of patients are, by a hash); give more images, --patient-from "
                          "where that is not whose they are, or splits with --table")  # fmt: skip
-    return read._replace(notes=(*notes, *own, *told, *read.notes))
+    notes = sorted((*notes, *own, *told, *read.notes), key=lambda note: not note.text.startswith("WARNING"))
+    return read._replace(notes=tuple(notes))
 
 
 def _parse_patient_from(text: str | None) -> re.Pattern[str] | None:

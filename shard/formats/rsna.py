@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import NOT_OURS, InputError
-from shard.formats.csv_file import has_columns, read_csv
+from shard.formats.csv_file import has_columns, read_csv, tables_in
 from shard.formats.labelled import place_images
 from shard.formats.rows import Rows, hashed_splits
 from shard.note import Note
@@ -32,9 +32,10 @@ def read_rsna(src: Path, csv: Path, workers: int) -> Rows:
     own patient, though patients of NIH's have several.
     """
     targets, classes, notes, tables = None, None, list[Note](), list[tuple[Path, int]]()
-    for table in sorted({csv, *csv.parent.glob("*.csv")}):
+    for table in sorted({csv, *tables_in(csv.parent)}):
+        same_stage = table == csv or table.name.startswith(csv.name[:8])  # stage_1_ or stage_2_
         for column in ("Target", "class"):
-            if has_columns(table, "patientId", column) and (table == csv or table.name.startswith(csv.name[:8])):
+            if same_stage and has_columns(table, "patientId", column):
                 raw, told = read_csv(table, ("patientId", column), {}, ids=("patientId",), only=True)
                 notes += told
                 tables.append((table, len(raw)))
