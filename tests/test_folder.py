@@ -176,9 +176,11 @@ def test_dicom_files_without_an_image(tmp_path: Path) -> None:
         for tag, value in tags.items():
             setattr(data, tag, value)
         data.save_as(tmp_path / name, enforce_file_format=True)
+    (tmp_path / "index").write_bytes((tmp_path / "DICOMDIR").read_bytes())  # one by content, one by name
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     table = scan(tmp_path)
     assert by_path(table, "patient") == {"IM1": "p2"}
-    assert "1 DICOM files without an image (DICOMDIR), such as DICOMDIR" in told(table)
+    assert "2 DICOM files without an image (DICOMDIR), such as " in told(table)
     assert "1 DICOM files without an image (SR), such as report" in told(table)
 
 

@@ -89,6 +89,9 @@ def inspect(job: tuple[Path, list[str]]) -> Found:
 
 def _inspect_one(src: Path, path: str, found: Found) -> tuple[tuple[str, ...] | None, bool]:
     """The row of a file, None where it is no image; and whether it is DICOM. Counts what it saw in `found`."""
+    if path.rpartition("/")[2].upper().startswith("DICOMDIR"):  # damaged or not, it holds no image
+        add(found.left_out, "DICOM files without an image (DICOMDIR)", path)
+        return None, False
     named_so = re.search(ENDING, path) is not None
     no_tags = (path, "", "", "", "", "", "")
     try:
