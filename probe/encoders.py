@@ -170,6 +170,8 @@ def open_encoder(
         _check_alone(file, name, key, asked, "a run's checkpoint")
         state = load_checkpoint(file)
         with taking_up(file):
+            if file.absolute().parent.name == "checkpoints":  # of a run that may have been moved since
+                state["config"] = {**state["config"], "out": str(file.absolute().parent.parent)}
             return state["config"]["arch"], simclr_encoder(state, name, size, None)
     weights = read_weights(path)
     if weights.card is not None:

@@ -15,6 +15,7 @@ from shard.machine import commit, version_of
 from train.accepted import changes_of, say_changes
 from train.again import commands_again
 from train.checkpoint import taking_up
+from train.places import find_again
 
 PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit-learn", "numpy", "pandas", "pillow")
 
@@ -93,9 +94,11 @@ def list_commands(study: Study) -> list[str]:
     for one in study.encoders:
         if one.state is None:
             continue
-        ours = one.state["shards"] == study.manifest.fingerprint()
         config = one.state["config"]
-        with taking_up(one.run or Path(config["out"])):
-            trained += commands_again(one.state, (one.run or Path(config["out"])).absolute(),
-                                      study.settings.shards.absolute() if ours else Path(config["shards"]))
+        out = (one.run or Path(config["out"])).absolute()
+        with taking_up(out):
+            shards = find_again(config["shards"], config["out"], out, "manifest.json") or Path(config["shards"])
+            if one.state["shards"] == study.manifest.fingerprint():
+                shards = study.settings.shards.absolute()
+            trained += commands_again(one.state, out, shards)
     return [*dict.fromkeys(trained), study.settings.command()]

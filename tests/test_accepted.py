@@ -87,10 +87,13 @@ def test_a_report_says_it_and_its_commands_make_the_run_again(
     assert same_run(changed, tmp_path / "again")
     run_here(commands[-1])  # where the run is, it leaves it alone
     export(changed, out=tmp_path / "e.pth")
-    (given,) = (one for one in open_study(Settings(
-        encoders=(str(tmp_path / "e.pth"),), shards=shards.folder, out=tmp_path, shots=("2",), draws=1, baselines=(),
-        tasks=("Lung Opacity",))).encoders)  # fmt: skip
-    assert CHANGED in given.source
+    moved = tmp_path / "moved"
+    shutil.copytree(changed, moved)
+    both = open_study(Settings(encoders=(str(tmp_path / "e.pth"), str(list_checkpoints(moved)[0])), shots=("2",),
+                               shards=shards.folder, out=tmp_path, draws=1, baselines=(),
+                               tasks=("Lung Opacity",)))  # fmt: skip
+    assert CHANGED in both.encoders[0].source
+    assert f"--out={moved} " in list_commands(both)[2]  # of a checkpoint by itself: the run that it lies in
 
 
 def test_a_run_that_was_cut_off_or_branched_off_is_made_again_too(shards: Shards, tmp_path: Path) -> None:
