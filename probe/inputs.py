@@ -170,6 +170,8 @@ def settle(
 
 def _for_channels(values: tuple[float, ...], channels: int, path: Path, name: str) -> tuple[float, ...]:
     alike = values[:1] if len(set(values)) == 1 else values
+    if channels == 1 and len(alike) == 3:  # as timm does: of a stem that was summed over its channels
+        alike = (sum(alike) / 3,)
     if len(alike) not in (1, channels):
         raise InputError(f"{path}: {len(alike)} means and stds for {channels} channel{'s'[: channels - 1]}; say it: "
                          f"--input={name}:mean=M,std=S")  # fmt: skip

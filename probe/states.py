@@ -52,7 +52,7 @@ def choose_state(tensors: State, path: Path, wanted: str) -> Found | None:
         if len(chosen) != 1:
             raise InputError(f"{path}::{wanted}: {f'{len(chosen)} networks have' if chosen else 'no network has'} that "
                              f"key; there are: {listed or 'none'}")  # fmt: skip
-        return Found(states[chosen[0]], [f"weights of {plain(chosen[0]) or TOP}, of {listed}"])
+        return Found(states[chosen[0]], [f"weights of {plain(chosen[0]) or TOP}, as asked; the file has {listed}"])
     distinct = [key for number, key in enumerate(states)
                 if not any(_equal(states[key], states[other]) for other in list(states)[:number])]  # fmt: skip
     if len(distinct) == 1:

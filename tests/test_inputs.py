@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -206,7 +207,7 @@ def test_configs_that_cannot_be_followed_are_refused(config: Any, preprocessor: 
 
 @pytest.mark.parametrize(
     ("stated", "reason"),
-    [(Stated(IMAGENET_MEAN, IMAGENET_STD), "3 means and stds for 1 channel; say it: --input=A"),
+    [(Stated((0.4, 0.5), (0.2, 0.2)), "2 means and stds for 1 channel; say it: --input=A"),
      (GREY_HALF._replace(interpolation="lanczos"), "resized by lanczos.*--input=A:interpolation=bilinear")],
 )  # fmt: skip
 def test_what_cannot_be_done_for_weights_is_refused(stated: Stated, reason: str) -> None:
@@ -224,6 +225,14 @@ def test_the_flag_goes_before_the_config_and_size_before_both_configs_size() -> 
     ):
         found = settle(Path("a"), "A", 1, asked, config, otherwise=OTHERWISE, size=size)
         assert (found.mean, found.std, found.images.size, found.images.interpolation) == wanted
+
+
+def test_three_means_for_one_channel_are_their_mean_as_in_timm() -> None:
+    found = settle(Path("a"), "A", 1, read_flag("A:imagenet", ["A"])["A"], Stated(), otherwise=OTHERWISE, size=0)
+    timms = timm.create_model("resnet18", in_chans=1).pretrained_cfg
+    assert (found.mean, found.std) == (pytest.approx((0.449,)), pytest.approx((0.226,)))
+    assert found.said.endswith("mean 0.449, std 0.226 (black is -1.987, white 2.438), as --input says")
+    assert np.mean(timms["mean"]) == pytest.approx(0.449)
 
 
 def test_input_of_what_says_it_itself_is_refused(trained: Path) -> None:

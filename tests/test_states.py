@@ -63,9 +63,10 @@ def test_of_raw_and_averaged_weights_those_that_their_makers_take_are_taken_and_
     assert taken(path, states) == 1
     said = open_encoder(path, "x", INPUT, 0)[1].said[0]
     assert said.startswith(f"weights of {key}, ") and why in said and said.endswith(f"{path}::{other}")
-    assert taken(Path(f"{path}::{other}"), states) == 0
-    assert taken(Path(f"{path}::{other.split('.')[0]}" if "MoCo" not in why else f"{path}::{other}"), states) == 0
-    assert f"weights of {other}, of " in open_encoder(Path(f"{path}::{other}"), "x", INPUT, 0)[1].said[0]
+    asked = Path(f"{path}::{other}")
+    assert taken(asked, states) == 0
+    assert taken(asked if "MoCo" in why else Path(f"{path}::{other.split('.')[0]}"), states) == 0
+    assert f"weights of {other}, as asked; the file has " in open_encoder(asked, "x", INPUT, 0)[1].said[0]
 
 
 def test_it_is_timms_own_choice(states: list[State], tmp_path: Path) -> None:
@@ -83,6 +84,13 @@ def test_of_several_networks_of_which_nothing_says_which_none_is_taken(states: l
     assert taken(Path(f"{path}::right"), states) == 1 and taken(Path(f"{path}::left"), states) == 0
     with pytest.raises(InputError, match=r"::middle: no network has that key; there are: left, right.net"):
         read_weights(Path(f"{path}::middle"))
+
+
+def test_a_network_at_the_top_of_a_file_has_a_key_too(states: list[State], tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({**states[0], "ema": states[1]}, path)
+    assert taken(path, states) == 1 and taken(Path(f"{path}::(top)"), states) == 0
+    assert open_encoder(path, "x", INPUT, 0)[1].said[0].endswith(f"for those of (top): {path}::(top)")
 
 
 def test_one_network_under_two_names_is_one(states: list[State], tmp_path: Path) -> None:
