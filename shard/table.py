@@ -110,7 +110,7 @@ def _check_flags(
         raise InputError(f"--patient-from={patient_from}: goes with --dataset=folder, not with {name}, whose table "
                          "says whose an image is")  # fmt: skip
     if findings is not None and (table is None or name not in ("csv", "folder")):
-        raise InputError(f"--findings={findings}: goes with --table, not with {name}, whose findings are known; "
+        raise InputError(f"--findings={findings}: names columns of a table of your own, --table=PATH, not of {name}; "
                          "leave it out")  # fmt: skip
     if votes is not None and name not in ("csv", "folder", "vindr"):
         raise InputError(f"--votes={votes}: goes with vindr and with a table of your own, not with {name}, which has "

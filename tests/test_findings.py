@@ -116,8 +116,22 @@ def test_a_name_as_it_is_spelt_decides_between_two_but_not_between_equals(tmp_pa
 
 
 def test_findings_go_with_a_table_of_ones_own(radiographs: Path) -> None:
-    with pytest.raises(InputError, match="--findings=Edema: goes with --table, not with chexpert"):
+    with pytest.raises(InputError, match=r"--findings=Edema: names columns of a table of your own, .*not of chexpert"):
         read_table(radiographs, findings="Edema")
+
+
+def test_a_folders_table_is_read_by_the_same_rules(tmp_path: Path) -> None:
+    for number in range(8):
+        picture(tmp_path / f"src/{number}.png")
+    rows = [f"{number},{number % 2},45 yrs,{number % 2},0,x" for number in range(7)]
+    (tmp_path / "t.csv").write_text("\n".join(["key,Male,age,Mass,fold,notes", *rows]))
+    table = read_table(tmp_path / "src", "folder", tmp_path / "t.csv", workers=1)
+    rows_of = table.rows.set_index("key")
+    assert table.findings == ("Mass",) and rows_of["sex"].tolist() == [*"FMFMFMF", ""]
+    assert rows_of["age"].tolist() == ["45"] * 7 + [""] and rows_of["Mass"].isna().tolist() == [False] * 7 + [True]
+    assert "with a name that is no finding's (1): fold" in told(table)
+    named = read_table(tmp_path / "src", "folder", tmp_path / "t.csv", workers=1, findings="fold")
+    assert named.findings == ("fold",) and "does not name are not taken (2): Mass, notes" in told(named)
 
 
 def test_a_sex_that_a_header_codes_is_read_and_told(tmp_path: Path) -> None:

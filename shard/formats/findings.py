@@ -43,22 +43,23 @@ _FLAG = "--findings=A,B"
 
 
 def take_findings(
-    raw: pd.DataFrame, others: Collection[str], csv: Path, named: str | None = None
+    raw: pd.DataFrame, others: Collection[str], csv: Path, named: str | None = None, used: Collection[str] = ()
 ) -> tuple[pd.DataFrame, list[Note]]:
     """The columns of a table that are findings, under their names without blanks around them, and what is to be told.
 
-    others: columns that are something else. named: names of columns after commas, one with a comma in double quotes.
+    others: columns that are something else; used: those that are unless they are named. named: names of columns after
+    commas, one with a comma in double quotes.
     Where there is none, those are findings whose every cell is 1, 0, -1 or blank and whose name is a name: not
     Unnamed: 9, Edema.1, fold or notes. Of columns with one name and the same labels the first is taken.
     Raises InputError where a column that is named is not there or has other cells, where columns of one name differ,
     and where a well-known finding has other cells.
     """
     if named is not None:
-        return _take_named(raw, others, csv, named)
+        return _take_named(raw, others, csv, named, used)
     names: dict[str, str] = {}  # column → the finding's name
     left: dict[str, list[str]] = {"no name": [], "name": [], "cells": [], "repeats": []}
     example = ""
-    for column in (name for name in raw.columns if name not in others):
+    for column in (name for name in raw.columns if name not in (*others, *used)):
         wrong = read_labels(raw[column])[1]
         if wrong.any() and _is_well_known(column):
             raise _wrong_label(raw, column, csv, wrong)
@@ -88,7 +89,9 @@ def _notes(left: dict[str, list[str]], example: str, taken: list[str]) -> list[N
     return notes
 
 
-def _take_named(raw: pd.DataFrame, others: Collection[str], csv: Path, named: str) -> tuple[pd.DataFrame, list[Note]]:
+def _take_named(
+    raw: pd.DataFrame, others: Collection[str], csv: Path, named: str, used: Collection[str]
+) -> tuple[pd.DataFrame, list[Note]]:
     names: dict[str, str] = {}
     columns = [str(column) for column in raw.columns]
     for name in _split(named, columns):
@@ -107,7 +110,7 @@ def _take_named(raw: pd.DataFrame, others: Collection[str], csv: Path, named: st
                 _check_same(raw, column, second, csv)
         names[column] = _tidy(column)
         _check_printable(names[column], csv)
-    left = [column for column in columns if column not in names and column not in others]
+    left = [column for column in columns if column not in (*names, *others, *used)]
     notes = [Note(f"columns that --findings does not name are not taken ({len(left)}): {listed(left)}")]
     return raw[list(names)].rename(columns=names), notes if left else []
 
@@ -132,7 +135,7 @@ def _find(name: str, columns: Sequence[str], csv: Path) -> str:
                              "as it is spelt there, or leave the others out of the table")  # fmt: skip
         if found:
             return found[0]
-    closest = difflib.get_close_matches(_letters(name), map(_letters, columns), n=1, cutoff=0.5)
+    closest = difflib.get_close_matches(_letters(name), map(_letters, columns), n=1)
     near = next((column for column in columns if [_letters(column)] == closest), None)
     raise InputError(f"--findings: {csv} has no column {name!r}; " + (f"did you mean {near!r}? " if near else "")
                      + f"It has: {listed(columns, 20)} (a name with a comma in it goes in double quotes)")  # fmt: skip

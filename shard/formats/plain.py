@@ -39,7 +39,7 @@ def read_plain(csv: Path, src: Path, findings: str | None = None) -> Rows:
 
 def divide(raw: pd.DataFrame, csv: Path, findings: str | None) -> tuple[pd.DataFrame, pd.DataFrame, list[Note]]:
     """A table's columns NOT_FINDINGS, as far as it has them, and its findings; sex may come from a column Male."""
-    raw, coded = with_sex(raw)
+    known, coded = with_sex(raw)
     notes = [Note(f"sex is read from {listed(coded)}")] if coded else []
-    labels, told = take_findings(raw, NOT_FINDINGS if findings else (*NOT_FINDINGS, *coded), csv, findings)
-    return raw[[name for name in NOT_FINDINGS if name in raw.columns]], labels, [*notes, *told]
+    labels, told = take_findings(raw, NOT_FINDINGS, csv, findings, used=coded)
+    return known[[name for name in NOT_FINDINGS if name in known.columns]], labels, [*notes, *told]
