@@ -12,6 +12,7 @@ import pytest
 from shard.errors import InputError
 from shard.formats import hashed_splits
 from shard.ids import in_one_form, one_form
+from shard.info import info
 from shard.paths import in_one_spelling, one_spelling
 from shard.table import read_table
 from shard.write import build
@@ -74,6 +75,8 @@ def test_a_build_tells_of_ids_in_the_manifest_but_not_of_those_it_hides(
     build(tmp_path / "src", tmp_path / "open", table=table, workers=1, size=64)
     notes = json.loads((tmp_path / "open" / "manifest.json").read_text())["notes"]
     said = capsys.readouterr().out
+    info(tmp_path / "open")
+    assert f"note: {fact}, such as '4711.0' as '4711'\n" in capsys.readouterr().out
     assert f"{fact}, such as '4711.0' as '4711'" in notes and f"{table}: {fact}, such as '4711.0' as '4711'\n" in said
     with tarfile.open(tmp_path / "open" / "train-000000.tar") as tar:
         patients = {json.loads(tar.extractfile(name).read())["patient"] for name in ("a.json", "b.json")}  # type: ignore[union-attr]

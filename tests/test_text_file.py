@@ -95,6 +95,12 @@ def test_a_row_of_another_length_says_how_the_file_was_read(tmp_path: Path) -> N
         read_csv(tmp_path / "t.csv", ("path", "patient"), own=True)
 
 
+def test_a_separator_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path:patient:Edema\na.png:p:1\n")
+    with pytest.raises(InputError, match=r"it has: path:patient:Edema \(read as .*; save it with commas"):
+        read_csv(tmp_path / "t.csv", ("path", "patient"), own=True)
+
+
 def test_rows_without_a_cell_are_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("path,patient,Edema\na.png,p,1\n,,\n  , ,\nb.png,q,0\n,,\n")
     frame, notes = read_csv(tmp_path / "t.csv", ("path", "patient"))

@@ -73,7 +73,7 @@ def read_chexpert(src: Path) -> Rows:
     patient = path.str.extract(r"(patient\d+)", expand=False)
     if patient.isna().any():
         raise InputError(f"{home}: Path {raw['Path'][patient.isna()].iloc[0]!r} has no patientNNNNN folder; "
-                         "for a table of your own use --dataset=csv --table=PATH")
+                         f"for a table of your own: --dataset=csv --table={files['train']}")
     view = join_views(column(raw, "Frontal/Lateral"), column(raw, "AP/PA"))
     key = path.str.replace(r"^(?:train|valid|test)/", "", regex=True).str.replace(ENDING, "", regex=True)
     frame = pd.DataFrame({"path": _in_batches(src, path, patient), "key": key, "patient": patient,

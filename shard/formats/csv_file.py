@@ -72,7 +72,7 @@ def read_csv(
         for name in wanted:
             if name not in places:
                 raise InputError(f"{csv}: column {name!r} is missing; it has: {', '.join(form.header[:20])} ({form}); "
-                                 + ("rename the one that holds it" if own else cure))  # fmt: skip
+                                 + (_rename(form) if own else cure))  # fmt: skip
         names = columns.unique(names)
         taken = [name for name in names if not only or name in known]
         frame, told = _read_cells(csv, form, names, taken, wanted, ids)
@@ -91,6 +91,13 @@ def read_csv(
     if frame.empty:
         raise InputError(f"{csv}: no rows below the header; {cure}")
     return frame, notes + renamed + told
+
+
+def _rename(form: Form) -> str:
+    """What to do about a column that a user's own table lacks."""
+    if len(form.header) == 1:
+        return "save it with commas between its cells"
+    return "rename the one that holds it"
 
 
 def _read_cells(
