@@ -18,6 +18,7 @@ LOOPS = "links to folders that are read already or lie around it"
 SAME_FILE = "links to files that are taken already"
 IRREGULAR = "pipes, sockets and devices"
 BAD_NAMES = "names that are not UTF-8 (rename them)"
+TROUBLES = (UNREADABLE, BROKEN_LINKS, BAD_NAMES)  # behind which there may be images that are wanted
 
 
 def add(tally: Tally, reason: str, example: str, count: int = 1) -> None:

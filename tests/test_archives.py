@@ -200,6 +200,17 @@ def test_a_column_that_names_the_reader_makes_rows_votes(tmp_path: Path) -> None
     assert "--votes=majority decides" in told(table)
 
 
+@pytest.mark.parametrize("archive", ["padchest", "vindr"])
+def test_what_lies_under_a_folder_that_can_not_be_read_is_told_of(tmp_path: Path, archive: str) -> None:
+    if archive == "padchest":
+        padchest(tmp_path, *["['nodule']"] * 8)
+        picture(tmp_path / "00.png")
+    else:
+        vindr(tmp_path)
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    assert "1 links that lead nowhere, such as gone.png" in told(read_table(tmp_path))
+
+
 def rsna(folder: Path, *, boxes: bool = True, classes: bool = True) -> None:
     ids = [f"{number:08x}-aaaa" for number in range(8)]
     names = ["Normal", "Lung Opacity", "No Lung Opacity / Not Normal", "Lung Opacity"] * 2

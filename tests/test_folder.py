@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import tarfile
 from pathlib import Path
@@ -332,6 +333,18 @@ def test_a_build_of_a_folder_and_one_that_hides_whose_it_is(
     assert {one["age"] for one in hidden.values()} == {90, None}
     for file in (tmp_path / "hidden").iterdir():
         assert b"Doe" not in file.read_bytes() and b"MRN" not in file.read_bytes(), file.name
+
+
+def test_a_long_scan_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(6):
+        picture(tmp_path / f"{number}.png", number)
+    monkeypatch.setattr("shard.progress.QUIET_S", 0.0)  # 30 seconds, elsewhere
+    scan(tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(re.fullmatch(r"looking for files: 6 files, \d+/s", line) for line in lines)
+    assert any(re.fullmatch(r"scanning: 6 of 6 files, \d+/s, 00:00 left", line) for line in lines)
 
 
 def test_the_same_shards_by_one_process_and_by_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

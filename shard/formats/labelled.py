@@ -10,6 +10,7 @@ from shard.formats.places import best_of
 from shard.formats.scan import scan
 from shard.machine import cores
 from shard.note import Note
+from shard.walk import TROUBLES
 
 
 def place_images(
@@ -20,7 +21,7 @@ def place_images(
     An image is the file under `src` whose name without ending is its id. expected: where it would be, such as
     "train/{}.dicom", for one that is not there. Its patient is the one that DICOM's tags name, else it is its own.
     """
-    found, _ = scan(src, workers or cores())
+    found, told = scan(src, workers or cores())
     names = best_of(found["path"])
     paths = [names.get(one, expected.format(one)) for one in ids]
     found = found.set_index("path")
@@ -29,7 +30,7 @@ def place_images(
     patient = tags["patient"].where(~alone, ids.to_numpy())
     frame = pd.DataFrame({"path": paths, "key": ids.to_numpy(), "patient": patient, "view": tags["view"],
                           "sex": tags["sex"], "age": tags["age"]})  # fmt: skip
-    notes = []
+    notes = [note for note in told if note.text.endswith(TROUBLES)]
     if alone.any():
         notes.append(Note(f"nothing says whose {int(alone.sum())} of {len(ids)} images are: each counts as its own "
                           "patient", str(ids[alone].iloc[0])))  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 from shard.formats.rows import ENDING
 from shard.note import Note
 from shard.progress import Progress
-from shard.walk import walk
+from shard.walk import TROUBLES, Tally, walk
 
 # Of two files of one image the first of these: what is decoded soonest, and DICOM where there is no other.
 _BEST = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".pgm", ".gif", "", ".dcm", ".dicom")
@@ -27,9 +27,10 @@ def find_files(
     file is taken.
     """
     found = dict[str, str]()
+    left_out: Tally = {}
     again, strangers = list[tuple[str, str]](), list[str]()
     with Progress("looking for images", None, unit="files") as progress:
-        files, done = walk(src, {}), 0
+        files, done = walk(src, left_out), 0
         while some := list(islice(files, _AT_ONCE)):
             for path in some:
                 name = name_of(path, parts)
@@ -42,7 +43,7 @@ def find_files(
                     strangers.append(path)
             done += len(some)
             progress.show(done)
-    notes = []
+    notes = [Note(f"{count} {reason}", example) for reason, (count, example) in left_out.items() if reason in TROUBLES]
     if again:
         notes.append(Note(f"{len(again)} images lie there more than once; one file is taken",
                           "{} and not {}".format(*again[0])))  # fmt: skip
