@@ -41,10 +41,10 @@ class Frame(NamedTuple):
 
 
 def mend(data: Any) -> None:
-    """Make sure that a JPEG is whole before a decoder has it: GDCM crashes on some that are not.
+    """Make sure that a JPEG is whole before GDCM has it, which ends the process at some that are not.
 
-    Raises ValueError, in libjpeg's words, where one of 8 bits is damaged, and UnsupportedDicom where one is of another
-    size or depth than the data set or its compression says. What only draws warnings is taken out of the data set.
+    `check_frame` comes first. Raises ValueError, in libjpeg's words, where one of 8 bits is damaged, and
+    UnsupportedDicom where one is deeper than its compression is. What only draws warnings is taken out of the data set.
     """
     from pydicom.encaps import encapsulate, generate_frames
 
@@ -57,10 +57,7 @@ def mend(data: Any) -> None:
     sound = jpeg.sound(content) if by_turbo else _without_stray_bytes(content)
     if sound is not content:
         data.PixelData = encapsulate([sound])
-    wanted = int(data.Rows), int(data.Columns), int(data.SamplesPerPixel)
-    if frame is None or (frame.height, frame.width, frame.channels) != wanted:
-        raise UnsupportedDicom(f"broken image: its JPEG is not of {wanted[1]}×{wanted[0]} pixels")
-    if frame.bits not in ((8,) if syntax == _BASELINE else range(2, 17) if frame.marker == _LOSSLESS else (8, 12)):
+    if syntax == _BASELINE and frame and frame.bits != 8:
         raise UnsupportedDicom(f"broken image: its JPEG has samples of {frame.bits} bits")
 
 
