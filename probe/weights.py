@@ -118,16 +118,14 @@ def _check_network(path: Path, arch: str, content: Any, config: Mapping[str, Any
 
     Raises InputError where they say that it is another, with the same names and another forward.
     """
-    told = False
-    inside = content.get("arch") if isinstance(content, Mapping) else None
-    beside = config.get("architecture")
-    for named, where in ((inside, "its arch"), (beside, f"the {TIMM} beside it")):
-        if not isinstance(named, str) or (where == "its arch" and "resne" not in named.lower()):
-            continue
-        if not re.fullmatch(SAME_ARCH.format(arch), named.split(".")[0]):
-            raise InputError(f"{path}: {where} says {plain(named)}, a network with the names of {arch} and another "
-                             f"forward, or the file of another; {WANTED}")  # fmt: skip
-        told = True
+    inside, beside = content.get("arch") if isinstance(content, Mapping) else None, config.get("architecture")
+    told = _names_plain(inside, arch)
+    if told is False:
+        raise _another(path, f"its arch says {plain(inside)}", arch)
+    if isinstance(beside, str):
+        told = bool(re.fullmatch(SAME_ARCH.format(arch), beside.split(".")[0]))
+        if not told:
+            raise _another(path, f"the {TIMM} beside it says {plain(beside)}", arch)
     arguments = config.get("model_args")
     given = {**(arguments if isinstance(arguments, Mapping) else {}), "global_pool": config.get("global_pool")}
     other = [f"{name}={value}" for name, value in given.items() if beside is not None and value is not None
@@ -135,7 +133,25 @@ def _check_network(path: Path, arch: str, content: Any, config: Mapping[str, Any
     if other:
         raise InputError(f"{path}: the {TIMM} beside it says {plain(', '.join(other))}, which makes another network of "
                          f"{arch}; {WANTED}")  # fmt: skip
-    return told
+    return bool(told)
+
+
+def _names_plain(named: object, arch: str) -> bool | None:
+    """Whether a checkpoint's arch, such as resnet50, ResNet-50 or simclr_resnet50, names the plain network.
+
+    None where it doesn't say.
+    """
+    if not isinstance(named, str):
+        return None
+    words = re.findall(r"[a-z0-9]+", re.sub(r"(?<=resnet)[-_ ](?=\d)", "", named.lower()))
+    if {word for word in words if "resne" in word} - {arch}:
+        return False
+    return True if words == [arch] else None
+
+
+def _another(path: Path, said: str, arch: str) -> InputError:
+    return InputError(f"{path}: {said}, a network with the names of {arch} and another forward, or the file of "
+                      f"another; {WANTED}")  # fmt: skip
 
 
 def _assumed(arch: str) -> str:

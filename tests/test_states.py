@@ -158,6 +158,9 @@ def test_an_arch_in_a_checkpoint_says_it_too(states: list[State], tmp_path: Path
     torch.save({"arch": "resnetblur18", "state_dict": states[0]}, tmp_path / "a.pth")
     with pytest.raises(InputError, match="its arch says resnetblur18"):
         read_weights(tmp_path / "a.pth")
+    for arch, told in (("ResNet-18", True), ("resnet_18", True), ("simclr-resnet18", False), ("moco", False)):
+        torch.save({"arch": arch, "state_dict": states[0]}, tmp_path / "a.pth")
+        assert bool(read_weights(tmp_path / "a.pth").said) != told, arch
     torch.save(states[0], tmp_path / "b.pth")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
     with pytest.raises(InputError, match=r"config.json beside it says vit_base_patch16_224.*or the file of another"):
