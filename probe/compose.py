@@ -48,7 +48,6 @@ def compose(
     main = layout(table, MAIN, study.encoders, tasks, shots, positive, study.mean)
     columns = with_mean_column([task for task in tasks if task in study.drawn], study.mean)
     all_shots = [str(one) for one in study.settings.all_shots if any(one in some for some in study.measured.values())]
-    standard = _standardised(study, features)
     published = _published(study, measured)
     sections = [
         Section(f"Frozen features, {_words(shots)}", _EXPLAIN, [draw_scores(table, palette, columns, str(shots))],
@@ -65,7 +64,7 @@ def compose(
         Section("Other measures", "", [], sheets),
         *published,
         *_sliced(study, table),
-        Section("What the features see", _GALLERY, [neighbours(study, standard), *map_test_images(study, standard)]),
+        Section("What the features see", _GALLERY, _seen_features(study, features)),
         *_pretraining(study, palette),
     ]  # fmt: skip
     if study.settings.protocol == "paper":
@@ -111,10 +110,13 @@ def _words(shots: object) -> str:
     return "all labels" if shots == "all" else f"{shots} labelled example{'' if shots == 1 else 's'} a class"
 
 
-def _standardised(study: Study, features: Mapping[str, Features]) -> Features:
-    """Features of the encoder that pictures are of: the first that was given."""
-    given = [one.name for one in study.encoders if one.is_given]
-    return standardise(features[given[0]], study.train)
+def _seen_features(study: Study, features: Mapping[str, Features]) -> list[Picture]:
+    """What the first encoder that was given and tells images apart makes of them; nothing where none does."""
+    given = [one.name for one in study.encoders if one.is_given and not one.collapsed]
+    if not given:
+        return []
+    standard = standardise(features[given[0]], study.train)
+    return [neighbours(study, standard), *map_test_images(study, standard)]
 
 
 def _headline(study: Study, table: pd.DataFrame, differences: pd.DataFrame, measured: Measured) -> str:
@@ -133,7 +135,8 @@ def _headline(study: Study, table: pd.DataFrame, differences: pd.DataFrame, meas
                    f"{row['reference']}" for row in differences.to_dict("records")
                    if row["encoder"] == encoder.name and row["task"] == over]  # fmt: skip
         what = f"a mean AUROC over {len(study.drawn)} tasks" if over == study.mean else f"an AUROC on {over}"
-        said.append(f"{encoder.name} reaches {what} of {format_estimate(cell['mean'], cell['low'], cell['high'])}"
+        name = f"{encoder.name} (collapsed)" if encoder.collapsed else encoder.name
+        said.append(f"{name} reaches {what} of {format_estimate(cell['mean'], cell['low'], cell['high'])}"
                     + (f": {', '.join(against)}" if against else ""))  # fmt: skip
     return f"With {_words(study.headline)}, " + "; ".join(said) + "."
 

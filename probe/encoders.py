@@ -47,8 +47,8 @@ class Encoder:
     """A frozen encoder, [B, 1, S, S] → [B, F]; `module` is None where it can't be had, and `missing` says why.
 
     input: how its images are made. said: how it was read, and what its images are, in whole lines; assumed: what of
-    that nobody stated, for its row in a table. state: of a run, what its checkpoint holds beside the weights; run: its
-    folder.
+    that nobody stated, for its row in a table. collapsed: what is wrong with its features, where they tell no images
+    apart. state: of a run, what its checkpoint holds beside the weights; run: its folder.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Encoder:
     run: Path | None = None
     said: tuple[str, ...] = ()
     assumed: str = ""
+    collapsed: str = ""
 
     @property
     def is_given(self) -> bool:

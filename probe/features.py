@@ -26,6 +26,8 @@ from train.frozen import Features
 
 CODE = ("pipeline/loader.py", "pipeline/dali.py", "pipeline/feed.py", "pipeline/reference.py", "probe/features.py")
 
+LARGEST = 1e15  # whose square float32 still holds
+
 
 def read_features(
     encoders: Sequence[Encoder], shards: Path, manifest: Manifest, splits: Sequence[str], *, cache: Path,
@@ -35,7 +37,7 @@ def read_features(
 
     What is not is computed, encoders that want the same images together, and kept there by a hash of the weights, the
     shards, and how the images were made. An encoder that can't be had is left out. Raises InputError where features
-    are no numbers.
+    are NaN, infinite or too large.
     """
     cache.mkdir(parents=True, exist_ok=True)
     backend = default_backend()
@@ -49,9 +51,10 @@ def read_features(
         found = extract_features(modules, shards, manifest, splits, images, backend=backend, batch_size=batch_size,
                                  device=device, workers=workers)  # fmt: skip
         for encoder, features in zip(alike, found, strict=True):
-            if not np.isfinite(features).all():
-                raise InputError(f"{encoder.name}: makes features that are no numbers ({encoder.source}); leave it out "
-                                 "or take an earlier checkpoint")  # fmt: skip
+            if (wrong := ~(np.abs(features) < LARGEST).all(axis=1)).any():
+                raise InputError(f"{encoder.name}: makes features that are NaN, infinite or above {LARGEST:g} of "
+                                 f"{wrong.sum()} of {len(features)} images ({encoder.source}); leave it out or take an "
+                                 "earlier checkpoint")  # fmt: skip
             known[encoder.name] = features
             _keep(cache, keys[encoder.name], features)
     return {name: features for name, features in known.items() if features is not None}

@@ -61,6 +61,8 @@ def map_test_images(study: Study, features: Features) -> list[Picture]:
     chosen: Rows = np.sort(np.random.default_rng(study.settings.seed).permutation(held_out)[:MOST])
     if len(chosen) < 5:  # a map of fewer says nothing
         return []
+    if not np.ptp(features[chosen], axis=0).any():  # all in one place, where scikit-learn's start is 0 / 0: it crashes
+        return []
     perplexity = min(30.0, (len(chosen) - 1) / 3)
     points: Curve = TSNE(perplexity=perplexity, init="pca", random_state=study.settings.seed).fit_transform(
         features[chosen].astype(np.float64))  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from probe.collapse import mark_collapsed
 from probe.compose import compose
 from probe.draws_file import write_draws
 from probe.features import read_features
@@ -86,7 +87,7 @@ def _features(study: Study, needed: set[str] | None) -> dict[str, Features]:
 
 
 def _write(study: Study, measured: Measured, features: dict[str, Features]) -> None:
-    out = study.settings.out
+    out, study = study.settings.out, mark_collapsed(study, features)
     scores = with_mean(measured.scores, study.drawn, study.mean)
     table = score_table(scores, study.withheld)
     differences = difference_table(study.encoders, scores, study.tasks, study.headline, study.mean,

@@ -196,8 +196,8 @@ def layout(
                    & (table["shots"] == str(shots))].set_index(["encoder", "task"])  # fmt: skip
     rows = []
     for encoder in encoders:
-        remark = encoder.missing or encoder.assumed
-        label = f"{encoder.name} ({remark})" if remark else encoder.name
+        remarks = filter(None, (encoder.missing, encoder.collapsed and "collapsed", encoder.assumed))
+        label = f"{encoder.name} ({remark})" if (remark := ", ".join(remarks)) else encoder.name
         rows.append([label, *(_cell(chosen, (encoder.name, task), shown.percent) for task in columns)])
     lines = {("accuracy", ALL): (MAJORITY, {task: max(share, 1 - share) for task, share in positive.items()}),
              ("auprc", ALL): (GUESSING, dict(positive))}  # fmt: skip
@@ -216,7 +216,8 @@ def layout_shots(
     columns = with_mean_column(tasks, mean)
     chosen = table[(table["metric"] == "auroc") & (table["test"] == ALL) & (table["probe"] == LINEAR)]
     chosen = chosen.set_index(["encoder", "shots", "task"])
-    rows = [[f"{encoder.name}, {shots}", *(_cell(chosen, (encoder.name, shots, task)) for task in columns)]
+    names = {encoder.name: f"{encoder.name} (collapsed)" if encoder.collapsed else encoder.name for encoder in encoders}
+    rows = [[f"{names[encoder.name]}, {shots}", *(_cell(chosen, (encoder.name, shots, task)) for task in columns)]
             for encoder in encoders if not encoder.missing for shots in all_shots]  # fmt: skip
     return Sheet("AUROC by labelled examples a class", ["", *columns], rows)
 

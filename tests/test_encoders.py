@@ -138,7 +138,7 @@ def test_features_that_are_no_numbers_are_refused(shards: Shards, tmp_path: Path
     assert encoder.module is not None
     with torch.no_grad():
         next(encoder.module.parameters())[0] = float("nan")
-    with pytest.raises(InputError, match=r"Scratch: makes features that are no numbers \(resnet18, random weights"):
+    with pytest.raises(InputError, match=r"Scratch: makes features that are NaN.*\(resnet18, random weights"):
         read_features([encoder], shards.folder, shards.manifest, ("valid",), cache=tmp_path, batch_size=32,
                       device=torch.device("cpu"), workers=1)  # fmt: skip
     assert not list(tmp_path.glob("*.npy"))

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from shard.files import locked
+from train.collapse import say_collapse
 from train.config import Config
-from train.journal import LOCK, draw_loss, write_card
+from train.journal import LOCK, draw_loss, read_journal, write_card
 from train.online import Interrupted
 from train.pace import Pace
 from train.ranks import Ranks, joined
@@ -121,10 +122,19 @@ def end_epoch(run: Run, pace: Pace, epoch: int) -> bool:
             run.best = {"step": run.step, "epoch": epoch + 1, "score": scores["linear_auroc"]}
     run.save(epoch + 1, 0)
     if run.journal:
+        warn_of_collapse(run)
         draw_loss(run.config.out, run.config.batch_size)
     pace.end_epoch(epoch, mean)
     run.told_to_stop = run.ranks.any_of([run.stop.wanted])[0] and not run.finished(epoch + 1)
     return True
+
+
+def warn_of_collapse(run: Run) -> None:
+    """Say that the run has collapsed, at the end of the epoch by which it had."""
+    lines, settings = read_journal(run.config.out), run.config.plain()
+    before = [line for line in lines if line["epoch"] <= lines[-1]["epoch"] - 1]
+    if (said := say_collapse(lines, settings)) and not say_collapse(before, settings):
+        run.say(f"warning: {said}")
 
 
 def probe_online(run: Run, epoch: int) -> dict[str, float] | None:

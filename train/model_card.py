@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pipeline.recipe import Recipe
 from train.accepted import changes_of, say_each, with_changes
+from train.collapse import say_collapse
 from train.presets import say_recipe
 
 Format = Literal["torchvision", "timm", "safetensors", "onnx"]
@@ -46,6 +47,7 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
     card = {
         "name": f"SimCLR {config['arch']} for chest X-rays",
         "use": "for research; not for diagnosis",
+        "collapsed": say_collapse(lines, config),
         "arch": config["arch"],
         "features": features,
         "preset": with_changes(say_recipe(config), accepted),
@@ -81,6 +83,7 @@ def make_page(format: Format, name: str, card: Card) -> str:
         f"# {card['name']}",
         f"A {card['arch']} pre-trained by SimCLR ({card['preset']}), without labels, on grey chest X-rays: an image "
         f"in, {card['features']} features out. **{card['use'].capitalize()}.**",
+        *([f"**It tells no images apart.** Its training {card['collapsed']}."] if "collapsed" in card else []),
         f"## Load it\n\nWith `image` [N, 1, {size}, {size}], float32, grey 0 to 1 (levels of 0 to 255 divided by 255), "
         f"and in the folder that holds `{name}`:\n\n```python\n{_usage(format, name, card)}\n```\n\n"
         f"What it is: {card['note']}. This card is inside it too: {CARD_INSIDE[format]}.",

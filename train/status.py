@@ -12,6 +12,7 @@ from tqdm import tqdm
 from shard.files import is_locked
 from train.accepted import still_to_accept, with_changes
 from train.checkpoint import list_checkpoints, step_of
+from train.collapse import say_collapse
 from train.config import train_command
 from train.journal import CARD, LOCK, SPEED, read_card, read_journal
 from train.places import find_again
@@ -48,6 +49,8 @@ def _say_status(run: Path) -> None:
           f" epoch {step / card['steps_per_epoch']:.2f} of {settings['epochs']}; "
           f"{with_changes(say_recipe(settings), card['accepted'])}")  # fmt: skip
     _say_measures(lines)
+    if collapse := say_collapse(lines, settings):
+        print(collapse)
     ago = _say_speed(speed, settings, total - step)
     for newest in list_checkpoints(run)[:1]:
         age = time.time() - newest.stat().st_mtime

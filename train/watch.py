@@ -34,7 +34,7 @@ def watch(z1: torch.Tensor, z2: torch.Tensor, patients: torch.Tensor | None = No
     distance = 2 - 2 * cosine  # squared
     nearest = cosine.masked_fill(~off_diagonal, -torch.inf).argmax(1)
     singular = torch.linalg.svdvals(both)
-    share = singular / singular.sum() + 1e-7
+    share = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny) + 1e-7  # all may be zero
     measures = {
         "positive_similarity": positive,
         "negative_similarity": cosine[negative].mean(),
