@@ -22,7 +22,7 @@ _UNITS = {
     "hours": "h hr hrs hour hours std stunden horas heures ore uur",
 }
 _UNIT = {word: unit for unit, words in _UNITS.items() for word in words.split()}
-_NUMBER = r"\d{1,5}(?:\.\d*|,\d{1,2})?"  # 57, 57., 57.0, 57,5; not 1,000
+_NUMBER = r"(?:\d{1,5}(?:\.\d*|,\d{1,2})?|\.\d+)"  # 57, 57., 57.0, 57,5, .5; not 1,000
 _PAIR = re.compile(rf"({_NUMBER})\s*([^\W\d_]*)")
 _JOINED = r"(?:\s*(?:,|&|and|und|et|e|y|i)?\s*)"
 _AGE = re.compile(rf"{_NUMBER}\s*[^\W\d_]*(?:{_JOINED}{_NUMBER}\s*[^\W\d_]+){{0,2}}")

@@ -55,7 +55,7 @@ def read_view(text: str) -> str | None:
     folded = fold(text)
     if says_unknown(folded):
         return ""
-    folded = re.sub(r"view\s*\d+", " ", folded.replace("_", " "))  # CheXpert's view1_frontal
+    folded = re.sub(r"view\s*\d+|\b1\s*view\b", " ", folded.replace("_", " "))  # view1_frontal; CHEST AP 1 VIEW
     for phrase, word in _PHRASES:
         folded = re.sub(phrase, word, folded)
     words = set(re.findall(r"[^\W_]+", folded))

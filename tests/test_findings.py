@@ -32,7 +32,8 @@ def told(table: Table) -> str:
     ["fold", "Fold", "fold_0", "fold1", "notes", "study", "index", "weight", "sample_weight", "age_group", "AgeGroup",
      "id", "ID", "patientid", "image_id", "ImageID", "Follow-up #", "Unnamed: 9", "", " ", "Unnamed: 0.1", "0", "#",
      "nan", "Edema.1", "Mass.12", "reader_2", "rater1", "is_train", "test", "view", "Projection", "portable", "bmi",
-     "Male", "is_female", "Sex (1=M, 0=F)", "n_images", "site", "prediction", "Pneumonia_score"],
+     "Male", "is_female", "Sex (1=M, 0=F)", "n_images", "site", "prediction", "Pneumonia_score",
+     "used_for_training", "race_white", "hospital_2", "excluded"],
 )  # fmt: skip
 def test_a_column_of_1_and_0_whose_name_is_none_is_told_of_and_not_taken(tmp_path: Path, column: str) -> None:
     table = read(tmp_path, f'"{column}",Mass', "1,1", "0,0")

@@ -23,17 +23,20 @@ from shard.words import fold, says_unknown
 _NOT_FINDINGS = {
     "whole": """unnamed fold folds split subset partition set index idx id row rowid number no nr num order rank seed
         random study series exam examination visit followup session scan slice frame image picture file filename path
-        folder weight weights height width bmi size rows columns bits year month day date time datetime age group cohort
-        stratum cluster batch chunk part shard site center centre hospital institution clinic ward department source
-        dataset database origin scanner machine manufacturer vendor modality reader readers rater raters annotator
-        annotators radiologist notes note comment comments remark remarks text report impression history indication
-        quality inverted rotation view views projection viewposition laterality side portable lateral frontal ap pa appa
-        erect supine version sex gender male female race ethnicity train training istrain intrain test testing istest
-        intest valid isvalid val isval validation isvalidation holdout isholdout""",
-    "first": "n num number count nb id age sex gender view fold split unnamed",
+        folder weight weights height width bmi size rows columns bits year month day date time datetime age group
+        cohort stratum cluster batch chunk part shard site center centre hospital institution clinic ward department
+        source dataset database origin scanner machine manufacturer vendor modality reader readers rater raters
+        annotator annotators radiologist notes note comment comments remark remarks text report impression history
+        indication quality inverted rotation view views projection viewposition laterality side portable lateral
+        frontal ap pa appa erect supine version sex gender male female race ethnicity train training istrain intrain
+        test testing istest intest valid isvalid val isval validation isvalidation holdout isholdout exclude
+        excluded include included keep drop usable corrupt duplicate duplicated checked reviewed verified flag""",
+    "first": """n num number count nb id age sex gender view fold split unnamed race ethnicity insurance site hospital
+        center centre scanner vendor manufacturer reader rater annotator""",
     "last": """id ids idx index no nr num number uid uuid count counts weight weights group fold folds split set date
         time datetime year years month months age path file filename folder notes note comment comments seed pred preds
-        prediction predictions prob probability score scores logit logits confidence hash""",
+        prediction predictions prob probability score scores logit logits confidence hash train
+        training validation val remark remarks report text""",
 }
 _WHOLE, _FIRST, _LAST = ({*words.split()} for words in _NOT_FINDINGS.values())
 _JOINED = re.compile("(?:patient|subject|image|study|series|case|sample|scan|exam|record|row|file|site|hospital)"
