@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -25,7 +27,7 @@ def _read(text: str) -> float | None:
     if folded in _BLANK:
         return float("nan")
     try:
-        label = float(folded)
+        label = float(re.sub(r"(?<=\d),(?=0*$)", ".", folded))  # 1,0 where a spreadsheet has decimal commas
     except ValueError:
         return None
     return label if label in _VALUES else None

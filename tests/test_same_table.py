@@ -110,7 +110,7 @@ def altered(sheet: Sheet, rng: np.random.Generator, own: bool) -> Sheet:
         if change is not None:
             columns[name] = [change(cell, rng) for cell in cells]
         if name in FINDINGS:
-            columns[name] = [cell.removesuffix(str(rng.choice(["", ".0"]))) for cell in cells]
+            columns[name] = [cell.replace(".0", str(rng.choice(["", ".0", ",0", ".00"]))) for cell in cells]
     columns["a remark"] = ["seen twice"] * len(order)
     names = [str(name) for name in rng.permutation(list(columns))]
     if not own:
