@@ -15,6 +15,7 @@ import pandas as pd
 
 from shard.errors import InputError
 from shard.files import TEMPORARY, write_bytes
+from shard.formats import Votes
 from shard.sheet import to_csv
 from shard.table import Dataset, Table, read_table
 
@@ -81,6 +82,7 @@ def _make_secret(path: Path) -> None:
 def names(
     src: Path, out: Path, *, deidentify: Path, dataset: Dataset = "auto", table: Path | None = None,
     allow_outside: bool = False, patient_from: str | None = None, findings: str | None = None,
+    votes: Votes | None = None,
 ) -> None:  # fmt: skip
     """Write OUT, a CSV that says which path and patient of SRC is which key and patient in de-identified shards.
 
@@ -90,7 +92,7 @@ def names(
     if not deidentify.exists():
         raise InputError(f"--deidentify={deidentify}: no such file; give the one that the shards were built with")
     pseudonyms = Pseudonyms(read_secret(deidentify, out))
-    content = read_table(src, dataset, table, allow_outside, patient_from, findings=findings)
+    content = read_table(src, dataset, table, allow_outside, patient_from, findings=findings, votes=votes)
     hidden = pseudonyms.hide(content)
     rows = content.rows[["path", "patient"]].join(hidden.rows[["key", "patient"]].add_suffix("_in_shards"))
     rejects = pd.DataFrame({"path": [path for _, path, _ in content.rejects],

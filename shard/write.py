@@ -66,8 +66,9 @@ def build(
     without a usable image are listed in rejects.csv with the reason; where they are more than --max-rejects (a share of
     all rows), no manifest is written. A build that was stopped goes on where it was, with the same command.
 
-    --dataset: what SRC holds; auto looks at its files, and csv wants --table=FILE, a table with the columns path,
-    patient, maybe split, key, view, sex and age, and one a finding.
+    --dataset: which archive SRC is; auto tells by the columns of its tables, or of --table=FILE; csv is a --table=FILE
+    of your own, with the columns path, patient, maybe split, key, view, sex and age, and one a finding.
+    docs/archives.md has a line for each archive.
     --dataset=folder: every image and DICOM file under SRC; patient, view, sex, age and date from DICOM's tags, no
     labels, splits by a hash of patients. --table=FILE then gives labels of some: a column path or key, and findings.
     --patient-from=parent or REGEX: whose the images are that no tag names: of the patient that the folder they lie in
@@ -84,8 +85,8 @@ def build(
     --partners=K: keep up to K + 1 images of a patient together in one shard, for python -m train
     --patient-positive. It takes no room, and makes other shards than without.
     --deidentify=FILE: name images and patients by hashes keyed with the secret in FILE, which is made where it is not
-    there; in tars, indexes and rejects.csv, and so in all that is made of them. Ages over 90 become 90. What is written
-    in the pixels stays. python -m shard names lists which is which.
+    there; in tars, indexes and rejects.csv, and so in all that is made of them. Ages over 90 become 90, dates are left
+    out. What is written in the pixels stays. python -m shard names lists which is which.
     --allow-outside=true: paths of the table may lead out of SRC.
     --part=K --parts=N: build a part, 0 to N - 1, on any machine; then: python -m shard merge OUT. In a Slurm job array
     both come from the array; --part=0 --parts=1 builds all.
