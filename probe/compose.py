@@ -29,6 +29,7 @@ from probe.table import (
     layout,
     layout_differences,
     layout_shots,
+    say_assumed,
     say_withheld,
     with_mean_column,
 )
@@ -71,7 +72,8 @@ def compose(
         sections = [*published, *(section for section in sections if section not in published)]
     return Page(
         headline=_headline(study, table, differences, measured),
-        verdicts=[*against_pixels(differences, study.mean), *say_withheld(study.withheld)],
+        verdicts=[*against_pixels(differences, study.mean), *say_withheld(study.withheld),
+                  *say_assumed(study.encoders)],
         sections=_with_own_files([section for section in sections if section.pictures or section.sheets]),
         notes=list_notes(study),
         facts=list_facts(study),

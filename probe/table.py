@@ -177,6 +177,12 @@ def say_withheld(withheld: Mapping[str, str]) -> list[str]:
             f"positive and {LEAST} with a negative test image"] if tasks else []  # fmt: skip
 
 
+def say_assumed(encoders: Sequence[Encoder]) -> list[str]:
+    """A line for each encoder of whose input something was assumed."""
+    return [f"{one.name}: {one.assumed}, as nothing states them; its figures hold only if they are its own. "
+            f"--input={one.name}:… says others" for one in encoders if one.assumed]  # fmt: skip
+
+
 def format_p(p: float) -> str:
     """"p = 0.015"; never 0, which no test can show."""
     return f"p = {p:.3f}" if p >= 0.0005 else "p < 0.001"

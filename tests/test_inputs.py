@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -17,6 +18,7 @@ from timm.models import save_for_hf
 from probe.configs import stated_beside
 from probe.encoders import Encoder, open_encoder
 from probe.inputs import IMAGENET_MEAN, IMAGENET_STD, Input, Stated, read_flag, settle
+from probe.table import MAIN, layout, say_assumed
 from shard.errors import InputError
 from train.model import grey_resnet
 
@@ -110,6 +112,10 @@ def test_three_channels_of_which_nothing_is_stated_are_taken_for_imagenets_and_t
     torch.save(model.state_dict(), tmp_path / "a.pth")
     _, opened = open_encoder(tmp_path / "a.pth", "A", OTHERWISE, 64)
     assert opened.assumed == "ImageNet's mean and std assumed"
+    (line,) = say_assumed([opened])
+    assert line.startswith("A: ImageNet's mean and std assumed, as nothing states them") and "--input=A:" in line
+    assert layout(pd.DataFrame({name: [] for name in ("metric", "test", "probe", "shots", "encoder", "task")}), MAIN,
+                  [opened], ["T"], 10, {}).rows == [["A (ImageNet's mean and std assumed)", "n/a"]]  # fmt: skip
     assert "mean 0.485/0.456/0.406, std 0.229/0.224/0.225" in opened.said[-1]
     assert "ImageNet's are ASSUMED" in opened.said[-1]
     grey = torch.rand(2, 1, 64, 64)
@@ -118,7 +124,7 @@ def test_three_channels_of_which_nothing_is_stated_are_taken_for_imagenets_and_t
         fed = torchvision.transforms.functional.normalize(grey.expand(-1, 3, -1, -1), IMAGENET_MEAN, IMAGENET_STD)
         assert torch.allclose(features(opened, grey), model.eval()(fed), atol=1e-4)
     told = open_encoder(tmp_path / "a.pth", "A", OTHERWISE, 64, read_flag("A:imagenet", ["A"])["A"])[1]
-    assert told.assumed == "" and "as --input says" in told.said[-1]
+    assert say_assumed([told]) == [] and told.assumed == "" and "as --input says" in told.said[-1]
     assert torch.equal(features(told, grey), features(opened, grey))
 
 
