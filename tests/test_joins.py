@@ -147,7 +147,9 @@ def test_a_test_set_without_a_view_has_none(tmp_path: Path) -> None:
     chexpert(tmp_path, "Edema")
     picture(tmp_path / "test/patient90201/study1/view1_frontal.jpg")
     (tmp_path / "test.csv").write_text("Path,Edema\nCheXpert-v1.0/test/patient90201/study1/view1_frontal.jpg,0.0\n")
-    row = read_table(tmp_path).rows.set_index("split").loc["test"]
+    table = read_table(tmp_path)
+    assert "test.csv: 4 expected columns not found: Sex, Age, Frontal/Lateral, AP/PA" in said(table)
+    row = table.rows.set_index("split").loc["test"]
     assert row[["view", "sex", "age"]].tolist() == ["", "", ""] and row["Edema"] == 0
 
 
