@@ -68,6 +68,10 @@ class ViewLoader:
         """A number for the patient of each image of a step, on all ranks: [B · world] int64."""
         return torch.from_numpy(self._patients.numbers[self._samples(epoch, step)])
 
+    def paired(self, *, in_shard: bool) -> int:
+        """How many images of the split have another of their patient; in_shard: one that view 2 may be made of."""
+        return self._patients.paired(in_shard=in_shard)
+
     def _samples(self, epoch: int, step: int) -> Any:
         joint = replace(self._plan, batch_size=self._plan.batch_size * self._plan.world, rank=0, world=1)
         return next(joint.batches(epoch, step)).samples

@@ -39,6 +39,11 @@ class Patients:
         ends = np.cumsum(np.bincount(group))
         return members, np.stack([ends - np.bincount(group), ends], axis=1)[group]
 
+    def paired(self, *, in_shard: bool) -> int:
+        """How many images have another of their patient in the split; in_shard: in the same shard, to pair with."""
+        counts = self._groups[1][:, 1] - self._groups[1][:, 0] if in_shard else np.bincount(self.numbers)[self.numbers]
+        return int((counts > 1).sum())
+
     def check(self, probability: float) -> None:
         """Raise InputError where the shards were not made to have partners in them."""
         if not self._manifest.settings.get("partners"):

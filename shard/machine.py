@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -11,8 +13,48 @@ from shard.errors import InputError
 
 
 def cores() -> int:
-    """Cores this process may use, which on a cluster is not how many there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use, which on a cluster or in a container is not how many there are: those of its
+    affinity, and no more than its cgroup's quota of CPU time is worth."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(allowed, cpu_quota())))
+
+
+def cpu_quota(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """How many cores' time the cgroups of this process allow, of version 1 or 2; infinite where none limits it.
+
+    cgroups: where they are mounted; own: which of them this process is in. The limits of a group's parents hold too.
+    """
+    quotas = [math.inf]
+    with contextlib.suppress(OSError, ValueError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:  # version 2; beside version 1 it is mounted as "unified"
+                mounts = [cgroups, cgroups / "unified"]
+            elif "cpu" in controllers.split(","):
+                mounts = [cgroups / name for name in dict.fromkeys((controllers, "cpu", "cpu,cpuacct", "cpuacct,cpu"))]
+            else:
+                continue
+            quotas += [_quota(group) for mount in mounts for group in _groups(mount, path)]
+    return min(quotas)
+
+
+def _groups(mount: Path, path: str) -> list[Path]:
+    """A group's folder and those of its parents. A container may see its own group, or one above, as the mount."""
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    inside = next((mount.joinpath(*parts[first:]) for first in range(len(parts) + 1)
+                   if mount.joinpath(*parts[first:]).is_dir()), mount)  # fmt: skip
+    return [inside, *(parent for parent in inside.parents if parent.is_relative_to(mount))]
+
+
+def _quota(group: Path) -> float:
+    """Microseconds of CPU time that a group may have in a period, by the period."""
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = (group / "cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return math.inf if int(quota) < 0 else int(quota) / int(period)
+    return math.inf
 
 
 def version_of(package: str) -> str:

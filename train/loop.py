@@ -105,6 +105,7 @@ def end_epoch(run: Run, pace: Pace, epoch: int) -> bool:
     """The epoch's line, the online probe where it is due, a checkpoint and the loss curve; False where the run was told
     to stop in the middle of that, of which nothing is written then."""
     steps = len(run.loader)
+    run.check_weights()  # before their features are probed, which NaN would stop
     scores = probe_online(run, epoch + 1)
     if scores is None:
         run.save(epoch, steps)

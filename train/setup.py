@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import torch
 
-from pipeline.loader import choose_views, two_view_loader
+from pipeline.loader import ViewLoader, choose_views, two_view_loader
 from pipeline.recipe import Recipe
 from shard.errors import InputError
 from shard.machine import cores
@@ -23,6 +23,8 @@ from train.optim import make_optimizer
 from train.ranks import Ranks
 from train.state import Run
 from train.stop import Stop
+
+FEW_PARTNERS = 0.1  # of the images, below which a recipe that wants them hardly has any
 
 
 def set_up(config: Config, ranks: Ranks | None = None, stop: Stop | None = None) -> Run:
@@ -44,6 +46,8 @@ def set_up(config: Config, ranks: Ranks | None = None, stop: Stop | None = None)
     loader = two_view_loader(config.backend, config.shards, manifest, recipe, batch_size=share, device=device,
                              views=where, half=half, workers=workers, seed=config.seed,
                              rank=ranks.rank, world=ranks.world)  # fmt: skip
+    if ranks.first:
+        _say_partners(config, loader, manifest.images("train"))
     torch.manual_seed(config.seed)  # for the weights; views are drawn from the loader's own generators
     model = SimCLR(config.arch).to(memory_format=torch.channels_last).to(device)
     _seed_all(config.seed + ranks.rank)
@@ -56,6 +60,21 @@ def set_up(config: Config, ranks: Ranks | None = None, stop: Stop | None = None)
     forward = torch.compile(model) if config.compile else model
     online = OnlineProbe(config, manifest, recipe, device)
     return Run(config, manifest, recipe, loader, model, forward, optimizer, scaler, online, ranks, stop)
+
+
+def _say_partners(config: Config, loader: ViewLoader, images: int) -> None:
+    """How many images the recipe's part about patients applies to, where it has one."""
+    if not config.patient_positive and config.same_patient == "negatives":
+        return
+    found = loader.paired(in_shard=config.patient_positive > 0)
+    where = " in their shard" if config.patient_positive else ""
+    print(f"{found} of {images} training images ({found / images:.1%}) have another of their patient{where}")
+    if found < FEW_PARTNERS * images:
+        asked = [f"--patient-positive={config.patient_positive:g}"] if config.patient_positive else []
+        asked += [f"--same-patient={config.same_patient}"] if config.same_patient != "negatives" else []
+        print(f"warning: {' and '.join(asked)} act{'s' * (len(asked) == 1)} on so few images that the run is almost "
+              "one without; look at the shards' patients (python -m shard info), build them with --partners=3 from a "
+              "table that names patients, or use --preset=published", file=sys.stderr)  # fmt: skip
 
 
 def _seed_all(seed: int) -> None:

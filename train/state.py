@@ -19,9 +19,10 @@ from shard.files import write_bytes
 from shard.machine import commit
 from shard.manifest import Manifest
 from train.accepted import Change, changes_of, list_changes, say_changes
-from train.checkpoint import list_checkpoints, save_checkpoint, taking_up
+from train.checkpoint import save_checkpoint, taking_up
 from train.config import Config
 from train.fingerprint import PACKAGES, check_fingerprint, check_ranks, differences, take_fingerprint
+from train.finite import all_finite, say_way_on
 from train.journal import METRICS, Journal, read_journal, set_journal_aside
 from train.model import SimCLR
 from train.online import OnlineProbe
@@ -76,9 +77,10 @@ class Run:
     def save(self, epoch: int, done_in_epoch: int) -> None:
         """Write a checkpoint `done_in_epoch` steps into `epoch`; all ranks take part, the first writes.
 
-        Raises InputError where a loss is not a number: what is on the disk stays good.
+        Raises InputError where a loss, a weight or the optimiser is not a number: what is on the disk stays good.
         """
         self.check_losses(epoch, done_in_epoch)
+        self.check_weights()
         chance = self.ranks.of_all(_random_state(self.config.device))
         if self.journal:
             if done_in_epoch == 0 and epoch % MILESTONE == 0:
@@ -192,11 +194,16 @@ class Run:
             self.config.out.mkdir(parents=True, exist_ok=True)
             write_bytes(self.config.out / "bad-batch.txt", "".join(f"{key}\n" for key in keys).encode())
             where = f" and {max(0, len(keys) - 3)} more, all in {self.config.out / 'bad-batch.txt'}"
-        good = list_checkpoints(self.config.out)
         raise InputError(
             f"step {self.step - back}: the loss is {float(self.losses[first])}, on images {', '.join(keys[:3])}{where};"
-            f" go on from the last good checkpoint, {good[0] if good else 'none'}, with a --lr below "
-            f"{self.config.lr:g} and --accept=lr, or --clip=1 --accept=clip")  # fmt: skip
+            f" {say_way_on(self.config.out, self.config.lr)}")  # fmt: skip
+
+    def check_weights(self) -> None:
+        """Raise InputError where the weights or the optimiser are no numbers, which the loss of a step does not tell:
+        it was taken before them. With fp16, steps whose gradients overflow are not taken, and change neither."""
+        if self.ranks.any_of([not all_finite(self.model, self.optimizer)])[0]:
+            raise InputError(f"step {self.step}: the weights or the optimiser's state are NaN or infinite, and not "
+                             f"saved; {say_way_on(self.config.out, self.config.lr)}")  # fmt: skip
 
     def say(self, text: str) -> None:
         """Print a line, once for all ranks."""

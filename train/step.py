@@ -40,7 +40,10 @@ def forward_backward(
         z1, z2 = embed(torch.cat([view1, view2])).chunk(2)  # BatchNorm over both views
         loss = loss_of(z1, z2)
         run.scaler.scale(loss).backward()
-    return average(run.model, loss.detach()), z1.detach(), z2.detach()
+    # Of an embedding that overflows, or whose length does, normalising makes zeros, and of those a loss like any other.
+    finite = torch.linalg.vector_norm(torch.stack([z1, z2]).detach().float(), dim=-1).isfinite().all()
+    loss = torch.where(finite, loss.detach(), torch.nan)
+    return average(run.model, loss), z1.detach(), z2.detach()
 
 
 def _embed(run: Run, views: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,62 @@
+"""A recipe that wants a patient's other images says at its start how many there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from shard.manifest import read_manifest
+from shard.write import build
+from tests.conftest import SETTINGS, Shards
+from train.config import Config
+from train.setup import set_up
+
+
+@pytest.fixture(scope="module")
+def lonely_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """Shards of as many patients as images."""
+    folder = tmp_path_factory.mktemp("lonely")
+    paths = sorted(path.relative_to(radiographs).as_posix() for path in radiographs.glob("train/**/*.jpg"))
+    table = pd.DataFrame({"path": paths, "patient": range(len(paths)), "split": "train", "Mass": 1})
+    table.to_csv(folder / "table.csv", index=False)
+    build(radiographs, folder / "shards", size=32, dataset="csv", table=folder / "table.csv", partners=2, workers=1)
+    return Shards(folder / "shards", read_manifest(folder / "shards"))
+
+
+def said(shards: Shards, out: Path, capsys: pytest.CaptureFixture[str], **settings: Any) -> tuple[str, str]:
+    capsys.readouterr()
+    set_up(Config(**{**SETTINGS, "shards": shards.folder, "out": out, **settings}))
+    printed = capsys.readouterr()
+    return printed.out, printed.err
+
+
+@pytest.mark.parametrize(("settings", "named"), [
+    ({"patient_positive": 0.5}, "--patient-positive=0.5 acts on"),
+    ({"same_patient": "masked"}, "--same-patient=masked acts on"),
+    ({"patient_positive": 0.5, "same_patient": "positives"},
+     "--patient-positive=0.5 and --same-patient=positives act on"),
+])  # fmt: skip
+def test_where_none_is_there_a_warning_says_so(
+    settings: dict[str, Any], named: str, lonely_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = said(lonely_shards, tmp_path, capsys, **settings)
+    images = lonely_shards.manifest.images("train")
+    assert f"0 of {images} training images (0.0%) have another of their patient" in out
+    assert err.startswith(f"warning: {named} so few images") and err.count("\n") == 1
+
+
+def test_where_there_are_enough_no_warning_is_given(
+    partner_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = said(partner_shards, tmp_path, capsys, patient_positive=0.5)
+    assert "training images (" in out and "have another of their patient in their shard" in out and not err
+
+
+def test_a_recipe_that_wants_none_says_nothing(
+    lonely_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = said(lonely_shards, tmp_path, capsys)
+    assert "patient" not in out and not err
