@@ -110,6 +110,9 @@ def test_a_whole_name_comes_before_a_list_and_quotes_tell_them_apart() -> None:
     assert split_tasks("A,B", findings) == ("A,B",) and split_tasks('"A","B"', findings) == ("A", "B")
     for tasks in (("A,B", "A"), ("A", "B", "A,B"), ("A,B",)):
         assert split_tasks(join_tasks(tasks), findings) == tasks
+        settings = Settings(encoders=("w.pth",), shards=Path("s"), out=Path("o"), tasks=tasks)
+        (word,) = (word for word in shlex.split(settings.command()) if word.startswith("--tasks="))
+        assert split_tasks(word.removeprefix("--tasks="), findings) == tasks
 
 
 def test_the_command_takes_such_tasks_and_prints_them_so_that_it_can_be_run_again(
