@@ -25,8 +25,9 @@ BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2  # frames that are coded by H
 APPS = range(0xE0, 0xF0)
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD8), EOI)
 ALL_COEFFICIENTS = b"\0\x3f\0"  # first, last, high and low bit: the end of a sequential scan's header
-_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
-_MARKER_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+# Both begin with a byte that is not repeated: Python then searches three times as fast.
+_MARKER = re.compile(rb"\xff\xff*([^\x00\xff])")
+_MARKER_AFTER_SCAN = re.compile(rb"\xff\xff*[^\x00\xff\xd0-\xd7]")
 
 
 class Segment(NamedTuple):
