@@ -105,12 +105,13 @@ def write_jpeg_tiff(
 
 
 def write_dicom_jpeg(path: Path, jpeg: bytes, *, width: int, height: int, fragments: int) -> None:
-    """A baseline JPEG as a DICOM file, in as many fragments."""
+    """A baseline JPEG as a DICOM file, in as many fragments, or in fewer where it is of few bytes."""
     import pydicom
 
     write_dicom(path, np.zeros((height, width), np.uint8))
     data = pydicom.dcmread(path)
-    data.PixelData = pydicom.encaps.encapsulate([jpeg], fragments_per_frame=fragments)
+    fragments = max(1, min(fragments, len(jpeg) // 4))
+    data.PixelData = pydicom.encaps.encapsulate([jpeg or bytes(2)], fragments_per_frame=fragments)
     data["PixelData"].VR = "OB"
     data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
     data.save_as(path)

@@ -13,6 +13,7 @@ from PIL import Image
 from shard.bare import without_metadata
 from shard.dicom import is_installed
 from shard.image import UnreadableImage, load
+from shard.jpeg import APPS, COM, parse
 from tests.damage import encode, kinds, radiograph
 from tests.fuzz import SEED, inputs, mutate, told
 
@@ -49,7 +50,7 @@ def test_a_mutated_jpeg_is_refused_or_every_decoder_sees_the_same_in_what_is_kep
             continue
         bare = without_metadata(content, grey)
         if bare is not None:
-            assert b"Doe" not in bare and b"Exif" not in bare
+            assert all(segment.marker not in (*APPS, COM) for segment in parse(bare))
             assert (simplejpeg.decode_jpeg(bare, "GRAY")[:, :, 0] == grey).all()
             assert (np.asarray(Image.open(io.BytesIO(bare))) == grey).all()
             kept.append((bare, grey))
