@@ -54,10 +54,12 @@ def read_chexpert(src: Path) -> Rows:
     notes = [Note(f"{name} is not read; --dataset=chexlocalize reads it") for name in OTHER_LABELS
              if (home / name).exists()]  # fmt: skip
     frames = []
+    read = list[Note]()  # what is lost is told before how the tables were read
     for split, csv in files.items():
         frame, found = read_csv(csv, ("Path",), {**_COLUMNS, **KNOWN})
         frames.append(frame.assign(split=split))
-        notes += [*found, *not_taken(csv, frame, (*_COLUMNS, *KNOWN))]
+        read += found
+        notes += not_taken(csv, frame, (*_COLUMNS, *KNOWN))
         notes += not_found(csv, _COLUMNS, list(frame), "columns")
     findings = tuple(name for name in CHEXPERT_FINDINGS if any(name in frame for frame in frames))
     chexpert_findings(findings, files["train"])
@@ -79,7 +81,7 @@ def read_chexpert(src: Path) -> Rows:
     frame = pd.DataFrame({"path": _in_batches(src, path, patient), "key": key, "patient": patient,
                           "split": raw["split"], "view": view, "sex": column(raw, "Sex"),
                           "age": column(raw, "Age")})  # fmt: skip
-    return Rows(findings, frame.join(raw[list(findings)]), (*notes, *told),
+    return Rows(findings, frame.join(raw[list(findings)]), (*notes, *read, *told),
                 tuple((csv, len(one)) for csv, one in zip(files.values(), frames, strict=True)))
 
 
