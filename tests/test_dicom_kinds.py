@@ -63,8 +63,8 @@ def test_blank_tags_are_absent_ones(tmp_path: Path) -> None:
                            "PixelAspectRatio", "PixelPaddingValue", "NumberOfFrames"), "")  # fmt: skip
     for tags in (blank, {"VOILUTSequence": [empty]}, {"ModalityLUTSequence": [pydicom.Dataset(), empty]}):
         assert np.abs(seen(tmp_path, **WINDOW, **tags) - GREYS).max() <= 1
-    second = {"BitsStored": 12, "WindowCenter": ["", "2048"], "WindowWidth": ["", "4096"]}
-    assert np.abs(seen(tmp_path, **second) - GREYS).max() <= 1
+    second = {"BitsStored": 12, "WindowCenter": ["", "1000"], "WindowWidth": ["", "801"]}
+    assert np.abs(seen(tmp_path, **second) - np.clip((RAMP - 999.5) / 800 + 0.5, 0, 1) * 255).max() <= 1
 
 
 def test_a_table_of_65536_entries_writes_their_number_as_0(tmp_path: Path) -> None:
@@ -197,7 +197,8 @@ def test_a_header_without_preamble_or_without_a_transfer_syntax(tmp_path: Path) 
         load_grey(tmp_path / "image", 500)
 
 
-@pytest.mark.parametrize("content", [b"\x08\0" * 200, b"\x08\0\x05\0" + b"\xff" * 200, b"\0\x08\0\x05ABCDEFGH" * 20])
+@pytest.mark.parametrize("content", [b"\x08\0" * 200, b"\x08\0\x05\0" + b"\xff" * 200, b"\0\x08\0\x05ABCDEFGH" * 20,
+                                     b"\x08\0\x05\0\4\0\0\0ABCD" + b"\xff" * 99])  # fmt: skip
 def test_what_only_begins_like_a_data_set_is_no_image_in_a_known_format(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "image").write_bytes(content)
     with pytest.raises(UnreadableImage, match="not an image in a known format"):
@@ -213,6 +214,16 @@ def test_what_only_begins_like_a_data_set_is_no_image_in_a_known_format(tmp_path
 def test_pixels_are_made_square(tmp_path: Path, tags: dict[str, Any], height: int) -> None:
     grey = seen(tmp_path, **WINDOW, **tags)
     assert grey.shape == (height, 80) and np.abs(grey - GREYS[:1]).max() <= 1
+
+
+def test_pixels_that_are_square_within_a_thousandth_are_left_alone(tmp_path: Path) -> None:
+    assert seen(tmp_path, np.tile(RAMP, (10, 8)), **WINDOW, PixelSpacing=[0.14, 0.1399]).shape == (640, 640)
+    assert seen(tmp_path, np.tile(RAMP, (10, 8)), **WINDOW, PixelSpacing=[0.14, 0.1397]).shape == (641, 640)
+
+
+def test_a_window_of_width_1_is_a_threshold(tmp_path: Path) -> None:
+    tags = {"RescaleSlope": 0.5, "RescaleIntercept": 0, "WindowCenter": 1000, "WindowWidth": 1}
+    assert (seen(tmp_path, BitsStored=12, **tags) == np.where(RAMP * 0.5 > 999.5, 255, 0)).all()
 
 
 def test_wide_pixels_are_made_square_and_small_in_one_step(tmp_path: Path) -> None:
