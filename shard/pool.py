@@ -20,6 +20,8 @@ from shard.errors import InputError
 from shard.progress import Progress
 from shard.shared_memory import explaining_locks
 
+PATIENCE_S = 3  # for the pool to end a worker that has no job
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -50,6 +52,7 @@ class _Counters:
 
 
 _counters: _Counters | None = None
+_busy = False  # whether this worker has a job
 _progress: Progress | None = None  # where the work is done in the process that shows it
 
 
@@ -92,12 +95,13 @@ def work_on(
         try:
             # Two jobs a worker are under way, not all: what waits would lie in memory.
             coming = iter(jobs)
-            waiting: deque[Future[Result]] = deque(pool.submit(work, job) for job in islice(coming, 2 * workers))
+            waiting: deque[Future[Result]] = deque(
+                pool.submit(_work_one, work, job) for job in islice(coming, 2 * workers))
             while waiting:
                 first = waiting.popleft()
                 while not wait([first], timeout=0.2).done:
                     progress.show(counters.done.value, counters.rejected.value)
-                waiting.extend(pool.submit(work, job) for job in islice(coming, 1))
+                waiting.extend(pool.submit(_work_one, work, job) for job in islice(coming, 1))
                 yield first.result()
             progress.show(counters.done.value, counters.rejected.value)
         except BrokenProcessPool:
@@ -118,6 +122,15 @@ def _start_fork_server() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+def _work_one(work: Callable[[Job], Result], job: Job) -> Result:
+    global _busy
+    _busy = True
+    try:
+        return work(job)
+    finally:
+        _busy = False
+
+
 def _join(counters: _Counters, progress: Progress | None = None) -> None:
     global _counters, _progress
     _counters, _progress = counters, progress
@@ -127,7 +140,8 @@ def _start_worker(counters: _Counters) -> None:
     """Leave signals to the parent, who has all the workers stop tidily, and end when it ends.
 
     A terminal and a scheduler send theirs to every process; a worker without a parent would write into the files of
-    its successor.
+    its successor. One that has no job when all are to stop ends by itself after some seconds: it may wait for a lock of
+    the pool's queues that a killed worker held.
     """
     _join(counters)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -136,7 +150,9 @@ def _start_worker(counters: _Counters) -> None:
     assert parent is not None
 
     def watch() -> None:
-        wait_for([parent.sentinel])
+        idle = 0
+        while not wait_for([parent.sentinel], timeout=1) and idle < PATIENCE_S:
+            idle = idle + 1 if counters.stop.value and not _busy else 0
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
