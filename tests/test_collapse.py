@@ -101,7 +101,8 @@ def test_a_report_of_a_collapsed_encoder_is_finished(given: tuple[bool, ...], sh
     row = next(line for line in table.splitlines() if line.startswith("| Dead (collapsed"))
     assert "| 0.500 [" in row
     assert "COLLAPSED: Dead tells no images apart: its 512 features are the same for all images" in table
-    assert (tmp_path / "report" / "figures" / "map-cardiomegaly.svg").exists() == (False in given)
+    for figure in ("map-cardiomegaly.svg", "neighbours.png"):
+        assert (tmp_path / "report" / "figures" / figure).exists() == (False in given)
 
 
 def test_a_card_says_that_a_run_collapsed() -> None:

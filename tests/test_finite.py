@@ -33,14 +33,14 @@ def spoiled(value: float) -> Any:
 STEP = loop.train_step
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("value", "limit_steps"), [(float("nan"), 0), (float("inf"), 6)], ids=["end", "middle"])
 def test_weights_that_are_no_numbers_are_not_saved(
-    value: float, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    value: float, limit_steps: int, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "train_step", spoiled(value))
     with pytest.raises(InputError, match=r"^step 6: the weights or .*; there is no checkpoint yet: run it again with a "
                                          r"--lr below 0.001, or with --clip=1$"):  # fmt: skip
-        train_here(shards, tmp_path, epochs=1, limit_steps=0, online_every=1)
+        train_here(shards, tmp_path, epochs=1, limit_steps=limit_steps, online_every=1)
     assert not list_checkpoints(tmp_path)
 
 
