@@ -217,13 +217,16 @@ def test_pixels_are_made_square(tmp_path: Path, tags: dict[str, Any], height: in
 
 
 def test_pixels_that_are_square_within_a_thousandth_are_left_alone(tmp_path: Path) -> None:
-    assert seen(tmp_path, np.tile(RAMP, (10, 8)), **WINDOW, PixelSpacing=[0.14, 0.1399]).shape == (640, 640)
-    assert seen(tmp_path, np.tile(RAMP, (10, 8)), **WINDOW, PixelSpacing=[0.14, 0.1397]).shape == (641, 640)
+    for width, height in ((0.13987, 640), (0.1397, 641)):
+        write_dicom(tmp_path / "image.dcm", np.tile(RAMP, (10, 8)), **WINDOW, PixelSpacing=[0.14, width])
+        assert load_grey(tmp_path / "image.dcm", 1000).shape == (height, 640)
 
 
 def test_a_window_of_width_1_is_a_threshold(tmp_path: Path) -> None:
-    tags = {"RescaleSlope": 0.5, "RescaleIntercept": 0, "WindowCenter": 1000, "WindowWidth": 1}
-    assert (seen(tmp_path, BitsStored=12, **tags) == np.where(RAMP * 0.5 > 999.5, 255, 0)).all()
+    centre = RAMP[0, 40] * 0.5 + 0.25
+    tags = {"RescaleSlope": 0.5, "RescaleIntercept": 0, "WindowCenter": centre, "WindowWidth": 1}
+    above = centre - 1 / 2 < RAMP / 2
+    assert (seen(tmp_path, BitsStored=12, **tags) == np.where(above, 255, 0)).all()
 
 
 def test_wide_pixels_are_made_square_and_small_in_one_step(tmp_path: Path) -> None:
