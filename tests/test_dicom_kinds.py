@@ -306,6 +306,35 @@ def test_damaged_jpegs_of_12_bits_are_refused(tmp_path: Path, syntax: str) -> No
             load_grey(pack(tmp_path / "image.dcm", broken, syntax), 500)
 
 
+@pytest.mark.parametrize("syntax", JPEGS)
+def test_an_unknown_revision_in_a_jpeg_s_header_is_no_damage(tmp_path: Path, syntax: str) -> None:
+    pytest.importorskip("gdcm", reason="python-gdcm, which decodes these, is not installed")
+    window = {"WindowCenter": 2048, "WindowWidth": 4096}
+    plain = load_grey(pack(tmp_path / "image.dcm", JPEGS[syntax], syntax, **window), 500)
+    assert b"JFIF\0\1" in JPEGS[syntax]
+    odd = JPEGS[syntax].replace(b"JFIF\0\1", b"JFIF\0\x75")
+    assert (load_grey(pack(tmp_path / "image.dcm", odd, syntax, **window), 500) == plain).all()
+
+
+def test_a_jpeg_that_gdcm_decodes_with_a_complaint_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("gdcm", reason="python-gdcm, which decodes these, is not installed")
+    syntax, jpeg = next(iter(JPEGS.items()))
+    lost = jpeg[:-60] + jpeg[-2:]  # the end of the scan, but not the end marker
+    with pytest.raises(UnreadableImage, match=r"broken image: JPEG Extended .*premature end of data segment"):
+        load_grey(pack(tmp_path / "image.dcm", lost, syntax), 500)
+
+
+def test_signed_pixels_in_a_jpeg(tmp_path: Path) -> None:
+    if shutil.which("dcmcjpeg") is None:
+        pytest.skip("dcmcjpeg is not installed: apt install dcmtk")
+    pytest.importorskip("gdcm", reason="python-gdcm, which decodes these, is not installed")
+    signed = RAMP.astype(np.int16) - 2048
+    for stored in (12, 16):
+        write_dicom(tmp_path / "plain.dcm", signed, BitsStored=stored, WindowCenter=0, WindowWidth=4096)
+        subprocess.run(["dcmcjpeg", "+e1", tmp_path / "plain.dcm", tmp_path / "packed.dcm"], check=True)
+        assert np.abs(load_grey(tmp_path / "packed.dcm", 500) - GREYS).max() <= 1
+
+
 @pytest.mark.parametrize(("syntax", "words"), [
     ("1.2.840.10008.1.2.4.110", "DICOM compressed by JPEG XL Lossless, for which there is no decoder here"),
     ("1.2.840.10008.1.2.4.102", "compressed by MPEG-4 AVC/H.264 High"), ("1.2.3.4.5", "compressed by 1.2.3.4.5, for"),
