@@ -99,6 +99,14 @@ def test_status_of_a_moved_sweep_goes_on_there_with_each_run(
     assert [f"--out={tmp_path / 'sweep' / name} " in line for name, line in zip("ab", lines, strict=True)] == [True] * 2
 
 
+def test_a_run_that_left_its_shards_behind_finds_them_where_they_were(
+    begun: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "deeper" / "run"
+    shutil.copytree(begun / "runs" / "lr=0.1", run)
+    assert f" --shards={begun / 'shards'} --out={run} " in next_command(run, capfd)
+
+
 def test_where_the_shards_are_not_it_says_so_and_the_command_makes_nothing(
     begun: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
