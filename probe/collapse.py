@@ -28,8 +28,7 @@ def mark_collapsed(study: Study, features: Mapping[str, Features]) -> Study:
                 for one in study.encoders]  # fmt: skip
     for one in encoders:
         if one.collapsed:
-            print(f"warning: {one.name} has collapsed: {one.collapsed}; its figures are those of guessing, or little "
-                  "more")
+            print(f"warning: {one.name} has collapsed: {one.collapsed}")
     return replace(study, encoders=encoders)
 
 

@@ -165,13 +165,15 @@ def _published(study: Study, measured: Measured) -> list[Section]:
         return []
     names = [*(one.name for one in study.present), NOISE]
     tasks = [task for task in study.drawn if (names[0], task, ALL) in measured.peaks]
+    collapsed = {one.name: f"{one.name} (collapsed)" for one in study.encoders if one.collapsed}
     sheets = []
     for test, which in ((ALL, "all labelled test images"), (BALANCED, "balanced test sets")):
         for field, when in (("peak", "best epoch, chosen on the test images"), ("final", "last epoch")):
             rows = []
             for name in names:
                 found = [getattr(measured.peaks[name, task, test], field) for task in tasks]
-                rows.append([name, *(format_estimate(some.mean(), *_middle(some, task in study.withheld), percent=True)
+                label = collapsed.get(name, name)
+                rows.append([label, *(format_estimate(some.mean(), *_middle(some, task in study.withheld), percent=True)
                                      for task, some in zip(tasks, found, strict=True))])  # fmt: skip
             if test == ALL:
                 shares = [float(study.drawn[task].test_labels.mean()) for task in tasks]

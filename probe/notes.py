@@ -43,8 +43,8 @@ def list_notes(study: Study) -> list[str]:
         f"the square root of the encoder's width; logistic regression with L2, C = {INVERSE_L2:g} fixed beforehand, to "
         "convergence; final, not peak, accuracy.",
         f"An encoder that does not beat the {SIDE}×{SIDE} thumbnail has learned nothing that grey levels do not say.",
-        *(f"COLLAPSED: {one.name} tells no images apart: {one.collapsed}. Its figures are those of guessing, or little "
-          "more, and nearest neighbours and a map are of no encoder that has collapsed."
+        *(f"COLLAPSED: {one.name}: {one.collapsed}. Nearest neighbours and the map are of none that has "
+          "collapsed."
           for one in study.encoders if one.collapsed),
         *(f"{encoder.name}: {'; '.join((encoder.source, *encoder.said, *size))}." for encoder in study.encoders
           for size in [() if encoder.said else (f"{encoder.input.size} px",)]),

@@ -100,7 +100,7 @@ def test_a_report_of_a_collapsed_encoder_is_finished(given: tuple[bool, ...], sh
     table = (tmp_path / "report" / "table.md").read_text()
     row = next(line for line in table.splitlines() if line.startswith("| Dead (collapsed"))
     assert "| 0.500 [" in row
-    assert "COLLAPSED: Dead tells no images apart: its 512 features are the same for all images" in table
+    assert "COLLAPSED: Dead: its 512 features are the same for all images" in table
     for figure in ("map-cardiomegaly.svg", "neighbours.png"):
         assert (tmp_path / "report" / "figures" / figure).exists() == (False in given)
 
