@@ -42,10 +42,10 @@ class Summary:
     dropped: int = 0
 
     def __str__(self) -> str:
-        done = (f"{self.dropped} of their {self.images} images left out" if self.policy == "drop"
-                else f"all {self.images} images kept; leave copies out with --duplicates=drop")  # fmt: skip
-        return (f"{self.pictures} picture{'s' * (self.pictures != 1)} under two patients or in two splits "
-                f"({self.across_splits} in two splits), {done}, see {DUPLICATES}")  # fmt: skip
+        done = (f"{self.dropped} of them left out" if self.policy == "drop"
+                else "all kept (--duplicates=drop leaves copies out)")  # fmt: skip
+        return (f"{self.images} images show {self.pictures} picture{'s' * (self.pictures != 1)} under two patients or "
+                f"in two splits ({self.across_splits} in two splits), {done}; see {DUPLICATES}")  # fmt: skip
 
 
 class Picture(NamedTuple):

@@ -95,7 +95,7 @@ def test_copies_are_left_out_of_train_before_valid_before_test(
     out = make(source, tmp_path / "out")
     last = capsys.readouterr().out.splitlines()[-1]
     assert "7 images in" in last and "4 of 11 rows rejected" in last
-    assert "3 pictures under two patients or in two splits (2 in two splits), 4 of their 7 images left out" in last
+    assert "7 images show 3 pictures under two patients or in two splits (2 in two splits), 4 of them left out" in last
     kept = samples(out)
     assert set(kept) == {"a_1", "a_2", "b_1", "b_again", "d_1", "g_1", "i_1"}
     assert listed(out) == {"a_2": "yes", "c_1": "no", "d_1": "yes", "e_1": "no", "f_1": "no", "g_1": "yes", "h_1": "no"}
@@ -103,7 +103,7 @@ def test_copies_are_left_out_of_train_before_valid_before_test(
     assert set(reasons) == DROPPED and reasons["h_1"] == "the same picture as g_1 (g, test)"
     manifest = read_manifest(out)
     assert manifest.duplicates == {"policy": "drop", "pictures": 3, "images": 7, "across_splits": 2, "dropped": 4}
-    assert "duplicates: 3 pictures under two patients" in describe(out, manifest)
+    assert "duplicates: 7 images show 3 pictures under two patients" in describe(out, manifest)
     verify(out, decode=True)
 
 
@@ -135,9 +135,9 @@ def test_by_default_they_are_kept_and_told_of(
     out = tmp_path / "out"
     build(source, out, dataset="csv", table=source / "t.csv", size=64, shard_size=4, workers=1)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert "3 pictures" in last and "all 7 images kept; leave copies out with --duplicates=drop" in last
+    assert "7 images show 3 pictures" in last and "all kept (--duplicates=drop leaves copies out)" in last
     assert len(samples(out)) == 11 and set(listed(out).values()) == {"yes"}
-    assert "all 7 images kept" in describe(out, read_manifest(out))
+    assert "all kept" in describe(out, read_manifest(out))
     make(source, out, duplicates="keep")
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"another build \(duplicates 'keep' there, 'drop' now\)"):
