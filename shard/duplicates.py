@@ -108,7 +108,6 @@ def settle_duplicates(
     """
     groups = _find(records)
     if not groups:
-        (out / DUPLICATES).unlink(missing_ok=True)
         return records, [], Summary(policy)
     dropped = [(group[0], copy) for group in groups for copy in group
                if policy == "drop" and (copy.patient, copy.split) != (group[0].patient, group[0].split)]  # fmt: skip

@@ -155,6 +155,24 @@ def test_error_names_two_and_the_same_build_with_drop_goes_on(source: Path, tmp_
     assert set(samples(out)).isdisjoint(DROPPED) and len(before) > 2
 
 
+def test_copies_of_the_kept_image_for_its_own_patient_and_split_stay(source: Path, tmp_path: Path) -> None:
+    picture(5).save(source / "g" / "2.png")
+    write_table(source, [*ROWS, ("g/2.png", "g", "test", 5)])
+    kept = samples(make(source, tmp_path / "out"))
+    assert {"g_1", "g_2"} <= set(kept) and set(kept).isdisjoint(DROPPED)
+
+
+def test_a_finished_shard_of_which_no_pictures_are_known_is_built_again(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(InputError):
+        make(source, out, duplicates="error")
+    for record in (out / "build").glob("t*-0*.json"):
+        content = json.loads(record.read_text())
+        del content["pictures"]
+        record.write_text(json.dumps(content))
+    assert files(make(source, out)) == files(make(source, tmp_path / "whole"))
+
+
 def test_one_part_may_be_told_error_and_the_merge_drop(source: Path, tmp_path: Path) -> None:
     for part in range(2):
         make(source, tmp_path / "out", part=part, parts=2, duplicates="error")
