@@ -12,7 +12,7 @@ from shard.age import AGES, age_group, read_age
 from shard.note import Note, commonest
 from shard.sex import read_sexes
 from shard.view import VIEWS, read_views
-from shard.words import places_of
+from shard.words import fold, places_of, says_unknown
 
 COLUMNS = ("sex", "age", "view")
 _ORDER = {"sex": ("F", "M", "blank"), "age": (*(name for _, _, name in AGES), "blank"), "view": (*VIEWS, "blank")}
@@ -27,7 +27,7 @@ def read_demographics(rows: pd.DataFrame) -> list[Note]:
     notes = []
     for name in COLUMNS:
         places, texts = places_of(rows[name])
-        values = _READERS[name](texts)
+        values = READERS[name](texts)
         read = pd.Categorical([values[text] or "" for text in texts])
         rows[name] = pd.Series(read[places], rows.index).cat.remove_unused_categories()
         unread = [value is None for value in map(values.get, texts)]
@@ -40,11 +40,20 @@ def read_demographics(rows: pd.DataFrame) -> list[Note]:
     return notes
 
 
+def say_nobody(patients: pd.Series) -> list[Note]:
+    """A note of ids that say that nobody knows whose an image is: each of these words counts as one patient."""
+    nobody = patients.isin([text for text in patients.unique() if says_unknown(fold(text))])
+    if not nobody.any():
+        return []
+    return [Note(f"patient: {int(nobody.sum())} of {len(patients)} cells say that it isn't known; all images of one "
+                 "such word count as one patient's", commonest(patients[nobody]))]  # fmt: skip
+
+
 def _read_ages(texts: Iterable[str]) -> dict[str, str | None]:
     return {text: read_age(text) for text in texts}
 
 
-_READERS = {"sex": read_sexes, "age": _read_ages, "view": read_views}
+READERS = {"sex": read_sexes, "age": _read_ages, "view": read_views}
 
 
 def _note(name: str, said: str, cells: Sequence[str], total: int, split: pd.Series) -> Note:

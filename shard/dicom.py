@@ -76,7 +76,8 @@ def read(data: Any) -> Deep:
     eight = values.dtype == np.uint8 and int(data.BitsStored) <= 8
     if bounds is None and eight and (rescaled == values).all():  # already what a screen shows
         bounds = 0.0, 2.0 ** int(data.BitsStored) - 1
-    return Deep(shown, bounds, photometric == "MONOCHROME1" or data.get("PresentationLUTShape") == "INVERSE", padding)
+    inverted = photometric == "MONOCHROME1" or _word(data, "PresentationLUTShape") == "INVERSE"
+    return Deep(shown, bounds, inverted, padding)
 
 
 def pixel_ratio(data: Any) -> float:
@@ -120,7 +121,7 @@ def _apply_voi(values: npt.NDArray[Any], data: Any) -> tuple[npt.NDArray[Any], W
     centre, width = next((window for window in windows if None not in window), (None, None))
     if centre is None or width is None or not math.isfinite(centre + width):
         return values, None
-    function = str(data.get("VOILUTFunction") or "LINEAR")
+    function = _word(data, "VOILUTFunction") or "LINEAR"
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise UnsupportedDicom(f"DICOM with VOILUTFunction {function} is not supported")
     if function == "LINEAR":  # runs from the centre of the darkest to that of the brightest value
@@ -133,6 +134,11 @@ def _apply_voi(values: npt.NDArray[Any], data: Any) -> tuple[npt.NDArray[Any], W
         steep = np.clip((values.astype(np.float64) - centre) * (-4 / width), -700, 700)
         return 1 / (1 + np.exp(steep)), (0.0, 1.0)
     return values, (centre - width / 2, centre + width / 2)
+
+
+def _word(data: Any, name: str) -> str:
+    """A defined term, in the capitals that the standard wants; "" where the tag is absent or blank."""
+    return str(data.get(name) or "").strip().upper()
 
 
 def _numbers(data: Any, name: str) -> list[float | None]:

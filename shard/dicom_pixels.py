@@ -120,6 +120,8 @@ def _wraps(raw: npt.NDArray[Any], values: npt.NDArray[Any], padding: Mask | None
 
 
 def _number(data: Any, name: str) -> int | None:
-    """The value of a tag of one number; None where it is absent or blank."""
+    """The value of a tag of one number, the first where it has several; None where it is absent or blank."""
     value = data.get(name)
+    if hasattr(value, "__len__") and not isinstance(value, str | bytes) and len(value):
+        value = value[0]
     return int(value) if isinstance(value, int | float) else None

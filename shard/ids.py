@@ -17,22 +17,37 @@ _ALIKE: dict[int, int | str] = {
 }  # fmt: skip
 # Invisible beside format characters (Cf): a joiner, variation selectors, fillers.
 _INVISIBLE = {0x034F, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), 0x115F, 0x1160, 0x3164, 0xFFA0}
+_LONGEST = 30  # digits of a number: 1E+999 is no id
 
 
 def one_form(text: str) -> str:
     """The form of an id in which it is compared.
 
     Letters composed (NFC), in ASCII's width; no invisible characters; blanks, tabs and line breaks as one blank, none
-    at the ends; and a whole number without the decimals that pandas or a spreadsheet gave it: 1.0 is 1. 007 stays 007,
-    and upper case is not lower case.
+    at the ends; no pair of quotes around it; and a whole number as its digits, however pandas or a spreadsheet wrote
+    it: 1.0 is 1, 1,234 is 1234, 1.9E+07 is 19000000. 007 stays 007, and upper case is not lower case.
     """
     if re.fullmatch(r"[A-Za-z0-9_-]*", text):
         return text
     seen = "".join(letter for letter in text if letter.isspace() or (
         ord(letter) not in _INVISIBLE and unicodedata.category(letter) not in ("Cf", "Cc")))  # fmt: skip
     plain = " ".join(unicodedata.normalize("NFC", seen.translate(_ALIKE)).split())
-    whole = re.fullmatch(r"(-?[0-9]+)[.,]0*", plain)
-    return whole[1] if whole else plain
+    if quoted := re.fullmatch(r"\"([^\"]+)\"|'([^']+)'", plain):
+        return one_form(quoted[1] or quoted[2])
+    return _as_digits(plain)
+
+
+def _as_digits(text: str) -> str:
+    """A whole number without decimals, marks between thousands and exponent; any other text as it is."""
+    if re.fullmatch(r"-?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.0*)?", text):
+        return text.partition(".")[0].replace(",", "")
+    if whole := re.fullmatch(r"(-?[0-9]+)[.,]0*", text):
+        return whole[1]
+    if power := re.fullmatch(r"(-?[1-9])(?:[.,]([0-9]+))?[Ee]\+([0-9]{1,2})", text):
+        decimals, places = (power[2] or "").rstrip("0"), int(power[3])
+        if len(decimals) <= places <= _LONGEST:
+            return power[1] + decimals.ljust(places, "0")
+    return text
 
 
 def in_one_form(ids: pd.Series, name: str) -> tuple[pd.Series, list[Note]]:
@@ -67,5 +82,6 @@ def _joined(ids: pd.Series, forms: dict[str, str]) -> set[str]:
 
 
 def without_prefix(ids: pd.Series, letter: str) -> pd.Series:
-    """Numbers as ids, without the letter that folders and other tables put before them: s59000001 is 59000001."""
-    return ids.str.replace(rf"(?i)^{letter}(?=\d+$)", "", regex=True)
+    """Numbers as ids, without the letter that folders and other tables put before them, and the decimals behind it:
+    s59000001 and s59000001.0 are 59000001."""
+    return ids.str.replace(rf"(?i)^{letter}(\d+)(?:\.0*)?$", r"\1", regex=True)

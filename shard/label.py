@@ -30,4 +30,4 @@ def _read(text: str) -> float | None:
         label = float(re.sub(r"(?<=\d),(?=0*$)", ".", folded))  # 1,0 where a spreadsheet has decimal commas
     except ValueError:
         return None
-    return label if label in _VALUES else None
+    return label + 0.0 if label in _VALUES else None  # -0 is 0

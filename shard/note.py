@@ -27,6 +27,11 @@ def commonest(cells: Iterable[object]) -> str:
     return repr(min(counts, key=lambda text: (-counts[text], text)))
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """A count and its words: 1 row has, 2 rows have."""
+    return f"{count} {one if count == 1 else many}"
+
+
 def listed(names: Iterable[object], most: int = 12) -> str:
     """Names after commas; of more than `most` the first ones, and how many more there are."""
     shown = [str(name) for name in names]

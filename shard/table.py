@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from shard import dicom
-from shard.demographics import read_demographics
+from shard.demographics import read_demographics, say_nobody
 from shard.errors import InputError
 from shard.files import sha256_of
 from shard.formats import (
@@ -85,6 +85,8 @@ def read_table(
         read = known.read(src)
     if table and name in ("csv", "folder") and (votes or has_readers(table)):
         read = vote_rows(read, table, votes or "majority")
+    if name == "folder":  # of which a table may say one thing twice
+        read = read._replace(frame=read.frame.drop_duplicates(ignore_index=True))
     source = table or src
     rows, notes = _tidy(read, source)
     notes = [*read.notes, *notes]
@@ -124,6 +126,7 @@ def _tidy(read: Rows, source: Path) -> tuple[pd.DataFrame, list[Note]]:
     rows["key"] = rows["key"].map(make_key)
     rows["patient"], told = in_one_form(rows["patient"].astype("str"), "patient")
     notes += told
+    notes += say_nobody(rows["patient"])
     notes += read_demographics(rows)
     for finding in read.findings:
         values, wrong = read_labels(rows[finding])

@@ -387,3 +387,99 @@ def test_chexpert_is_tested_on_the_labels_of_radiologists_that_lie_beside_it(tmp
     assert table.dataset == "chexpert" and table.rows["split"].tolist() == ["train"] + ["test"] * 4
     assert [file["name"] for file in table.tables] == ["train.csv", "test_labels.csv"]
     assert "groundtruth.csv is not read; --dataset=chexlocalize reads it" in told(table)
+
+
+@pytest.mark.parametrize(
+    ("study", "birth", "age"),
+    [("20140915", "1954", "60"), ("2014-09-15", "1954-01-02", "60"), ("20140915.0", "19540101", "60"),
+     ("2014/9/5", "1954.0", "60"), ("2014-09-15 10:11:12", "1954", "60"), ("", "1954", ""), ("15.9.2014", "1954", ""),
+     ("2014", "2020", "")],
+)  # fmt: skip
+def test_padchests_ages_are_those_between_two_dates_or_counted(
+    tmp_path: Path, study: str, birth: str, age: str
+) -> None:  # fmt: skip
+    csv = padchest(tmp_path, *["['normal']"] * 8)
+    csv.write_text(csv.read_text().replace(",20140915.0,", f",{study},").replace(",1954.0,", f",{birth},"))
+    for number in range(8):
+        picture(tmp_path / f"{number:02d}.png", number)
+    table = read_table(tmp_path)
+    assert table.rows["age"].tolist() == [age] * 8
+    assert ("age: 8 of 8 cells not understood" in told(table)) == (age == "" and study != "")
+
+
+def test_findings_of_vindrs_tables_are_one_set_however_they_are_spelt(tmp_path: Path) -> None:
+    csv = vindr(tmp_path).with_name("image_labels_test.csv")
+    csv.write_text("image_id,cardiomegaly,Pleural_effusion,Other disease,No Finding\ne,1,1,0,0\n")
+    table = read_table(tmp_path)
+    assert table.findings == ("Cardiomegaly", "Pleural Effusion", "Other diseases", "No Finding")
+    assert by_key(table)[list(table.findings)].loc["e"].tolist() == [1, 1, 0, 0]
+
+
+def test_classes_of_vinbigdata_are_one_however_they_are_spelt(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(
+        "image_id,class_name,rad_id\na,Cardiomegaly,R1\na,cardiomegaly ,R2\na,No finding,R3\nb,No finding,R1\n")
+    for number, image in enumerate("ab"):
+        picture(tmp_path / f"{image}.png", number)
+    table = read_table(tmp_path)
+    assert table.findings == ("Cardiomegaly", "No Finding") and by_key(table)["Cardiomegaly"].tolist() == [1, 0]
+
+
+def test_a_reader_of_vindr_has_one_vote(tmp_path: Path) -> None:
+    csv = vindr(tmp_path)
+    csv.write_text(csv.read_text() + "a,R3,1,0,0,0\n")
+    with pytest.raises(InputError, match="reader R3 has two rows for a that say different things"):
+        read_table(tmp_path)
+
+
+@pytest.mark.parametrize("dataset", ["csv", "folder"])
+def test_a_reader_of_ones_own_table_has_one_vote(tmp_path: Path, dataset: Any) -> None:
+    votes = [("a", "R1", 1), ("a", "R1", 1), ("a", "R2", 0), ("b", "R1", 1), ("b", "R2", 1), ("b", "R3", 0),
+             ("c", "R1", 0)]  # fmt: skip
+    (tmp_path / "t.csv").write_text("path,patient,split,reader,age,Edema\n" + "".join(
+        f"{image}.png,{image},train,{reader},{'57' if label else '57.0'},{label}\n" for image, reader, label in votes))
+    for number, name in enumerate("abc"):
+        picture(tmp_path / f"{name}.png", number)
+    table = read_table(tmp_path, dataset, tmp_path / "t.csv")
+    assert by_key(table)["Edema"].tolist() == [-1, 1, 0] and not table.rejects
+    assert by_key(table)["age"].tolist() == ["57"] * 3
+    assert "t.csv: 1 row repeats a row of the same reader, and is left out" in told(table)
+
+
+def test_images_that_one_of_rsnas_tables_lacks_are_kept_and_told_of(tmp_path: Path) -> None:
+    rsna(tmp_path)
+    boxes, classes = (tmp_path / f"stage_2_{name}.csv" for name in ("train_labels", "detailed_class_info"))
+    classes.write_text("".join(line for line in classes.open() if "00000001-" not in line and "00000002-" not in line))
+    boxes.write_text("".join(line for line in boxes.open() if "00000007-" not in line))
+    table = read_table(tmp_path)
+    rows = by_key(table)
+    assert rows["Lung Opacity"].tolist() == [0, 1, 0, 1] * 2
+    assert rows["Normal"].fillna(9).tolist() == [1, 9, 9, 0, 1, 0, 0, 0]
+    assert f"{classes.name}: no row for 2 of 7 images of {boxes.name}, such as 00000001-aaaa" in told(table)
+    assert f"{boxes.name}: no row for 1 of 6 images of {classes.name}, such as 00000007-aaaa" in told(table)
+    classes.write_text("".join(classes.open().readlines()[:3]))
+    with pytest.raises(InputError, match=r"detailed_class_info.csv: no row for \d of 7 images of stage_2_train_labels"):
+        read_table(tmp_path)
+
+
+def test_labels_of_chexpert_plus_in_other_words(tmp_path: Path) -> None:
+    plus(tmp_path)
+    file = tmp_path / "chexbert_labels/impression_fixed.json"
+    file.write_text(file.read_text().replace('"Edema"', '"Airspace_opacity"').replace("null", "NaN"))
+    table = read_table(tmp_path)
+    assert table.findings == ("Cardiomegaly", "Lung Opacity") and (table.rows["Lung Opacity"] == 0).all()
+    assert table.rows.sort_values("age")["Cardiomegaly"].fillna(9).tolist() == [1, 0, -1, 9, 1, 0]
+    assert "impression_fixed.json: 12 expected findings not found: No Finding" in told(table)
+    lines = file.read_text()
+    file.write_text(lines.replace("-1.0", '"maybe"'))
+    with pytest.raises(InputError, match="label 'maybe' of "):
+        read_table(tmp_path)
+    file.write_text(lines + lines.splitlines()[0].replace("1.0", "0.0") + "\n")
+    with pytest.raises(InputError, match=r"two lines for .*/view1_frontal that say different things"):
+        read_table(tmp_path)
+
+
+def test_an_image_of_chexlocalizes_other_table_is_not_left_out(tmp_path: Path) -> None:
+    localize(tmp_path)
+    picture(tmp_path / "test/patient1/study1/view1_frontal.jpg")
+    said = told(read_table(tmp_path))
+    assert said.count("left out") == 2 and said.count("patient1/study1/view1_frontal.jpg") == 2

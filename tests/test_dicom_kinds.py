@@ -399,3 +399,18 @@ def test_the_manifest_names_what_read_dicom_files_of_any_name(tmp_path: Path) ->
         build(tmp_path, tmp_path / "parts", **options, part=part, parts=2)
     merge(tmp_path / "parts")
     assert read_manifest(tmp_path / "parts").software == software
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
+def test_terms_in_small_letters_mean_the_same(tmp_path: Path) -> None:
+    assert np.abs(seen(tmp_path, PresentationLUTShape="inverse", **WINDOW) - (255 - GREYS)).max() < 2
+    assert np.abs(seen(tmp_path, VOILUTFunction="linear_exact", **WINDOW) - GREYS).max() < 2
+
+
+def test_of_several_padding_values_the_first_counts(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "image.dcm", np.where(BORDER, 65535, RAMP).astype(np.uint16))
+    data = pydicom.dcmread(tmp_path / "image.dcm")
+    data.add_new("PixelPaddingValue", "US", [65535, 65534])
+    data.save_as(tmp_path / "image.dcm")
+    greys = load_grey(tmp_path / "image.dcm", 500).astype(int)
+    assert (greys[BORDER] == 0).all() and np.abs(greys - np.where(BORDER, 0, GREYS)).max() < 3

@@ -25,7 +25,7 @@ def said(table: Table) -> str:
 def mimic(folder: Path, metadata: str = "{}", chexpert: str = "{}", split: str = "{}", images: int = 4) -> Path:
     """MIMIC-CXR-JPG's tables, with the study's and the subject's number written so; odd studies have Edema."""
     names = [(f"aaaa{n}", str(19000001 + n), str(59000001 + n)) for n in range(images)]
-    subject = {"s{}": "p{}", "S{}": "P{}"}
+    subject = {"s{}": "p{}", "S{}": "P{}", "s{}.0": "p{}.0"}
     def write(name: str, header: str, lines: list[str]) -> None:
         (folder / f"mimic-cxr-2.0.0-{name}.csv").write_text("\n".join([header, *lines]) + "\n")
 
@@ -41,11 +41,11 @@ def mimic(folder: Path, metadata: str = "{}", chexpert: str = "{}", split: str =
     return folder
 
 
-FORMS = ("{}", "{}.0", "s{}", "{}.", " {}", "S{}", "{}\u200b")
+FORMS = ("{}", "{}.0", "s{}", "s{}.0", " {}", "S{}", "{}\u200b", "{}.")
 
 
 @pytest.mark.parametrize(("metadata", "chexpert"), [*itertools.product(FORMS[:4], FORMS[:4]), ("{}", FORMS[4]),
-                                                    (FORMS[5], "{}"), ("{}", FORMS[6])])  # fmt: skip
+                                                    (FORMS[5], "{}"), ("{}", FORMS[6]), ("{}", FORMS[7])])  # fmt: skip
 def test_ids_of_mimic_are_compared_in_one_form(tmp_path: Path, metadata: str, chexpert: str) -> None:
     table = read_table(mimic(tmp_path, metadata, chexpert, chexpert))
     assert table.rows["Edema"].tolist() == [0, 1, 0, 1] and table.rows["No Finding"].tolist() == [1, 0, 1, 0]
@@ -213,7 +213,8 @@ def test_chexpert_is_known_by_its_columns_whatever_their_spelling(tmp_path: Path
     assert "Train.csv: read as UTF-16, separated by semicolons" in said(table)
 
 
-@pytest.mark.parametrize("prefix", ["C:\\data\\CheXpert-v1.0\\", "\\\\host\\CheXpert-v1.0\\", "/data//chex/", "./"])
+@pytest.mark.parametrize("prefix", ["C:\\data\\CheXpert-v1.0\\", "\\\\host\\CheXpert-v1.0\\", "/data//chex/", "./",
+                                    "/home/train/valid/chex/"])  # fmt: skip
 def test_chexperts_paths_begin_at_the_splits_folder(tmp_path: Path, prefix: str) -> None:
     chexpert(tmp_path, "Edema")
     wanted = read_table(tmp_path).rows
@@ -253,3 +254,9 @@ def test_names_fold_and_stay_unique() -> None:
     assert len({fold(name) for name in CHEXPERT_FINDINGS}) == len(CHEXPERT_FINDINGS)
     assert unique(["a", "", "a", "a.1", "a", ""]) == ["a", "Unnamed: 1", "a.1", "a.1.1", "a.2", "Unnamed: 5"]
     assert match(Path("t.csv"), ["b ", "A_1"], {"A 1": (), "c": ("B",), "d": ()}) == {"A 1": 1, "c": 0}
+
+
+def test_a_table_of_chexperts_that_is_not_read_is_told_of(tmp_path: Path) -> None:
+    chexpert(tmp_path, "Cardiomegaly,Edema")
+    (tmp_path / "validation.csv").write_bytes((tmp_path / "valid.csv").read_bytes())
+    assert "validation.csv is not read; train.csv, valid.csv and test.csv" in said(read_table(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -165,3 +166,18 @@ def test_an_unknown_folder_says_what_was_looked_for(tmp_path: Path) -> None:
         read_table(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         read_table(tmp_path / "absent")
+
+
+def test_a_word_for_nobody_as_a_patient_is_told_of(tmp_path: Path) -> None:
+    table = plain(tmp_path, "path,patient,split,Edema\na.png,nan,train,1\nb.png,nan,train,0\nc.png,Nana,train,-0\n")
+    read = read_table(tmp_path, table=table)
+    assert read.rows["patient"].tolist() == ["nan", "nan", "Nana"]
+    assert any("patient: 2 of 3 cells say that it isn't known" in str(note) for note in read.notes)
+    assert not np.signbit(read.rows["Edema"]).any()
+
+
+@pytest.mark.parametrize("above", ["\n", "\r\n \r\n", "\ufeff\n"])
+def test_blank_lines_above_the_header_are_none(tmp_path: Path, above: str) -> None:
+    table = plain(tmp_path, above + "path;patient;split;Edema\na.png;1,5;train;1\n\nb.png;2;train;0\n", "a.png")
+    rows = read_table(tmp_path, table=table).rows
+    assert rows["patient"].tolist() == ["1,5", "2"] and rows["Edema"].tolist() == [1, 0]

@@ -38,7 +38,7 @@ def read_chexlocalize(src: Path, csv: Path) -> Rows:
     tables = {_SPLITS.get(fold(_stem(file)), "test"): file for file in (csv, *_beside(csv))}
     parts, notes, read = [], list[Note](), list[tuple[Path, int]]()
     for split, table in sorted(tables.items()):
-        rows, told, count = _read_one(src, table)
+        rows, told, count = _read_one(src, table, [other for other in tables.values() if other != table])
         read.append((table, count))
         parts.append(rows.assign(split=split))
         notes += told
@@ -65,7 +65,8 @@ def _stem(csv: Path) -> str:
     return csv.name.split(".")[0]
 
 
-def _read_one(src: Path, csv: Path) -> tuple[pd.DataFrame, list[Note], int]:
+def _read_one(src: Path, csv: Path, others: list[Path]) -> tuple[pd.DataFrame, list[Note], int]:
+    """The images of a table, what to say of it, and its rows. others: tables whose images are not told of as left."""
     by = "Study" if has_columns(csv, "Study") else "Path"
     raw, notes = read_csv(csv, (by,), {**_COLUMNS, **KNOWN}, only=True)
     findings = chexpert_findings(raw.columns, csv)
@@ -76,7 +77,9 @@ def _read_one(src: Path, csv: Path) -> tuple[pd.DataFrame, list[Note], int]:
                          f"your own: --dataset=csv --table={csv}")  # fmt: skip
     if by == "Path":
         name = raw["Path"].map(lambda path: name_of(path, 3))
-        images, told = find_files(src, csv, set(name).__contains__, 3)
+        elsewhere = {name_of(path, 3) for other in others if has_columns(other, "Path")
+                     for path in read_csv(other, ("Path",), only=True)[0]["Path"]}  # fmt: skip
+        images, told = find_files(src, csv, {*name, *elsewhere}.__contains__, 3)
         raw["path"] = name.map(images)
     else:
         studies = set(study)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.columns import AGE, SEX, fold, not_found, not_taken
+from shard.formats.columns import AGE, SEX, fold, has, not_found, not_taken
 from shard.formats.csv_file import header_of, read_csv, tables_in
 from shard.formats.rows import ENDING, SPLITS, Rows, column
 from shard.note import Note, listed
@@ -53,6 +53,7 @@ def read_chexpert(src: Path) -> Rows:
     files = {split: csv for split, csv in files.items() if split == "train" or csv.exists()}
     notes = [Note(f"{name} is not read; --dataset=chexlocalize reads it") for name in OTHER_LABELS
              if (home / name).exists()]  # fmt: skip
+    notes += _not_read(home, files.values())
     frames = []
     read = list[Note]()  # what is lost is told before how the tables were read
     for split, csv in files.items():
@@ -70,7 +71,7 @@ def read_chexpert(src: Path) -> Rows:
     taken = [*_COLUMNS, *findings, "split"]
     raw = pd.concat([frame[[name for name in taken if name in frame]] for frame in frames], ignore_index=True)
     # The prefix is CheXpert-v1.0/, CheXpert-v1.0-small/ or a re-host's own: what counts starts at the split's folder.
-    path = raw["Path"].str.replace(r"^(?:.*?[/\\])?(?=(?:train|valid|test)[/\\])", "", regex=True)
+    path = raw["Path"].str.replace(r"^(?:.*[/\\])?(?=(?:train|valid|test)[/\\])", "", regex=True)
     path, told = in_one_spelling(path)
     patient = path.str.extract(r"(patient\d+)", expand=False)
     if patient.isna().any():
@@ -92,6 +93,13 @@ def chexpert_findings(names: Iterable[str], csv: Path) -> tuple[str, ...]:
         raise InputError(f"{csv}: none of CheXpert's findings is a column, such as Cardiomegaly; for a table of your "
                          f"own: --dataset=csv --table={csv}")  # fmt: skip
     return findings
+
+
+def _not_read(home: Path, read: Iterable[Path]) -> list[Note]:
+    """Notes of tables of images beside those that are read, such as a validation.csv."""
+    others = [table.name for table in tables_in(home) if table not in read and table.name not in OTHER_LABELS
+              and has(header_of(table), "Path") and has(header_of(table), "Cardiomegaly")]  # fmt: skip
+    return [Note(f"{name} is not read; train.csv, valid.csv and test.csv or {TEST_LABELS} are") for name in others]
 
 
 def _table_of(folder: Path, split: str) -> Path:

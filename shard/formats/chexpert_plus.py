@@ -9,7 +9,7 @@ import pandas as pd
 
 from shard.errors import NOT_OURS, InputError
 from shard.formats.chexpert import CHEXPERT_FINDINGS, KNOWN
-from shard.formats.columns import has
+from shard.formats.columns import fold, has, not_found
 from shard.formats.csv_file import has_columns, header_of, read_csv
 from shard.formats.places import find_files, name_of
 from shard.formats.rows import Rows, column
@@ -63,13 +63,18 @@ def read_chexpert_plus(src: Path, csv: Path) -> Rows:
 
 def _read_labels(path: Path, name: pd.Series) -> tuple[tuple[str, ...], pd.DataFrame, list[Note]]:
     """The labels of the images called `name`, from a file with a line of JSON an image."""
-    rows = {}
+    known = {fold(name): finding for finding, others in KNOWN.items() for name in (*others, finding)}
+    rows = dict[str, dict[str, str]]()
     try:
         with path.open(encoding="utf-8-sig") as file:
             for line in file:
                 if line.strip():
                     row = json.loads(line)
-                    rows[name_of(row.pop("path_to_image"), _PARTS)] = row
+                    image = name_of(row.pop("path_to_image"), _PARTS)
+                    row = {known.get(fold(finding), finding): _cell(label) for finding, label in row.items()}
+                    if rows.setdefault(image, row) != row:
+                        raise InputError(f"{path}: two lines for {image} that say different things; replace it by the "
+                                         "original or take it away")  # fmt: skip
     except NOT_OURS as error:
         raise InputError(f"{path}: not a file with a line of JSON an image ({type(error).__name__}: {error}); take it "
                          "away or replace it by the original") from None  # fmt: skip
@@ -79,9 +84,13 @@ def _read_labels(path: Path, name: pd.Series) -> tuple[tuple[str, ...], pd.DataF
     if not findings or 2 * lost.sum() > len(name):
         raise InputError(f"{path}: has {len(findings)} of CheXpert's findings, and labels for {int((~lost).sum())} of "
                          f"{len(name)} images; replace it by the original or take it away")  # fmt: skip
-    notes = []
+    notes = not_found(path, CHEXPERT_FINDINGS, findings)
     if lost.any():
         notes.append(Note(f"{path.name}: no line for {int(lost.sum())} of {len(name)} images: blank",
                           name[lost].iloc[0]))  # fmt: skip
-    labels = table[list(findings)].apply(pd.to_numeric).reindex(name).reset_index(drop=True)
+    labels = table[list(findings)].reindex(name).fillna("").reset_index(drop=True)
     return findings, labels, notes
+
+
+def _cell(label: object) -> str:
+    return "" if label is None else str(label)

@@ -147,14 +147,16 @@ def form_of(csv: Path, head_only: bool = False) -> Form:
         raise ValueError("it is empty")
     if said := re.match("\ufeff?(?i:sep)=(.)[\r\n]", text):  # as Excel writes it, for itself
         return Form(encoding, said[1], 1, _first_rows(text, said[1], 1, 1)[0])
-    cut = {mark: _first_rows(text, mark, 0, 1)[0] for mark in SEPARATORS}
+    lines = re.match(r"\ufeff?((?:[ \t]*(?:\r\n|\r|\n))*)", text)
+    blank = len(lines[1].splitlines()) if lines else 0  # above the header
+    cut = {mark: _first_rows(text, mark, blank, 1)[0] for mark in SEPARATORS}
     marks = [mark for mark, header in cut.items() if len(header) > 1] or [","]
     if len(marks) > 1:
         whole = len(text) < 1 << 18
-        even = [mark for mark in marks if _is_even(_first_rows(text, mark, 0, _TRIED), whole)]
+        even = [mark for mark in marks if _is_even(_first_rows(text, mark, blank, _TRIED), whole)]
         marks = even or marks
     mark = "," if "," in marks else marks[0]
-    return Form(encoding, mark, 0, cut[mark])
+    return Form(encoding, mark, blank, cut[mark])
 
 
 def _first_rows(text: str, mark: str, skip: int, count: int) -> list[list[str]]:

@@ -42,7 +42,7 @@ def join_labels(images: pd.DataFrame, src: Path, csv: Path, findings: str | None
                          "mend its paths or keys")  # fmt: skip
     given = raw[~lost].drop(columns=[name for name in ("path", "key") if name in raw.columns])
     given = given.rename(columns={name: f"given {name}" for name in NOT_FINDINGS}).join(labels)
-    given = given.assign(place=places[~lost].astype(int)).drop_duplicates()
+    given = given.assign(place=places[~lost].astype(int))
     frame = images.join(given.set_index("place"))
     for name in ("patient", "view", "sex", "age"):
         said = _given(frame, name)
@@ -54,7 +54,7 @@ def join_labels(images: pd.DataFrame, src: Path, csv: Path, findings: str | None
     notes.append(Note(f"{with_row} of {len(images)} images have a row in {csv.name}, the others no labels"))
     if lost.any():
         notes.append(Note(f"{lost.sum()} of {len(raw)} rows of {csv.name} name no image", named[lost].iloc[0]))
-    return Rows(tuple(labels.columns), frame.reset_index(drop=True), (*notes, *told), ((csv, len(raw)),))
+    return Rows(tuple(labels.columns), frame.reset_index(drop=True), (*notes, *told), ((csv, len(table)),))
 
 
 def _given(frame: pd.DataFrame, name: str) -> pd.Series:

@@ -100,8 +100,10 @@ def _parse(text: str) -> list[str] | None:
 
 
 def _ages(raw: pd.DataFrame) -> list[str]:
-    years = (column(raw, name).str.extract(r"^(\d{4})(?:\d{4})?(?:\.0*)?$", expand=False)
-             for name in ("StudyDate_DICOM", "PatientBirth"))  # fmt: skip
-    study, birth = (pd.to_numeric(year) for year in years)
+    """The years between study and birth; where the two dates don't say them, the dates, so that they are counted."""
+    dates = [column(raw, name).str.strip() for name in ("StudyDate_DICOM", "PatientBirth")]
+    day = r"^(\d{4})(?:(?:\d{4}|([-/.])\d\d?\2\d\d?)(?:[ T].*)?)?(?:\.0*)?$"
+    study, birth = (pd.to_numeric(date.str.extract(day)[0]) for date in dates)
     age = study - birth
-    return ["" if pd.isna(value) or value < 0 else str(int(value)) for value in age]
+    told = [f"born {born}, studied {studied}" if born and studied else "" for studied, born in zip(*dates, strict=True)]
+    return [text if pd.isna(value) or value < 0 else str(int(value)) for value, text in zip(age, told, strict=True)]

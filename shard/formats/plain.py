@@ -10,7 +10,8 @@ from shard.formats.columns import AGE, SEX, VIEW
 from shard.formats.csv_file import read_csv
 from shard.formats.findings import take_findings
 from shard.formats.rows import ENDING, Rows, column, hashed_splits
-from shard.note import Note, listed
+from shard.formats.votes import reader_columns
+from shard.note import Note, counted, listed
 from shard.paths import in_one_spelling
 from shard.sex import with_sex
 
@@ -34,12 +35,21 @@ def read_plain(csv: Path, src: Path, findings: str | None = None) -> Rows:
     frame = pd.DataFrame({"path": path, "key": key, "patient": raw["patient"], "split": split,
                           "view": column(raw, "view"), "sex": column(raw, "sex"),
                           "age": column(raw, "age")})  # fmt: skip
-    return Rows(tuple(labels.columns), frame.join(labels), (*notes, *told, *spelt), ((csv, len(raw)),))
+    return Rows(tuple(labels.columns), frame.join(labels), (*notes, *told, *spelt), ((csv, len(table)),))
 
 
 def divide(raw: pd.DataFrame, csv: Path, findings: str | None) -> tuple[pd.DataFrame, pd.DataFrame, list[Note]]:
-    """A table's columns NOT_FINDINGS, as far as it has them, and its findings; sex may come from a column Male."""
+    """A table's columns NOT_FINDINGS, as far as it has them, and its findings; sex may come from a column Male. Rows
+    that repeat a row of the same reader are left out: each has one vote."""
     known, coded = with_sex(raw)
     notes = [Note(f"sex is read from {listed(coded)}")] if coded else []
     labels, told = take_findings(raw, NOT_FINDINGS, csv, findings, used=coded)
-    return known[[name for name in NOT_FINDINGS if name in known.columns]], labels, [*notes, *told]
+    known = known[[name for name in NOT_FINDINGS if name in known.columns]]
+    readers = reader_columns(map(str, raw.columns))
+    again = pd.concat([known, labels, raw[readers]], axis=1).duplicated()
+    if readers and again.any():
+        reader = "a row of the same reader, and"
+        rows = counted(int(again.sum()), f"row repeats {reader} is", f"rows repeat {reader} are")
+        notes.append(Note(f"{csv.name}: {rows} left out"))
+        known, labels = known[~again], labels[~again]
+    return known, labels, [*notes, *told]

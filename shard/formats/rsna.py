@@ -32,6 +32,7 @@ def read_rsna(src: Path, csv: Path, workers: int) -> Rows:
     own patient, though patients of NIH's have several.
     """
     targets, classes, notes, tables = None, None, list[Note](), list[tuple[Path, int]]()
+    files = dict[str, Path]()
     for table in sorted({csv, *tables_in(csv.parent)}):
         same_stage = table == csv or table.name.startswith(csv.name[:8])  # stage_1_ or stage_2_
         for column in ("Target", "class"):
@@ -39,20 +40,19 @@ def read_rsna(src: Path, csv: Path, workers: int) -> Rows:
                 raw, told = read_csv(table, ("patientId", column), {}, ids=("patientId",), only=True)
                 notes += told
                 tables.append((table, len(raw)))
+                files[column] = table
                 if column == "Target":
                     targets = _one_each(table, raw, "Target", ("0", "1"))
                 else:
                     classes = _one_each(table, raw, "class", RSNA_CLASSES)
-    if classes is not None:
-        labels = pd.DataFrame({name: (classes == name).astype("float32") for name in RSNA_CLASSES})
-    else:
+    if classes is None:
         assert targets is not None
         labels = pd.DataFrame({"Lung Opacity": targets.astype("float32")})
-    if classes is not None and targets is not None:
-        both = labels.join(targets.astype("float32").rename("Target"), how="inner")
-        if (wrong := both["Target"] != both["Lung Opacity"]).any():
-            raise InputError(f"{csv.parent}: of {int(wrong.sum())} images, such as {both.index[wrong][0]}, the class "
-                             "and the Target contradict each other; replace the tables by the originals")  # fmt: skip
+    else:
+        labels = pd.DataFrame({name: (classes == name).astype("float32") for name in RSNA_CLASSES})
+        if targets is not None:
+            labels, told = _join_targets(labels, targets.astype("float32"), files["class"], files["Target"])
+            notes += told
     frame, told = place_images(src, csv, pd.Series(labels.index, dtype="str"), "stage_2_train_images/{}.dcm", workers)
     patients = _read_mappings(csv.parent / MAPPINGS)
     if patients:
@@ -66,6 +66,33 @@ def read_rsna(src: Path, csv: Path, workers: int) -> Rows:
     frame["split"] = hashed_splits(frame["patient"])
     frame[list(labels.columns)] = labels.to_numpy()
     return Rows(tuple(labels.columns), frame, (*notes, *told), tuple(tables))
+
+
+def _join_targets(
+    labels: pd.DataFrame, targets: pd.Series, classes_csv: Path, targets_csv: Path
+) -> tuple[pd.DataFrame, list[Note]]:
+    """The classes of all images that either table has, and notes of those that only one of them has. An image without a
+    class has a Lung Opacity where its Target says so, and no more.
+
+    Raises InputError where the tables contradict each other, or most images of one are not in the other.
+    """
+    both = labels.join(targets.rename("Target"), how="inner")
+    if (wrong := both["Target"] != both["Lung Opacity"]).any():
+        raise InputError(f"{classes_csv.parent}: of {int(wrong.sum())} images, such as {both.index[wrong][0]}, the "
+                         "class and the Target contradict each other; replace the tables by the originals")  # fmt: skip
+    notes = []
+    for csv, own, other_csv, others in ((classes_csv, labels.index, targets_csv, targets.index),
+                                        (targets_csv, targets.index, classes_csv, labels.index)):  # fmt: skip
+        alone = own.difference(others)
+        if 2 * len(alone) > len(own):
+            raise InputError(f"{other_csv}: no row for {len(alone)} of {len(own)} images of {csv.name}, such as "
+                             f"{alone[0]} (one it has is {others[0]}); replace it by the original or take it away")
+        if len(alone):
+            notes.append(Note(f"{other_csv.name}: no row for {len(alone)} of {len(own)} images of {csv.name}",
+                              f"{alone[0]}; it has {others[0]}"))  # fmt: skip
+    whole = labels.reindex(labels.index.append(targets.index.difference(labels.index, sort=False)))
+    whole["Lung Opacity"] = whole["Lung Opacity"].fillna(targets)
+    return whole, notes
 
 
 def _one_each(csv: Path, raw: pd.DataFrame, name: str, known: tuple[str, ...]) -> pd.Series:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from shard.errors import InputError
 from shard.formats.columns import fold
 from shard.formats.csv_file import has_columns, read_csv
 from shard.formats.labelled import place_images
@@ -33,10 +34,12 @@ def read_vindr(src: Path, csv: Path, votes: Votes, workers: int) -> Rows:
     """
     home = {fold(file.stem): file for file in csv.parent.iterdir()}
     test = home.get("imagelabelstest") if fold(csv.stem) == "imagelabelstrain" else None
-    parts, notes, tables = [], list[Note](), list[tuple[Path, int]]()
+    parts, notes, tables = list[pd.DataFrame](), list[Note](), list[tuple[Path, int]]()
     for table, split in ((csv, "test" if fold(csv.stem) == "imagelabelstest" else ""), (test, "test")):
         if table is not None:
             labels, told, rows = _read_votes(table, votes)
+            first = {fold(name): name for part in parts for name in part.columns}
+            labels = labels.rename(columns=lambda name, first=first: first.get(fold(name), name))
             tables.append((table, rows))
             parts.append(labels.assign(split=split))
             notes += told
@@ -58,12 +61,19 @@ def _read_votes(csv: Path, votes: Votes) -> tuple[pd.DataFrame, list[Note], int]
     raw, notes = read_csv(csv, ("image_id", *(_BOXES if boxes else ())), {"rad_id": ()}, ids=("image_id",))
     readers = raw["rad_id"].astype("str") if "rad_id" in raw else pd.Series("", index=raw.index)
     if boxes:
-        seen = pd.crosstab([raw["image_id"], readers], raw["class_name"].map(_name)).clip(upper=1)
+        spelt = {fold(name): _name(name) for name in sorted(raw["class_name"].unique(), reverse=True)}
+        classes = raw["class_name"].map(lambda name: spelt[fold(name)])
+        seen = pd.crosstab([raw["image_id"], readers], classes).clip(upper=1)
         labels = seen.astype("float32").reset_index(level=0)
     else:
         own = [name for name in raw.columns if name not in ("image_id", "rad_id") and not name.startswith("Unnamed: ")]
         labels = as_numbers(csv, raw[own], raw["image_id"]).rename(columns=_name).assign(image_id=raw["image_id"])
-        labels = labels[~pd.concat([labels, readers.rename("rad_id")], axis=1).duplicated()]
+        once = ~pd.concat([labels, readers.rename("rad_id")], axis=1).duplicated()
+        labels, readers = labels[once], readers[once]
+        if (twice := pd.concat([labels["image_id"], readers], axis=1).duplicated() & (readers != "")).any():
+            reader, image = readers[twice].iloc[0], labels["image_id"][twice].iloc[0]
+            raise InputError(f"{csv}: reader {reader} has two rows for {image} that say different things; replace it "
+                             "by the original")  # fmt: skip
     voted, told = vote(labels.drop(columns="image_id"), labels["image_id"], votes)
     return voted, [*notes, *(note._replace(text=f"{csv.name}: {note.text}") for note in told)], len(raw)
 

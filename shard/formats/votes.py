@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from shard.demographics import READERS
 from shard.errors import InputError
 from shard.formats.columns import fold
 from shard.formats.csv_file import header_of
@@ -44,8 +46,12 @@ def vote(labels: pd.DataFrame, image: pd.Series, votes: Votes) -> tuple[pd.DataF
 def vote_rows(read: Rows, csv: Path, votes: Votes) -> Rows:
     """A user's own table, with several rows of some images → one row an image, where they differ in labels alone."""
     same = [name for name in read.frame.columns if name not in read.findings]
-    whole = read.frame[~read.frame.duplicated(same)].reset_index(drop=True)
-    image = read.frame[same].astype("str").agg("\0".join, axis=1)
+    alike = read.frame[same].copy()
+    for name in set(READERS).intersection(same):  # 57 and 57.0 are one age
+        values = READERS[name](alike[name].astype("str").unique())
+        alike[name] = alike[name].astype("str").map(lambda text, of=values: text if of[text] is None else of[text])
+    whole = read.frame[~alike.duplicated()].reset_index(drop=True)
+    image = alike.astype("str").agg("\0".join, axis=1)
     voted, notes = vote(as_numbers(csv, read.frame[list(read.findings)], read.frame["path"]), image, votes)
     notes = [note._replace(example=note.example and note.example.split("\0")[same.index("path")]) for note in notes]
     whole[list(read.findings)] = voted.to_numpy()
@@ -54,7 +60,12 @@ def vote_rows(read: Rows, csv: Path, votes: Votes) -> Rows:
 
 def has_readers(csv: Path) -> bool:
     """Whether a table has a column that says who read the image, so that several rows of one are votes."""
-    return any(fold(name) in _READERS for name in header_of(csv))
+    return bool(reader_columns(header_of(csv)))
+
+
+def reader_columns(names: Iterable[str]) -> list[str]:
+    """The columns of a table that say who read the image."""
+    return [name for name in names if fold(name) in _READERS]
 
 
 def as_numbers(csv: Path, cells: pd.DataFrame, image: pd.Series) -> pd.DataFrame:
