@@ -7,7 +7,7 @@ import unicodedata
 
 import pandas as pd
 
-from shard.note import Note
+from shard.note import Note, counted
 
 FOLDED = "in another form than it is read in"  # of notes
 # Full-width letters and digits, and hyphens and apostrophes of other widths than ASCII's, which look the same.
@@ -68,7 +68,7 @@ def in_one_form(ids: pd.Series, name: str) -> tuple[pd.Series, list[Note]]:
     rows = int(ids.isin(told).sum())
     text, form = next(iter(sorted(told.items())))
     merging = f", which makes {len(joined)} of them one with another" if joined else ""
-    fact = f"{rows} rows have a {name} {FOLDED}{merging}"
+    fact = f"{counted(rows, 'row has', 'rows have')} a {name} {FOLDED}{merging}"
     return same, [Note(fact, f"{text!a} as {form!a}")]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from shard.note import Note
+from shard.note import Note, counted
 
 OUTSIDE = r"^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)"  # /data/a.jpg, C:\a.jpg, train/../../a.jpg
 _ODD = r"\\|//|(?:^|/)\.(?:/|$)"
@@ -38,7 +38,8 @@ def in_one_spelling(paths: pd.Series, src: Path | None = None) -> tuple[pd.Serie
     if not (changed := same != paths).any():
         return paths, []
     first = paths[changed].min()
-    note = Note(f"{int(changed.sum())} rows have a path in another spelling than the one it is read in",
+    rows = counted(int(changed.sum()), "row has", "rows have")
+    note = Note(f"{rows} a path in another spelling than the one it is read in",
                 f"{first!a} as {same[paths == first].iloc[0]!a}")  # fmt: skip
     return same, [note]
 

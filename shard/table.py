@@ -29,7 +29,7 @@ from shard.formats import (
 from shard.ids import FOLDED, in_one_form
 from shard.key import make_key
 from shard.label import read_labels
-from shard.note import Note
+from shard.note import Note, counted
 from shard.paths import OUTSIDE
 
 Dataset = Literal["auto", "chexpert", "chexpert-plus", "chexlocalize", "nih", "mimic", "padchest", "vindr", "rsna",
@@ -150,17 +150,19 @@ def _check(rows: pd.DataFrame, source: Path, notes: list[Note]) -> None:
         raise InputError(f"{source}: split {split!r} of {path}: not one of {', '.join(SPLITS)}; mend it")
     splits = rows.groupby("patient")["split"].nunique()
     if len(leaks := splits.index[splits > 1]):
+        patients = counted(len(leaks), "such patient", "such patients")
         where = sorted(rows["split"][rows["patient"] == leaks[0]].unique())
         spelt = next((f"; ids are compared in one form, {note.example}" for note in notes if FOLDED in note.text), "")
         raise InputError(f"{source}: patient {leaks[0]!r} is in more than one split, {' and '.join(where)} "
-                         f"({len(leaks)} such patients{spelt}); move all of a patient's images to one")  # fmt: skip
+                         f"({patients}{spelt}); move all of a patient's images to one")  # fmt: skip
 
 
 def _check_inside(paths: pd.Series, src: Path) -> None:
     """A table from elsewhere is not to have this machine's other files read. Links in `src` are its owner's affair."""
     outside = paths[paths.str.contains(OUTSIDE)]
     if len(outside):
-        raise InputError(f"{src}: path {outside.iloc[0]!r} leads out of it, and {len(outside) - 1} more do; make them "
+        more = f", and {counted(len(outside) - 1, 'more does', 'more do')}" if len(outside) > 1 else ""
+        raise InputError(f"{src}: path {outside.iloc[0]!r} leads out of it{more}; make them "
                          "relative to SRC or, where you trust the table, add --allow-outside=true")  # fmt: skip
 
 
@@ -179,9 +181,11 @@ def _set_aside(
         reason = f"{len(clash)} {SAME_KEY} {', '.join(differing)}"
         rejects += [(str(key), path, reason) for path in clash["path"]]
         readers += [clash["path"].iloc[0]] if set(differing) <= set(findings) else []
-    notes = [Note(f"{len(readers)} images have several rows that differ in their labels alone, and are rejected; where "
-                  "those are several readers', --votes=majority, any or all makes one of them", readers[0])
-             ] if readers else []  # fmt: skip
+    notes = []
+    if readers:
+        images = counted(len(readers), "image has", "images have")
+        notes = [Note(f"{images} several rows that differ in their labels alone: all rejected; where those are several "
+                      "readers', --votes=majority, any or all makes one of them", readers[0])]  # fmt: skip
     contested = _of_two_patients(rows[~shared])
     for path, clash in contested.groupby("path"):
         rejects += [(key, str(path), f"{len(clash)} rows have this file and differ in patient") for key in clash["key"]]

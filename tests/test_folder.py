@@ -88,7 +88,7 @@ def test_one_patient_is_one_patient_however_tags_and_paths_spell_the_number(tmp_
     picture(tmp_path / "7/c.png", 2)
     table = scan(tmp_path, patient_from="parent")
     assert by_path(table, "patient") == {"IM1": "1", "1/a.png": "1", "007/b.png": "007", "7/c.png": "7"}
-    assert "1 rows have a patient in another form" in told(table)
+    assert "1 row has a patient in another form" in told(table)
 
 
 def test_a_path_that_names_a_patient_comes_before_a_study_that_does_not(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_two_rows_of_one_image_that_differ_are_no_label(tmp_path: Path) -> None:
     table = scan(tmp_path, table=tmp_path / "t.csv")
     reasons = [reason for _, _, reason in table.rejects]
     assert reasons == ["2 rows have this key and differ in Mass"] * 2
-    assert "1 images have several rows that differ in their labels alone" in told(table)
+    assert "1 image has several rows that differ in their labels alone" in told(table)
     assert by_path(table, "Mass")["b.png"] == 1 and len(table.rows) == 7
 
 
@@ -321,7 +321,7 @@ def test_a_build_of_a_folder_and_one_that_hides_whose_it_is(
     picture(tmp_path / "src/Doe^1/scan.png")
     build(tmp_path / "src", tmp_path / "out", dataset="folder", size=32, workers=1, patient_from="(Doe.[0-9])")
     printed = capsys.readouterr().out
-    assert "8 images found, 7 of them DICOM" in printed and "1 images have their patient from the path" in printed
+    assert "8 images found, 7 of them DICOM" in printed and "1 image has its patient from the path" in printed
     found = members(tmp_path / "out")
     assert len(found) == 8 and {one["date"] for one in found.values() if "date" in one} == {"2019-03-04"}
     assert all(one["labels"] == {} for one in found.values())

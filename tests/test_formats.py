@@ -117,7 +117,7 @@ def test_a_leak_between_given_splits_is_an_error(tmp_path: Path, dataset: str) -
         (tmp_path / "Data_Entry_2017.csv").write_text(
             "Image Index,Finding Labels,Patient ID\n" + "".join(f"{name},No Finding,1\n" for name in names))
         (tmp_path / "test_list.txt").write_text(names[0])
-    with pytest.raises(InputError, match=r"is in more than one split, .* and .* .1 such patients.; move all of a"):
+    with pytest.raises(InputError, match=r"is in more than one split, .* and .* .1 such patient.; move all of a"):
         read_table(tmp_path)
 
 

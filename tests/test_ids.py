@@ -36,14 +36,14 @@ APART = [
 @pytest.mark.parametrize(("one", "other"), SAME, ids=ascii)
 def test_two_spellings_of_a_patient_are_one_patient(tmp_path: Path, one: str, other: str) -> None:
     table = plain(tmp_path, f'path,patient,split,Mass\na.png,"{one}",train,1\nb.png,"{other}",test,0\n')
-    with pytest.raises(InputError, match=r"is in more than one split, test and train \(1 such patients"):
+    with pytest.raises(InputError, match=r"is in more than one split, test and train \(1 such patient"):
         read_table(tmp_path, table=table)
     assert one_form(one) == one and one_form(other) == one
     table.write_text(f'path,patient,Mass\na.png,"{one}",1\nb.png,"{other}",0\nc.png,q,1\nd.png,k,1\n')
     read = read_table(tmp_path, table=table)
     assert read.rows["patient"].tolist()[:2] == [one, one] and read.rows["split"].iloc[:2].nunique() == 1
     (said,) = [note for note in read.notes if "patient" in note.text]
-    assert said.text == ("table.csv: 1 rows have a patient in another form than it is read in, which makes 1 of them "
+    assert said.text == ("table.csv: 1 row has a patient in another form than it is read in, which makes 1 of them "
                          "one with another") and said.example == f"{other!a} as {one!a}"  # fmt: skip
     assert hashed_splits(pd.Series([one])).tolist() == hashed_splits(pd.Series([other])).tolist()
 
@@ -63,7 +63,7 @@ def test_blanks_around_ids_are_only_told_of_where_they_joined_two() -> None:
     ids, notes = in_one_form(pd.Series([" 1", " 2"], dtype="str"), "patient")
     assert ids.tolist() == ["1", "2"] and notes == []
     ids, notes = in_one_form(pd.Series([" 1", "1", " 2"], dtype="str"), "patient")
-    assert ids.tolist() == ["1", "1", "2"] and notes[0].text.startswith("1 rows") and notes[0].example == "' 1' as '1'"
+    assert ids.tolist() == ["1", "1", "2"] and notes[0].text.startswith("1 row") and notes[0].example == "' 1' as '1'"
 
 
 def test_a_build_tells_of_ids_in_the_manifest_but_not_of_those_it_hides(
@@ -74,7 +74,7 @@ def test_a_build_tells_of_ids_in_the_manifest_but_not_of_those_it_hides(
         (tmp_path / "src" / f"{name}.jpg").write_bytes(image.read_bytes())
     table = tmp_path / "t.csv"
     table.write_text("path,patient,split,Mass\na.jpg,4711,train,1\nb.jpg,4711.0,train,0\n")
-    fact = "t.csv: 1 rows have a patient in another form than it is read in, which makes 1 of them one with another"
+    fact = "t.csv: 1 row has a patient in another form than it is read in, which makes 1 of them one with another"
     build(tmp_path / "src", tmp_path / "open", table=table, workers=1, size=64)
     notes = json.loads((tmp_path / "open" / "manifest.json").read_text())["notes"]
     said = capsys.readouterr().out

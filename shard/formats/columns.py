@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import InputError
-from shard.note import Note, listed
+from shard.note import Note, counted, listed
 
 ColumnNames = Mapping[str, tuple[str, ...]]  # the name that a format uses → second names
 
@@ -73,4 +73,5 @@ def not_taken(csv: Path, frame: pd.DataFrame, taken: Sequence[str]) -> list[Note
 def not_found(csv: Path, expected: Iterable[str], found: Collection[Hashable], what: str = "findings") -> list[Note]:
     """A note of the findings or other columns that a format has and a table lacks."""
     lacking = [name for name in expected if name not in found]
-    return [Note(f"{csv.name}: {len(lacking)} expected {what} not found: {listed(lacking)}")] if lacking else []
+    count = counted(len(lacking), f"expected {what.removesuffix('s')}", f"expected {what}")
+    return [Note(f"{csv.name}: {count} not found: {listed(lacking)}")] if lacking else []

@@ -20,7 +20,7 @@ from shard.formats import columns
 from shard.formats.columns import ColumnNames
 from shard.formats.text_file import encoding_of, name_of, open_text
 from shard.ids import in_one_form
-from shard.note import Note
+from shard.note import Note, counted
 
 UNLIKE = ("key",)  # beside those wanted, columns whose cells differ row by row
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -87,7 +87,7 @@ def read_csv(
     if blank:
         filled = pd.concat([frame[name].astype("str").str.strip() != "" for name in frame], axis=1)
         frame = frame[filled.any(axis=1)].reset_index(drop=True)
-        notes.append(Note(f"{csv.name}: {blank} rows without a cell left out"))
+        notes.append(Note(f"{csv.name}: {counted(blank, 'row', 'rows')} without a cell left out"))
     if frame.empty:
         raise InputError(f"{csv}: no rows below the header; {cure}")
     return frame, notes + renamed + told

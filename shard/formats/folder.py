@@ -15,7 +15,7 @@ from shard.formats.rows import ENDING, Rows, hashed_splits
 from shard.formats.scan import scan
 from shard.ids import in_one_form
 from shard.machine import cores
-from shard.note import Note
+from shard.note import Note, counted
 from shard.walk import Tally, add
 
 
@@ -88,11 +88,13 @@ def _find_patients(
 
 def _say_whose(told: Tally, patients: list[str], flag: str | None) -> Iterator[Note]:
     if "in path" in told:
-        yield Note(f"{told['in path'][0]} images have their patient from the path", told["in path"][1])
+        yield Note(counted(told["in path"][0], "image has its patient", "images have their patient") + " from the path",
+                   told["in path"][1])  # fmt: skip
     if "by study" in told:
         count, path = told["by study"]
-        yield Note(f"{count} DICOM files name no patient: images of one study are taken for one patient's, other "
-                   "studies for other patients'", path)  # fmt: skip
+        files = counted(count, "DICOM file names", "DICOM files name")
+        yield Note(f"{files} no patient: images of one study are taken for one patient's, other studies for other "
+                   "patients'", path)  # fmt: skip
     if "alone" in told:
         count, path = told["alone"]
         cure = (f"--patient-from={flag} does not fit them" if flag else "where folders or names say it, give "

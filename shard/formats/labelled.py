@@ -9,7 +9,7 @@ import pandas as pd
 from shard.formats.places import best_of
 from shard.formats.scan import scan
 from shard.machine import cores
-from shard.note import Note
+from shard.note import Note, counted
 from shard.walk import TROUBLES
 
 
@@ -36,5 +36,6 @@ def place_images(
                           "patient", str(ids[alone].iloc[0])))  # fmt: skip
     strangers = sorted(set(names).difference(ids))
     if strangers:
-        notes.append(Note(f"{len(strangers)} images are in no row of {table.name} and left out", names[strangers[0]]))
+        images = counted(len(strangers), "image is", "images are")
+        notes.append(Note(f"{images} in no row of {table.name} and left out", names[strangers[0]]))
     return frame, notes

@@ -14,7 +14,7 @@ from shard.formats.csv_file import has_columns, read_csv
 from shard.formats.places import find_files, name_of
 from shard.formats.rows import Rows, column, hashed_splits
 from shard.ids import one_form
-from shard.note import Note
+from shard.note import Note, counted
 
 _WANTED = ("ImageID", "PatientID", "Labels")
 _KNOWN = {"ImageDir": (), "Projection": (), "ViewPosition_DICOM": (), "PatientSex_DICOM": ("PatientSex",),
@@ -53,7 +53,7 @@ def read_padchest(src: Path, csv: Path) -> Rows:
     findings, labels = _read_labels(csv, raw)
     unlabelled = raw["Labels"].map({text: _parse(text) == [] for text in raw["Labels"].unique()}).astype(bool)
     if unlabelled.any():
-        notes.append(Note(f"{csv.name}: {int(unlabelled.sum())} images have no labels: blank",
+        notes.append(Note(f"{csv.name}: {counted(int(unlabelled.sum()), 'image has', 'images have')} no labels: blank",
                           raw["ImageID"][unlabelled].iloc[0]))  # fmt: skip
     name = raw["ImageID"].map(name_of)
     places, told = find_files(src, csv, set(name).__contains__)

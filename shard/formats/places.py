@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from shard.formats.rows import ENDING
-from shard.note import Note
+from shard.note import Note, counted
 from shard.progress import Progress
 from shard.walk import TROUBLES, Tally, walk
 
@@ -45,10 +45,11 @@ def find_files(
             progress.show(done)
     notes = [Note(f"{count} {reason}", example) for reason, (count, example) in left_out.items() if reason in TROUBLES]
     if again:
-        notes.append(Note(f"{len(again)} images lie there more than once; one file is taken",
+        notes.append(Note(f"{counted(len(again), 'image lies', 'images lie')} there more than once; one file is taken",
                           "{} and not {}".format(*again[0])))  # fmt: skip
     if strangers:
-        notes.append(Note(f"{len(strangers)} images are in no row of {table.name} and left out", strangers[0]))
+        images = counted(len(strangers), "image is", "images are")
+        notes.append(Note(f"{images} in no row of {table.name} and left out", strangers[0]))
     return found, notes
 
 
