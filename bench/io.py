@@ -79,8 +79,9 @@ def _measure(rows: list[Row], setting: Setting, rounds: int, seconds: float) -> 
                 try:
                     _begin(row, setting, seconds) if number == 0 else _turn(row, seconds)
                 except RuntimeError as error:
-                    raise InputError(f"row {row.name}: {error}; leave it out: name the others with --backends") from (
-                        error)  # fmt: skip
+                    said = str(error).replace("--workers=", "--threads=")  # as a loader's workers are called here
+                    raise InputError(f"row {row.name}: {said}; or leave it out: name the others with --backends"
+                                     ) from error  # fmt: skip
                 bar.update()
 
 

@@ -3,6 +3,7 @@ seeds."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from probe.features import read_features
 from probe.fewshot import Draws, NotMeasurable, make_draws, resolve_labels
 from probe.inputs import Input
 from probe.linear import probe_draws
+from probe.slices import count_patients, withhold
 from probe.statistics import Effect, Scores, holm, mean_of, over_seeds, resample, score
 from shard.errors import InputError
 from shard.manifest import Manifest, read_manifest
@@ -48,6 +50,11 @@ class Exam:
             resamples = resample(len(decisions), int(self.patients.max()) + 1)
             found[task] = score(decisions, draws.test_labels, self.patients[draws.test], resamples).of("auroc")
         return {**found, MEAN: mean_of(list(found.values()))}
+
+    def withheld(self) -> dict[str, str]:
+        """The tasks, and the mean over them, with too few patients for an interval or a p value, and why."""
+        return withhold({task: count_patients(draws.test, draws.test_labels, self.patients)
+                         for task, draws in self.drawn.items()}, MEAN)  # fmt: skip
 
 
 def tasks_of(manifest: Manifest) -> list[str]:
@@ -118,13 +125,14 @@ def by_task(scored: Sequence[dict[str, Scores]]) -> Seeds:
     return {task: [one[task] for one in scored] for task in scored[0]}
 
 
-def difference(mine: Sequence[Scores], theirs: Sequence[Scores]) -> Effect:
+def difference(mine: Sequence[Scores], theirs: Sequence[Scores], *, withheld: bool = False) -> Effect:
     """Mine less theirs on one task, seed against seed; what has one, such as the thumbnail, is against every seed.
 
-    Where one side has more seeds, the first ones are compared.
+    Where one side has more seeds, the first ones are compared. withheld: without an interval and a p value.
     """
     against = theirs if len(theirs) > 1 else [*theirs] * len(mine)
-    return over_seeds([one - other for one, other in zip(mine, against, strict=False)])
+    effect = over_seeds([one - other for one, other in zip(mine, against, strict=False)])
+    return effect._replace(low=math.nan, high=math.nan, p=math.nan) if withheld else effect
 
 
 def correct(effects: Mapping[Name, Effect]) -> dict[Name, Effect]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,7 +65,8 @@ def bench_recipe(
     made = study.claim(best) if claim else study.kept_claim()
     if made and made.cell != best.name:
         print(f"the claim in {out / CLAIM} is of {made.cell!r}; by now {best.name!r} would be chosen")
-    result = Page(str(shards), manifest.counts, draws, BASE, study.rows(scored), best.name, made, describe_machine())
+    result = Page(str(shards), manifest.counts, draws, BASE, study.rows(scored), best.name, made, describe_machine(),
+                  study.valid.withheld())
     print(result.text())
     if page is not None:
         write_page(page, result)
@@ -164,8 +165,9 @@ class _Study:
     def rows(self, scored: _Scored) -> list[Row]:
         """A row a cell, and those of the baselines before them."""
         to_published = _compare({cell.name: (scored.cells[cell.name], scored.cells[cell.rival])
-                                 for cell in self.cells if cell.name != cell.rival})  # fmt: skip
-        to_thumbnail = _compare({name: (seeds, scored.thumbnail) for name, seeds in scored.cells.items()})
+                                 for cell in self.cells if cell.name != cell.rival}, self.valid.withheld())  # fmt: skip
+        to_thumbnail = _compare({name: (seeds, scored.thumbnail) for name, seeds in scored.cells.items()},
+                                self.valid.withheld())  # fmt: skip
         rows = [Row("Thumbnail", {}, _means(scored.thumbnail), {}, {}, [])]
         rows += [Row(f"Scratch, {size} px", {}, _means(seeds), {}, {}, []) for size, seeds in scored.scratch.items()]
         for cell in self.cells:
@@ -193,11 +195,13 @@ class _Study:
                       "Thumbnail": self._thumbnail(exam)}  # fmt: skip
         tasks = [task for task in mine if task != MEAN]
         # Each reference on each task is a comparison of its own, and all are corrected for.
-        found = correct({(name, task): difference(mine[task], seeds[task])
+        withheld = exam.withheld()
+        found = correct({(name, task): difference(mine[task], seeds[task], withheld=task in withheld)
                          for name, seeds in references.items() for task in tasks})  # fmt: skip
         made = Claim(best.name, self.manifest.fingerprint(), self.draws, len(self.trials(best)), _means(mine),
                      {name: _means(seeds) for name, seeds in references.items()},
-                     {name: {task: found[name, task] for task in tasks} for name in references})  # fmt: skip
+                     {name: {task: found[name, task] for task in tasks} for name in references},
+                     {task: reason for task, reason in withheld.items() if task != MEAN})  # fmt: skip
         write_bytes(self.out / CLAIM, json.dumps(made.plain(), indent=1, allow_nan=False).encode())
         return made
 
@@ -216,11 +220,14 @@ class _Study:
         return kept
 
 
-def _compare(pairs: dict[str, tuple[Seeds, Seeds]]) -> dict[str, dict[str, Effect]]:
-    """Cell → task → the difference of its pair; p values corrected for all cells, task by task."""
+def _compare(pairs: dict[str, tuple[Seeds, Seeds]], withheld: Collection[str]) -> dict[str, dict[str, Effect]]:
+    """Cell → task → the difference of its pair; p values corrected for all cells, task by task.
+
+    withheld: the tasks without intervals and p values.
+    """
     tasks = next(iter(pairs.values()))[0] if pairs else {}
-    by_task = {task: correct({name: difference(mine[task], theirs[task]) for name, (mine, theirs) in pairs.items()})
-               for task in tasks}  # fmt: skip
+    by_task = {task: correct({name: difference(mine[task], theirs[task], withheld=task in withheld)
+                             for name, (mine, theirs) in pairs.items()}) for task in tasks}  # fmt: skip
     return {name: {task: by_task[task][name] for task in tasks} for name in pairs}
 
 

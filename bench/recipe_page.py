@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from bench.judge import MEAN, SHOTS
 from bench.result import LOSS, ONLINE, Result
 from probe.statistics import Effect
-from probe.table import format_cell, format_p
+from probe.table import format_estimate, format_p, say_withheld
 from shard.files import replacing, write_bytes
 from shard.plain_json import without_nan
 
@@ -33,7 +33,7 @@ class Row:
 @dataclass(frozen=True)
 class Claim:
     """The chosen cell on the test patients of the shards of that fingerprint: AUROC by task, the references', and the
-    differences to each."""
+    differences to each. withheld: tasks with too few patients for an interval or a p value, and why."""
 
     cell: str
     shards: str
@@ -42,6 +42,7 @@ class Claim:
     auroc: dict[str, float]
     references: dict[str, dict[str, float]]
     differences: dict[str, dict[str, Effect]]
+    withheld: dict[str, str] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it: null where an interval can't be told."""
@@ -71,6 +72,7 @@ class Page:
     best: str
     claim: Claim | None
     machine: dict[str, str | int]
+    withheld: dict[str, str] = field(default_factory=dict)  # of the validation patients, as a Claim's
 
     @property
     def columns(self) -> list[str]:
@@ -89,6 +91,7 @@ class Page:
             "Differences of AUROC, with 95 % intervals over draws, patients and seeds, to the published recipe trained "
             "as long and as large, and to the thumbnail; of a cell with one seed they are over draws and patients. p: "
             "of the mean over tasks, two-sided, corrected for the cells (Holm).\n\n" + self._differences(),
+            *say_withheld(self.withheld),
             f"Chosen of those with every seed, by the mean over tasks: **{self.best}**.",
         ]
         if self.claim is not None:
@@ -118,7 +121,8 @@ class Page:
                 for name, effects in claim.differences.items()]  # fmt: skip
         return (f"## On test patients: the claim\n\nLooked at once: {claim.cell}, {claim.seeds} seeds, {claim.draws} "
                 f"draws.\n\n{table(['', *self.columns], reached)}\n\n{table(['difference', *tasks], less)}\n\n"
-                "Intervals of 95 % over draws, patients and seeds; p corrected for all comparisons shown (Holm).")
+                "Intervals of 95 % over draws, patients and seeds; p corrected for all comparisons shown (Holm)."
+                + "".join(f"\n\n{line}" for line in say_withheld(claim.withheld)))  # fmt: skip
 
 
 def write_page(path: Path, page: Page) -> None:
@@ -165,7 +169,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(effect: Effect) -> str:
-    return format_cell(effect.mean, effect.low, effect.high, signed=True)
+    return format_estimate(effect.mean, effect.low, effect.high, signed=True)
 
 
 def _settings(settings: dict[str, Any]) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import torch
 
+from shard.errors import InputError
+
 WARM_UP = 8  # batches, and at least a second, after a pause: what was made ahead would count as free
 
 
@@ -97,6 +99,8 @@ def _serve(
             else:
                 batches = batches or start(*arguments)
                 connection.send(measure(batches, request[1]))
+        except InputError as error:
+            connection.send(RuntimeError(str(error)))
         except Exception as error:  # told to the parent, which reports it
             connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
 

@@ -95,8 +95,10 @@ def _write(study: Study, measured: Measured, features: dict[str, Features]) -> N
     page = compose(study, measured, table, differences, features)
     write_bytes(out / "draws.csv", write_draws(study.drawn, study.labels))
     labels = {"uncertain": study.settings.uncertain, "blank": study.settings.blank}
-    write_bytes(out / "table.csv", to_csv(table.assign(**labels)))
-    write_bytes(out / "differences.csv", to_csv(differences.assign(**labels)))
+    reasons = {one.name: one.collapsed for one in study.encoders}
+    for name, found in (("table.csv", table), ("differences.csv", differences)):
+        collapsed = [reasons.get(encoder, "") for encoder in found["encoder"]]  # pure noise is no encoder
+        write_bytes(out / name, to_csv(found.assign(collapsed=collapsed, **labels)))
     write_page(out, page)
     print(to_markdown(page.sheets()[:2], [page.headline, *page.verdicts, page.labels_said]))
     print(f"{out / 'report.html'} written")

@@ -184,7 +184,9 @@ def say_assumed(encoders: Sequence[Encoder]) -> list[str]:
 
 
 def format_p(p: float) -> str:
-    """"p = 0.015"; never 0, which no test can show."""
+    """"p = 0.015"; never 0, which no test can show; "no p" where there was no test."""
+    if pd.isna(p):
+        return "no p"
     return f"p = {p:.3f}" if p >= 0.0005 else "p < 0.001"
 
 

@@ -12,12 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bench import grid, recipe
 from bench.grid import BASE, CELLS, Cell, Trial, choose_cells
 from bench.judge import Candidates, Exam, correct, difference, set_exam
 from bench.recipe import bench_recipe
+from bench.recipe_page import Page
 from bench.result import Result, read_result, write_result
 from probe.statistics import Scores, holm, over_seeds
 from shard.errors import InputError
@@ -135,7 +137,9 @@ def test_the_whole_study_goes_on_where_it_stopped_and_looks_at_test_patients_onc
               for name, others in references.items() if name != best for task in exam.drawn}  # fmt: skip
     for ((name, task), effect), p in zip(wanted.items(), holm([one.p for one in wanted.values()]), strict=True):
         found = claim["differences"][name][task]
-        assert found == pytest.approx([*effect[:3], p, 2], nan_ok=True)
+        assert claim["withheld"].keys() == exam.withheld().keys() - {"mean"}
+        assert found == ([effect.mean, None, None, None, 2] if task in claim["withheld"] else
+                         pytest.approx([*effect[:3], p, 2], nan_ok=True))  # fmt: skip
         assert claim["auroc"][task] == pytest.approx(np.mean([one[task].both[0] for one in scored]))
 
 
@@ -217,6 +221,40 @@ def test_seeds_are_compared_in_pairs_and_a_lone_one_with_each() -> None:
     mine, theirs = ([Scores(*rng.uniform(0.4, 0.9, (3, 30))) for _ in range(3)] for _ in range(2))
     assert difference(mine, theirs) == over_seeds([one - other for one, other in zip(mine, theirs, strict=True)])
     assert difference(mine, theirs[1:2]) == over_seeds([one - theirs[1] for one in mine])
+
+
+@pytest.mark.parametrize("positive", [9, 10])
+def test_of_few_patients_the_claim_has_no_interval_and_no_p(
+    positive: int, three_splits: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of task B there are that many test patients with a positive image, of A thirty."""
+    rng = np.random.default_rng(0)
+    def scores(shift: float) -> dict[str, Scores]:
+        return {task: Scores(*rng.normal(0.5 + shift, 0.01, (3, 50))) for task in ("A", "B", "mean")}
+
+    patients = np.arange(60)
+    def drawn(count: int) -> Any:
+        return SimpleNamespace(test=patients, test_labels=(patients < count).astype(int))
+
+    exam = Exam("test", pd.DataFrame(), {"A": drawn(30), "B": drawn(positive)}, patients)
+    monkeypatch.setattr(Exam, "score", lambda self, features: scores(features))
+    for name, value in (("set_exam", lambda *given: exam), ("train_all", lambda *given: None)):
+        monkeypatch.setattr(recipe, name, value)
+    cells = [Cell("published", {}, repeated=True), Cell("sure", {}, repeated=True)]
+    study = recipe._Study(three_splits.folder, tmp_path, cells, 3, 5, 1, three_splits.manifest)
+    study.__dict__["candidates"] = SimpleNamespace(trained=lambda run: 0.2 * ("sure" in str(run)),
+                                                   scratch=lambda *given: 0.0, thumbnail=lambda size: 0.1)  # fmt: skip
+    study.claim(cells[1])
+    made = study.claim(cells[1])  # as it is read back
+    assert made.withheld == ({"B": "9 positive test patients"} if positive == 9 else {})
+    for effects in made.differences.values():
+        assert np.isfinite(effects["A"]).all() and np.isfinite(effects["B"][1:4]).all() == (positive == 10)
+    cells_scores = {cell.name: recipe.by_task([scores(0.1)] * 3) for cell in cells}
+    rows = study.rows(recipe._Scored(cells_scores, {}, recipe.by_task([scores(0.0)])))
+    assert [np.isfinite(rows[-1].to_thumbnail[task].p) for task in ("A", "B", "mean")] == [True, *[positive == 10] * 2]
+    page = Page("shards", {}, 5, {}, rows, "sure", made, {}, exam.withheld()).text()
+    assert page.count("no interval, p value or verdict for B (9 positive test patients)") == 2 * (positive == 9)
+    assert "+nan" not in page and page.count("no p |") == 6 * (positive == 9)
 
 
 def test_only_a_cell_with_every_seed_is_chosen(three_splits: Shards, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torchvision
@@ -15,13 +16,17 @@ from probe.collapse import say_collapsed_features
 from probe.report import make_report
 from probe.settings import Settings
 from shard.errors import InputError
-from tests.conftest import Shards
+from tests.conftest import Shards, newest, train_here
+from train import loop
 from train.collapse import say_collapse
-from train.model_card import make_page
+from train.journal import read_journal
+from train.model_card import make_card, make_page
+from train.status import status
 from train.watch import watch
 
 SETTINGS = {"batch_size": 16, "lr": 0.01, "weight_decay": 1.0, "same_patient": "negatives"}
 RNG = np.random.default_rng(0)
+STEP = loop.train_step
 SPREAD = RNG.normal(size=(200, 64)).astype(np.float32)
 
 
@@ -80,6 +85,26 @@ def test_features_that_tell_no_images_apart(features: Any, said: str) -> None:
     assert said in say_collapsed_features(features) and bool(said) == bool(say_collapsed_features(features))
 
 
+def test_a_training_warns_once_when_it_has_collapsed(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def collapsed(run: Any, *arguments: Any) -> Any:
+        loss, *embeddings = STEP(run, *arguments)
+        return loss * 0 + math.log(31), *(torch.ones_like(one) for one in embeddings)
+
+    monkeypatch.setattr(loop, "train_step", collapsed)
+    for epochs in (2, 4):
+        train_here(shards, tmp_path, epochs=epochs, online_every=0)
+        said = capsys.readouterr()
+        warnings = [line for line in (said.out + said.err).splitlines() if "collapsed" in line]
+        assert len(warnings) == (epochs == 4), warnings
+    assert "warning: collapsed: in epochs 1 to 3 " in warnings[0] and "embedding rank 1.0" in warnings[0]
+    status(tmp_path)
+    assert "collapsed: in epochs 2 to 4 " in capsys.readouterr().out
+    card = make_card(newest(tmp_path), 512, read_journal(tmp_path))
+    assert card["collapsed"].startswith("collapsed: in epochs 2 to 4 ")
+
+
 def weights(folder: Path, *, dead: bool) -> Path:
     """A ResNet's weights; dead: every feature is zero."""
     torch.manual_seed(0)
@@ -101,6 +126,10 @@ def test_a_report_of_a_collapsed_encoder_is_finished(given: tuple[bool, ...], sh
     row = next(line for line in table.splitlines() if line.startswith("| Dead (collapsed"))
     assert "| 0.500 [" in row
     assert "COLLAPSED: Dead: its 512 features are the same for all images" in table
+    for name in ("table.csv", "differences.csv"):
+        cells = pd.read_csv(tmp_path / "report" / name, keep_default_na=False)
+        told = cells["collapsed"] == "its 512 features are the same for all images"
+        assert told.equals(cells["encoder"] == "Dead") and set(cells["collapsed"][~told]) <= {""}
     for figure in ("map-cardiomegaly.svg", "neighbours.png"):
         assert (tmp_path / "report" / "figures" / figure).exists() == (False in given)
 

@@ -98,6 +98,7 @@ def test_paired_differences_are_replicate_by_replicate_and_corrected_over_tasks(
     assert sheet.header == ["", "A", "B"]
     assert sheet.rows[0][:2] == ["SimCLR − Scratch", "+0.100 [+0.100, +0.100], p = 0.098"]
     assert [format_p(p) for p in (0.0151, 0.0005, 0.0004, 0.0)] == ["p = 0.015", "p = 0.001", "p < 0.001", "p < 0.001"]
+    assert format_p(float("nan")) == "no p"
 
 
 def test_of_several_runs_the_first_is_a_reference_too_and_each_pair_comes_once() -> None:

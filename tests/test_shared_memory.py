@@ -85,6 +85,16 @@ def test_a_training_with_little_shared_memory_ends(shards: Shards, tmp_path: Pat
     assert names_the_cure(done.stderr.strip()) and "it has 16 MB" in done.stderr
 
 
+def test_a_measurement_with_little_shared_memory_names_its_own_flags(shards: Shards, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.io", str(shards.folder), "--backends=torchvision", "--threads=2",
+               "--size=96", "--batch-size=64", "--rounds=1", "--seconds=0.1",
+               f"--json={tmp_path / 'io.json'}"]  # fmt: skip
+    done = unshared(shlex.join(command), size="4m")
+    error = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "bench.io: error: row torchvision: /dev/shm is too small" in error, error
+    assert "lower --threads=2 or --batch-size; or leave it out: " in error and "--workers" not in error
+
+
 def test_a_build_without_shared_memory_says_so_and_one_worker_wants_none(radiographs: Path, tmp_path: Path) -> None:
     build = [sys.executable, "-m", "shard", "build", str(radiographs), str(tmp_path / "shards"), "--size=32"]
     full = "head -c 1m /dev/zero > /dev/shm/full || true; "
