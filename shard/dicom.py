@@ -65,7 +65,8 @@ def read(data: Any) -> Deep:
     if photometric == "PALETTE COLOR":
         from pydicom.pixels import apply_color_lut
 
-        return _to_luma(apply_color_lut(stored_values(data)[0], data))
+        indices, padding = stored_values(data)
+        return _to_luma(apply_color_lut(indices, data))._replace(padding=padding)
     if int(data.SamplesPerPixel) > 1:
         return _to_luma(decode(data))
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):

@@ -187,9 +187,21 @@ def _set_aside(
         notes = [Note(f"{images} several rows that differ in their labels alone: all rejected; where those are several "
                       "readers', --votes=majority, any or all makes one of them", readers[0])]  # fmt: skip
     contested = _of_two_patients(rows[~shared])
+    notes += _say_other_keys(rows[~shared].drop(contested.index), findings)
     for path, clash in contested.groupby("path"):
         rejects += [(key, str(path), f"{len(clash)} rows have this file and differ in patient") for key in clash["key"]]
     return rows[~shared].drop(contested.index), rejects, notes
+
+
+def _say_other_keys(rows: pd.DataFrame, findings: tuple[str, ...]) -> list[Note]:
+    """A note of files that are in several rows under keys of their own, with other labels in each."""
+    again = rows[rows["path"].duplicated(keep=False)]
+    once = again.drop_duplicates(["path", *findings])
+    differ = once["path"][once["path"].duplicated()].unique()
+    if not len(differ):
+        return []
+    files = counted(len(differ), "file is", "files are")
+    return [Note(f"{files} in several rows that differ in key and labels; all are kept", min(differ))]
 
 
 def _of_two_patients(rows: pd.DataFrame) -> pd.DataFrame:

@@ -414,3 +414,16 @@ def test_of_several_padding_values_the_first_counts(tmp_path: Path) -> None:
     data.save_as(tmp_path / "image.dcm")
     greys = load_grey(tmp_path / "image.dcm", 500).astype(int)
     assert (greys[BORDER] == 0).all() and np.abs(greys - np.where(BORDER, 0, GREYS)).max() < 3
+
+
+def test_padding_of_a_palette_is_black(tmp_path: Path) -> None:
+    indices = np.where(BORDER, 255, np.minimum(GREYS, 254)).astype(np.uint8)
+    write_dicom(tmp_path / "image.dcm", indices, PixelPaddingValue=255)
+    data = pydicom.dcmread(tmp_path / "image.dcm")
+    data.PhotometricInterpretation = "PALETTE COLOR"
+    for number, colour in enumerate(("Red", "Green", "Blue")):
+        data.add_new(f"{colour}PaletteColorLookupTableDescriptor", "US", [256, 0, 16])
+        data.add_new(f"{colour}PaletteColorLookupTableData", "OW", (np.arange(256) * 257).astype("<u2").tobytes())
+    data.save_as(tmp_path / "image.dcm")
+    greys = load_grey(tmp_path / "image.dcm", 500).astype(int)
+    assert (greys[BORDER] == 0).all() and np.abs(greys - GREYS)[~BORDER].max() < 8

@@ -181,3 +181,25 @@ def test_blank_lines_above_the_header_are_none(tmp_path: Path, above: str) -> No
     table = plain(tmp_path, above + "path;patient;split;Edema\na.png;1,5;train;1\n\nb.png;2;train;0\n", "a.png")
     rows = read_table(tmp_path, table=table).rows
     assert rows["patient"].tolist() == ["1,5", "2"] and rows["Edema"].tolist() == [1, 0]
+
+
+def test_a_file_under_two_keys_with_other_labels_is_told_of(tmp_path: Path) -> None:
+    lines = "a.png,1,train,k1,1\na.png,1,train,k2,0\nb.png,2,train,k3,1\nb.png,2,train,k4,1\n"
+    read = read_table(tmp_path, table=plain(tmp_path, "path,patient,split,key,Edema\n" + lines))
+    assert len(read.rows) == 4
+    assert [str(note) for note in read.notes] == [
+        "1 file is in several rows that differ in key and labels; all are kept, such as a.png"]
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "told"),
+    [("set", ("Train", "val", "test"), True), ("Subset", ("train", "", "train"), True), ("split", ("train",) * 3, False),
+     ("set", ("train", "A", "test"), False), ("source", ("test",) * 3, False)],
+)  # fmt: skip
+def test_splits_under_another_name_are_told_of(
+    tmp_path: Path, column: str, cells: tuple[str, ...], told: bool
+) -> None:  # fmt: skip
+    rows = "".join(f"{name}.png,{name},{cell}\n" for name, cell in zip("abc", cells, strict=True))
+    read = read_table(tmp_path, table=plain(tmp_path, f"path,patient,{column}\n{rows}"))
+    wanted = f"splits are by a hash of patients, and {column} is not read; rename it to split"
+    assert any(wanted in note.text for note in read.notes) == told

@@ -14,12 +14,14 @@ from shard.formats.votes import reader_columns
 from shard.note import Note, counted, listed
 from shard.paths import in_one_spelling
 from shard.sex import with_sex
+from shard.words import fold
 
 KNOWN = {
     "path": ("image_path", "img_path", "file_path", "relative_path", "file_name", "image_name", "image_file", "file"),
     "key": (), "patient": ("patient_id", "subject_id", "subject"), "split": (), "view": VIEW, "sex": SEX, "age": AGE,
 }  # fmt: skip
 NOT_FINDINGS = tuple(KNOWN)
+_SPLIT_WORDS = {"", "train", "training", "valid", "val", "validation", "validate", "dev", "test", "testing"}
 
 
 def read_plain(csv: Path, src: Path, findings: str | None = None) -> Rows:
@@ -32,10 +34,20 @@ def read_plain(csv: Path, src: Path, findings: str | None = None) -> Rows:
     path, spelt = in_one_spelling(raw["path"], src)
     key = raw["key"] if "key" in raw.columns else path.str.replace(ENDING, "", regex=True)
     split = column(raw, "split").str.strip().str.lower() if "split" in raw.columns else hashed_splits(raw["patient"])
+    told += _say_splits(table) if "split" not in raw.columns else []
     frame = pd.DataFrame({"path": path, "key": key, "patient": raw["patient"], "split": split,
                           "view": column(raw, "view"), "sex": column(raw, "sex"),
                           "age": column(raw, "age")})  # fmt: skip
     return Rows(tuple(labels.columns), frame.join(labels), (*notes, *told, *spelt), ((csv, len(table)),))
+
+
+def _say_splits(table: pd.DataFrame) -> list[Note]:
+    """A note of columns that seem to hold the splits of a table without a column split."""
+    likely = [name for name in map(str, table.columns) if name not in NOT_FINDINGS
+              and fold("train") in (cells := {fold(cell) for cell in table[name].astype("str").unique()})
+              and cells <= _SPLIT_WORDS]  # fmt: skip
+    return [Note(f"no column split: splits are by a hash of patients, and {listed(likely)} is not read; rename it to "
+                 "split if it says them")] if likely else []  # fmt: skip
 
 
 def divide(raw: pd.DataFrame, csv: Path, findings: str | None) -> tuple[pd.DataFrame, pd.DataFrame, list[Note]]:
