@@ -421,7 +421,7 @@ def test_padding_of_a_palette_is_black(tmp_path: Path) -> None:
     write_dicom(tmp_path / "image.dcm", indices, PixelPaddingValue=255)
     data = pydicom.dcmread(tmp_path / "image.dcm")
     data.PhotometricInterpretation = "PALETTE COLOR"
-    for number, colour in enumerate(("Red", "Green", "Blue")):
+    for colour in ("Red", "Green", "Blue"):
         data.add_new(f"{colour}PaletteColorLookupTableDescriptor", "US", [256, 0, 16])
         data.add_new(f"{colour}PaletteColorLookupTableData", "OW", (np.arange(256) * 257).astype("<u2").tobytes())
     data.save_as(tmp_path / "image.dcm")

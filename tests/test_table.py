@@ -193,8 +193,8 @@ def test_a_file_under_two_keys_with_other_labels_is_told_of(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("column", "cells", "told"),
-    [("set", ("Train", "val", "test"), True), ("Subset", ("train", "", "train"), True), ("split", ("train",) * 3, False),
-     ("set", ("train", "A", "test"), False), ("source", ("test",) * 3, False)],
+    [("set", ("Train", "val", "test"), True), ("Subset", ("train", "", "train"), True),
+     ("split", ("train",) * 3, False), ("set", ("train", "A", "test"), False), ("source", ("test",) * 3, False)],
 )  # fmt: skip
 def test_splits_under_another_name_are_told_of(
     tmp_path: Path, column: str, cells: tuple[str, ...], told: bool

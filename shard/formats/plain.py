@@ -58,8 +58,7 @@ def divide(raw: pd.DataFrame, csv: Path, findings: str | None) -> tuple[pd.DataF
     labels, told = take_findings(raw, NOT_FINDINGS, csv, findings, used=coded)
     known = known[[name for name in NOT_FINDINGS if name in known.columns]]
     readers = reader_columns(map(str, raw.columns))
-    again = pd.concat([known, labels, raw[readers]], axis=1).duplicated()
-    if readers and again.any():
+    if readers and (again := pd.concat([known, labels, raw[readers]], axis=1).duplicated()).any():
         reader = "a row of the same reader, and"
         rows = counted(int(again.sum()), f"row repeats {reader} is", f"rows repeat {reader} are")
         notes.append(Note(f"{csv.name}: {rows} left out"))
