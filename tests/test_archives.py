@@ -483,3 +483,23 @@ def test_an_image_of_chexlocalizes_other_table_is_not_left_out(tmp_path: Path) -
     picture(tmp_path / "test/patient1/study1/view1_frontal.jpg")
     said = told(read_table(tmp_path))
     assert said.count("1 image is in no row of") == 2 and said.count("patient1/study1/view1_frontal.jpg") == 2
+
+
+def test_columns_that_an_archives_table_lacks_are_told_of(tmp_path: Path) -> None:
+    padchest(tmp_path, *["['normal']"] * 8)
+    for number in range(8):
+        picture(tmp_path / f"{number:02d}.png", number)
+    assert "expected column" not in told(read_table(tmp_path))
+    csv = padchest(tmp_path, *["['normal']"] * 8)
+    csv.write_text(csv.read_text().replace("PatientSex_DICOM", "Patient_Sex").replace("PatientBirth", "Born"))
+    table = read_table(tmp_path)
+    assert f"{csv.name}: 1 expected column not found: PatientBirth" in told(table) and set(table.rows["sex"]) == {"F"}
+
+
+def test_splits_of_chexpert_plus_in_capitals(tmp_path: Path) -> None:
+    plus(tmp_path)
+    csv = tmp_path / "df_chexpert_plus_240401.csv"
+    csv.write_text(csv.read_text().replace("White,train", "White,TRAIN").replace(",sex,", ",of,"))
+    table = read_table(tmp_path)
+    assert set(table.rows["split"]) == {"train", "valid"}
+    assert f"{csv.name}: 1 expected column not found: sex" in told(table)

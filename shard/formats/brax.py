@@ -30,6 +30,7 @@ def read_brax(src: Path, csv: Path) -> Rows:
     raw, notes = read_csv(csv, ("PatientID",), {**_COLUMNS, **KNOWN}, ids=("PatientID",), only=True)
     findings = chexpert_findings(raw.columns, csv)
     notes += not_found(csv, CHEXPERT_FINDINGS, findings)
+    notes += not_found(csv, ("PatientSex", "PatientAge", "ViewPosition"), list(raw), "columns")
     paths = {name: column(raw, name).str.strip() for name in ("PngPath", "DicomPath")}
     there = {name: sum((src / path).is_file() for path in of[of != ""].head(_TRIED)) for name, of in paths.items()}
     taken = max(there, key=lambda name: there[name]) if any(there.values()) else next(

@@ -37,6 +37,7 @@ def read_chexpert_plus(src: Path, csv: Path) -> Rows:
     """
     known = {**_KNOWN, **(KNOWN if has(header_of(csv), CHEXPERT_FINDINGS[2]) else {})}
     raw, notes = read_csv(csv, _WANTED, known, ids=("deid_patient_id",), only=True)
+    notes += not_found(csv, _KNOWN, list(raw), "columns")
     name = raw["path_to_image"].map(lambda path: name_of(path, _PARTS))
     findings = tuple(finding for finding in CHEXPERT_FINDINGS if finding in raw.columns)
     labels, tables = raw[list(findings)], [(csv, len(raw))]
@@ -55,7 +56,7 @@ def read_chexpert_plus(src: Path, csv: Path) -> Rows:
     view = join_views(column(raw, "frontal_lateral"), column(raw, "ap_pa"))
     frame = pd.DataFrame({
         "path": [places.get(one, path) for one, path in zip(name, raw["path_to_image"], strict=True)], "key": name,
-        "patient": raw["deid_patient_id"], "split": raw["split"],
+        "patient": raw["deid_patient_id"], "split": raw["split"].str.lower(),
         "view": view, "sex": column(raw, "sex"), "age": column(raw, "age"),
     })  # fmt: skip
     return Rows(findings, frame.join(labels), (*notes, *told), tuple(tables))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from shard.errors import InputError
+from shard.formats.columns import SEX, not_found
 from shard.formats.csv_file import has_columns, read_csv
 from shard.formats.places import find_files, name_of
 from shard.formats.rows import Rows, column, hashed_splits
@@ -17,8 +18,9 @@ from shard.ids import one_form
 from shard.note import Note, counted
 
 _WANTED = ("ImageID", "PatientID", "Labels")
-_KNOWN = {"ImageDir": (), "Projection": (), "ViewPosition_DICOM": (), "PatientSex_DICOM": ("PatientSex",),
+_KNOWN = {"ImageDir": (), "Projection": (), "ViewPosition_DICOM": (), "PatientSex_DICOM": ("PatientSex", "Sex", *SEX),
           "PatientBirth": (), "StudyDate_DICOM": ("StudyDate",)}  # fmt: skip
+_EXPECTED = ("Projection", "PatientSex_DICOM", "PatientBirth", "StudyDate_DICOM")  # each image has them
 # CheXpert's name → labels of PadChest's tree that are this finding: itself and its kinds, of which a report has the
 # most particular one alone.
 PADCHEST_UNIONS = {
@@ -50,6 +52,7 @@ def read_padchest(src: Path, csv: Path) -> Rows:
     CheXpert's name (PADCHEST_UNIONS); the kinds remain beside it. The age is the year of the study less that of birth.
     """
     raw, notes = read_csv(csv, _WANTED, _KNOWN, ids=("PatientID",), only=True)
+    notes += not_found(csv, _EXPECTED, list(raw), "columns")
     findings, labels = _read_labels(csv, raw)
     unlabelled = raw["Labels"].map({text: _parse(text) == [] for text in raw["Labels"].unique()}).astype(bool)
     if unlabelled.any():
