@@ -56,7 +56,8 @@ def choose_state(tensors: State, path: Path, wanted: str) -> Found | None:
     distinct = [key for number, key in enumerate(states)
                 if not any(_equal(states[key], states[other]) for other in list(states)[:number])]  # fmt: skip
     if len(distinct) == 1:
-        return Found(states[distinct[0]], _not_read(tensors, distinct[0]))
+        return Found(states[distinct[0]], [] if any(re.search(AVERAGED, key, re.I) for key in states) else
+                     _not_read(tensors, distinct[0]))  # fmt: skip
     for pattern, why in CHOICES:
         chosen = [key for key in distinct if re.search(pattern, key, re.I)]
         if len(chosen) == 1:
@@ -90,8 +91,6 @@ def _equal(one: State, other: State) -> bool:
 
 def _not_read(tensors: State, taken: str) -> list[str]:
     """A line where averaged weights lie in the file that are no ResNet by name, beside the raw ones that are taken."""
-    if re.search(AVERAGED, taken, re.I):
-        return []
     other = next((name for name in tensors if re.search(AVERAGED, name.split(".")[0], re.I)), None)
     said = f"weights of {plain(taken) or TOP}; the averaged ones ({plain(other)}, …) are no ResNet by name"
     return [said] if other else []

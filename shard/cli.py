@@ -18,6 +18,7 @@ import sys
 import threading
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,10 @@ def _closest(word: str, known: typing.Iterable[str], dashes: str = "") -> str:
 
 
 def _complain(name: str, error: InputError, status: int) -> int:
-    print(f"{name}: error: {error}", file=sys.stderr)
+    # A path or a value may hold what a terminal obeys.
+    said = "".join(f"\\x{ord(one):02x}" if unicodedata.category(one) == "Cc" else one
+                   for one in str(error))  # fmt: skip
+    print(f"{name}: error: {said}", file=sys.stderr)
     return status
 
 

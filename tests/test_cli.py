@@ -6,6 +6,7 @@ from typing import Literal
 import pytest
 
 from shard.cli import run
+from shard.errors import InputError
 
 calls: list[dict[str, object]] = []
 
@@ -78,6 +79,15 @@ def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.Capt
         run("python -m x", touch, [str(tmp_path / "file")])
     error = capsys.readouterr().err
     assert stop.value.code == 1 and str(tmp_path / "file") in error and error.count("\n") == 1
+
+
+def test_a_path_in_an_error_gives_a_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> None:
+        raise InputError("runs/a\x1b[1m\x9b: no such é\u00a0run")
+
+    with pytest.raises(SystemExit):
+        run("python -m x", refuse, ())
+    assert capsys.readouterr().err == "python -m x: error: runs/a\\x1b[1m\\x9b: no such é\u00a0run\n"
 
 
 def test_home_is_found_where_the_shell_leaves_the_tilde() -> None:

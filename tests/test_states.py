@@ -105,6 +105,12 @@ def test_averaged_weights_that_are_no_network_by_name_are_told_of(states: list[S
         open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].said[0])  # fmt: skip
 
 
+def test_averaged_weights_that_equal_the_raw_ones_are_the_same_network(states: list[State], tmp_path: Path) -> None:
+    torch.save({"state_dict": states[0], "state_dict_ema": states[0]}, tmp_path / "a.pth")
+    assert taken(tmp_path / "a.pth", states) == 0
+    assert "no ResNet by name" not in "".join(open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].said)
+
+
 def test_a_path_with_colons_that_exists_is_a_path(states: list[State], tmp_path: Path) -> None:
     torch.save(states[0], tmp_path / "a::b.pth")
     assert taken(tmp_path / "a::b.pth", states) == 0
