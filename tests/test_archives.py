@@ -426,6 +426,9 @@ def test_classes_of_vinbigdata_are_one_however_they_are_spelt(tmp_path: Path) ->
 
 def test_a_reader_of_vindr_has_one_vote(tmp_path: Path) -> None:
     csv = vindr(tmp_path)
+    once = read_table(tmp_path).rows
+    csv.write_text(csv.read_text() + "a,R1 ,1,0,0,0.0\n")
+    pd.testing.assert_frame_equal(read_table(tmp_path).rows, once)
     csv.write_text(csv.read_text() + "a,R3,1,0,0,0\n")
     with pytest.raises(InputError, match="reader R3 has two rows for a that say different things"):
         read_table(tmp_path)
@@ -433,7 +436,7 @@ def test_a_reader_of_vindr_has_one_vote(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dataset", ["csv", "folder"])
 def test_a_reader_of_ones_own_table_has_one_vote(tmp_path: Path, dataset: Any) -> None:
-    votes = [("a", "R1", 1), ("a", "R1", 1), ("a", "R2", 0), ("b", "R1", 1), ("b", "R2", 1), ("b", "R3", 0),
+    votes = [("a", "R1", 1), ("a", " R1", "1.0"), ("a", "R2", 0), ("b", "R1", 1), ("b", "R2", 1), ("b", "R3", 0),
              ("c", "R1", 0)]  # fmt: skip
     (tmp_path / "t.csv").write_text("path,patient,split,reader,age,Edema\n" + "".join(
         f"{image}.png,{image},train,{reader},{'57' if label else '57.0'},{label}\n" for image, reader, label in votes))

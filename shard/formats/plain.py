@@ -11,6 +11,8 @@ from shard.formats.csv_file import read_csv
 from shard.formats.findings import take_findings
 from shard.formats.rows import ENDING, Rows, column, hashed_splits
 from shard.formats.votes import reader_columns
+from shard.ids import one_form
+from shard.label import read_labels
 from shard.note import Note, counted, listed
 from shard.paths import in_one_spelling
 from shard.sex import with_sex
@@ -41,6 +43,13 @@ def read_plain(csv: Path, src: Path, findings: str | None = None) -> Rows:
     return Rows(tuple(labels.columns), frame.join(labels), (*notes, *told, *spelt), ((csv, len(table)),))
 
 
+def _repeats(known: pd.DataFrame, labels: pd.DataFrame, readers: pd.DataFrame) -> pd.Series:
+    """Which rows say what an earlier one of the same reader says, in other spelling perhaps."""
+    values = labels.apply(lambda cells: read_labels(cells)[0])
+    names = readers.apply(lambda cells: cells.astype("str").map(one_form))
+    return pd.concat([known, values, names], axis=1).duplicated()
+
+
 def _say_splits(table: pd.DataFrame) -> list[Note]:
     """A note of columns that seem to hold the splits of a table without a column split."""
     likely = [name for name in map(str, table.columns) if name not in NOT_FINDINGS
@@ -58,7 +67,7 @@ def divide(raw: pd.DataFrame, csv: Path, findings: str | None) -> tuple[pd.DataF
     labels, told = take_findings(raw, NOT_FINDINGS, csv, findings, used=coded)
     known = known[[name for name in NOT_FINDINGS if name in known.columns]]
     readers = reader_columns(map(str, raw.columns))
-    if readers and (again := pd.concat([known, labels, raw[readers]], axis=1).duplicated()).any():
+    if readers and (again := _repeats(known, labels, raw[readers])).any():
         reader = "a row of the same reader, and"
         rows = counted(int(again.sum()), f"row repeats {reader} is", f"rows repeat {reader} are")
         notes.append(Note(f"{csv.name}: {rows} left out"))

@@ -58,7 +58,7 @@ def read_vindr(src: Path, csv: Path, votes: Votes, workers: int) -> Rows:
 def _read_votes(csv: Path, votes: Votes) -> tuple[pd.DataFrame, list[Note], int]:
     """One row an image, a column a finding; and of how many rows."""
     boxes = has_columns(csv, *_BOXES)
-    raw, notes = read_csv(csv, ("image_id", *(_BOXES if boxes else ())), {"rad_id": ()}, ids=("image_id",))
+    raw, notes = read_csv(csv, ("image_id", *(_BOXES if boxes else ())), {"rad_id": ()}, ids=("image_id", "rad_id"))
     readers = raw["rad_id"].astype("str") if "rad_id" in raw else pd.Series("", index=raw.index)
     if boxes:
         spelt = {fold(name): _name(name) for name in sorted(raw["class_name"].unique(), reverse=True)}
