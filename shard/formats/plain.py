@@ -47,7 +47,8 @@ def _repeats(known: pd.DataFrame, labels: pd.DataFrame, readers: pd.DataFrame) -
     """Which rows say what an earlier one of the same reader says, in other spelling perhaps."""
     values = labels.apply(lambda cells: read_labels(cells)[0])
     names = readers.apply(lambda cells: cells.astype("str").map(one_form))
-    return pd.concat([known, values, names], axis=1).duplicated()
+    again: pd.Series = pd.concat([known, values, names], axis=1).duplicated()
+    return again
 
 
 def _say_splits(table: pd.DataFrame) -> list[Note]:
