@@ -506,3 +506,11 @@ def test_splits_of_chexpert_plus_in_capitals(tmp_path: Path) -> None:
     table = read_table(tmp_path)
     assert set(table.rows["split"]) == {"train", "valid"}
     assert f"{csv.name}: 1 expected column not found: sex" in told(table)
+
+
+def test_readers_without_findings_vote_on_nothing(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,patient,split,reader,Odd\na.png,a,train,x,yes\na.png,a,train,y,no\n")
+    picture(tmp_path / "a.png")
+    table = read_table(tmp_path, table=tmp_path / "t.csv")
+    assert table.findings == () and len(table.rows) == 1 and not table.rejects
+    assert "other cells than 1, 0, -1 and blank (2): reader, Odd" in told(table)

@@ -51,6 +51,8 @@ def vote_rows(read: Rows, csv: Path, votes: Votes) -> Rows:
         values = READERS[name](alike[name].astype("str").unique())
         alike[name] = alike[name].astype("str").map(lambda text, of=values: text if of[text] is None else of[text])
     whole = read.frame[~alike.duplicated()].reset_index(drop=True)
+    if not read.findings:
+        return read._replace(frame=whole)
     image = alike.astype("str").agg("\0".join, axis=1)
     voted, notes = vote(as_numbers(csv, read.frame[list(read.findings)], read.frame["path"]), image, votes)
     notes = [note._replace(example=note.example and note.example.split("\0")[same.index("path")]) for note in notes]
