@@ -80,6 +80,13 @@ def test_what_is_not_data_is_named_with_a_command_that_keeps_the_weights(
     assert torch.equal(read.resnet.state_dict()["conv1.weight"], resnet.state_dict()["conv1.weight"])
 
 
+def test_a_command_with_a_long_path_is_whole(resnet: nn.Module, tmp_path: Path) -> None:
+    folder = tmp_path / ("outputs  2024, " + "a" * 200) / ("lr=0.001," * 20)
+    folder.mkdir(parents=True)
+    torch.save({"model": resnet.state_dict(), "args": argparse.Namespace(lr=0.1)}, folder / "a.pth")
+    assert f'torch.save(c["model"], "{folder / "a-weights.pth"}")' in refusal(folder / "a.pth")
+
+
 def test_both_networks_of_a_file_are_kept_so_that_one_can_be_chosen(resnet: nn.Module, tmp_path: Path) -> None:
     state = resnet.state_dict()
     torch.save({"model": state, "model_ema": state, "args": argparse.Namespace()}, tmp_path / "a.pth")
