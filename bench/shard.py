@@ -170,8 +170,9 @@ def _measure_memory(place: Path, contents: list[bytes], rows: int, workers: int)
         table.writerow(["path", "key", "patient", "split", *CHEXPERT_FINDINGS])
         for row in range(rows):
             labels = [("1.0", "0.0", "-1.0", "")[(row + place) % 4] for place in range(len(CHEXPERT_FINDINGS))]
-            key = f"train/patient{row // 3:05d}/study1/view{row % 3}_frontal.jpg"
-            table.writerow([f"{row % len(contents)}.jpg", key, f"patient{row // 3:05d}", "train", *labels])
+            patient = f"patient{row % len(contents):05d}"  # a file is one patient's
+            key = f"train/{patient}/study{row // len(contents)}/view1_frontal.jpg"
+            table.writerow([f"{row % len(contents)}.jpg", key, patient, "train", *labels])
     parts = max(1, rows // 2000)
     command = [sys.executable, "-m", "shard", "build", str(folder), str(folder / "out"),
                f"--table={folder / 'table.csv'}", f"--workers={workers}", "--part=0", f"--parts={parts}"]  # fmt: skip

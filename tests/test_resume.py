@@ -39,7 +39,7 @@ def archive(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     rows = [{"path": path, "key": f"{number}_{path}", "patient": path.split("/")[1], "split": path.split("/")[0],
              "Mass": number % 2} for path in files for number in range(12)]  # fmt: skip
     for place in (5, 500, 700, 1000):
-        rows[place]["path"] = "absent.jpg"
+        rows[place]["path"] = f"absent-{place}.jpg"  # one file is one patient's
     table = tmp_path_factory.mktemp("archive") / "table.csv"
     pd.DataFrame(rows).to_csv(table, index=False)
     return table

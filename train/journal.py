@@ -98,7 +98,7 @@ def read_card(run: Path) -> dict[str, Any]:
         card: dict[str, Any] = json.loads(path.read_text())
         settings = card["settings"]
         numbers = [card["steps_per_epoch"], *(settings[name] for name in ("epochs", "size", "batch_size"))]
-        texts = [card["command"], *(settings[name] for name in ("arch", "shards"))]
+        texts = [card["command"], settings.get("out", ""), *(settings[name] for name in ("arch", "shards"))]
         if not all(type(number) is int and 0 < number < 2**60 for number in numbers) or not all(
             type(text) is str for text in texts
         ):
