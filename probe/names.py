@@ -12,6 +12,8 @@ from pathlib import Path
 from shard.errors import InputError
 
 MEAN = "Mean"  # the column over all tasks, where no finding is called so
+# What labels of rows add to an encoder's name: "A (collapsed)", "A (… assumed)", "A − B".
+_ADDED = re.compile(r"\((?:.*, )?collapsed(?:, .*)?\)$|\(.*assumed\)$|\s−\s")
 MAJORITY, GUESSING = "Majority class", "Guessing (share of positives)"  # rows of tables
 
 
@@ -54,6 +56,9 @@ def check_name(name: str, ours: Collection[str]) -> None:
         if rest != _plain(name) and re.match(r"\s*([(,−]|$)", rest):
             raise InputError(f"an encoder called {name} would be read as the report's own {taken}; give it another "
                              "name: NAME=PATH")  # fmt: skip
+    if found := _ADDED.search(_plain(name)):
+        raise InputError(f"an encoder called {name}: {found[0].strip()} is what a report itself adds to names; give it "
+                         "another name: NAME=PATH")  # fmt: skip
 
 
 def name_mean(findings: Collection[str]) -> str:

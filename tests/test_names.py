@@ -178,8 +178,15 @@ def test_an_encoder_called_as_a_line_of_ours_is_refused_before_any_work(
         open_here(f"{name}={file}")
 
 
+@pytest.mark.parametrize("name", ["X (collapsed)", "X (Collapsed, mean assumed)", "X (mean and std assumed)", "A − B"])
+def test_marks_that_a_report_adds_to_names_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"is what a report itself adds to names; give it another name: NAME=PATH"):
+        check_name(name, ())
+
+
 def test_names_that_only_resemble_ours_are_allowed() -> None:
-    for name in ("ImageNet-21k", "Scratch 2", "scratchy", "Mean", "SimCLR", "A, 10", "noise", "=1+1", '<b> "c" | d'):
+    for name in ("ImageNet-21k", "Scratch 2", "scratchy", "Mean", "SimCLR", "A, 10", "noise", "collapsed", "A - B",
+                 "=1+1", '<b> "c" | d'):
         check_name(name, ("Scratch", "ImageNet", "Pure noise"))
     with pytest.raises(InputError, match="one line of text"):
         check_name("a\nb", ())
