@@ -174,7 +174,10 @@ def test_a_trial_is_trained_with_its_settings_and_its_seed_and_its_result_is_of_
     assert len({identity(), identity(other), identity(seed=1), identity(draws=6), identity(shards="b")}) == 5
 
 
-def test_a_cell_is_compared_to_its_rival_and_corrected_for_all_cells(three_splits: Shards, tmp_path: Path) -> None:
+def test_a_cell_is_compared_to_its_rival_and_corrected_for_all_cells(
+    three_splits: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Exam, "withheld", lambda self: {})  # these few phantoms have too few patients for a p value
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.01, (4, 3, 40))
     noise[..., 0] = 0
