@@ -114,8 +114,8 @@ def draw_batch(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[An
 
 
 def stock_parameters(recipe: Recipe, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:
-    """Inputs of the stock graph: those of VIEW_INPUTS for view 1, then for view 2, and, in a batch with partners, which
-    second views are made of one, [B]."""
+    """Inputs of the stock graph: the arrays of view_inputs for view 1, then for view 2. A batch with partners adds a
+    boolean array, [B]: whether view 2 comes from a partner."""
     drawn, paired = draw_batch(recipe, seed, batch, shapes)
     arrays = (array for view in range(2) for array in view_inputs(drawn[:, view], recipe.size))
     return (*arrays, *(() if batch.partners is None else (paired,)))

@@ -69,7 +69,7 @@ class ViewLoader:
         return torch.from_numpy(self._patients.numbers[self._samples(epoch, step)])
 
     def paired(self, *, in_shard: bool) -> int:
-        """How many images of the split have another of their patient; in_shard: one that view 2 may be made of."""
+        """Count the images whose patient has another image in the split or, with in_shard, in the same shard."""
         return self._patients.paired(in_shard=in_shard)
 
     def _samples(self, epoch: int, step: int) -> Any:

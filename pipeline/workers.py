@@ -1,4 +1,4 @@
-"""Worker processes of a DataLoader: how their batches come here, and what is said where they can't."""
+"""Worker processes of a DataLoader: pass their batches through shared memory, and explain when that fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collapse: an encoder whose features tell no images apart, told from them, and from its run's journal."""
+"""Detect collapsed encoders, whose features are nearly the same for all images, from features or a run's journal."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ PIL_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box
 
 
 def stated_beside(config: Mapping[str, Any], preprocessor: Mapping[str, Any], folder: Path) -> Stated:
-    """What timm's config.json and Hugging Face's preprocessor_config.json in a folder state; {} where there is none.
+    """Read the preprocessing that timm's config.json and Hugging Face's preprocessor_config.json state, if any.
 
-    Raises InputError where they contradict each other, or state what no image can be made by.
+    Raises InputError if they contradict each other or give values that no image can be made with.
     """
     of_timm, of_face = _of_timm(config, folder / TIMM), _of_hugging_face(preprocessor, folder / HUGGING_FACE)
     for name in ("mean", "std", "size"):

@@ -181,7 +181,7 @@ def open_encoder(
 
 
 def _check_alone(path: Path, name: str, key: str, asked: Stated | None, kind: str) -> None:
-    """Raise InputError where something is said of an encoder that itself says it."""
+    """Raise InputError if --input or ::KEY is given for a run or an export, which needs neither."""
     if key:
         raise InputError(f"{path}::{key}: {kind} holds one encoder; leave out ::{key}")
     if asked is not None:

@@ -29,7 +29,7 @@ def split_spec(spec: str) -> tuple[str, Path]:
         path = Path(text).expanduser()
         if text and _exists(path):
             return name, path
-    # There is none; a "/" before the first "=" is of a path.
+    # No such path exists. A "/" before the first "=" belongs to a path, not to a name.
     name, text = splits[0] if splits and "/" not in splits[0][0] else ("", spec)
     return name, Path(text).expanduser()
 

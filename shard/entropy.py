@@ -118,8 +118,8 @@ def _reads_on(data: bytes, start: int, blocks: Blocks) -> bool:
                     at = read(padded, at, -1)
                     if bits - 8 < at <= bits - blocks.ones and _only_ones(data, at, bits):
                         return True
-        except Damaged:
-            pass
+        except Damaged:  # not blocks, if read from this component on
+            continue
     return False
 
 
@@ -188,6 +188,7 @@ def _one_bit(_data: bytes, at: int, _block: int) -> int:
 
 def _dc(table: Table) -> Block:
     def read(data: bytes, at: int, _block: int) -> int:
+        """Skip one code and its bits."""
         found = _symbol(table, data, at)
         return at + (found >> 8) + (found & 255)
 

@@ -49,6 +49,7 @@ class _Walker:
         self.waiting = [("", self._home)]  # prefix of the paths within, real path
 
     def read_next(self) -> Iterator[str]:
+        """Yield the files of the next folder that waits, and queue the folders in it."""
         prefix, real = self.waiting.pop()
         files, links, folders = self._list(prefix)
         taken = sorted(files + [name for name in links if self._is_new_file(prefix + name)])

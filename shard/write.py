@@ -133,10 +133,16 @@ def build(
         if parts == 1:
             finish(out, [whole], max_rejects, duplicates)
         else:
-            write_bytes(out / part_name(part, parts), json.dumps(whole, default=asdict, allow_nan=False).encode())
-            rejected = sum(len(record.rejects) for record in records)
-            print(f"{out}: part {part} of {parts} (counted from 0) done, {images - rejected} images, {rejected} "
-                  f"rejected; when all parts are: python -m shard merge {out}")
+            _write_part(out, whole, images)
+
+
+def _write_part(out: Path, whole: dict[str, Any], images: int) -> None:
+    """Write what `merge` needs to know of a part with so many rows."""
+    part, parts = whole["part"], whole["parts"]
+    write_bytes(out / part_name(part, parts), json.dumps(whole, default=asdict, allow_nan=False).encode())
+    rejected = sum(len(record.rejects) for record in whole["shards"])
+    print(f"{out}: part {part} of {parts} (counted from 0) done, {images - rejected} images, {rejected} rejected; when "
+          f"all parts are: python -m shard merge {out}")
 
 
 def _say_partners(plan: Plan, images: int) -> None:

@@ -164,13 +164,18 @@ def images(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def write_tables(folder: Path, format: str, seed: int) -> dict[str, Sheet]:
+    sheets: dict[str, Sheet] = FORMATS[format](np.random.default_rng(seed))
+    for name, sheet in sheets.items():
+        write(folder / name, sheet)
+    return sheets
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_changes_that_mean_nothing_give_the_same_table(images: Path, format: str) -> None:
     folder = images / format
     for seed in range(SEEDS):
-        sheets = FORMATS[format](np.random.default_rng(seed))
-        for name, sheet in sheets.items():
-            write(folder / name, sheet)
+        sheets = write_tables(folder, format, seed)
         wanted = read(folder, format)
         assert len(wanted.rows) == IMAGES and not wanted.rejects
         rng = np.random.default_rng([seed, 1])
@@ -221,9 +226,7 @@ def test_changes_that_mean_something_are_refused_or_said(
     """What was read before is read as before, or the table says why not: in an error, a note or a reject."""
     folder = images / format
     for seed in range(SEEDS):
-        sheets = FORMATS[format](np.random.default_rng(seed))
-        for name, sheet in sheets.items():
-            write(folder / name, sheet)
+        sheets = write_tables(folder, format, seed)
         before = read(folder, format)
         rng = np.random.default_rng([seed, 2])
         name = str(rng.choice(list(sheets)))

@@ -20,12 +20,14 @@ from PIL import Image
 
 from shard.errors import InputError
 from shard.image import load_grey
+from shard.machine import version_of
 from shard.manifest import read_manifest
 from shard.merge import merge
 from shard.read import read_index, read_labels
 from shard.table import read_table
 from shard.write import build
 from tests.conftest import ROOT, Shards
+from tests.odd_files import write_dicom
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
@@ -237,3 +239,23 @@ def test_keys_as_long_as_they_may_be_fit_into_a_tars_header(tmp_path: Path) -> N
     build(tmp_path, tmp_path / "out", table=tmp_path / "table.csv", workers=1)
     (sample,) = webdataset.WebDataset(str(tmp_path / "out" / "train-000000.tar"), shardshuffle=False)
     assert len(sample["__key__"]) == 90 and set(sample) >= {"jpg", "json"}
+
+
+def test_a_finished_shard_of_dicom_files_is_built_again_by_other_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files whose names don't say that they are DICOM: only the shard's record knows what read them."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    values = np.random.default_rng(0).integers(0, 4096, (64, 64)).astype(np.uint16)
+    write_dicom(source / "a.png", values, BitsStored=12)
+    (source / "t.csv").write_text("path,patient,split\na.png,a,train\n")
+
+    def readers() -> str:
+        build(source, out, table=source / "t.csv", workers=1, part=0, parts=2)
+        record = next(record for record in (out / "build").glob("*.json") if "rows_sha256" in record.read_text())
+        return str(json.loads(record.read_text())["readers"]["pydicom"])
+
+    first = readers()
+    monkeypatch.setattr("shard.write.version_of", lambda name: "0.0" if name == "pydicom" else version_of(name))
+    assert first != "0.0" and readers() == "0.0"

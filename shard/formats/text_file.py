@@ -72,7 +72,7 @@ def encoding_of(path: Path, head_only: bool = False) -> str:
                 decoder.decode(b"", final=True)
             return "utf-8-sig"
         except UnicodeDecodeError:
-            pass
+            pass  # not UTF-8; checked for Western text below
     with open_bytes(path) as file:
         _check_western(path, file.read(_HEAD) if head_only else file.read())
     return "cp1252"
