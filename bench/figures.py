@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import platform
 import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.machine import describe_machine
+import torch
+import torchvision
+
 from shard.errors import InputError
 from shard.files import write_bytes
+from shard.machine import commit, cores, version_of
 from shard.plain_json import without_nan
 
 ARCHIVE = 224_316  # CheXpert's images
@@ -41,3 +45,25 @@ def write_figures(path: Path, content: dict[str, Any], **beside: str) -> None:
     plain = without_nan({"machine": machine, **content})
     write_bytes(path, (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
     print(f"{path} written")
+
+
+def describe_machine() -> dict[str, str | int]:
+    """Processor, cores this process may use, GPU, versions and the commit of the code."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "dali": version_of("nvidia-dali-cuda120"),
+        "commit": commit(),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from bench.machine import describe_machine
+from bench.figures import describe_machine
 from bench.rows import Setting, write_raw
-from pipeline.loader import Maker, has_dali, make_views
-from pipeline.recipe import Recipe
+from pipeline.augmentation import Augmentation
+from pipeline.loader import ViewBackend, has_dali, make_views
 from shard.cli import check_numbers, run
 from shard.errors import InputError
 from shard.files import write_bytes
@@ -145,12 +145,13 @@ def _compare_views(shards: Path, place: Path, seconds: float) -> Check:
     if not has_dali():
         return Check("views", command, False, 0.0, "NVIDIA DALI is not installed")
     manifest = read_manifest(shards)
-    recipe = Recipe(mean=manifest.pixel_mean, std=manifest.pixel_std)
-    jpeg = Setting(shards, manifest, recipe, VIEWS_COMPARED, 2)
+    augmentation = Augmentation(mean=manifest.pixel_mean, std=manifest.pixel_std)
+    jpeg = Setting(shards, manifest, augmentation, VIEWS_COMPARED, 2)
     (place / "compared").mkdir()
     here, figures, text = "cuda" if torch.cuda.is_available() else "cpu", dict[str, float](), list[str]()
     for name, setting in (("raw", write_raw(jpeg, place / "compared")), ("jpeg", jpeg)):
-        apart = (_views(setting, "dali-stock", here) - _views(setting, "dali-fused", "cpu")).abs() * recipe.std * 255
+        apart = (_views(setting, "dali-stock", here) - _views(setting, "dali-fused",
+                                                              "cpu")).abs() * augmentation.std * 255
         found = {"largest": apart.max(), "p999": apart.flatten().kthvalue(int(0.999 * apart.numel())).values,
                  "mean": apart.mean()}  # fmt: skip
         figures |= {f"{name}_{figure}": float(value) for figure, value in found.items()}
@@ -161,9 +162,9 @@ def _compare_views(shards: Path, place: Path, seconds: float) -> Check:
     return Check("views", command, ok, time.monotonic() - begun, "\n".join(text), figures)
 
 
-def _views(setting: Setting, maker: Maker, device: str) -> torch.Tensor:
+def _views(setting: Setting, maker: ViewBackend, device: str) -> torch.Tensor:
     """Both views of the first batch, on the CPU."""
-    made = make_views(maker, setting.fetcher(), setting.batches(), recipe=setting.recipe, seed=0,
+    made = make_views(maker, setting.fetcher(), setting.batches(), augmentation=setting.augmentation, seed=0,
                       device=torch.device(device), workers=setting.threads)  # fmt: skip
     return torch.stack(next(iter(made))).float().cpu()
 

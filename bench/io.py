@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from bench.figures import make_place, spread, write_figures
 from bench.rows import Row, Setting, choose_rows
-from bench.turns import Runner
-from pipeline.recipe import Recipe
+from bench.runner import Runner
+from pipeline.augmentation import Augmentation
 from shard.cli import check_numbers, run
 from shard.errors import InputError
 from shard.machine import cores, version_of
@@ -46,8 +46,8 @@ def bench(
     manifest = read_manifest(shards)
     if manifest.images("train") < batch_size:
         raise InputError(f"--batch-size={batch_size}: {shards} has {manifest.images('train')} images; lower it")
-    recipe = Recipe(size=size, mean=manifest.pixel_mean, std=manifest.pixel_std)
-    setting = Setting(shards, manifest, recipe, batch_size, threads or cores())
+    augmentation = Augmentation(size=size, mean=manifest.pixel_mean, std=manifest.pixel_std)
+    setting = Setting(shards, manifest, augmentation, batch_size, threads or cores())
     for path in (json, plot):
         if path:
             make_place(path)

@@ -20,7 +20,7 @@ from probe.fewshot import Rows
 from probe.linear import INVERSE_L2, probe_draws
 from probe.statistics import resample, score
 from shard.cli import check_numbers, run
-from train.frozen import Features
+from train.frozen_features import Features
 
 TRAINING, TESTED = 2000, 234  # images; those that are tested as many as valid.csv has
 

@@ -15,11 +15,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from pipeline.ahead import read_ahead
-from pipeline.draw import draw_views
-from pipeline.plan import Batch
-from pipeline.recipe import Recipe
-from pipeline.reference import START
+from pipeline.augmentation import Augmentation
+from pipeline.prefetch import prefetch
+from pipeline.sampler import Batch
+from pipeline.torchvision_views import START
+from pipeline.view_parameters import sample_view_parameters
 from pipeline.workers import explaining_workers
 from shard.fetch import Fetcher
 from shard.manifest import Manifest
@@ -27,17 +27,18 @@ from shard.manifest import Manifest
 WINDOW = 23  # of the Gaussian, as the study had it: a tenth of the view
 
 
-def published(fetcher: Fetcher, recipe: Recipe, batch_size: int, threads: int) -> Iterator[int]:
+def published(fetcher: Fetcher, augmentation: Augmentation, batch_size: int, threads: int) -> Iterator[int]:
     """The study's loader, counted."""
-    for view1, _ in published_views(fetcher, recipe, batch_size, threads):
+    for view1, _ in published_views(fetcher, augmentation, batch_size, threads):
         yield len(view1)
 
 
 def published_views(
-    fetcher: Fetcher, recipe: Recipe, batch_size: int, threads: int
+    fetcher: Fetcher, augmentation: Augmentation, batch_size: int, threads: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The study's loader: PIL in RGB, torchvision's transforms, DataLoader workers; two views, each [B, 3, S, S]."""
-    loader = DataLoader(_Published(fetcher, recipe), batch_size, shuffle=True, num_workers=threads, drop_last=True,
+    loader = DataLoader(_Published(fetcher, augmentation), batch_size, shuffle=True, num_workers=threads,
+                        drop_last=True,
                         persistent_workers=True, multiprocessing_context=START)  # fmt: skip
     with explaining_workers(threads):
         while True:
@@ -45,15 +46,15 @@ def published_views(
 
 
 class _Published(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    def __init__(self, fetcher: Fetcher, recipe: Recipe) -> None:
+    def __init__(self, fetcher: Fetcher, augmentation: Augmentation) -> None:
         self._fetcher = fetcher
         self._augment = v2.Compose([
-            v2.RandomResizedCrop(recipe.size, scale=recipe.crop_area, ratio=recipe.crop_ratio),
-            v2.RandomHorizontalFlip(recipe.flip_probability),
-            v2.RandomApply([v2.GaussianBlur(WINDOW, recipe.blur_sigma)], p=recipe.blur_probability),
-            v2.ColorJitter(brightness=recipe.brightness, contrast=recipe.contrast),
+            v2.RandomResizedCrop(augmentation.size, scale=augmentation.crop_area, ratio=augmentation.crop_ratio),
+            v2.RandomHorizontalFlip(augmentation.flip_probability),
+            v2.RandomApply([v2.GaussianBlur(WINDOW, augmentation.blur_sigma)], p=augmentation.blur_probability),
+            v2.ColorJitter(brightness=augmentation.brightness, contrast=augmentation.contrast),
             v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize([recipe.mean] * 3, [recipe.std] * 3),
+            v2.Normalize([augmentation.mean] * 3, [augmentation.std] * 3),
         ])  # fmt: skip
 
     def __len__(self) -> int:
@@ -64,7 +65,7 @@ class _Published(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return self._augment(image), self._augment(image)
 
 
-def opencv(fetcher: Fetcher, batches: Iterator[Batch], recipe: Recipe, threads: int) -> Iterator[int]:
+def opencv(fetcher: Fetcher, batches: Iterator[Batch], augmentation: Augmentation, threads: int) -> Iterator[int]:
     """OpenCV and libjpeg-turbo on 8-bit grey in threads; normalising is left to whoever takes the 8-bit views."""
     import cv2  # an extra, for this rival alone
 
@@ -76,7 +77,7 @@ def opencv(fetcher: Fetcher, batches: Iterator[Batch], recipe: Recipe, threads: 
         image = simplejpeg.decode_jpeg(content, colorspace="GRAY")[..., 0]
         for view, (top, left, height, width, flip, sigma, brightness, contrast) in zip(into, parameters, strict=True):
             crop = image[int(top) : int(top + height), int(left) : int(left + width)]
-            x = cv2.resize(crop, (recipe.size, recipe.size), interpolation=cv2.INTER_AREA)
+            x = cv2.resize(crop, (augmentation.size, augmentation.size), interpolation=cv2.INTER_AREA)
             if sigma:
                 x = cv2.GaussianBlur(x, (0, 0), sigma)
             pivot = cv2.mean(x)[0] * brightness
@@ -85,10 +86,10 @@ def opencv(fetcher: Fetcher, batches: Iterator[Batch], recipe: Recipe, threads: 
             view[:] = cv2.flip(x, 1) if flip else x
 
     with ThreadPoolExecutor(threads) as pool:
-        for batch, contents in read_ahead(fetcher, batches):
+        for batch, contents in prefetch(fetcher, batches):
             shapes = [simplejpeg.decode_jpeg_header(content)[:2] for content in contents]
-            drawn = draw_views(recipe, 0, batch.epoch, batch.samples, shapes).tolist()
-            views = torch.empty(len(contents), 2, recipe.size, recipe.size, dtype=torch.uint8)
+            drawn = sample_view_parameters(augmentation, 0, batch.epoch, batch.indices, shapes).tolist()
+            views = torch.empty(len(contents), 2, augmentation.size, augmentation.size, dtype=torch.uint8)
             list(pool.map(make, contents, drawn, views.numpy()))
             yield len(views)
 
@@ -100,11 +101,12 @@ def turbojpeg(fetcher: Fetcher, batches: Iterator[Batch], threads: int) -> Itera
         simplejpeg.decode_jpeg(content, colorspace="GRAY")
 
     with ThreadPoolExecutor(threads) as pool:
-        for _, contents in read_ahead(fetcher, batches):
+        for _, contents in prefetch(fetcher, batches):
             yield len(list(pool.map(decode, contents)))
 
 
-def stock_dali(folder: Path, manifest: Manifest, recipe: Recipe, batch_size: int, threads: int) -> Iterator[int]:
+def stock_dali(folder: Path, manifest: Manifest, augmentation: Augmentation, batch_size: int,
+               threads: int) -> Iterator[int]:
     """DALI's own reader and operators on the CPU, in grey, as one would write them first."""
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIGenericIterator
@@ -123,14 +125,17 @@ def stock_dali(folder: Path, manifest: Manifest, recipe: Recipe, batch_size: int
 
     def view(image: Any) -> Any:
         """One, as the study has them."""
-        x = fn.random_resized_crop(image, size=[recipe.size, recipe.size], random_area=list(recipe.crop_area),
-                                   random_aspect_ratio=list(recipe.crop_ratio))  # fmt: skip
-        sigma = fn.random.coin_flip(probability=recipe.blur_probability) * fn.random.uniform(range=recipe.blur_sigma)
+        x = fn.random_resized_crop(image, size=[augmentation.size, augmentation.size],
+                                   random_area=list(augmentation.crop_area),
+                                   random_aspect_ratio=list(augmentation.crop_ratio))  # fmt: skip
+        sigma = fn.random.coin_flip(probability=augmentation.blur_probability)
+        sigma = sigma * fn.random.uniform(range=augmentation.blur_sigma)
         x = fn.gaussian_blur(x, window_size=WINDOW, sigma=sigma + 0.01)
-        x = fn.brightness_contrast(x, brightness=_around_one(fn, recipe.brightness),
-                                   contrast=_around_one(fn, recipe.contrast))  # fmt: skip
-        return fn.crop_mirror_normalize(x, mean=[recipe.mean * 255], std=[recipe.std * 255],
-                                        mirror=fn.random.coin_flip(probability=recipe.flip_probability))  # fmt: skip
+        x = fn.brightness_contrast(x, brightness=_around_one(fn, augmentation.brightness),
+                                   contrast=_around_one(fn, augmentation.contrast))  # fmt: skip
+        flip = fn.random.coin_flip(probability=augmentation.flip_probability)
+        return fn.crop_mirror_normalize(x, mean=[augmentation.mean * 255], std=[augmentation.std * 255],
+                                        mirror=flip)  # fmt: skip
 
     for (made,) in DALIGenericIterator([graph()], ["view1", "view2"]):
         yield len(made["view1"])

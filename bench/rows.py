@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from bench import rivals
-from bench.turns import Runner, Turn
-from pipeline.ahead import read_ahead
-from pipeline.loader import Maker, decode_batches, has_dali, make_views
-from pipeline.plan import Batch, Plan
-from pipeline.recipe import Recipe
+from bench.runner import Runner, Turn
+from pipeline.augmentation import Augmentation
+from pipeline.loader import ViewBackend, decode_batches, has_dali, make_views
+from pipeline.prefetch import prefetch
+from pipeline.sampler import Batch, BatchSampler
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.machine import version_of
@@ -31,7 +31,7 @@ class Setting:
 
     shards: Path
     manifest: Manifest
-    recipe: Recipe
+    augmentation: Augmentation
     batch_size: int
     threads: int
 
@@ -41,7 +41,8 @@ class Setting:
 
     def batches(self) -> Iterator[Batch]:
         """Epoch after epoch of them."""
-        return Plan(tuple(shard.samples for shard in self.manifest.of_split("train")), self.batch_size).batches(0, 0)
+        return BatchSampler(tuple(shard.samples for shard in self.manifest.of_split("train")),
+                            self.batch_size).batches(0, 0)
 
 
 @dataclass
@@ -126,8 +127,8 @@ def _decode(setting: Setting, device: str) -> Iterator[int]:
     return decode_batches(setting.fetcher(), setting.batches(), device=torch.device(device), threads=setting.threads)
 
 
-def _views(setting: Setting, maker: Maker, device: str) -> Iterator[int]:
-    made = make_views(maker, setting.fetcher(), setting.batches(), recipe=setting.recipe, seed=0,
+def _views(setting: Setting, maker: ViewBackend, device: str) -> Iterator[int]:
+    made = make_views(maker, setting.fetcher(), setting.batches(), augmentation=setting.augmentation, seed=0,
                       device=torch.device(device), workers=setting.threads)  # fmt: skip
     for view1, _ in made:
         if device == "cuda":
@@ -136,7 +137,7 @@ def _views(setting: Setting, maker: Maker, device: str) -> Iterator[int]:
 
 
 def _read(setting: Setting) -> Iterator[int]:
-    return (len(contents) for _, contents in read_ahead(setting.fetcher(), setting.batches()))
+    return (len(contents) for _, contents in prefetch(setting.fetcher(), setting.batches()))
 
 
 def _turbojpeg(setting: Setting) -> Iterator[int]:
@@ -144,12 +145,13 @@ def _turbojpeg(setting: Setting) -> Iterator[int]:
 
 
 def _opencv(setting: Setting) -> Iterator[int]:
-    return rivals.opencv(setting.fetcher(), setting.batches(), setting.recipe, setting.threads)
+    return rivals.opencv(setting.fetcher(), setting.batches(), setting.augmentation, setting.threads)
 
 
 def _published(setting: Setting) -> Iterator[int]:
-    return rivals.published(setting.fetcher(), setting.recipe, setting.batch_size, setting.threads)
+    return rivals.published(setting.fetcher(), setting.augmentation, setting.batch_size, setting.threads)
 
 
 def _stock_dali(setting: Setting) -> Iterator[int]:
-    return rivals.stock_dali(setting.shards, setting.manifest, setting.recipe, setting.batch_size, setting.threads)
+    return rivals.stock_dali(setting.shards, setting.manifest, setting.augmentation, setting.batch_size,
+                             setting.threads)

@@ -24,14 +24,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from bench.figures import ARCHIVE, make_place, spread, write_figures
+from shard.assignment import Planned, Row
 from shard.cli import check_numbers, run
 from shard.errors import InputError
 from shard.formats import CHEXPERT_FINDINGS
 from shard.image import load_grey, reduction
 from shard.machine import cores
-from shard.phantom import phantom
-from shard.plan import Planned, Row
-from shard.pool import work_on
+from shard.phantom.archive import phantom
+from shard.pool import parallel_map
 from shard.record import UNFINISHED
 from shard.write import Job, write_shard
 
@@ -151,7 +151,7 @@ def _shard(folder: Path, names: list[str], repeats: int, size: int, workers: int
     jobs = [job(f"warm-{number}", 1) for number in range(workers)]
     jobs += [job(f"turn-{number}", -(-repeats // 4)) for number in range(4 * workers)]
     images = sum(len(one.planned.rows) for one in jobs[workers:])
-    results = work_on(jobs, len(jobs), write_shard, images=images, label="bench", workers=workers)
+    results = parallel_map(jobs, len(jobs), write_shard, images=images, label="bench", workers=workers)
     for _ in range(workers):
         next(results)
     begun = time.perf_counter()

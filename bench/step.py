@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from bench.figures import ARCHIVE, make_place, spread, write_figures
 from bench.rivals import published_views
-from bench.turns import Runner, gpu_share
+from bench.runner import Runner, gpu_share
+from pipeline.augmentation import Augmentation, ViewDevice
 from pipeline.loader import has_dali
-from pipeline.recipe import Recipe, Where
 from shard.cli import check_numbers, run
 from shard.errors import InputError
 from shard.fetch import Fetcher
@@ -147,7 +147,7 @@ def _published(setting: Setting, precision: Precision = "fp32") -> Iterator[Step
     """The study's loop: three channels, contiguous, PIL in workers, Adam as it comes."""
     device = resolve_device("auto")
     manifest = read_manifest(setting.shards)
-    recipe = Recipe(size=setting.size, mean=manifest.pixel_mean, std=manifest.pixel_std)
+    augmentation = Augmentation(size=setting.size, mean=manifest.pixel_mean, std=manifest.pixel_std)
     torch.manual_seed(0)
     model = torchvision.models.get_model(setting.arch, weights=None)
     width = model.fc.in_features
@@ -156,7 +156,7 @@ def _published(setting: Setting, precision: Precision = "fp32") -> Iterator[Step
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
     scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
     fetcher = Fetcher(setting.shards, manifest, "train")
-    batches = published_views(fetcher, recipe, setting.batch_size, setting.workers)
+    batches = published_views(fetcher, augmentation, setting.batch_size, setting.workers)
 
     def forward_and_backward(view1: torch.Tensor, view2: torch.Tensor) -> None:
         with autocast(device, precision):
@@ -176,7 +176,7 @@ def _plain_amp(setting: Setting) -> Iterator[Step]:
     return _published(setting, resolve_precision("auto", device) if device == "cuda" else "bf16")
 
 
-def _ours(setting: Setting, compile: bool = False, views: Where = "auto") -> Iterator[Step]:
+def _ours(setting: Setting, compile: bool = False, views: ViewDevice = "auto") -> Iterator[Step]:
     """The trainer's own loader, model and step, as its settings ask by default."""
     config = Config(shards=setting.shards, out=setting.shards / "none", dali=has_dali(), arch=setting.arch,
                     size=setting.size, batch_size=setting.batch_size, workers=setting.workers,

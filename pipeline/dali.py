@@ -12,10 +12,10 @@ from nvidia.dali import Pipeline, fn, math, pipeline_def, types
 from nvidia.dali.plugin.numba import NumbaFunction
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
-from pipeline.feed import BATCHES_QUEUED, Feed, fused_parameters, resize_inputs, stock_parameters
+from pipeline.augmentation import Augmentation
+from pipeline.dali_inputs import BATCHES_QUEUED, BatchInputs, fused_parameters, resize_inputs, stock_parameters
 from pipeline.fused import Workspaces, dali_constants, dali_functions
-from pipeline.plan import Batch
-from pipeline.recipe import Recipe
+from pipeline.sampler import Batch
 from shard.fetch import Fetcher
 
 PIPELINES = 4  # side by side on a CPU, at most: each holds its own batches in memory
@@ -23,7 +23,8 @@ Made = TypeVar("Made")
 
 
 def view_batches(
-    fetcher: Fetcher, batches: Iterable[Batch], recipe: Recipe, *, seed: int, device: torch.device, fused: bool,
+    fetcher: Fetcher, batches: Iterable[Batch], augmentation: Augmentation, *, seed: int, device: torch.device,
+    fused: bool,
     threads: int, half: bool,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
     """Both views of each batch's images, on the device.
@@ -34,18 +35,20 @@ def view_batches(
     def start(batches: Iterable[Batch], threads: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """A pipeline's share of the batches."""
         if fused:
-            feed = Feed(fetcher, batches, lambda batch, shapes: fused_parameters(recipe, seed, batch, shapes))
+            feed = BatchInputs(fetcher, batches, lambda batch, shapes: fused_parameters(augmentation, seed, batch,
+                                                                                        shapes))
             side = 2 * max(feed.first_shape)  # generous: most images of a set are about as large as its first
-            spaces = Workspaces(threads, recipe, side, side)
-            graph = _fused_views(feed, recipe, half, spaces, **_arguments(feed, device, threads))
+            spaces = Workspaces(threads, augmentation, side, side)
+            graph = _fused_views(feed, augmentation, half, spaces, **_arguments(feed, device, threads))
             graph.spaces = spaces  # its threads work in there, and it waits for them before it goes
         else:
-            feed = Feed(fetcher, batches, lambda batch, shapes: stock_parameters(recipe, seed, batch, shapes))
-            graph = _stock_views(feed, recipe, half, **_arguments(feed, device, threads))
-        for (made,) in feed.naming_faults(_iterate(graph, ["view1", "view2"])):
+            feed = BatchInputs(fetcher, batches, lambda batch, shapes: stock_parameters(augmentation, seed, batch,
+                                                                                        shapes))
+            graph = _stock_views(feed, augmentation, half, **_arguments(feed, device, threads))
+        for (made,) in feed.translate_errors(_iterate(graph, ["view1", "view2"])):
             yield made["view1"], made["view2"]
 
-    return _side_by_side(start, batches, threads, PIPELINES if fused else 1)
+    return _interleave(start, batches, threads, PIPELINES if fused else 1)
 
 
 def image_batches(
@@ -56,12 +59,12 @@ def image_batches(
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[torch.Tensor]:
         """A pipeline's share of the batches."""
-        feed = Feed(fetcher, batches, lambda batch, shapes: resize_inputs(shapes, size, interpolation))
+        feed = BatchInputs(fetcher, batches, lambda batch, shapes: resize_inputs(shapes, size, interpolation))
         graph = _whole_images(feed, size, mean, std, interpolation, **_arguments(feed, device, threads))
-        for (made,) in feed.naming_faults(_iterate(graph, ["image"])):
+        for (made,) in feed.translate_errors(_iterate(graph, ["image"])):
             yield made["image"]
 
-    return _side_by_side(start, batches, workers, 1 if device.type == "cuda" else PIPELINES)
+    return _interleave(start, batches, workers, 1 if device.type == "cuda" else PIPELINES)
 
 
 def decode_batches(
@@ -71,14 +74,14 @@ def decode_batches(
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[int]:
         """A pipeline's share of the batches, counted."""
-        feed = Feed(fetcher, batches, lambda batch, shapes: ())
+        feed = BatchInputs(fetcher, batches, lambda batch, shapes: ())
         graph = _decoded(feed, **_arguments(feed, device, threads))
-        yield from feed.naming_faults(_counted(graph))
+        yield from feed.translate_errors(_counted(graph))
 
-    return _side_by_side(start, batches, threads, 1 if device.type == "cuda" else PIPELINES)
+    return _interleave(start, batches, threads, 1 if device.type == "cuda" else PIPELINES)
 
 
-def _side_by_side(
+def _interleave(
     start: Callable[[Iterable[Batch], int], Iterator[Made]], batches: Iterable[Batch], threads: int, most: int
 ) -> Iterator[Made]:
     """Batches in their order from some pipelines in turn, which share the threads.
@@ -97,7 +100,7 @@ def _side_by_side(
             return
 
 
-def _inputs(feed: Feed, kinds: list[Any], dimensions: list[int]) -> list[Any]:
+def _inputs(feed: BatchInputs, kinds: list[Any], dimensions: list[int]) -> list[Any]:
     """The graph's inputs: bytes, with partners those of view 2, then each of the parameters' arrays."""
     encoded = 1 + feed.paired
     inputs: list[Any] = fn.external_source(
@@ -119,7 +122,7 @@ BOX_KINDS, BOX_DIMENSIONS = [types.INT32, types.INT32], [1, 1]
 
 
 @pipeline_def
-def _stock_views(feed: Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
+def _stock_views(feed: BatchInputs, augmentation: Augmentation, half: bool) -> tuple[Any, Any]:
     if feed.paired:
         encoded, others, *drawn, paired = _inputs(feed, [*VIEW_KINDS * 2, types.BOOL], [*VIEW_DIMENSIONS * 2, 0])
         image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
@@ -131,11 +134,11 @@ def _stock_views(feed: Feed, recipe: Recipe, half: bool) -> tuple[Any, Any]:
         encoded, *drawn = _inputs(feed, VIEW_KINDS * 2, VIEW_DIMENSIONS * 2)
         image = other = decode(encoded, feed.raw_size, on_gpu=on_gpu())
     first, second = drawn[: len(VIEW_KINDS)], drawn[len(VIEW_KINDS) :]
-    return make_view(image, first, recipe, half=half), make_view(other, second, recipe, half=half)
+    return make_view(image, first, augmentation, half=half), make_view(other, second, augmentation, half=half)
 
 
 @pipeline_def
-def _fused_views(feed: Feed, recipe: Recipe, half: bool, spaces: Workspaces) -> tuple[Any, Any]:
+def _fused_views(feed: BatchInputs, augmentation: Augmentation, half: bool, spaces: Workspaces) -> tuple[Any, Any]:
     if feed.paired:
         encoded, others, drawn, start, extent, its_start, its_extent, paired = _inputs(feed,
             [types.FLOAT64, *BOX_KINDS, *BOX_KINDS, types.BOOL], [2, *BOX_DIMENSIONS, *BOX_DIMENSIONS, 0])
@@ -147,14 +150,14 @@ def _fused_views(feed: Feed, recipe: Recipe, half: bool, spaces: Workspaces) -> 
     else:
         encoded, drawn, start, extent = _inputs(feed, [types.FLOAT64, *BOX_KINDS], [2, *BOX_DIMENSIONS])
         image = other = decode_box(encoded, start, extent, feed.raw_size)
-    same = [np.repeat(array[None], feed.batch_size, axis=0) for array in dali_constants(spaces, recipe)]
+    same = [np.repeat(array[None], feed.batch_size, axis=0) for array in dali_constants(spaces, augmentation)]
     constants = fn.external_source(source=lambda: same, num_outputs=3, batch=True, no_copy=True)
     view1, view2 = fused_views(image, other, drawn, constants, half=half)
     return (view1.gpu(), view2.gpu()) if on_gpu() else (view1, view2)
 
 
 @pipeline_def
-def _whole_images(feed: Feed, size: int, mean: float, std: float, interpolation: str) -> Any:
+def _whole_images(feed: BatchInputs, size: int, mean: float, std: float, interpolation: str) -> Any:
     encoded, *given = _inputs(feed, RESIZE_KINDS, RESIZE_DIMENSIONS)
     resized = resize(decode(encoded, feed.raw_size, on_gpu=on_gpu()), given, size, interpolation)
     if interpolation == "bicubic":  # overshoots at edges, as the 8-bit images that networks are trained on can't
@@ -163,7 +166,7 @@ def _whole_images(feed: Feed, size: int, mean: float, std: float, interpolation:
 
 
 @pipeline_def
-def _decoded(feed: Feed) -> Any:
+def _decoded(feed: BatchInputs) -> Any:
     (encoded,) = _inputs(feed, [], [])
     return decode(encoded, feed.raw_size, on_gpu=on_gpu())
 
@@ -218,18 +221,18 @@ def fused_views(image: Any, other: Any, parameters: Any, constants: Any, *, half
         view1, view2)  # fmt: skip
 
 
-def make_view(image: Any, parameters: list[Any], recipe: Recipe, *, half: bool = False) -> Any:
+def make_view(image: Any, parameters: list[Any], augmentation: Augmentation, *, half: bool = False) -> Any:
     """One view by stock operators: image HWC uint8 → CHW [1, size, size], normalised.
 
     parameters: the arrays of feed.view_inputs. 13 operators on pixels.
     """
     start, extent, *given, flip, sigma, contrast = parameters
-    x = resize(fn.slice(image, start=start, shape=extent, axes=[0, 1]), given, recipe.size)  # and brightness
+    x = resize(fn.slice(image, start=start, shape=extent, axes=[0, 1]), given, augmentation.size)  # and brightness
     x = math.clamp(fn.gaussian_blur(x, sigma=sigma), 0.0, 255.0)
-    # DALI's own contrast pivots on mid-grey; the recipe's, as torchvision's, on the mean of the view.
+    # DALI's own contrast pivots on mid-grey; the augmentation's, as torchvision's, on the mean of the view.
     mean = fn.reductions.mean(x)
     x = math.clamp((x - mean) * contrast + mean, 0.0, 255.0)
-    return normalise(x, recipe.mean, recipe.std, mirror=flip, half=half)
+    return normalise(x, augmentation.mean, augmentation.std, mirror=flip, half=half)
 
 
 def resize(image: Any, parameters: list[Any], size: int, interpolation: str = "bilinear") -> Any:
@@ -253,7 +256,7 @@ def normalise(image: Any, mean: float, std: float, mirror: Any = 0, half: bool =
                                     dtype=types.FLOAT16 if half else types.FLOAT)  # fmt: skip
 
 
-def _arguments(feed: Feed, device: torch.device, threads: int) -> dict[str, Any]:
+def _arguments(feed: BatchInputs, device: torch.device, threads: int) -> dict[str, Any]:
     device_id = (device.index or 0) if device.type == "cuda" else None
     # Only partners want conditionals; to read a graph's code for them costs a start most of a second.
     return {"batch_size": feed.batch_size, "num_threads": threads, "device_id": device_id,

@@ -23,7 +23,7 @@ from numba import carray, cfunc, njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from pipeline.recipe import Recipe, blur_radius
+from pipeline.augmentation import Augmentation, blur_radius
 from shard.caches import compiled_is_kept
 
 LANES = 16
@@ -53,12 +53,12 @@ class Workspaces:
     Sized for images of height × width; a larger one is made in fresh memory.
     """
 
-    def __init__(self, threads: int, recipe: Recipe, height: int, width: int) -> None:
-        floats = _layout(height, width, recipe.size, blur_radius(recipe.blur_sigma[1]))[-1]
+    def __init__(self, threads: int, augmentation: Augmentation, height: int, width: int) -> None:
+        floats = _layout(height, width, augmentation.size, blur_radius(augmentation.blur_sigma[1]))[-1]
         memory = np.zeros(threads * floats + LANES, np.float32)
         skip = -memory.ctypes.data % (4 * LANES) // 4  # so that vectors do not straddle cache lines
         self.numbers = memory[skip : skip + threads * floats]
-        self.starts = np.zeros(threads * 2 * recipe.size, np.int64)
+        self.starts = np.zeros(threads * 2 * augmentation.size, np.int64)
         self.taken = np.zeros(threads, np.int64)
 
 
@@ -70,7 +70,8 @@ def make_views(
     """Both views, as the reference makes them to within 0.01 of 255 grey levels.
 
     view1, view2: where they go, [1, size, size], float32 or, as uint16, float16. image1, image2: what each is made of,
-    often one image, [H, W, 1] uint8. parameters: [2, 8], in the order of recipe.View. numbers, starts, taken: those of
+    often one image, [H, W, 1] uint8. parameters: [2, 8], in the order of augmentation.View. numbers, starts,
+    taken: those of
     Workspaces.
     """
     size, slots = view1.shape[1], taken.size
@@ -201,7 +202,7 @@ def _whole_vectors(count: int) -> int:
 
 @_compiled
 def _radius(sigma: float) -> int:
-    return math.ceil(3 * sigma)  # recipe.blur_radius, which a compiled function can't call
+    return math.ceil(3 * sigma)  # augmentation.blur_radius, which a compiled function can't call
 
 
 @_compiled
@@ -311,7 +312,7 @@ _RUN = types.void(_ADDRESS, _ADDRESS, _ADDRESS, _NUMBER, _ADDRESS, _ADDRESS, _AD
 _SETUP = types.void(_ADDRESS, _ADDRESS, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER)
 
 
-def dali_constants(spaces: Workspaces, recipe: Recipe) -> tuple[Any, Any, Any]:
+def dali_constants(spaces: Workspaces, augmentation: Augmentation) -> tuple[Any, Any, Any]:
     """What the operator is fed beside images and parameters, the same for every sample.
 
     An array as long as a view is wide, since DALI asks for shapes before it shows what is in them; mean and standard
@@ -319,7 +320,7 @@ def dali_constants(spaces: Workspaces, recipe: Recipe) -> tuple[Any, Any, Any]:
     """
     places = [number for array in (spaces.numbers, spaces.starts, spaces.taken)
               for number in (array.ctypes.data, array.size)]  # fmt: skip
-    return np.zeros(recipe.size, np.uint8), np.array([recipe.mean, recipe.std]), np.array(places)
+    return np.zeros(augmentation.size, np.uint8), np.array([augmentation.mean, augmentation.std]), np.array(places)
 
 
 @lru_cache

@@ -11,16 +11,16 @@ from typing import Any, Literal
 
 import torch
 
+from pipeline.augmentation import Augmentation, ViewDevice, smallest_view_size
 from pipeline.partners import Patients
-from pipeline.plan import Batch, Plan, cut_into_batches
-from pipeline.recipe import Recipe, Where, least_size
+from pipeline.sampler import Batch, BatchSampler, cut_into_batches
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.machine import cores
 from shard.manifest import Manifest
 
 Backend = Literal["dali", "torchvision"]
-Maker = Literal["dali-fused", "dali-stock", "torchvision"]
+ViewBackend = Literal["dali-fused", "dali-stock", "torchvision"]
 Views = tuple[torch.Tensor, torch.Tensor]
 
 # A core makes 1,000 to 2,500 images/s (two 224 px views of a 390×320 JPEG each), and an H100 trains a ResNet-50, we
@@ -37,21 +37,22 @@ class ViewLoader:
     """
 
     def __init__(
-        self, plan: Plan, start: Callable[[Iterator[Batch]], Iterator[Views]], promise: dict[str, Any],
+        self, sampler: BatchSampler, start: Callable[[Iterator[Batch]], Iterator[Views]], fingerprint: dict[str, Any],
         key: Callable[[int], str], patients: Patients,
     ) -> None:  # fmt: skip
-        """start: batches → their views. promise: what must be equal for a state to be gone on from. key: an image's."""
-        self._plan, self._start, self._promise, self._key, self._patients = plan, start, promise, key, patients
+        """start: batches → their views. fingerprint: settings that must be equal for a state to be loaded."""
+        self._sampler, self._start, self._fingerprint = sampler, start, fingerprint
+        self._key, self._patients = key, patients
         self._epoch, self._step = 0, 0
         self._views: Iterator[Views] | None = None
 
     def __len__(self) -> int:
         """Batches in a whole epoch, the same on every rank."""
-        return self._plan.steps
+        return self._sampler.steps
 
     def __iter__(self) -> Iterator[Views]:
         if self._views is None:
-            self._views = self._start(self._plan.batches(self._epoch, self._step))
+            self._views = self._start(self._sampler.batches(self._epoch, self._step))
         epoch, views = self._epoch, self._views
         while self._epoch == epoch and views is self._views:
             made = next(views)
@@ -73,20 +74,20 @@ class ViewLoader:
         return self._patients.paired(in_shard=in_shard)
 
     def _samples(self, epoch: int, step: int) -> Any:
-        joint = replace(self._plan, batch_size=self._plan.batch_size * self._plan.world, rank=0, world=1)
-        return next(joint.batches(epoch, step)).samples
+        joint = replace(self._sampler, batch_size=self._sampler.batch_size * self._sampler.world, rank=0, world=1)
+        return next(joint.batches(epoch, step)).indices
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: after the last batch it gave."""
-        return {"epoch": self._epoch, "step": self._step, "promise": self._promise}
+        return {"epoch": self._epoch, "step": self._step, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken: on a CPU, the batches that follow are the same bit for bit.
 
         Raises InputError where the state is of other shards or settings; between epochs the ranks may be others.
         """
-        then = state.get("promise", {})  # earlier versions made none
-        differing = [f"{name} {then.get(name)} there, {now} here" for name, now in self._promise.items()
+        then = state.get("fingerprint", {})  # earlier versions made none
+        differing = [f"{name} {then.get(name)} there, {now} here" for name, now in self._fingerprint.items()
                      if then.get(name) != now and not (name == "ranks" and state["step"] == 0)]  # fmt: skip
         if differing:
             raise InputError(f"the loader's state is of other batches: {'; '.join(differing)}; go on with the settings "
@@ -108,11 +109,13 @@ class ImageLoader:
 
 
 def two_view_loader(
-    backend: Backend, folder: Path, manifest: Manifest, recipe: Recipe, *, split: str = "train", batch_size: int,
-    device: torch.device, views: Where = "auto", half: bool = False, workers: int = 0, seed: int = 0, rank: int = 0,
+    backend: Backend, folder: Path, manifest: Manifest, augmentation: Augmentation, *, split: str = "train",
+    batch_size: int,
+    device: torch.device, views: ViewDevice = "auto", half: bool = False, workers: int = 0, seed: int = 0,
+    rank: int = 0,
     world: int = 1,
 ) -> ViewLoader:  # fmt: skip
-    """A loader of two views of each image, as `recipe` draws them.
+    """A loader of two views of each image, as `augmentation` draws them.
 
     dali makes them on the GPU by stock operators, or on the CPU by the fused operator: where views says; "auto" is
     settled by choose_views. half: float16, which torchvision does not make. workers: threads or processes, 0 for one
@@ -125,45 +128,48 @@ def two_view_loader(
                          f"batch{ranks}; lower it to {max(1, images // world)} or less")  # fmt: skip
     workers = workers or cores()
     where = choose_views(views, backend, device, workers)[0]
-    maker: Maker = "torchvision" if backend == "torchvision" else "dali-fused" if where == "cpu" else "dali-stock"
-    plan = Plan(tuple(shard.samples for shard in manifest.of_split(split)), batch_size, seed, rank, world)
-    promise = {"shards": manifest.fingerprint(), "split": split, "recipe": asdict(recipe), "backend": maker,
-               "views": where, "batch_size": batch_size * world, "ranks": world, "half": half,
-               "seed": seed}  # fmt: skip
+    maker: ViewBackend = "torchvision" if backend == "torchvision" else "dali-fused" if where == "cpu" else "dali-stock"
+    sampler = BatchSampler(tuple(shard.samples for shard in manifest.of_split(split)), batch_size, seed, rank, world)
+    fingerprint = {"shards": manifest.fingerprint(), "split": split, "augmentation": asdict(augmentation),
+                   "backend": maker,
+                   "views": where, "batch_size": batch_size * world, "ranks": world, "half": half,
+                   "seed": seed}  # fmt: skip
     fetcher = Fetcher(folder, manifest, split)
     patients = Patients(folder, manifest, split)
-    if recipe.patient_positive:
-        patients.check(recipe.patient_positive)
-    start = partial(make_views, maker, fetcher, recipe=recipe, seed=seed, device=device, workers=workers, half=half,
+    if augmentation.patient_positive:
+        patients.check(augmentation.patient_positive)
+    start = partial(make_views, maker, fetcher, augmentation=augmentation, seed=seed, device=device, workers=workers,
+                    half=half,
                     patients=patients)  # fmt: skip
-    return ViewLoader(plan, start, promise, fetcher.key, patients)
+    return ViewLoader(sampler, start, fingerprint, fetcher.key, patients)
 
 
 def make_views(
-    maker: Maker, fetcher: Fetcher, batches: Iterable[Batch], *, recipe: Recipe, seed: int, device: torch.device,
+    maker: ViewBackend, fetcher: Fetcher, batches: Iterable[Batch], *, augmentation: Augmentation, seed: int,
+    device: torch.device,
     workers: int, half: bool = False, patients: Patients | None = None,
 ) -> Iterator[Views]:  # fmt: skip
     """Both views of each batch's images: dali-fused and torchvision on the CPU, dali-stock on the device.
 
-    patients: of the split, where the recipe takes second views from partners.
+    patients: of the split, where the augmentation takes second views from partners.
     """
-    if recipe.patient_positive:
+    if augmentation.patient_positive:
         assert patients is not None
-        batches = map(partial(patients.pair, recipe.patient_positive, seed), batches)
-    if recipe.size < (least := least_size(recipe)):
-        raise InputError(f"--size={recipe.size}: views want at least {least} pixels a side")
+        batches = map(partial(patients.pair, augmentation.patient_positive, seed), batches)
+    if augmentation.size < (least := smallest_view_size(augmentation)):
+        raise InputError(f"--size={augmentation.size}: views want at least {least} pixels a side")
     if maker == "torchvision":
         if half:
             raise InputError("half: torchvision makes float32 alone; use backend 'dali'")
-        from pipeline import reference  # torchvision takes a second: DALI's users need not wait for it
+        from pipeline import torchvision_views  # torchvision takes a second: DALI's users need not wait for it
 
-        return reference.view_batches(fetcher, batches, recipe, seed=seed, device=device, workers=workers)
-    made: Iterator[Views] = _dali().view_batches(fetcher, batches, recipe, seed=seed, device=device,
+        return torchvision_views.view_batches(fetcher, batches, augmentation, seed=seed, device=device, workers=workers)
+    made: Iterator[Views] = _dali().view_batches(fetcher, batches, augmentation, seed=seed, device=device,
                                                  fused=maker == "dali-fused", threads=workers, half=half)  # fmt: skip
     return made
 
 
-def choose_views(views: Where, backend: Backend, device: torch.device, workers: int) -> tuple[Where, str]:
+def choose_views(views: ViewDevice, backend: Backend, device: torch.device, workers: int) -> tuple[ViewDevice, str]:
     """Where views are made, "cpu" or "gpu", and why. Raises InputError where they can't be made on the GPU."""
     if views == "gpu" and (backend == "torchvision" or device.type != "cuda"):
         missing = "a GPU to train on" if backend == "dali" else "--dali"
@@ -199,9 +205,9 @@ def image_loader(
     if backend == "dali":
         make = _dali().image_batches
     else:
-        from pipeline import reference  # as above
+        from pipeline import torchvision_views  # as above
 
-        make = reference.image_batches
+        make = torchvision_views.image_batches
     start = partial(make, Fetcher(folder, manifest, split), size=size, mean=mean, std=std, device=device,
                     workers=workers or cores(), interpolation=interpolation)  # fmt: skip
     wanted = range(manifest.images(split)) if samples is None else samples

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.draw import draw_partners
-from pipeline.plan import Batch
+from pipeline.sampler import Batch
+from pipeline.view_parameters import sample_partners
 from shard.errors import InputError
 from shard.manifest import Manifest
 from shard.read import read_labels
@@ -53,5 +53,5 @@ class Patients:
     def pair(self, probability: float, seed: int, batch: Batch) -> Batch:
         """The batch with its partners drawn."""
         members, places = self._groups
-        drawn = draw_partners(probability, seed, batch.epoch, batch.samples, places[batch.samples], members)
+        drawn = sample_partners(probability, seed, batch.epoch, batch.indices, places[batch.indices], members)
         return batch._replace(partners=drawn)

@@ -14,11 +14,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from pipeline import reference
-from pipeline.loader import Maker, has_dali, make_views
+from pipeline import torchvision_views
+from pipeline.augmentation import Augmentation, View
+from pipeline.loader import ViewBackend, has_dali, make_views
 from pipeline.partners import Patients
-from pipeline.plan import Batch
-from pipeline.recipe import Recipe, View
+from pipeline.sampler import Batch
 from shard.cli import check_numbers
 from shard.fetch import Fetcher
 from shard.files import write_bytes
@@ -35,32 +35,35 @@ def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, siz
     """
     check_numbers(images=(images, 1, 64), size=(size, 16, 2048), seed=(seed, 0, 2**63 - 1),
                   patient_positive=(patient_positive, 0, 1))  # fmt: skip
-    content, said = draw_preview(shards, Recipe(size=size, patient_positive=patient_positive), images=images, seed=seed)
+    content, said = draw_preview(shards, Augmentation(size=size, patient_positive=patient_positive), images=images,
+                                 seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, content)
     print("\n".join([*said, f"{out} written"]))
 
 
-def draw_preview(shards: Path, recipe: Recipe, *, images: int, seed: int) -> tuple[bytes, list[str]]:
+def draw_preview(shards: Path, augmentation: Augmentation, *, images: int, seed: int) -> tuple[bytes, list[str]]:
     """The PNG, and what it shows in words: a line a view, and one on all. Raises InputError as the loader does."""
-    manifest, patient_positive = read_manifest(shards), recipe.patient_positive
-    recipe = replace(recipe, mean=0.0, std=1.0)  # shown as grey levels, so nothing is taken out
+    manifest, patient_positive = read_manifest(shards), augmentation.patient_positive
+    augmentation = replace(augmentation, mean=0.0, std=1.0)  # shown as grey levels, so nothing is taken out
     fetcher, patients = Fetcher(shards, manifest, "train"), Patients(shards, manifest, "train")
     numbers = np.random.default_rng(seed).permutation(len(fetcher))[:images]
     wanted, seconds = Batch(0, 0, numbers), numbers
     if patient_positive:
         patients.check(patient_positive)
-        seconds = patients.pair(patient_positive, seed, wanted).seconds
-    makers: list[Maker] = [maker for maker in get_args(Maker) if has_dali() or maker == "torchvision"]
-    made = {maker: next(make_views(maker, fetcher, [wanted], recipe=recipe, seed=seed, device=torch.device("cpu"),
+        seconds = patients.pair(patient_positive, seed, wanted).view2_indices
+    makers: list[ViewBackend] = [maker for maker in get_args(ViewBackend) if has_dali() or maker == "torchvision"]
+    made = {maker: next(make_views(maker, fetcher, [wanted], augmentation=augmentation, seed=seed,
+                                   device=torch.device("cpu"),
                                    workers=1, patients=patients)) for maker in makers}  # fmt: skip
     figure, axes = plt.subplots(len(numbers), 1 + 2 * len(makers), squeeze=False, layout="constrained",
                                 figsize=(2.3 * (1 + 2 * len(makers)), 2.7 * len(numbers)))  # fmt: skip
     said = []
     for row, (line, number, second) in enumerate(zip(axes, numbers.tolist(), seconds.tolist(), strict=True)):
-        image, other, key = reference.decode(fetcher, number), reference.decode(fetcher, second), fetcher.key(number)
+        image, other = (torchvision_views.decode(fetcher, one) for one in (number, second))
+        key = fetcher.key(number)
         pictures = [(f"{key}\n{image.shape[2]}×{image.shape[1]}", image)]
-        for view, parameters in enumerate(reference.draw(recipe, seed, 0, number, image, other)):
+        for view, parameters in enumerate(torchvision_views.draw(augmentation, seed, 0, number, image, other)):
             partner = f" (of {fetcher.key(second)})" if view and second != number else ""
             said.append(f"{key} view {view + 1}{partner}: {_describe(parameters)}")
             for maker in makers:

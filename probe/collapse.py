@@ -11,7 +11,7 @@ import numpy as np
 from probe.encoders import Encoder
 from probe.study import Study
 from train.collapse import say_collapse
-from train.frozen import Features
+from train.frozen_features import Features
 from train.journal import read_journal
 
 # Of what the rank could be, and a rank that is low for any width: a ResNet with random weights has a quarter, one whose

@@ -14,7 +14,7 @@ import pandas as pd
 
 from probe.fewshot import Draws, NotMeasurable, Rows, even, test_images, train_images
 from shard.errors import InputError
-from shard.sheet import from_cell, to_csv
+from shard.tabular.sheet import from_cell, to_csv
 
 COLUMNS = ("task", "draw", "role", "key")
 

@@ -13,10 +13,10 @@ import torch
 import torchvision
 from torch import nn
 
-from pipeline.recipe import Recipe
-from probe.inputs import IMAGENET_MEAN, IMAGENET_STD, Input, Stated, read_flag, settle
+from pipeline.augmentation import Augmentation
 from probe.names import GUESSING, MAJORITY, check_name, split_key, split_spec
-from probe.paper import NOISE
+from probe.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input, Stated, read_flag, settle
+from probe.published_protocol import NOISE
 from probe.weights import FOLDER_FILES, Weights, read_weights
 from shard.errors import InputError
 from train.accepted import changes_of, with_changes
@@ -27,7 +27,7 @@ from train.checkpoint import (
     load_checkpoint,
     load_newest,
     read_tensors,
-    taking_up,
+    translate_load_errors,
 )
 from train.journal import CARD
 from train.model import encoder_of, grey_resnet
@@ -39,7 +39,8 @@ SCRATCH, THUMBNAIL, IMAGENET, SIMCLR = "Scratch", "Thumbnail", "ImageNet", "SimC
 _BASELINES = (SCRATCH, THUMBNAIL, IMAGENET)
 _OURS = (*_BASELINES, NOISE, MAJORITY, GUESSING)  # names of rows, which no encoder that is given may have
 # Of a checkpoint, what a report says of the run.
-KEPT = ("config", "recipe", "shards", "step", "epoch", "done_in_epoch", "origin", "accepted", "fingerprint", "commit")
+KEPT = ("config", "augmentation", "shards", "step", "epoch", "step_in_epoch", "origin", "accepted", "fingerprint",
+        "commit")
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,12 @@ def open_encoder(
         if found is None:
             raise InputError(_no_run(file))
         _check_alone(file, name, key, asked, "a run")
-        with taking_up(found[0]):
+        with translate_load_errors(found[0]):
             return found[1]["config"]["arch"], simclr_encoder(found[1], name, size, file)
     if file.is_file() and file.suffix != ".safetensors" and _is_checkpoint(file):
         _check_alone(file, name, key, asked, "a run's checkpoint")
         state = load_checkpoint(file)
-        with taking_up(file):
+        with translate_load_errors(file):
             if file.absolute().parent.name == "checkpoints":  # of a run that may have been moved since
                 state["config"] = {**state["config"], "out": str(file.absolute().parent.parent)}
             return state["config"]["arch"], simclr_encoder(state, name, size, None)
@@ -222,11 +223,11 @@ def _name_of(path: Path, given: int) -> str:
 def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run: Path | None = None) -> Encoder:
     """The encoder of a checkpoint's model."""
     module, _ = encoder_of(state)
-    recipe = Recipe(**state["recipe"])  # which looks at it
-    after = f"epoch {state['epoch']}" if not state["done_in_epoch"] else f"step {state['step']}"
+    augmentation = Augmentation(**state["augmentation"])  # which looks at it
+    after = f"epoch {state['epoch']}" if not state["step_in_epoch"] else f"step {state['step']}"
     kept = {key: value for key, value in state.items() if key in KEPT}
     said = with_changes(say_recipe(state["config"]), changes_of(state))
-    images = Input(size or recipe.size, recipe.mean, recipe.std)
+    images = Input(size or augmentation.size, augmentation.mean, augmentation.std)
     return Encoder(name, f"{state['config']['arch']}, SimCLR, {said}, {after}", module.eval(), images, state=kept,
                    run=run, said=(_say_input(images, "checkpoint"),))  # fmt: skip
 

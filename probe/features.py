@@ -15,16 +15,17 @@ from tqdm import tqdm
 
 from pipeline.loader import Backend, default_backend, image_loader
 from probe.encoders import Encoder
-from probe.inputs import Input
+from probe.preprocessing import Input
 from shard.errors import InputError
 from shard.files import replacing, sha256_of
 from shard.machine import version_of
 from shard.manifest import Manifest
 from train.checkpoint import HASH_DIGITS
 from train.fingerprint import hash_code
-from train.frozen import Features
+from train.frozen_features import Features
 
-CODE = ("pipeline/loader.py", "pipeline/dali.py", "pipeline/feed.py", "pipeline/reference.py", "probe/features.py")
+CODE = ("pipeline/loader.py", "pipeline/dali.py", "pipeline/dali_inputs.py", "pipeline/torchvision_views.py",
+        "probe/features.py")
 
 LARGEST = 1e15  # whose square float32 still holds
 
@@ -66,7 +67,7 @@ def _kept(cache: Path, key: str) -> Features | None:
         if file.stem.endswith(f"-{sha256_of(file)[:HASH_DIGITS]}"):
             features: Features = np.load(file)
             return features
-        print(f"warning: {file} is cut short or rotten; it is removed, and its features are made anew")
+        print(f"warning: {file} is truncated or corrupt; it is removed, and its features are made anew")
         file.unlink(missing_ok=True)
     return None
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probe.fewshot import Rows
-from train.frozen import NEIGHBOURS, TEMPERATURE, Features
+from train.frozen_features import NEIGHBOURS, TEMPERATURE, Features
 
 BLOCK = 4096  # test images at a time
 

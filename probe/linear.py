@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from probe.fewshot import Rows
-from train.frozen import Features
+from train.frozen_features import Features
 
 INVERSE_L2 = 1.0  # scikit-learn's C, on features whose expected squared length is 1; fixed: ten shots can't choose it
 STEPS, CLOSE = 100, 1e-10  # Newton's, and where it stops: the largest change of a decision value

@@ -22,12 +22,12 @@ from probe.fewshot import Shots
 from probe.finetune import finetune
 from probe.knn import knn_draws
 from probe.linear import fit_all, probe_draws
-from probe.paper import NOISE, Peaks, noise_features, published_draws
+from probe.published_protocol import NOISE, Peaks, noise_features, published_draws
 from probe.slices import count, find_slices, is_large_enough
 from probe.statistics import Resamples, Scores, join, resample, score
 from probe.study import Study
 from shard.errors import InputError
-from train.frozen import Features, standardise
+from train.frozen_features import Features, standardise
 
 LINEAR, KNN, FINETUNE = "linear", "knn", "finetune"
 BALANCED, ALL = "balanced", "all"  # test sets; the slices of the second are others

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from probe.measure import Key, Measured, Unit
-from probe.paper import Peaks
+from probe.published_protocol import Peaks
 from probe.settings import Settings, from_plain
 from probe.statistics import Scores
 from probe.study import Study

@@ -7,22 +7,22 @@ from pathlib import Path
 import torch
 
 from probe.collapse import mark_collapsed
-from probe.compose import compose
 from probe.draws_file import write_draws
 from probe.features import read_features
 from probe.measure import Measured, Unit, add_up, list_units, measure
 from probe.names import split_key, split_spec
-from probe.page import write_page
+from probe.page.compose import compose
+from probe.page.table import difference_table, score_table, to_markdown, with_mean
+from probe.page.write import write_page
 from probe.parts import read_parts, read_settings, units_of, write_part
 from probe.settings import Settings, from_plain
 from probe.study import Study, open_study
-from probe.table import difference_table, score_table, to_markdown, with_mean
 from shard.errors import InputError
 from shard.files import locked, write_bytes
-from shard.sheet import to_csv
+from shard.tabular.sheet import to_csv
 from train.device import resolve_device
-from train.frozen import Features
-from train.places import find_again
+from train.frozen_features import Features
+from train.moved import find_moved
 
 
 def make_report(settings: Settings, part: int, parts: int) -> None:
@@ -63,7 +63,7 @@ def _moved(settings: Settings, out: Path) -> Settings:
     plain = settings.plain()
 
     def here(path: str, wanted: str = "") -> str:
-        return str(find_again(path, plain["out"], out, wanted) or path)
+        return str(find_moved(path, plain["out"], out, wanted) or path)
 
     encoders = []
     for name, path in map(split_spec, plain["encoders"]):

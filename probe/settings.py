@@ -20,7 +20,7 @@ HEADLINE = 10  # shots, where they were asked for
 LIMITS = {"draws": (1, 10**5), "finetune": (0, 10**5), "size": (0, 4096), "seed": (0, 2**31), "batch_size": (1, 10**6),
           "workers": (0, 4096)}  # fmt: skip
 # Where and how fast the same figures are computed.
-HARMLESS = {"shards", "out", "cache", "batch_size", "workers"}
+DO_NOT_CHANGE_FIGURES = {"shards", "out", "cache", "batch_size", "workers"}
 # Files, of which the content decides, wherever they lie.
 FILES = {"encoders", "draws_file", "imagenet_weights"}
 
@@ -94,7 +94,7 @@ class Settings:
 
     def decisive(self) -> dict[str, Any]:
         """The settings that change a figure, but for files."""
-        return {name: value for name, value in self.plain().items() if name not in HARMLESS | FILES}
+        return {name: value for name, value in self.plain().items() if name not in DO_NOT_CHANGE_FIGURES | FILES}
 
     def command(self) -> str:
         """The command that asks for this report: each setting that is not the default."""

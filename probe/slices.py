@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from probe.fewshot import Rows
-from shard.age import AGES
+from shard.tabular.age import AGES
 
 LEAST = 10  # patients with a positive image, and as many with a negative one: below it nothing is claimed
 

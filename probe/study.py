@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.recipe import Recipe
+from pipeline.augmentation import Augmentation
 from probe.draws_file import read_draws, write_draws
 from probe.encoders import Encoder, open_encoders
 from probe.fewshot import Draws, NotMeasurable, Rows, Shots, make_draws, resolve_labels
-from probe.inputs import Input
 from probe.names import name_mean
+from probe.preprocessing import Input
 from probe.settings import Settings
 from probe.slices import count_patients, withhold
 from shard.errors import InputError
@@ -102,7 +102,7 @@ def open_study(settings: Settings) -> Study:
     tasks = choose_tasks(settings, manifest)
     if not [split for split in manifest.counts if split != "train"]:
         raise InputError(f"{settings.shards}: has a training split alone; a probe is tested on patients of another")
-    otherwise = Input(settings.size or Recipe.size, manifest.pixel_mean, manifest.pixel_std)
+    otherwise = Input(settings.size or Augmentation.size, manifest.pixel_mean, manifest.pixel_std)
     encoders = open_encoders(settings.encoders, settings.baselines, otherwise=otherwise, size=settings.size,
                              imagenet_weights=settings.imagenet_weights, seed=settings.seed,
                              inputs=settings.input)  # fmt: skip

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torchvision
 from torch import nn
 
-from pipeline.recipe import Recipe
-from probe.configs import HUGGING_FACE, TIMM, read_json, stated_beside
-from probe.inputs import Stated
+from pipeline.augmentation import Augmentation
+from probe.choose_network import State, choose_state, tensors_of
 from probe.names import split_key
-from probe.states import State, choose_state, tensors_of
+from probe.preprocessing import Stated
+from probe.preprocessing_configs import HUGGING_FACE, TIMM, read_json, stated_beside
 from shard.errors import InputError
 from train.checkpoint import UnreadableTensors, read_tensors
 from train.model import grey_resnet
@@ -32,8 +32,9 @@ FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # the weights in a fo
 WANTED = "wanted is a state dict of a torchvision or timm resnet18, 34, 50 or 101, as python -m train export makes"
 SAME_ARCH = r"(tv_|ssl_|swsl_|ig_)?{0}|gluon_{0}_v1b"  # names in timm of the very same network
 # Arguments of timm's create_model that leave features as they are.
-HARMLESS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last", "pretrained",
-            "pretrained_cfg", "features_only", "scriptable"}  # fmt: skip
+DO_NOT_CHANGE_FIGURES = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last",
+                         "pretrained",
+                         "pretrained_cfg", "features_only", "scriptable"}  # fmt: skip
 DEFAULTS = {"global_pool": "avg", "output_stride": 32, "act_layer": "relu", "norm_layer": "batchnorm2d"}
 
 
@@ -129,7 +130,8 @@ def _check_network(path: Path, arch: str, content: Any, config: Mapping[str, Any
     arguments = config.get("model_args")
     given = {**(arguments if isinstance(arguments, Mapping) else {}), "global_pool": config.get("global_pool")}
     other = [f"{name}={value}" for name, value in given.items() if beside is not None and value is not None
-             and name not in HARMLESS and str(value).lower() != str(DEFAULTS.get(name, "")).lower()]  # fmt: skip
+             and name not in DO_NOT_CHANGE_FIGURES and str(value).lower() != str(DEFAULTS.get(name,
+                                                                                              "")).lower()]  # fmt: skip
     if other:
         raise InputError(f"{path}: the {TIMM} beside it says {plain(', '.join(other))}, which makes another network of "
                          f"{arch}; {WANTED}")  # fmt: skip
@@ -202,7 +204,7 @@ def _card_in(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
     """A file's model card, as far as it says how images are made. Raises InputError where it does not."""
     try:
         card: dict[str, Any] = read()
-        Recipe(**{name: card["input"][name] for name in ("size", "mean", "std")})  # which looks at them
+        Augmentation(**{name: card["input"][name] for name in ("size", "mean", "std")})  # which looks at them
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: its model card can't be read ({type(error).__name__}: {error}); {WANTED}") from None
     return card

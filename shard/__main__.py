@@ -4,7 +4,7 @@ from shard.cli import run
 from shard.deidentify import names
 from shard.info import info
 from shard.merge import merge
-from shard.phantom import phantom
+from shard.phantom.archive import phantom
 from shard.verify import verify
 from shard.write import build
 

@@ -16,8 +16,8 @@ import pandas as pd
 from shard.errors import InputError
 from shard.files import TEMPORARY, write_bytes
 from shard.formats import Votes
-from shard.sheet import to_csv
 from shard.table import Dataset, Table, read_table
+from shard.tabular.sheet import to_csv
 
 DIGITS = 20  # 80 bits: among a million names two are alike once in 10^12 archives
 SHORTEST = 16  # bytes of a secret

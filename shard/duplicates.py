@@ -15,12 +15,12 @@ import numpy.typing as npt
 import pandas as pd
 import xxhash
 
-from shard.demographics import count_demographics
 from shard.errors import InputError
 from shard.files import replacing, sha256_of, write_bytes
 from shard.record import ShardRecord
-from shard.sheet import to_csv
 from shard.table import Reject
+from shard.tabular.demographics import count_demographics
+from shard.tabular.sheet import to_csv
 from shard.tar import TarWriter
 
 DUPLICATES = "duplicates.csv"

@@ -2,7 +2,7 @@
 
 LONGEST = 2000  # which holds a command with three long paths in it
 # What goes wrong where JSON is read that is none of ours, or cut short.
-NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+PARSE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 class InputError(Exception):

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageChops, UnidentifiedImageError
 
-from shard import dicom, jpeg, tiff
+from shard.dicom import image as dicom
+from shard.jpeg import segments, tiff
 
 Grey = npt.NDArray[np.uint8]
 
@@ -123,7 +124,7 @@ def _decode(content: bytes, size: int) -> Image.Image:
         rawmode = _rawmode(image)  # before EXIF is read, which loads a PNG, after which it is forgotten
         orientation = image.getexif().get(0x0112, 1)
         if image.format == "JPEG" and image.mode in ("L", "RGB") and orientation == 1:
-            with contextlib.suppress(jpeg.UnusualSampling):
+            with contextlib.suppress(segments.UnusualSampling):
                 return _decode_jpeg(content, image.width, image.height, size)
         _check_jpegs(image, content)
         drafted = image.draft("L", (2 * size, 2 * size))
@@ -136,11 +137,11 @@ def _decode(content: bytes, size: int) -> Image.Image:
 def _check_jpegs(image: Image.Image, content: bytes) -> None:
     """Raise where a JPEG in the file is damaged: Pillow shows one as grey where data is missing, and says nothing."""
     if image.format in ("JPEG", "MPO"):
-        jpeg.sound(content)
+        segments.sound(content)
     elif image.format == "TIFF":
         try:
             for part in tiff.jpegs(getattr(image, "tag_v2", {}), content):
-                jpeg.sound(part)
+                segments.sound(part)
         except tiff.UnsupportedTiff as error:
             raise UnreadableImage(str(error)) from None
 
@@ -178,7 +179,7 @@ def _decode_jpeg(content: bytes, width: int, height: int, size: int) -> Image.Im
     """The short way for nearly all: libjpeg-turbo scales while it decodes, and tells what is damaged."""
     factor = reduction(width, height, size)
     wanted = -(-height // factor), -(-width // factor)
-    scaled = jpeg.decode(content, *wanted)
+    scaled = segments.decode(content, *wanted)
     assert scaled.shape == wanted, (scaled.shape, wanted)
     # The last row and column may reach beyond the image: without the box all would shift by up to half a pixel.
     return _shrink(Image.fromarray(scaled), size, (0, 0, width / factor, height / factor))

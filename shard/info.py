@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from shard.duplicates import Summary
-from shard.errors import NOT_OURS, InputError
+from shard.errors import PARSE_ERRORS, InputError
 from shard.files import write_bytes
 from shard.manifest import Manifest, Shard, read_manifest
 from shard.read import CURE, Sample, read_index, read_members
@@ -110,7 +110,7 @@ def _tile(out: Path, manifest: Manifest, shard: Shard, sample: Sample) -> tuple[
         described = json.loads(text)
         found = [name + marks[label] for name, label in described["labels"].items() if label in marks]
         facts = f"{shard.split}, {described['view'] or 'view not said'}: {', '.join(found) or 'no finding marked'}"
-    except (OSError, *NOT_OURS) as error:
+    except (OSError, *PARSE_ERRORS) as error:
         raise InputError(f"{out / shard.tar}, image {sample.key}: can't be shown ({type(error).__name__}: {error}); "
                          f"{CURE}") from None  # fmt: skip
     square.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))

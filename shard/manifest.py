@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shard.demographics import COLUMNS, Counts, are_counts
-from shard.errors import NOT_OURS, InputError
+from shard.errors import PARSE_ERRORS, InputError
 from shard.files import sha256_of, write_bytes
 from shard.formats import SPLITS
 from shard.plain_json import refuse_constant
+from shard.tabular.demographics import COLUMNS, Counts, are_counts
 
 MANIFEST = "manifest.json"
 FORMAT = "cxr-simclr-shards/2"
@@ -120,7 +120,7 @@ def parse_manifest(folder: Path) -> Manifest:
         tables = tuple(content.get("tables", ()))
         manifest = Manifest(**{**content, "shards": shards, "findings": findings, "notes": notes, "tables": tables})
         _check(manifest)
-    except NOT_OURS as error:
+    except PARSE_ERRORS as error:
         raise InputError(f"{path}: not a manifest ({type(error).__name__}: {error}); build the shards again") from None
     return manifest
 

@@ -1,4 +1,4 @@
-"""work_on(jobs): a function over many jobs on all cores, in order, with progress, and a clean end at any moment."""
+"""parallel_map: apply a function to many jobs on all cores, in order, with progress and a clean end at any moment."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _progress: Progress | None = None  # where the work is done in the process that 
 
 def tick(images: int = 1, rejected: int = 0) -> None:
     """Count images of the job at hand. Raises Stopped where the run was interrupted."""
-    assert _counters is not None, "only a function that work_on calls may tick"
+    assert _counters is not None, "only a function that parallel_map calls may tick"
     with _counters.done.get_lock():
         _counters.done.value += images
         _counters.rejected.value += rejected
@@ -68,7 +68,7 @@ def tick(images: int = 1, rejected: int = 0) -> None:
         _progress.show(_counters.done.value, _counters.rejected.value)
 
 
-def work_on(
+def parallel_map(
     jobs: Iterable[Job], count: int, work: Callable[[Job], Result], *, images: int, label: str, workers: int,
     unit: str = "images",
 ) -> Iterator[Result]:  # fmt: skip

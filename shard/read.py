@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from shard.errors import NOT_OURS, InputError
+from shard.errors import PARSE_ERRORS, InputError
 from shard.manifest import Manifest, Shard
 from shard.tar import INDEX_VERSION
 
@@ -79,7 +79,7 @@ def label_frame(folder: Path, shards: list[Shard], findings: tuple[str, ...]) ->
             for sample, text in zip(samples, read_members(folder / shard.tar, samples, "json"), strict=True):
                 key = sample.key
                 rows.append({"key": key, **_describe(json.loads(text), findings)})
-        except (OSError, *NOT_OURS) as error:
+        except (OSError, *PARSE_ERRORS) as error:
             raise InputError(f"{folder / shard.tar}, image {key}: its labels can't be read ({error}); {CURE}") from None
     columns = ["key", "patient", "split", "view", "sex", "age", *findings]
     frame: pd.DataFrame = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(("age", *findings), "float64"))
@@ -87,7 +87,7 @@ def label_frame(folder: Path, shards: list[Shard], findings: tuple[str, ...]) ->
 
 
 def _describe(content: Any, findings: tuple[str, ...]) -> dict[str, Any]:
-    """A row of the labels' frame from a sample's JSON. Raises one of NOT_OURS where it is none."""
+    """A row of the labels' frame from a sample's JSON. Raises one of PARSE_ERRORS where it is none."""
     labels = {name: content["labels"].get(name) for name in findings}
     if not all(label in (1, 0, -1, None) for label in labels.values()):
         raise ValueError(f"labels {labels}")

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shard.demographics import Counts, are_counts
-from shard.errors import NOT_OURS, InputError
+from shard.errors import PARSE_ERRORS, InputError
 from shard.files import write_bytes
 from shard.manifest import Shard
 from shard.table import Reject
+from shard.tabular.demographics import Counts, are_counts
 
 UNFINISHED = "build"
 # Of the sharder itself. Raise it when the same sources and settings would give other bytes than before: an unfinished
@@ -44,7 +44,7 @@ class ShardRecord:
 
 
 def parse_record(content: dict[str, Any]) -> ShardRecord:
-    """A record from its JSON. Raises one of NOT_OURS where it is none."""
+    """A record from its JSON. Raises one of PARSE_ERRORS where it is none."""
     record = ShardRecord(**{**content, "shard": Shard(**content["shard"]),
                             "rejects": parse_rejects(content["rejects"])})  # fmt: skip
     if len(record.pictures) != record.shard.samples or not all(type(text) is str for text in record.pictures.values()):
@@ -55,7 +55,7 @@ def parse_record(content: dict[str, Any]) -> ShardRecord:
 
 
 def parse_rejects(content: Any) -> list[Reject]:
-    """Rejected rows from JSON. Raises one of NOT_OURS where they are none."""
+    """Rejected rows from JSON. Raises one of PARSE_ERRORS where they are none."""
     return [(str(key), str(path), str(reason)) for key, path, reason in content]
 
 
@@ -63,7 +63,7 @@ def read_record(folder: Path, stem: str) -> ShardRecord | None:
     """The record of a finished shard; None where there is none that can be used, and the shard is written anew."""
     try:
         return parse_record(json.loads((folder / UNFINISHED / f"{stem}.json").read_text()))
-    except (FileNotFoundError, *NOT_OURS):  # of another build or version, or cut short by a disk that filled up
+    except (FileNotFoundError, *PARSE_ERRORS):  # of another build or version, or cut short by a disk that filled up
         return None
 
 
@@ -74,7 +74,7 @@ def begin(out: Path, settings: dict[str, Any], software: dict[str, str]) -> None
         try:
             begun = json.loads(path.read_text())
             difference = first_difference({**begun["settings"], **begun["software"]}, {**settings, **software})
-        except NOT_OURS:
+        except PARSE_ERRORS:
             difference = f"{path} can't be read"
         if difference:
             raise InputError(f"{out}: holds an unfinished build with other settings ({difference}); "

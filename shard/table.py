@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from shard import dicom
-from shard.demographics import read_demographics, say_nobody
+from shard.dicom import image as dicom
 from shard.errors import InputError
 from shard.files import sha256_of
 from shard.formats import (
@@ -26,11 +25,12 @@ from shard.formats import (
     recognise,
     vote_rows,
 )  # fmt: skip
-from shard.ids import FOLDED, in_one_form
 from shard.key import make_key
-from shard.label import read_labels
 from shard.note import Note, counted
 from shard.paths import OUTSIDE
+from shard.tabular.demographics import read_demographics, say_nobody
+from shard.tabular.ids import FOLDED, in_one_form
+from shard.tabular.label import read_labels
 
 Dataset = Literal["auto", "chexpert", "chexpert-plus", "chexlocalize", "nih", "mimic", "padchest", "vindr", "rsna",
                   "brax", "csv", "folder"]  # fmt: skip
@@ -42,7 +42,8 @@ SAME_KEY = "rows have this key and differ in"
 class Table:
     """The images of a data set.
 
-    rows: a frame with key, path (relative to the source), patient, split, view (one of shard.view.VIEWS or blank),
+    rows: a frame with key, path (relative to the source), patient, split, view (one of shard.tabular.view.VIEWS
+                                                                                 or blank),
     sex (F, M or blank), age (years or blank), and a column a finding: 1 present, 0 absent, -1 uncertain, NaN not
     mentioned. rejects: rows of the CSV that can't be used. notes: what a build says of the table. tables: name, sha256
     and rows of each that was read.

@@ -12,14 +12,14 @@ from typing import Any
 import simplejpeg
 
 from shard.cli import check_numbers
-from shard.demographics import Counts, add_counts, count_demographics
-from shard.errors import NOT_OURS, InputError
+from shard.errors import PARSE_ERRORS, InputError
 from shard.files import sha256_of
 from shard.machine import cores
 from shard.manifest import Manifest, Shard, parse_manifest, quick_faults, wrong_hash
 from shard.plain_json import refuse_constant
-from shard.pool import tick, work_on
+from shard.pool import parallel_map, tick
 from shard.read import read_index
+from shard.tabular.demographics import Counts, add_counts, count_demographics
 from shard.tar import ENDINGS, INDEX_VERSION
 
 
@@ -75,7 +75,7 @@ def _deep_faults(out: Path, manifest: Manifest, decode: bool, workers: int) -> l
     jobs = [Job(out, shard, manifest.findings, settings["encoding"], settings["size"], decode)
             for shard in manifest.shards]  # fmt: skip
     images = sum(shard.samples for shard in manifest.shards)
-    seen = list(work_on(jobs, len(jobs), look_at, images=images, label="verifying", workers=workers))
+    seen = list(parallel_map(jobs, len(jobs), look_at, images=images, label="verifying", workers=workers))
     faults = [fault for one in seen for fault in one.faults]
     if faults:  # they explain whatever the totals lack
         return faults
@@ -166,7 +166,7 @@ def _label_faults(job: Job, content: bytes, seen: Seen) -> list[str]:
         if sex not in ("F", "M", "") or type(age) not in (int, float, type(None)) or type(view) is not str:
             return [f"its sex, age and view are {sex!r}, {age!r} and {view!r}"]
         people = count_demographics([(sex, age, view)])
-    except NOT_OURS as error:
+    except PARSE_ERRORS as error:
         return [f"its json can't be read ({type(error).__name__}: {error})"]
     seen.patients.add(patient)
     for finding, label in labels.items():

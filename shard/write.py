@@ -13,24 +13,24 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from shard import dicom
-from shard.bare import without_metadata
+from shard.assignment import Plan, Planned, Row
 from shard.cli import check_numbers
 from shard.deidentify import Pseudonyms, read_secret
-from shard.demographics import count_demographics
+from shard.dicom import image as dicom
 from shard.duplicates import Picture, Policy, describe_picture
 from shard.errors import InputError
 from shard.files import locked, replacing, sha256_of, write_bytes
+from shard.finish import check_max_rejects, clear_away, finish, part_name
 from shard.formats import Votes
 from shard.image import UnreadableImage, encode_jpeg, histogram, load, to_square
+from shard.jpeg.bare import without_metadata
 from shard.machine import choose_part, cores, version_of
 from shard.manifest import LARGEST_SIZE, MANIFEST, Shard, read_manifest
-from shard.merge import check_max_rejects, clear_away, finish, part_name
-from shard.phantom import is_phantom
-from shard.plan import Plan, Planned, Row
-from shard.pool import tick, work_on
+from shard.phantom.archive import is_phantom
+from shard.pool import parallel_map, tick
 from shard.record import SHARDER, UNFINISHED, ShardRecord, begin, first_difference, read_record
 from shard.table import Dataset, Reject, Table, read_table
+from shard.tabular.demographics import count_demographics
 from shard.tar import ENDINGS, TarWriter
 
 Encoding = Literal["jpeg", "raw"]
@@ -124,7 +124,8 @@ def build(
         jobs = (Job(planned, content.findings, src, out, size, encoding, quality, pseudonyms is not None)
                 for planned in plan.part(part, parts))  # fmt: skip
         shards, images = plan.count(part, parts)
-        records = list(work_on(jobs, shards, write_shard, images=images, label="sharding", workers=workers or cores()))
+        records = list(parallel_map(jobs, shards, write_shard, images=images, label="sharding",
+                                    workers=workers or cores()))
         for record in records:  # those of DICOM files with any other ending
             software |= record.readers
         whole = {"settings": settings, "software": software, "findings": content.findings, "part": part,

@@ -20,7 +20,7 @@ import torch
 
 from pipeline.loader import has_dali
 from shard.manifest import Manifest, read_manifest
-from shard.phantom import phantom
+from shard.phantom.archive import phantom
 from shard.write import build
 from train.checkpoint import list_checkpoints, load_checkpoint
 from train.config import Config

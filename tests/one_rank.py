@@ -13,7 +13,7 @@ from train.config import Config
 from train.distributed import synchronise_batchnorm
 from train.large_batch import recompute_blocks
 from train.optim import make_optimizer
-from train.ranks import Ranks, joined
+from train.ranks import Ranks, init_distributed
 from train.setup import set_up
 from train.step import forward_backward, update
 
@@ -65,7 +65,7 @@ def take_step(
 
 def main(shards: Path, out: Path) -> None:
     """Take a step of each case and write what came of it."""
-    with joined("cpu") as ranks:
+    with init_distributed("cpu") as ranks:
         share = IMAGES // ranks.world
         mine = joint_batch()[:, ranks.rank * share : (ranks.rank + 1) * share]
         result = {case: take_step(shards, case, ranks, mine, PATIENTS) for case in CASES}

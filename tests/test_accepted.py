@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from probe.notes import list_commands, list_facts, list_notes
+from probe.page.notes import list_commands, list_facts, list_notes
 from probe.settings import Settings
 from probe.study import open_study
 from shard.cli import bind
@@ -18,11 +18,11 @@ from shard.errors import InputError
 from tests.conftest import Shards, newest, same_run, train_here
 from train.__main__ import COMMANDS
 from train.accepted import UNRECORDED, changes_of, check_changes, list_changes, say_changes, still_to_accept
-from train.again import commands_again
 from train.checkpoint import list_checkpoints, save_checkpoint
 from train.export import export
 from train.journal import CARD, read_card
 from train.model_card import make_card, make_page
+from train.reproduce import reproduce_commands
 from train.status import status
 
 CHANGED = "lr 0.01 until step 6, 0.001 until step 9, then 0.002; temperature 0.05 until step 6, then 0.5; seed 0 until step 9, then 5"  # fmt: skip # noqa: E501
@@ -101,14 +101,14 @@ def test_a_run_that_was_cut_off_or_branched_off_is_made_again_too(shards: Shards
     train_here(shards, tmp_path / "b", limit_steps=5, resume=str(tmp_path / "a"), lr=2e-3, accept=("lr",))
     train_here(shards, tmp_path / "b", limit_steps=7, lr=2e-3)  # of where it began it is not told again
     for name, count in (("a", 1), ("b", 1)):
-        commands = commands_again(newest(tmp_path / name), tmp_path / f"{name}-again", shards.folder)
+        commands = reproduce_commands(newest(tmp_path / name), tmp_path / f"{name}-again", shards.folder)
         assert len(commands) == count, commands
         for command in commands:
             run_here(command)
         assert same_run(tmp_path / name, tmp_path / f"{name}-again")
     (origin,) = list_checkpoints(tmp_path / "a")
     origin.unlink()
-    said = commands_again(newest(tmp_path / "b"), tmp_path / "c", shards.folder)
+    said = reproduce_commands(newest(tmp_path / "b"), tmp_path / "c", shards.folder)
     assert said[0] == f"# it began from {origin}, which is not there now"
 
 
@@ -116,18 +116,18 @@ def test_a_run_that_was_cut_off_or_branched_off_is_made_again_too(shards: Shards
 def test_what_no_flag_can_change_back_has_no_command(trained: Path, tmp_path: Path, name: str) -> None:
     state = newest(trained)
     state["accepted"] = list_changes(6, {name: ("a", "b"), "lr": (0.1, 0.01)})
-    (said,) = commands_again(state, tmp_path, tmp_path)
+    (said,) = reproduce_commands(state, tmp_path, tmp_path)
     assert said.startswith("# no command makes ") and f"{name} a until step 6, then b" in said and "lr" not in said
 
 
 def test_other_code_is_said_beside_the_command(trained: Path, tmp_path: Path) -> None:
     state = newest(trained)
     state["fingerprint"]["code"] = "other"
-    remark, _ = commands_again({**state, "commit": "abc"}, tmp_path, tmp_path)
+    remark, _ = reproduce_commands({**state, "commit": "abc"}, tmp_path, tmp_path)
     assert remark == "# with the code of then, commit abc; this is other code"
     state["fingerprint"] |= {"ranks": 2, "threads": 3}
     state["accepted"] = list_changes(6, {"ranks": (1, 2), "threads": (4, 3)})
-    _, first, second = commands_again(state, tmp_path, tmp_path)
+    _, first, second = reproduce_commands(state, tmp_path, tmp_path)
     assert first.startswith("OMP_NUM_THREADS=4 python -m train ") and first.endswith(" --limit-steps=6")
     assert second.startswith("OMP_NUM_THREADS=3 ") and second.endswith("--accept=ranks,threads  # on 2 ranks, started "
                                                                        "by srun or torchrun")  # fmt: skip
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_a_version_that_forgot_says_so(trained: Path, tmp_path: 
     state["config"]["accept"] = "lr,code"
     said = say_changes(changes_of(state))
     assert said.startswith(f"lr {UNRECORDED} until step 12, then 0.001; code {UNRECORDED} until step 12, then ")
-    (line,) = commands_again(state, tmp_path, tmp_path)
+    (line,) = reproduce_commands(state, tmp_path, tmp_path)
     assert line.startswith("# no command makes ")
 
 

@@ -14,10 +14,10 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from shard.bare import without_metadata
 from shard.errors import InputError
 from shard.image import load
 from shard.info import describe
+from shard.jpeg.bare import without_metadata
 from shard.manifest import Manifest, read_manifest
 from shard.record import UNFINISHED
 from shard.verify import verify

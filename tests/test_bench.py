@@ -18,11 +18,11 @@ from bench.gpu_check import Check, page
 from bench.gpu_check import check as gpu_check
 from bench.io import bench as bench_io
 from bench.rows import Setting, jpeg_rows
+from bench.runner import Runner
 from bench.shard import bench as bench_shard
-from bench.turns import Runner
+from pipeline.augmentation import Augmentation
 from pipeline.loader import has_dali
 from pipeline.preview import draw_preview, preview
-from pipeline.recipe import Recipe
 from shard.errors import InputError
 from shard.read import read_labels
 from tests.conftest import Shards, run_module
@@ -33,7 +33,7 @@ ROWS = {"torchvision", "published", "opencv", "read", "decode-turbojpeg",
 
 def test_every_row_of_bench_io_makes_batches(shards: Shards) -> None:
     """In this process; the command below starts one for each of its rows."""
-    setting = Setting(shards.folder, shards.manifest, Recipe(size=32), batch_size=8, threads=1)
+    setting = Setting(shards.folder, shards.manifest, Augmentation(size=32), batch_size=8, threads=1)
     rows = jpeg_rows(setting)
     assert {row.name for row in rows} >= ROWS
     for row in rows:
@@ -115,7 +115,7 @@ def test_preview_says_which_second_views_are_of_a_partner(partner_shards: Shards
     patient_of = read_labels(folder, manifest, ("train",)).set_index("key")["patient"]
 
     def pairs(probability: float) -> list[tuple[str, str]]:
-        _, said = draw_preview(folder, Recipe(size=32, patient_positive=probability), images=8, seed=0)
+        _, said = draw_preview(folder, Augmentation(size=32, patient_positive=probability), images=8, seed=0)
         return re.findall(r"^(\S+) view 2 \(of (\S+)\): ", "\n".join(said), re.MULTILINE)
 
     assert not pairs(0.0) and len(found := pairs(1.0)) > 2

@@ -1,4 +1,4 @@
-"""bench.plan: what it makes of measured rates, against the same by hand; what it does not know; and the simulation."""
+"""bench.plan: its estimates from measured rates against the same by hand, what it does not know, the simulation."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ import pytest
 import torch
 
 from bench import io as bench_io
-from bench import plan as bench_plan
 from bench import shard as bench_shard
 from bench import step as bench_step
-from bench.audit import Audit, audit, audit_plan, run_ranks
-from bench.needs import LEARNING_H
-from bench.plan import plan
-from bench.turns import Turn
-from bench.wish import SHARD_SIZE, SHORT_SIDE
-from pipeline.plan import Batch, Plan
+from bench.plan import plan as bench_plan
+from bench.plan.audit import Audit, audit, audit_plan, run_ranks
+from bench.plan.needs import LEARNING_H
+from bench.plan.plan import plan
+from bench.plan.request import SHARD_SIZE, SHORT_SIDE
+from bench.runner import Turn
+from pipeline.sampler import Batch, BatchSampler
 from shard.errors import InputError
 from shard.write import build
 from tests.conftest import ROOT, Shards
@@ -377,7 +377,8 @@ def test_many_ranks_are_audited_in_their_order(benches: Path, capsys: pytest.Cap
     """8 nodes of 8 GPUs; against sets, by hand."""
     sizes, ranks, batch = (1000,) * 10 + (37,), 64, 16
     found = audit_plan(sizes, batch, ranks, 3)
-    seen = [[number for rank in range(ranks) for one in islice(Plan(sizes, batch, 0, rank, ranks).batches(epoch, 0), 9)
+    seen = [[number for rank in range(ranks) for one in islice(BatchSampler(sizes, batch, 0, rank,
+                                                                            ranks).batches(epoch, 0), 9)
              for number in one.samples.tolist()] for epoch in range(3)]  # fmt: skip
     assert all(len(epoch) == len(set(epoch)) == 9 * ranks * batch for epoch in seen)
     assert found == Audit(ranks, 10_037, batch, 9, (10_037 - 9 * ranks * batch,) * 3, ())
@@ -433,6 +434,6 @@ def test_ranks_that_are_too_many_are_told_before_they_start(shards: Shards, monk
     images = shards.manifest.images("train")
     with pytest.raises(InputError, match=f"--simulate=500: .* has {images} images .*; lower it to {images}"):
         run_ranks(shards.folder, 1, 500, 1, 32)
-    monkeypatch.setattr("bench.audit.resource.getrlimit", lambda _: (100, 200))
+    monkeypatch.setattr("bench.plan.audit.resource.getrlimit", lambda _: (100, 200))
     with pytest.raises(InputError, match=r"--simulate=64: in one process that may take .* no more than 200 are"):
         run_ranks(shards.folder, 1, 64, 1, 32)

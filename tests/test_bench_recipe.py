@@ -1,4 +1,4 @@
-"""bench.recipe: trains each cell once, chooses on validation patients, looks at the test patients once."""
+"""bench.recipe.study: trains each cell once, chooses on validation patients, looks at the test patients once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench import grid, recipe
-from bench.grid import BASE, CELLS, Cell, Trial, choose_cells
-from bench.judge import Candidates, Exam, correct, difference, set_exam
-from bench.recipe import bench_recipe
-from bench.recipe_page import Page
-from bench.result import Result, read_result, write_result
+from bench.recipe import grid
+from bench.recipe import study as recipe
+from bench.recipe.evaluation import Candidates, Exam, correct, difference, set_exam
+from bench.recipe.grid import BASE, CELLS, Cell, Trial, choose_cells
+from bench.recipe.page import Page
+from bench.recipe.result import Result, read_result, write_result
+from bench.recipe.study import bench_recipe
 from probe.statistics import Scores, holm, over_seeds
 from shard.errors import InputError
 from shard.manifest import read_manifest
@@ -95,7 +96,7 @@ def test_the_whole_study_goes_on_where_it_stopped_and_looks_at_test_patients_onc
     monkeypatch.setattr(grid, "BASE", QUICK)
     monkeypatch.setattr(recipe, "BASE", QUICK)
     monkeypatch.setattr(grid, "CELLS", cells)
-    monkeypatch.setattr("bench.judge.SHOTS", 3)
+    monkeypatch.setattr("bench.recipe.evaluation.SHOTS", 3)
     looked: list[str] = []
 
     def look(shards: Path, split: str, draws: int) -> Exam:

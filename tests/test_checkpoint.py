@@ -11,7 +11,14 @@ import torch
 
 from shard.errors import InputError
 from tests.conftest import Shards, newest, same_run, train_here
-from train.checkpoint import Rotten, list_checkpoints, load_checkpoint, load_newest_good, save_checkpoint, step_of
+from train.checkpoint import (
+    CorruptCheckpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest_good,
+    save_checkpoint,
+    step_of,
+)
 
 
 def names(run: Path) -> list[str]:
@@ -59,7 +66,8 @@ def test_one_cut_short_or_rotten_is_told_from_its_hash(tmp_path: Path, harm: str
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     path.write_bytes({"cut": content[:-100], "flip": flipped, "empty": b""}[harm])
-    with pytest.raises(Rotten, match=r"step-000000001-\w+\.pt: cut short or rotten .*remove it to go on from the one"):
+    with pytest.raises(CorruptCheckpoint,
+                       match=r"step-000000001-\w+\.pt: truncated or corrupt .*remove it to go on from the one"):
         load_checkpoint(path)
 
 
@@ -68,7 +76,7 @@ def test_one_of_another_format_and_one_with_code_are_refused(tmp_path: Path) -> 
     torch.save({"format": "cxr-simclr-checkpoint/1"}, path)
     with pytest.raises(InputError, match="format 'cxr-simclr-checkpoint/1', this version reads"):
         load_checkpoint(path)
-    torch.save({"format": "cxr-simclr-checkpoint/2", "code": Path("x")}, path)
+    torch.save({"format": "cxr-simclr-checkpoint/3", "code": Path("x")}, path)
     with pytest.raises(InputError, match="not a readable checkpoint"):
         load_checkpoint(path)
 
@@ -84,7 +92,7 @@ def test_without_a_good_one_the_newest_good_is_none_or_an_error(tmp_path: Path) 
     assert load_newest_good(tmp_path) is None
     path = save_checkpoint(tmp_path, 1, {"step": 1})
     path.write_bytes(b"")
-    with pytest.raises(InputError, match=rf"{path.name}: cut short or rotten, and there is no other; remove them"):
+    with pytest.raises(InputError, match=rf"{path.name}: truncated or corrupt, and there is no other; remove them"):
         load_newest_good(tmp_path)
 
 
@@ -96,7 +104,7 @@ def test_a_run_goes_on_from_the_one_before_a_rotten_one(
     rotten.write_bytes(rotten.read_bytes()[:-1])
     train_here(shards, tmp_path)
     said = capfd.readouterr().out
-    assert re.search(rf"warning: {rotten} is cut short or rotten.* goes on from {good}", said)
+    assert re.search(rf"warning: {rotten} is truncated or corrupt.* goes on from {good}", said)
     assert (rotten.parent / f"rotten-{rotten.name}").exists() and not rotten.exists()
     assert same_run(trained, tmp_path)
 

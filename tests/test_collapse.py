@@ -19,10 +19,10 @@ from shard.errors import InputError
 from tests.conftest import Shards, newest, train_here
 from train import loop
 from train.collapse import say_collapse
+from train.embedding_metrics import embedding_metrics
 from train.journal import read_journal
 from train.model_card import make_card, make_page
 from train.status import status
-from train.watch import watch
 
 SETTINGS = {"batch_size": 16, "lr": 0.01, "weight_decay": 1.0, "same_patient": "negatives"}
 RNG = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def test_masked_views_are_none_that_are_guessed_among() -> None:
 
 
 def test_embeddings_that_are_all_zero_have_measures_that_are_numbers() -> None:
-    measures = watch(torch.zeros(4, 8), torch.zeros(4, 8))
+    measures = embedding_metrics(torch.zeros(4, 8), torch.zeros(4, 8))
     assert all(map(math.isfinite, measures.values())) and measures["embedding_rank"] < 1.1
 
 

@@ -19,12 +19,12 @@ pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: it is t
 
 from nvidia.dali import Pipeline, fn, ops, pipeline_def
 
-from pipeline import dali, reference
-from pipeline.draw import draw_views
-from pipeline.feed import Feed, out_of_memory, stock_parameters, view_inputs
+from pipeline import dali, torchvision_views
+from pipeline.augmentation import Augmentation
+from pipeline.dali_inputs import BatchInputs, out_of_memory, stock_parameters, view_inputs
 from pipeline.loader import two_view_loader
-from pipeline.plan import Plan, cut_into_batches
-from pipeline.recipe import Recipe
+from pipeline.sampler import BatchSampler, cut_into_batches
+from pipeline.view_parameters import sample_view_parameters
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.manifest import read_manifest
@@ -38,7 +38,7 @@ def constant(array: Any) -> Any:
     return lambda: np.ascontiguousarray(array)
 
 
-def stock_views(images: list[Any], parameters: Any, recipe: Recipe, device_id: int | None = None) -> Any:
+def stock_views(images: list[Any], parameters: Any, augmentation: Augmentation, device_id: int | None = None) -> Any:
     """The first view of each image [H, W] by the graph that a GPU runs, [N, 1, S, S]; device_id None: on the CPU."""
 
     @pipeline_def(batch_size=len(images), num_threads=2, device_id=device_id)
@@ -46,8 +46,8 @@ def stock_views(images: list[Any], parameters: Any, recipe: Recipe, device_id: i
         given = [image[..., None] for image in images]
         source = fn.external_source(source=lambda: given, batch=True, layout="HWC")
         inputs = [fn.external_source(source=constant(array), batch=True)
-                  for array in view_inputs(parameters, recipe.size)]  # fmt: skip
-        return dali.make_view(source if device_id is None else source.gpu(), inputs, recipe)
+                  for array in view_inputs(parameters, augmentation.size)]  # fmt: skip
+        return dali.make_view(source if device_id is None else source.gpu(), inputs, augmentation)
 
     pipeline = graph()
     pipeline.build()
@@ -55,13 +55,14 @@ def stock_views(images: list[Any], parameters: Any, recipe: Recipe, device_id: i
     return views.as_cpu().as_array()
 
 
-def worst_grey_level(images: list[Any], recipe: Recipe) -> float:
-    drawn = np.stack([draw_views(recipe, 0, 0, [number], [image.shape])[0, 0] for number, image in enumerate(images)])
-    found = stock_views(images, drawn, recipe)
+def worst_grey_level(images: list[Any], augmentation: Augmentation) -> float:
+    drawn = np.stack([sample_view_parameters(augmentation, 0, 0, [number], [image.shape])[0, 0] for number,
+                      image in enumerate(images)])
+    found = stock_views(images, drawn, augmentation)
     whole = [torch.from_numpy(image.astype(np.float32) / 255)[None] for image in images]
-    wanted = [reference.make_view(image, reference.as_view(row.tolist()), recipe).numpy()
+    wanted = [torchvision_views.make_view(image, torchvision_views.as_view(row.tolist()), augmentation).numpy()
               for image, row in zip(whole, drawn, strict=True)]  # fmt: skip
-    return float(np.abs(found - np.stack(wanted)).max()) * 255 * recipe.std
+    return float(np.abs(found - np.stack(wanted)).max()) * 255 * augmentation.std
 
 
 def test_stock_views_equal_torchvisions_up_to_the_border() -> None:
@@ -70,7 +71,7 @@ def test_stock_views_equal_torchvisions_up_to_the_border() -> None:
     shapes = [(96, 96), (320, 390), (700, 150), (50, 41)] * 25
     images = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
     for size in (64, 224):
-        assert worst_grey_level(images, Recipe(size=size, mean=0.5, std=0.25)) < 0.1
+        assert worst_grey_level(images, Augmentation(size=size, mean=0.5, std=0.25)) < 0.1
 
 
 def test_stock_views_equal_torchvisions_on_real_radiographs() -> None:
@@ -79,21 +80,21 @@ def test_stock_views_equal_torchvisions_on_real_radiographs() -> None:
     if not files:
         pytest.skip(f"needs real radiographs in {folder}")
     images = [simplejpeg.decode_jpeg(file.read_bytes(), colorspace="GRAY")[..., 0] for file in files]
-    assert worst_grey_level(images, Recipe(mean=0.5, std=0.25)) < 0.1
+    assert worst_grey_level(images, Augmentation(mean=0.5, std=0.25)) < 0.1
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])
 def test_every_operator_of_the_gpu_graph_exists_for_the_gpu(shards: Shards, raw_shards: Shards, encoding: str) -> None:
     """A GPU pipeline can't be built here, so its operators are looked up in DALI's registries instead."""
     made = shards if encoding == "jpeg" else raw_shards
-    fetcher, recipe = Fetcher(made.folder, made.manifest, "train"), Recipe()
+    fetcher, augmentation = Fetcher(made.folder, made.manifest, "train"), Augmentation()
     batches = cut_into_batches(range(8), 4)
-    feed = Feed(fetcher, batches, lambda batch, shapes: stock_parameters(recipe, 0, batch, shapes))
+    feed = BatchInputs(fetcher, batches, lambda batch, shapes: stock_parameters(augmentation, 0, batch, shapes))
     pipeline = Pipeline(batch_size=4, num_threads=1, device_id=0)
     with pipeline:
         encoded, *drawn = dali._inputs(feed, dali.VIEW_KINDS * 2, dali.VIEW_DIMENSIONS * 2)
         first = drawn[: len(dali.VIEW_KINDS)]
-        output = dali.make_view(dali.decode(encoded, feed.raw_size, on_gpu=True), first, recipe, half=True)
+        output = dali.make_view(dali.decode(encoded, feed.raw_size, on_gpu=True), first, augmentation, half=True)
     registered = {"gpu": ops.gpu_ops(), "mixed": ops.mixed_ops(), "cpu": ops.cpu_ops()}
     assert output.device == "gpu"
     seen = operators_of(output)
@@ -138,8 +139,8 @@ def test_a_jpeg_that_can_not_be_decoded_is_named(shards: Shards, tmp_path: Path,
     manifest = dataclasses.replace(
         manifest, shards=tuple(forged if shard.tar == first.tar else shard for shard in manifest.shards)
     )
-    batches = Plan(tuple(shard.samples for shard in manifest.of_split("train")), 8).batches(0, 0)
-    made = dali.view_batches(Fetcher(folder, manifest, "train"), batches, Recipe(size=32), seed=0, device=CPU,
+    batches = BatchSampler(tuple(shard.samples for shard in manifest.of_split("train")), 8).batches(0, 0)
+    made = dali.view_batches(Fetcher(folder, manifest, "train"), batches, Augmentation(size=32), seed=0, device=CPU,
                              fused=fused, threads=2, half=False)  # fmt: skip
     with pytest.raises(InputError, match=rf"{tar}, image {sample.key}: can't be decoded .*put back the shards"):
         for _ in range(40):
@@ -181,11 +182,11 @@ def test_loaders_dropped_in_mid_epoch_leave_nothing_behind(shards: Shards) -> No
 import torch
 from pathlib import Path
 from pipeline.loader import two_view_loader
-from pipeline.recipe import Recipe
+from pipeline.augmentation import Augmentation
 from shard.manifest import read_manifest
 folder = Path({str(shards.folder)!r})
 for run in range(25):
-    loader = two_view_loader("dali", folder, read_manifest(folder), Recipe(size=128), batch_size=16,
+    loader = two_view_loader("dali", folder, read_manifest(folder), Augmentation(size=128), batch_size=16,
                              device=torch.device("cpu"), workers=2, seed=run)
     batches = iter(loader)
     kept = [next(batches) for _ in range(1 + run % 3)]
@@ -204,11 +205,12 @@ print("whole")
 def test_views_on_the_gpu_are_those_of_the_reference(
     partner_shards: Shards, where: Any, patient_positive: float
 ) -> None:
-    shards, recipe = partner_shards, Recipe(size=64, mean=0.5, std=0.25, patient_positive=patient_positive)
+    shards, augmentation = partner_shards, Augmentation(size=64, mean=0.5, std=0.25, patient_positive=patient_positive)
     given = {"batch_size": 16, "workers": 2, "seed": 3}
-    ours = two_view_loader("dali", shards.folder, shards.manifest, recipe, device=torch.device("cuda"), views=where,
+    ours = two_view_loader("dali", shards.folder, shards.manifest, augmentation, device=torch.device("cuda"),
+                           views=where,
                            **given)  # fmt: skip
-    twin = two_view_loader("torchvision", shards.folder, shards.manifest, recipe, device=CPU, **given)
+    twin = two_view_loader("torchvision", shards.folder, shards.manifest, augmentation, device=CPU, **given)
     for found, wanted in zip(ours, twin, strict=True):
         for view, other in zip(found, wanted, strict=True):
             assert view.is_cuda and (view.cpu() - other).abs().max() * 0.25 <= 2 / 255
@@ -219,7 +221,8 @@ def test_views_on_the_gpu_are_those_of_the_reference(
 def test_memory_that_runs_out_on_a_gpu(shards: Shards) -> None:
     free, _ = torch.cuda.mem_get_info()
     taken = torch.empty(free - 300 * 2**20, dtype=torch.uint8, device="cuda")
-    loader = two_view_loader("dali", shards.folder, shards.manifest, Recipe(size=1024), batch_size=64, views="gpu",
+    loader = two_view_loader("dali", shards.folder, shards.manifest, Augmentation(size=1024), batch_size=64,
+                             views="gpu",
                              device=torch.device("cuda"), workers=2)  # fmt: skip
     with pytest.raises(InputError, match="--batch-size"):
         list(loader)

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shard.age import read_age
-from shard.demographics import add_counts, count_demographics, read_demographics
 from shard.formats import read_chexpert
-from shard.sex import coded_columns, decode, read_sexes
 from shard.table import read_table
-from shard.view import read_view, read_views
+from shard.tabular.age import read_age
+from shard.tabular.demographics import add_counts, count_demographics, read_demographics
+from shard.tabular.sex import coded_columns, decode, read_sexes
+from shard.tabular.view import read_view, read_views
 from tests.test_table import picture
 
 AGES = {

@@ -17,7 +17,7 @@ import torchvision
 
 import probe.features
 from pipeline.loader import has_dali
-from pipeline.reference import decode
+from pipeline.torchvision_views import decode
 from probe.encoders import (
     SCRATCH,
     THUMBNAIL,
@@ -30,8 +30,8 @@ from probe.encoders import (
     thumbnail_encoder,
 )
 from probe.features import extract_features, read_features, read_images
-from probe.inputs import Input
-from probe.table import MEAN, against_pixels
+from probe.page.table import MEAN, against_pixels
+from probe.preprocessing import Input
 from probe.weights import read_weights
 from shard.errors import InputError
 from shard.fetch import Fetcher
@@ -128,7 +128,7 @@ def test_a_rotten_checkpoint_is_told_of_and_the_one_before_taken(
     _, encoder = open_encoder(tmp_path / "run", "x", IMAGES, 0)
     export(tmp_path / "run", out=tmp_path / "weights.pth")
     said = capsys.readouterr().err
-    assert said.count(f"warning: {rotten} is cut short or rotten; {good} is taken") == 2
+    assert said.count(f"warning: {rotten} is truncated or corrupt; {good} is taken") == 2
     assert encoder.state is not None and encoder.state["step"] == step_of(good)
     assert rotten.exists()  # they only read
 

@@ -20,7 +20,7 @@ import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torch import nn
 
-from pipeline.recipe import Recipe
+from pipeline.augmentation import Augmentation
 from shard.errors import InputError
 from tests.conftest import ROOT
 from train.checkpoint import load_checkpoint, save_checkpoint
@@ -71,8 +71,8 @@ def make_run(folder: Path, arch: str, seed: int = 0, step: int = STEP, **known: 
             nn.init.normal_(module.bias, std=0.3)
     save_checkpoint(folder, step, {
         "config": {"shards": "/home/ada/shards", "out": str(folder), "arch": arch, "size": SIZE, "lr": 3e-4},
-        "recipe": dataclasses.asdict(Recipe(size=SIZE, mean=MEAN, std=STD)),
-        "model": model.state_dict(), "epoch": 2, "done_in_epoch": 0, "step": step, **known,
+        "augmentation": dataclasses.asdict(Augmentation(size=SIZE, mean=MEAN, std=STD)),
+        "model": model.state_dict(), "epoch": 2, "step_in_epoch": 0, "step": step, **known,
     })  # fmt: skip
     encoder, _ = grey_resnet(arch)
     encoder.load_state_dict(model.encoder.state_dict())
@@ -260,13 +260,13 @@ def test_the_card_is_inside_and_tells_all_that_is_known(exported: Callable[[Form
         "features": 512, "preset": "preset published",
         "input": {"size": SIZE, "grey": "0..1", "mean": MEAN, "std": STD},
         "data": {"fingerprint": "0123456789abcdef", "images": 191027, "patients": 64000},
-        "training": {"epoch": 2, "done_in_epoch": 0, "step": STEP},
+        "training": {"epoch": 2, "step_in_epoch": 0, "step": STEP},
         # Not the lines of step 60, which the checkpoint hasn't seen.
         "metrics": {"epoch": {"epoch": 2, "loss": 4.25},
                     "online": {"epoch": 1, "knn_auroc": 0.61, "linear_auroc": 0.64}},
-        "recipe": {"size": SIZE, "crop_area": [0.2, 1.0], "crop_ratio": [3 / 4, 4 / 3], "flip_probability": 0.5,
-                   "blur_probability": 0.5, "blur_sigma": [0.1, 2.0], "brightness": 0.4, "contrast": 0.4,
-                   "mean": MEAN, "std": STD, "patient_positive": 0.0},
+        "augmentation": {"size": SIZE, "crop_area": [0.2, 1.0], "crop_ratio": [3 / 4, 4 / 3], "flip_probability": 0.5,
+                         "blur_probability": 0.5, "blur_sigma": [0.1, 2.0], "brightness": 0.4, "contrast": 0.4,
+                         "mean": MEAN, "std": STD, "patient_positive": 0.0},
         "settings": {"arch": "resnet18", "size": SIZE, "lr": 3e-4},
         "commit": "5c859aa", "versions": KNOWN["versions"], "format": format, "note": NOTES[format],
     }  # fmt: skip

@@ -7,12 +7,9 @@ import pandas as pd
 import pytest
 
 from probe.encoders import Encoder
-from probe.figures import colours, draw_forest, draw_scores, draw_shots
-from probe.inputs import Input
 from probe.measure import ALL, LINEAR, Key
-from probe.slices import count_patients, too_few, withhold
-from probe.statistics import Scores, holm, p_value
-from probe.table import (
+from probe.page.figures import colours, draw_forest, draw_scores, draw_shots
+from probe.page.table import (
     MAIN,
     MEAN,
     against_pixels,
@@ -23,6 +20,9 @@ from probe.table import (
     score_table,
     with_mean,
 )
+from probe.preprocessing import Input
+from probe.slices import count_patients, too_few, withhold
+from probe.statistics import Scores, holm, p_value
 
 ENCODERS = [Encoder(name, "", None, Input(64, 0.5, 0.25)) for name in ("Thumbnail", "X")]
 TASKS = ["A", "B", "C"]

@@ -13,7 +13,7 @@ from shard.errors import InputError
 from shard.write import build
 from tests.conftest import SETTINGS, Shards, newest, run_module, train_here
 from train import fingerprint
-from train.config import HARMLESS, Config
+from train.config import MAY_CHANGE_ON_RESUME, Config
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,8 @@ def test_a_cosines_end_is_not_harmless(tmp_path: Path) -> None:
 
 def test_every_setting_is_decisive_or_harmless(tmp_path: Path) -> None:
     names = {field.name for field in dataclasses.fields(Config)}
-    assert names >= HARMLESS
-    assert set(Config(shards=tmp_path, out=tmp_path).decisive()) == names - HARMLESS | {"epochs"}
+    assert names >= MAY_CHANGE_ON_RESUME
+    assert set(Config(shards=tmp_path, out=tmp_path).decisive()) == names - MAY_CHANGE_ON_RESUME | {"epochs"}
 
 
 def test_comments_and_docstrings_are_not_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ import pytest
 
 from shard.errors import InputError
 from shard.formats import hashed_splits
-from shard.ids import in_one_form, one_form
 from shard.info import info
 from shard.paths import in_one_spelling, one_spelling
 from shard.table import read_table
+from shard.tabular.ids import in_one_form, one_form
 from shard.write import build
 from tests.test_table import picture, plain
 

@@ -10,9 +10,9 @@ import pytest
 
 from shard.errors import InputError
 from shard.formats import CHEXPERT_FINDINGS
-from shard.formats.columns import fold, match, unique
-from shard.formats.join import join
 from shard.table import Table, read_table
+from shard.tabular.columns import fold, match, unique
+from shard.tabular.join import join
 from tests.test_table import picture, plain
 
 LAST = ("No Finding", "Edema")  # what the tables of this module have of CheXpert's findings

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard.dicom import is_installed
+from shard.dicom.image import is_installed
 from shard.image import UnreadableImage, load_grey
-from shard.jpeg import decode_strictly, mend
+from shard.jpeg.segments import decode_strictly, mend
 from tests.damage import colour, encode, harm, kinds, libjpeg_says, radiograph, scans_of
 from tests.odd_files import write_dicom_jpeg, write_jpeg_tiff
 

@@ -18,10 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import reference
+from pipeline import torchvision_views
+from pipeline.augmentation import Augmentation
 from pipeline.loader import ViewLoader, choose_views, has_dali, image_loader, make_views, two_view_loader
-from pipeline.plan import Plan
-from pipeline.recipe import Recipe
+from pipeline.sampler import BatchSampler
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.manifest import read_manifest
@@ -32,19 +32,21 @@ CPU = torch.device("cpu")
 MAKERS = ["torchvision", *(["dali-fused", "dali-stock"] if has_dali() else [])]
 BACKENDS: list[Any] = ["torchvision", *(["dali"] if has_dali() else [])]
 # With every augmentation off, a view is the image itself: its bytes say which it was.
-OFF = Recipe(size=96, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip_probability=0, blur_probability=0, brightness=0,
-             contrast=0, mean=0.0, std=1 / 255)  # fmt: skip
+OFF = Augmentation(size=96, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip_probability=0, blur_probability=0,
+                   brightness=0,
+                   contrast=0, mean=0.0, std=1 / 255)  # fmt: skip
 
 
 def loader_of(made: Shards, maker: str, **changed: Any) -> ViewLoader:
     """A loader of the given kind; dali-stock, which a loader chooses on a GPU alone, is put in on the CPU."""
-    given: dict[str, Any] = {"recipe": Recipe(size=16), "batch_size": 16, "workers": 1, **changed}
-    recipe = given.pop("recipe")
+    given: dict[str, Any] = {"augmentation": Augmentation(size=16), "batch_size": 16, "workers": 1, **changed}
+    augmentation = given.pop("augmentation")
     backend: Any = "torchvision" if maker == "torchvision" else "dali"
-    loader = two_view_loader(backend, made.folder, made.manifest, recipe, device=CPU, **given)
+    loader = two_view_loader(backend, made.folder, made.manifest, augmentation, device=CPU, **given)
     if maker == "dali-stock":
         fetcher = Fetcher(made.folder, made.manifest, "train")
-        loader._start = lambda batches: make_views("dali-stock", fetcher, batches, recipe=recipe, device=CPU,
+        loader._start = lambda batches: make_views("dali-stock", fetcher, batches, augmentation=augmentation,
+                                                   device=CPU,
                                                    seed=given.get("seed", 0), workers=given["workers"],
                                                    patients=loader._patients)  # fmt: skip
     return loader
@@ -61,7 +63,7 @@ def test_epochs_are_audited_over_ranks(raw_shards: Shards, maker: str, world: in
     fetcher = Fetcher(raw_shards.folder, raw_shards.manifest, "train")
     known = {fetcher.read(number) for number in range(images)}
     assert len(known) == images and images % (world * batch_size)
-    loaders = [loader_of(raw_shards, maker, rank=rank, world=world, batch_size=batch_size, recipe=OFF)
+    loaders = [loader_of(raw_shards, maker, rank=rank, world=world, batch_size=batch_size, augmentation=OFF)
                for rank in range(world)]  # fmt: skip
     left_out = []
     for _ in range(4):
@@ -78,8 +80,8 @@ def test_epochs_are_audited_over_ranks(raw_shards: Shards, maker: str, world: in
 
 def test_every_maker_shows_the_same_views_in_the_same_order(shards: Shards) -> None:
     """Their arithmetic differs by rounding, and by nothing else: not by what is drawn, nor by the order."""
-    recipe = Recipe(size=48, mean=0.4, std=0.2)
-    first, *others = [epoch_of(loader_of(shards, maker, recipe=recipe, seed=5)) for maker in MAKERS]
+    augmentation = Augmentation(size=48, mean=0.4, std=0.2)
+    first, *others = [epoch_of(loader_of(shards, maker, augmentation=augmentation, seed=5)) for maker in MAKERS]
     for other in others:
         assert first.shape == other.shape and (first - other).abs().max() * 0.2 * 255 < 0.05
 
@@ -137,7 +139,7 @@ def test_leaving_an_epoch_and_coming_back_goes_on_in_it(shards: Shards) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [({"seed": 1}, "seed 0 there, 1 here"), ({"batch_size": 8}, "batch_size 16 there, 8 here"),
-     ({"recipe": Recipe(size=17)}, "recipe .*'size': 16.* there, .*'size': 17"),
+     ({"augmentation": Augmentation(size=17)}, "augmentation .*'size': 16.* there, .*'size': 17"),
      ({"world": 2}, "ranks 1 there, 2 here")],
 )  # fmt: skip
 def test_a_state_of_other_batches_is_refused(shards: Shards, maker: str, changed: Any, told: str) -> None:
@@ -179,9 +181,10 @@ def test_workers_of_a_spawned_process_leave_without_a_word(shards: Shards, capfd
 
 def _begin_and_drop(folder: Path) -> None:
     manifest = read_manifest(folder)
-    plan = Plan(tuple(shard.samples for shard in manifest.of_split("train")), 16)
+    plan = BatchSampler(tuple(shard.samples for shard in manifest.of_split("train")), 16)
     for _ in range(5):  # one pair of workers in three aborted
-        made = make_views("torchvision", Fetcher(folder, manifest, "train"), plan.batches(0, 0), recipe=Recipe(size=32),
+        made = make_views("torchvision", Fetcher(folder, manifest, "train"), plan.batches(0, 0),
+                          augmentation=Augmentation(size=32),
                           seed=0, device=torch.device("cpu"), workers=2)  # fmt: skip
         next(made)
         del made
@@ -196,7 +199,7 @@ def test_workers_collect_nothing_of_their_parents(shards: Shards) -> None:
         for seed in range(3):
             next(iter(loader_of(shards, "dali-fused", seed=seed)))
         fetcher = Fetcher(shards.folder, shards.manifest, "train")
-        made = reference._in_workers(_collect, fetcher, iter(Plan((40,), 4).batches(0, 0)), 1)
+        made = torchvision_views._in_workers(_collect, fetcher, iter(BatchSampler((40,), 4).batches(0, 0)), 1)
         assert [next(made) for _ in range(5)] == [0] * 5
     finally:
         gc.enable()
@@ -263,7 +266,7 @@ def test_a_train_command_whose_shards_rot_says_so_in_a_line(shards: Shards, tmp_
 def test_memory_stays_flat_over_epochs(shards: Shards) -> None:
     """Twenty epochs more than ten take no more memory: within 5 %."""
     maker = MAKERS[-1] if not has_dali() else "dali-fused"
-    loader = loader_of(shards, maker, batch_size=8, recipe=Recipe(size=64), workers=2)
+    loader = loader_of(shards, maker, batch_size=8, augmentation=Augmentation(size=64), workers=2)
 
     def after(epochs: int) -> int:
         for _ in range(epochs):
@@ -278,7 +281,7 @@ def test_memory_stays_flat_over_epochs(shards: Shards) -> None:
 def test_a_batch_larger_than_the_split_is_refused(shards: Shards, backend: Any) -> None:
     images = shards.manifest.images("train")
     with pytest.raises(InputError, match=rf"--batch-size={images}: .* on 2 ranks; lower it to {images // 2} or less"):
-        two_view_loader(backend, shards.folder, shards.manifest, Recipe(size=16), batch_size=images, device=CPU,
+        two_view_loader(backend, shards.folder, shards.manifest, Augmentation(size=16), batch_size=images, device=CPU,
                         world=2)  # fmt: skip
 
 
@@ -308,7 +311,7 @@ def test_whole_images_come_once_in_the_order_of_the_index(shards: Shards, raw_sh
         return images
 
     fetcher = Fetcher(made.folder, made.manifest, "train")
-    means = [reference.decode(fetcher, number).mean() for number in range(len(fetcher))]
+    means = [torchvision_views.decode(fetcher, number).mean() for number in range(len(fetcher))]
     for backend in BACKENDS:
         images = load(backend, 2)
         assert images.shape == (len(fetcher), 1, 48, 48)
@@ -322,7 +325,7 @@ def test_whole_images_are_resized_bicubically_as_pillow_does(shards: Shards, siz
     fetcher = Fetcher(shards.folder, shards.manifest, "train")
     wanted = []
     for number in range(5):
-        pixels = Image.fromarray((reference.decode(fetcher, number)[0] * 255).numpy())
+        pixels = Image.fromarray((torchvision_views.decode(fetcher, number)[0] * 255).numpy())
         wanted.append(np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 255))
     for backend in BACKENDS:
         loader = image_loader(backend, shards.folder, shards.manifest, split="train", size=size, mean=0.0, std=1 / 255,
@@ -346,6 +349,6 @@ def test_length_comes_from_the_manifest(shards: Shards) -> None:
     thousand = dataclasses.replace(
         shards.manifest, shards=tuple(dataclasses.replace(part, samples=1000) for part in shards.manifest.shards)
     )
-    loader = two_view_loader("torchvision", shards.folder, thousand, Recipe(), batch_size=64, device=CPU, world=3)
+    loader = two_view_loader("torchvision", shards.folder, thousand, Augmentation(), batch_size=64, device=CPU, world=3)
     images = 1000 * len(thousand.of_split("train"))
-    assert len(loader) == images // 192 == Plan((images,), 64, world=3).steps
+    assert len(loader) == images // 192 == BatchSampler((images,), 64, world=3).steps

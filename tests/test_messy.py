@@ -15,7 +15,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from shard.dicom import is_installed
+from shard.dicom.image import is_installed
 from shard.image import encode_jpeg
 from shard.manifest import read_manifest
 from tests.conftest import ROOT

@@ -19,7 +19,7 @@ from tests.conftest import Shards, newest, train_here
 from train.__main__ import COMMANDS
 from train.checkpoint import list_checkpoints
 from train.journal import CARD, METRICS, read_journal
-from train.places import find_again
+from train.moved import find_moved
 from train.status import status
 
 
@@ -188,9 +188,9 @@ def test_things_are_found_where_they_were_else_beside_what_was_moved(tmp_path: P
         (tmp_path / name / "f").touch()
     monkeypatch.chdir(tmp_path / "here")
     new, gone = tmp_path / "new" / "runs" / "a", str(tmp_path / "gone" / "shards")
-    assert find_again(str(tmp_path / "old/shards"), str(tmp_path / "old/runs/a"), new) == tmp_path / "old/shards"
-    assert find_again(gone, str(tmp_path / "gone/runs/a"), new, "f") == tmp_path / "new/shards"
-    assert find_again(gone, str(tmp_path / "gone/deeper/runs/a"), new, "f") is None
-    assert find_again("shards", "runs/a", new, "f") == tmp_path / "new/shards"
-    assert find_again("shards", "/runs/a", new, "f") == tmp_path / "here/shards"
-    assert find_again("shards", "runs/a", new, "other") is None
+    assert find_moved(str(tmp_path / "old/shards"), str(tmp_path / "old/runs/a"), new) == tmp_path / "old/shards"
+    assert find_moved(gone, str(tmp_path / "gone/runs/a"), new, "f") == tmp_path / "new/shards"
+    assert find_moved(gone, str(tmp_path / "gone/deeper/runs/a"), new, "f") is None
+    assert find_moved("shards", "runs/a", new, "f") == tmp_path / "new/shards"
+    assert find_moved("shards", "/runs/a", new, "f") == tmp_path / "here/shards"
+    assert find_moved("shards", "runs/a", new, "other") is None

@@ -13,17 +13,17 @@ import torch
 import torchvision
 
 from probe.__main__ import report
-from probe.compose import _with_own_files
 from probe.draws_file import read_draws, write_draws
 from probe.encoders import Encoder, Input, open_encoders
 from probe.fewshot import make_draws
-from probe.figures import Picture, draw_roc, on_page
 from probe.measure import GRID
 from probe.names import check_name, join_tasks, name_mean, split_spec, split_tasks
-from probe.page import Section
+from probe.page.compose import _with_own_files
+from probe.page.figures import Picture, draw_roc, on_page
+from probe.page.table import Sheet, to_latex, to_markdown
+from probe.page.write import Section
 from probe.report import make_report
 from probe.settings import Settings
-from probe.table import Sheet, to_latex, to_markdown
 from shard.errors import InputError
 from shard.manifest import read_manifest
 from shard.write import build

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.loader import has_dali
 from shard.manifest import read_manifest
-from shard.phantom import phantom
+from shard.phantom.archive import phantom
 from shard.read import read_labels
 from shard.write import build
 from tests.conftest import Shards, newest, train_here
@@ -102,7 +102,7 @@ def test_told_to_stop_it_is_interrupted_and_the_run_does_it_again(
             train_here(many, tmp_path / "parts", **settings)
     assert ended.value.code == 75
     state = newest(tmp_path / "parts")
-    assert state["done_in_epoch"] > 0 and state["epoch"] == 0
+    assert state["step_in_epoch"] > 0 and state["epoch"] == 0
     assert not [line for line in read_journal(tmp_path / "parts") if line["kind"] != "step"]
     train_here(many, tmp_path / "parts", **settings)
     one, other = (read_journal(tmp_path / name) for name in ("whole", "parts"))

@@ -14,25 +14,25 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import ahead
-from pipeline.draw import draw_partners, draw_views
-from pipeline.feed import Feed, fused_parameters
+from pipeline import prefetch
+from pipeline.augmentation import Augmentation
+from pipeline.dali_inputs import BatchInputs, fused_parameters
 from pipeline.loader import ViewLoader, make_views
 from pipeline.partners import Patients
-from pipeline.plan import Batch, Plan
-from pipeline.recipe import Recipe
+from pipeline.sampler import Batch, BatchSampler
+from pipeline.view_parameters import sample_partners, sample_view_parameters
+from shard.assignment import group, pack
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.manifest import read_manifest
 from shard.merge import merge
-from shard.plan import group, pack
 from shard.read import label_frame
 from shard.write import build
 from tests.conftest import Shards
-from tests.test_draw import numpys_uniforms
 from tests.test_loader import CPU, MAKERS, OFF, epoch_of, loader_of
+from tests.test_view_parameters import numpys_uniforms
 
-RECIPE = Recipe(size=32, mean=0.4, std=0.2, patient_positive=0.5)
+RECIPE = Augmentation(size=32, mean=0.4, std=0.2, patient_positive=0.5)
 KEPT = 2  # partners, at most, in a shard
 
 
@@ -137,7 +137,7 @@ def test_partners_are_drawn_as_by_hand() -> None:
         starts[members[begin:end]] = begin, end
     samples = np.array([7, 1, 0, 3, 9, 2, 4])
     for epoch in range(200):
-        drawn = draw_partners(0.6, 5, epoch, samples, starts[samples], members)
+        drawn = sample_partners(0.6, 5, epoch, samples, starts[samples], members)
         for sample, partner in zip(samples.tolist(), drawn.tolist(), strict=True):
             begin, end = starts[sample]
             others = [*members[begin:end]]
@@ -150,13 +150,13 @@ def test_partners_are_drawn_as_by_hand() -> None:
 def test_each_partner_is_as_likely_and_the_probability_is_kept() -> None:
     members, samples = np.array([5, 6, 7, 8]), np.tile([5, 8], 1)
     starts = np.tile([0, 4], (2, 1))
-    drawn = np.array([draw_partners(0.5, 0, epoch, samples, starts, members) for epoch in range(8000)])
+    drawn = np.array([sample_partners(0.5, 0, epoch, samples, starts, members) for epoch in range(8000)])
     for column, sample in enumerate(samples.tolist()):
         shares = {other: float((drawn[:, column] == other).mean()) for other in (5, 6, 7, 8)}
         assert shares.pop(sample) == pytest.approx(0.5, abs=0.03)
         assert all(share == pytest.approx(1 / 6, abs=0.025) for share in shares.values())
-    never = draw_partners(0.0, 0, 0, samples, starts, members)
-    always = draw_partners(1.0, 0, 0, samples, starts, members)
+    never = sample_partners(0.0, 0, 0, samples, starts, members)
+    always = sample_partners(1.0, 0, 0, samples, starts, members)
     assert (never == samples).all() and (always != samples).all()
 
 
@@ -166,10 +166,10 @@ def test_an_image_without_a_partner_is_its_own(partner_shards: Shards) -> None:
               for shard in partner_shards.manifest.of_split("train")]  # fmt: skip
     place = pd.concat(frames).to_numpy()
     alone = ~pd.Series(place).duplicated(keep=False).to_numpy()
-    plan = Plan(tuple(shard.samples for shard in partner_shards.manifest.of_split("train")), len(place))
+    plan = BatchSampler(tuple(shard.samples for shard in partner_shards.manifest.of_split("train")), len(place))
     batch = patients.pair(1.0, 0, next(plan.batches(0, 0)))
-    assert (place[batch.partners] == place[batch.samples]).all()
-    assert ((batch.partners == batch.samples) == alone[batch.samples]).all() and 0 < alone.sum() < len(place)
+    assert (place[batch.partners] == place[batch.indices]).all()
+    assert ((batch.partners == batch.indices) == alone[batch.indices]).all() and 0 < alone.sum() < len(place)
 
 
 def test_partners_are_others_by_seed_and_by_epoch(partner_shards: Shards) -> None:
@@ -183,10 +183,11 @@ def test_partners_are_others_by_seed_and_by_epoch(partner_shards: Shards) -> Non
 
 
 def test_every_maker_makes_the_same_views_of_the_same_partners(partner_shards: Shards) -> None:
-    first, *others = [epoch_of(loader_of(partner_shards, maker, recipe=RECIPE, seed=5)) for maker in MAKERS]
+    first, *others = [epoch_of(loader_of(partner_shards, maker, augmentation=RECIPE, seed=5)) for maker in MAKERS]
     for other in others:
         assert first.shape == other.shape and (first - other).abs().max() * 0.2 * 255 < 0.05
-    without = epoch_of(loader_of(partner_shards, MAKERS[0], recipe=Recipe(size=32, mean=0.4, std=0.2), seed=5))
+    without = epoch_of(loader_of(partner_shards, MAKERS[0], augmentation=Augmentation(size=32, mean=0.4, std=0.2),
+                                 seed=5))
     assert torch.equal(first[:, 0], without[:, 0])
     same = (first[:, 1] == without[:, 1]).flatten(1).all(1)
     assert 0.3 < same.float().mean() < 0.9  # view 2 of an image that stands for itself is what it was
@@ -201,8 +202,8 @@ def test_epochs_are_audited(raw_partner_shards: Shards, maker: str) -> None:
     patients = Patients(folder, manifest, "train").numbers
     samples = [shard.samples for shard in manifest.of_split("train")]
     shard_of = np.repeat(np.arange(len(samples)), samples)
-    recipe = Recipe(**{**vars(OFF), "patient_positive": 0.7})
-    loaders = [loader_of(raw_partner_shards, maker, rank=rank, world=2, batch_size=7, recipe=recipe)
+    augmentation = Augmentation(**{**vars(OFF), "patient_positive": 0.7})
+    loaders = [loader_of(raw_partner_shards, maker, rank=rank, world=2, batch_size=7, augmentation=augmentation)
                for rank in range(2)]  # fmt: skip
     others = Counter[bool]()
     for _ in range(2):
@@ -218,7 +219,7 @@ def test_epochs_are_audited(raw_partner_shards: Shards, maker: str) -> None:
 @pytest.mark.parametrize("maker", MAKERS)
 def test_a_loader_goes_on_bit_for_bit_with_the_same_partners(partner_shards: Shards, maker: str) -> None:
     def loader() -> ViewLoader:
-        return loader_of(partner_shards, maker, batch_size=8, recipe=RECIPE)
+        return loader_of(partner_shards, maker, batch_size=8, augmentation=RECIPE)
 
     whole, stopped = loader(), loader()
     given = [torch.stack(batch) for _ in range(2) for batch in whole]
@@ -235,7 +236,7 @@ def test_a_sample_gets_the_same_partner_whatever_the_batch_the_ranks_and_the_wor
 ) -> None:
     def views(batch_size: int, rank: int, world: int, workers: int) -> set[bytes]:
         loader = loader_of(partner_shards, maker, batch_size=batch_size, rank=rank, world=world, workers=workers,
-                           recipe=RECIPE)  # fmt: skip
+                           augmentation=RECIPE)  # fmt: skip
         return {pair.numpy().tobytes() for pair in epoch_of(loader)}
 
     one = views(1, 0, 1, 1)
@@ -249,24 +250,24 @@ def test_only_partners_that_are_drawn_are_read_and_decoded(
 ) -> None:
     folder, manifest = partner_shards.folder, partner_shards.manifest
     fetcher, patients = Fetcher(folder, manifest, "train"), Patients(folder, manifest, "train")
-    plan = Plan(tuple(shard.samples for shard in manifest.of_split("train")), 16)
+    plan = BatchSampler(tuple(shard.samples for shard in manifest.of_split("train")), 16)
     batch = patients.pair(0.5, 0, next(plan.batches(0, 0)))
-    drawn = int((batch.partners != batch.samples).sum())
+    drawn = int((batch.partners != batch.indices).sum())
     assert 0 < drawn < 16
     read: list[int] = []
     monkeypatch.setattr(fetcher, "read", lambda number: (read.append(number), Fetcher.read(fetcher, number))[1])
     if maker == "torchvision":
-        from pipeline import reference
+        from pipeline import torchvision_views
 
-        reference._make_views(fetcher, RECIPE, 0, batch)
+        torchvision_views._make_views(fetcher, RECIPE, 0, batch)
         assert len(read) == 16 + drawn
         return
-    contents = ahead._read(fetcher, batch)
+    contents = prefetch._read(fetcher, batch)
     assert len(read) == 16 + drawn and len(contents) == 32
-    given: dict[str, Any] = {"recipe": RECIPE, "seed": 0, "device": CPU, "workers": 1, "patients": patients}
+    given: dict[str, Any] = {"augmentation": RECIPE, "seed": 0, "device": CPU, "workers": 1, "patients": patients}
     wanted = next(make_views(maker, fetcher, [batch], **given))  # type: ignore[arg-type]
     # Where none is drawn DALI gets what no decoder could make anything of.
-    whole = Feed._next
+    whole = BatchInputs._next
 
     def spoilt(feed: Any) -> tuple[Any, ...]:
         encoded, others, *rest = whole(feed)
@@ -274,7 +275,7 @@ def test_only_partners_that_are_drawn_are_read_and_decoded(
         return (encoded, [other if its else np.zeros(9, np.uint8) for other, its in zip(others, paired, strict=True)],
                 *rest)  # fmt: skip
 
-    monkeypatch.setattr(Feed, "_next", spoilt)
+    monkeypatch.setattr(BatchInputs, "_next", spoilt)
     found = next(make_views(maker, fetcher, [batch], **given))  # type: ignore[arg-type]
     assert all(map(torch.equal, found, wanted))
 
@@ -285,7 +286,7 @@ def test_the_box_of_a_partner_is_its_own_crop_and_the_images_the_other() -> None
     shapes = np.repeat([[96, 120], [110, 96]], 64, axis=0)
     shapes[64::2] = shapes[0]  # an image that stands for itself
     drawn, start, extent, its_start, its_extent, paired = fused_parameters(RECIPE, 0, batch, shapes)
-    crops = draw_views(RECIPE, 0, 0, samples, np.stack(np.split(shapes, 2), axis=1))
+    crops = sample_view_parameters(RECIPE, 0, 0, samples, np.stack(np.split(shapes, 2), axis=1))
     corners = np.concatenate([crops[..., :2], crops[..., :2] + crops[..., 2:4]], axis=2)  # [B, 2, 4]
     joint = np.concatenate([corners[..., :2].min(1), corners[..., 2:].max(1)], axis=1)
     for view, box in enumerate((np.c_[start, start + extent], np.c_[its_start, its_start + its_extent])):
@@ -305,12 +306,12 @@ def test_a_partner_that_can_not_be_decoded_is_named(
     read = fetcher.read
     monkeypatch.setattr(fetcher, "read", lambda number: bytes(99) if number == spoilt else read(number))
     with pytest.raises(InputError, match=f"image {fetcher.key(spoilt)}: can't be decoded"):
-        next(make_views(maker, fetcher, [batch], recipe=RECIPE, seed=0, device=CPU, workers=1, patients=patients))
+        next(make_views(maker, fetcher, [batch], augmentation=RECIPE, seed=0, device=CPU, workers=1, patients=patients))
 
 
 def test_shards_without_partners_are_refused(shards: Shards) -> None:
     with pytest.raises(InputError, match=r"--patient-positive=0.5: the shards .* shard build .* --partners=3"):
-        loader_of(shards, MAKERS[0], recipe=RECIPE)
+        loader_of(shards, MAKERS[0], augmentation=RECIPE)
 
 
 def test_a_loader_names_the_patients_of_a_step_on_all_ranks(partner_shards: Shards) -> None:
@@ -318,5 +319,5 @@ def test_a_loader_names_the_patients_of_a_step_on_all_ranks(partner_shards: Shar
     loaders = [loader_of(partner_shards, MAKERS[0], rank=rank, world=2, batch_size=7) for rank in range(2)]
     plans = [loader._plan for loader in loaders]
     for step, parts in enumerate(zip(*(islice(plan.batches(3, 0), 4) for plan in plans), strict=True)):
-        wanted = np.concatenate([patients[part.samples] for part in parts])
+        wanted = np.concatenate([patients[part.indices] for part in parts])
         assert all(loader.patients(3, step).tolist() == wanted.tolist() for loader in loaders)

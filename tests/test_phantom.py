@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard import phantom as module
-from shard.anatomy import Plane, State, U, V, frontal, heart_edge, lateral
 from shard.errors import InputError
 from shard.formats import CHEXPERT_FINDINGS, TASKS
-from shard.phantom import View, phantom, state_of
+from shard.phantom import archive as module
+from shard.phantom.anatomy import Plane, State, U, V, frontal, heart_edge, lateral
+from shard.phantom.archive import View, phantom, state_of
 
 IMAGES = 90
 WELL = State(heart=0.1, opacity=0.0, effusion=0.0, mediastinum=0.0)

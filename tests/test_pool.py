@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from shard.errors import InputError
-from shard.pool import tick, work_on
+from shard.pool import parallel_map, tick
 from tests.conftest import ROOT
 
 
@@ -32,7 +32,7 @@ def job(number: int) -> int:
 
 def run() -> None:
     try:
-        assert list(work_on(range(2), 2, job, images=2, label="working", workers=2)) == [0, 1]
+        assert list(parallel_map(range(2), 2, job, images=2, label="working", workers=2)) == [0, 1]
     except InputError as error:  # where the pool noticed before the last job was done
         assert "--workers=2: one was killed" in str(error)
 

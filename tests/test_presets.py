@@ -1,4 +1,4 @@
-"""Presets: the published recipe stays what it was, a flag overrides, and whoever tells of a run tells of its recipe."""
+"""Presets: the published recipe stays what it was, a flag overrides, and a run's description names its recipe."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.augmentation import Augmentation
 from pipeline.partners import Patients
-from pipeline.plan import Plan
-from pipeline.recipe import Recipe
+from pipeline.sampler import BatchSampler
 from probe.encoders import open_encoder
-from probe.inputs import Input
+from probe.preprocessing import Input
 from shard.errors import InputError
 from tests.conftest import DALI, SMALL, Shards, newest, run_module, same_run, train_here
 from train.__main__ import train
@@ -38,8 +38,8 @@ def patient_run(partner_shards: Shards, tmp_path_factory: pytest.TempPathFactory
 def test_the_published_preset_is_the_default_and_the_published_recipe(shards: Shards) -> None:
     config = Config(shards=shards.folder, out=shards.folder, batch_size=16, device="cpu")
     assert {name: getattr(config, name) for name in PRESETS["published"]} == PRESETS["published"]
-    made = set_up(config).recipe
-    assert made == Recipe(mean=made.mean, std=made.std)
+    made = set_up(config).augmentation
+    assert made == Augmentation(mean=made.mean, std=made.std)
     assert (config.temperature, config.same_patient, config.lr, config.schedule) == (0.5, "negatives", 3e-4, "constant")
 
 
@@ -71,7 +71,7 @@ def test_the_command_overrides_and_every_report_says_so(
 ) -> None:
     state = newest(patient_run)
     assert {name: state["config"][name] for name in PRESETS["patient"]} == {**PRESETS["patient"], "temperature": 0.1}
-    assert state["recipe"]["patient_positive"] == PRESETS["patient"]["patient_positive"]
+    assert state["augmentation"]["patient_positive"] == PRESETS["patient"]["patient_positive"]
     words = "preset patient with --temperature=0.1"
     status(patient_run)
     assert words in capsys.readouterr().out
@@ -102,8 +102,8 @@ def test_the_loss_is_told_the_patients_of_the_very_step(
     monkeypatch.setattr("train.loop.train_step", step)
     train_here(partner_shards, tmp_path / "run", same_patient=same, batch_size=32, online_every=0)
     numbers = Patients(partner_shards.folder, partner_shards.manifest, "train").numbers
-    plan = Plan(tuple(shard.samples for shard in partner_shards.manifest.of_split("train")), 32)
-    assert told == [numbers[batch.samples].tolist() for batch in islice(plan.batches(0, 0), 2 * plan.steps)]
+    plan = BatchSampler(tuple(shard.samples for shard in partner_shards.manifest.of_split("train")), 32)
+    assert told == [numbers[batch.indices].tolist() for batch in islice(plan.batches(0, 0), 2 * plan.steps)]
 
 
 def test_a_run_with_partners_goes_on_exactly(partner_shards: Shards, tmp_path: Path) -> None:

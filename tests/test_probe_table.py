@@ -8,9 +8,7 @@ import pytest
 
 from probe.encoders import Encoder, Input
 from probe.measure import ALL, BALANCED, LINEAR, Key
-from probe.slices import count, find_slices, is_large_enough
-from probe.statistics import Scores, estimate, join, mean_of, resample, score
-from probe.table import (
+from probe.page.table import (
     MAIN,
     MEAN,
     TABLES,
@@ -26,6 +24,8 @@ from probe.table import (
     to_markdown,
     with_mean,
 )
+from probe.slices import count, find_slices, is_large_enough
+from probe.statistics import Scores, estimate, join, mean_of, resample, score
 
 IMAGES = Input(64, 0.5, 0.25)
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 import torchvision
 
-from pipeline.recipe import Recipe
-from probe import compose
+from pipeline.augmentation import Augmentation
 from probe.linear import probe_draws
 from probe.measure import ALL, BALANCED, LINEAR, Key, add_up, list_units, measure
+from probe.page import compose
 from probe.report import make_report, merge_report
 from probe.settings import Settings, from_plain
 from probe.statistics import METRICS, resample, score
@@ -28,7 +28,7 @@ from shard.errors import InputError
 from shard.files import locked
 from shard.formats import CHEXPERT_FINDINGS, TASKS
 from tests.conftest import Shards, run_module
-from train.frozen import standardise
+from train.frozen_features import standardise
 
 SHOTS = ("1", "3", "all")
 FIGURES = {"scores.svg", "loss.svg", "alignment.svg", "uniformity.svg", "neighbours.png", "views.png",
@@ -256,16 +256,17 @@ def test_a_probe_that_does_not_converge_is_named(
 def test_the_views_shown_are_those_of_the_run(
     shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of its recipe, with partners where it learned from these very shards."""
-    study, seen = open_study(settings_of(trained, shards, tmp_path, weights, baselines=())), list[Recipe]()
-    monkeypatch.setattr(compose, "draw_preview", lambda shards, recipe, **_: (seen.append(recipe), (b"png", []))[1])
+    """Of its augmentation, with partners where it learned from these very shards."""
+    study, seen = open_study(settings_of(trained, shards, tmp_path, weights, baselines=())), list[Augmentation]()
+    monkeypatch.setattr(compose, "draw_preview", lambda shards, augmentation, **_: (seen.append(augmentation), (b"png",
+                                                                                                                []))[1])
     (encoder,) = study.encoders
     assert encoder.state is not None
-    own = {**encoder.state["recipe"], "flip_probability": 0.0, "crop_area": (0.3, 1.0), "patient_positive": 0.5}
+    own = {**encoder.state["augmentation"], "flip_probability": 0.0, "crop_area": (0.3, 1.0), "patient_positive": 0.5}
     for fingerprint, positive in ((study.manifest.fingerprint(), 0.5), ("other", 0.0)):
-        state = {**encoder.state, "recipe": own, "shards": fingerprint}
+        state = {**encoder.state, "augmentation": own, "shards": fingerprint}
         compose._pretraining(replace(study, encoders=[replace(encoder, state=state)]), {"SimCLR": "black"})
-        assert seen.pop() == Recipe(**{**own, "patient_positive": positive})
+        assert seen.pop() == Augmentation(**{**own, "patient_positive": positive})
 
 
 def test_settings_are_kept_as_they_were(tmp_path: Path) -> None:

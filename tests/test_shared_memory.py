@@ -20,7 +20,7 @@ import subprocess, sys, torch
 from pathlib import Path
 from bench.rivals import published
 from pipeline.loader import image_loader
-from pipeline.recipe import Recipe
+from pipeline.augmentation import Augmentation
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.manifest import read_manifest
@@ -33,7 +33,7 @@ def images(batch_size, workers):  # 37 kB each
                              batch_size=batch_size, device=torch.device("cpu"), workers=workers))
 
 def rival(batch_size, workers):
-    return published(Fetcher(folder, manifest, "train"), Recipe(size=96, mean=0.5, std=0.2), batch_size, workers)
+    return published(Fetcher(folder, manifest, "train"), Augmentation(size=96, mean=0.5, std=0.2), batch_size, workers)
 
 def tried(size, make, batch_size, workers):
     subprocess.run(["mount", "-o", f"remount,size={size}", "/dev/shm"], check=True)

@@ -10,8 +10,8 @@ import pytest
 
 from shard.deidentify import read_secret
 from shard.errors import InputError
-from shard.formats.csv_file import header_of, read_csv
-from shard.formats.text_file import encoding_of, read_lines
+from shard.tabular.csv_file import header_of, read_csv
+from shard.tabular.text_file import encoding_of, read_lines
 
 TABLE = "path,patient,Größe,Edema\na.png,José,1,1\nb.png,Müller,2,0\n"
 

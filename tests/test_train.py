@@ -21,8 +21,8 @@ from train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint,
 from train.config import Config
 from train.journal import METRICS, SPEED, Journal, read_journal
 from train.setup import set_up
+from train.signals import StopRequest, catch_stop_signals
 from train.step import train_step
-from train.stop import Stop, listening
 
 
 def test_a_run_leaves_what_it_promises(shards: Shards, trained: Path) -> None:
@@ -73,7 +73,7 @@ def test_stopped_at_an_epoch_and_within_one_and_resumed_equals_never_stopped(
     train_here(shards, tmp_path / "parts", dali=dali, limit_steps=steps + 3)
     said = capfd.readouterr().out
     assert "resuming from" in said and f"stopped after {steps + 3} steps" in said
-    assert newest(tmp_path / "parts")["done_in_epoch"] == 3
+    assert newest(tmp_path / "parts")["step_in_epoch"] == 3
     train_here(shards, tmp_path / "parts", dali=dali)
     assert same_run(whole, tmp_path / "parts")
 
@@ -82,7 +82,7 @@ def test_a_limit_at_an_epochs_last_step_ends_that_epoch(shards: Shards, tmp_path
     steps = shards.manifest.images("train") // 16
     for limit in (steps, 2 * steps):
         train_here(shards, tmp_path, limit_steps=limit)
-        assert newest(tmp_path)["done_in_epoch"] == 0
+        assert newest(tmp_path)["step_in_epoch"] == 0
     assert same_run(trained, tmp_path)
 
 
@@ -113,7 +113,7 @@ def test_told_to_stop_it_saves_and_asks_to_be_requeued(
 
 def test_signals_are_remembered_within_and_as_before_after() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
-    with listening() as stop:
+    with catch_stop_signals() as stop:
         assert not stop.wanted
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.wanted and stop.signal == signal.SIGUSR1
@@ -121,7 +121,7 @@ def test_signals_are_remembered_within_and_as_before_after() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert {number: signal.getsignal(number) for number in before} == before
-    assert Stop().wanted is False
+    assert StopRequest().wanted is False
 
 
 def test_a_finished_run_is_left_alone(shards: Shards, trained: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ import torchvision
 
 from probe.draws_file import read_draws, write_draws
 from shard.deidentify import Pseudonyms, names
-from shard.dicom import is_installed
+from shard.dicom.image import is_installed
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.files import sha256_of
@@ -28,8 +28,8 @@ from shard.image import load_grey
 from shard.info import info
 from shard.manifest import read_manifest
 from shard.read import read_labels
-from shard.sheet import from_cell, to_csv
 from shard.table import make_key, read_table
+from shard.tabular.sheet import from_cell, to_csv
 from shard.verify import verify
 from shard.write import build
 from tests.conftest import Shards, newest, run_module, train_here

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from probe.encoders import open_encoder
-from probe.inputs import Input
+from probe.preprocessing import Input
 from probe.weights import read_weights
 from shard.errors import InputError
 from train.model import grey_resnet

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.recipe import Where
+from pipeline.augmentation import ViewDevice
 from shard.cli import run
 from train.config import Arch, Config, Device, Optimizer, Precision, Schedule, check_batch
 from train.model_card import Format
@@ -21,7 +21,7 @@ def train(
     patient_positive: float | None = None, same_patient: SamePatient | None = None, optimizer: Optimizer = "adam",
     schedule: Schedule | None = None, warmup_epochs: float | None = None, weight_decay: float = 0.0, clip: float = 0.0,
     recompute: bool = False, micro_batch: int = 0, sync_batchnorm: bool = True, precision: Precision = "auto",
-    device: Device = "auto", compile: bool = False, views: Where = "auto", workers: int = 0, seed: int = 0,
+    device: Device = "auto", compile: bool = False, views: ViewDevice = "auto", workers: int = 0, seed: int = 0,
     limit_steps: int = 0, log_every: int = 50, checkpoint_minutes: float = 10.0, online_every: int = 10,
     resume: str = "auto", accept: tuple[str, ...] = (),
 ) -> None:  # fmt: skip

@@ -16,7 +16,7 @@ def list_changes(step: int, differing: Mapping[str, tuple[Any, Any]]) -> list[Ch
 
 
 def changes_of(state: Mapping[str, Any]) -> list[Change]:
-    """The changes on the way to a checkpoint, in order. Raises what checkpoint.taking_up makes an InputError of."""
+    """The changes on the way to a checkpoint, in order. See translate_load_errors for what it raises."""
     if "accepted" in state:
         return check_changes(state["accepted"])
     # A version that did not keep them: what was accepted last is known by name.

@@ -18,7 +18,7 @@ from shard.errors import InputError
 from shard.files import write_bytes
 from train.unreadable import why_unreadable
 
-FORMAT = "cxr-simclr-checkpoint/2"
+FORMAT = "cxr-simclr-checkpoint/3"
 KEEP = 2  # the newest; a run names others to be kept
 HASH_DIGITS = 16  # of the file's sha256, in its name, as PyTorch's hub has it
 
@@ -52,7 +52,7 @@ def step_of(path: Path) -> int:
     return int(path.name.split("-")[1].split(".")[0])
 
 
-class Rotten(InputError):
+class CorruptCheckpoint(InputError):
     """A checkpoint whose bytes are not those that were written."""
 
 
@@ -87,12 +87,13 @@ def read_tensors(source: Path | io.BytesIO, path: Path | None = None) -> Any:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint's state onto the CPU.
 
-    Raises Rotten where its bytes are not those its name has the hash of, InputError where they are of another format.
+    Raises CorruptCheckpoint if its bytes do not match the hash in its name, InputError if it has another format.
     """
     content = path.read_bytes()
     said = re.search(rf"-([0-9a-f]{{{HASH_DIGITS}}})\.pt$", path.name)
     if said and (digest := _hash(content)) != said[1]:
-        raise Rotten(f"{path}: cut short or rotten ({len(content)} bytes with sha256 {digest}…, its name says "
+        raise CorruptCheckpoint(f"{path}: truncated or corrupt ({len(content)} bytes with sha256 "
+                                f"{digest}…, its name says "
                          f"{said[1]}…); remove it to go on from the one before")
     try:
         state = read_tensors(io.BytesIO(content), path)
@@ -106,7 +107,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def taking_up(path: Path) -> Iterator[None]:
+def translate_load_errors(path: Path) -> Iterator[None]:
     """Within the block a checkpoint's content is put to use; what does not fit ends in an InputError that names it."""
     try:
         yield
@@ -125,10 +126,10 @@ def load_newest_good(run: Path) -> tuple[Path, dict[str, Any], list[Path]] | Non
     for path in list_checkpoints(run):
         try:
             return path, load_checkpoint(path), rotten
-        except Rotten:
+        except CorruptCheckpoint:
             rotten.append(path)
     if rotten:
-        raise InputError(f"{rotten[0].parent}: {', '.join(path.name for path in rotten)}: cut short or rotten, and "
+        raise InputError(f"{rotten[0].parent}: {', '.join(path.name for path in rotten)}: truncated or corrupt, and "
                          "there is no other; remove them to train anew")
     return None
 
@@ -140,7 +141,7 @@ def load_newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
         return None
     path, state, rotten = found
     for other in rotten:
-        print(f"warning: {other} is cut short or rotten; {path} is taken", file=sys.stderr)
+        print(f"warning: {other} is truncated or corrupt; {path} is taken", file=sys.stderr)
     return path, state
 
 

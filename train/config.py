@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.recipe import Recipe, Where
+from pipeline.augmentation import Augmentation, ViewDevice
 from shard.cli import check_numbers, flag_of
 from shard.errors import InputError
 from shard.manifest import parse_manifest
@@ -32,8 +32,8 @@ LIMITS = {
 }  # fmt: skip
 # What may be another when a run goes on: it changes where and how fast the same numbers are computed, or which of
 # them are written down. (Views made elsewhere differ, which the loader knows: its part of the fingerprint.)
-HARMLESS = {"shards", "out", "preset", "workers", "views", "recompute", "limit_steps", "log_every",
-            "checkpoint_minutes", "online_every", "resume", "accept"}  # fmt: skip
+MAY_CHANGE_ON_RESUME = {"shards", "out", "preset", "workers", "views", "recompute", "limit_steps", "log_every",
+                        "checkpoint_minutes", "online_every", "resume", "accept"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ class Config:
     """Settings of a pre-training run; precision and device are resolved, never "auto".
 
     preset: the name of the recipe that the settings began from; the values themselves are beside it. crop_min: the
-    least share of an image's area in a view; flip, blur: probabilities. patient_positive: as in Recipe; same_patient:
-    what the loss makes of a patient's other images.
+    least share of an image's area in a view; flip, blur: probabilities. patient_positive: as in Augmentation;
+    same_patient: what the loss makes of a patient's other images.
     batch_size: images a step, over all ranks. clip: the longest a gradient may be, 0 for any. micro_batch: images at
     a time on each rank, 0 for all. warmup_epochs may be a part of one. accept: differences a resumed run may have.
     """
@@ -57,10 +57,10 @@ class Config:
     lr: float = 3e-4
     preset: Preset = "published"
     temperature: float = 0.5
-    crop_min: float = Recipe.crop_area[0]
-    flip: float = Recipe.flip_probability
-    blur: float = Recipe.blur_probability
-    patient_positive: float = Recipe.patient_positive
+    crop_min: float = Augmentation.crop_area[0]
+    flip: float = Augmentation.flip_probability
+    blur: float = Augmentation.blur_probability
+    patient_positive: float = Augmentation.patient_positive
     same_patient: SamePatient = "negatives"
     optimizer: Optimizer = "adam"
     schedule: Schedule = "constant"
@@ -73,7 +73,7 @@ class Config:
     precision: Precision = "auto"
     device: Device = "auto"
     compile: bool = False
-    views: Where = "auto"
+    views: ViewDevice = "auto"
     workers: int = 0
     seed: int = 0
     limit_steps: int = 0
@@ -119,7 +119,7 @@ class Config:
 
     def decisive(self) -> dict[str, str | int | float | bool]:
         """The settings that change the weights a step gives; a resumed run must agree in all of them."""
-        decisive = {name: value for name, value in self.plain().items() if name not in HARMLESS}
+        decisive = {name: value for name, value in self.plain().items() if name not in MAY_CHANGE_ON_RESUME}
         if self.schedule == "constant":  # which has no end
             decisive["epochs"] = "any"
         return decisive

@@ -14,7 +14,7 @@ from torch import nn
 
 from shard.errors import InputError
 from shard.files import write_bytes
-from train.checkpoint import load_checkpoint, load_newest, taking_up
+from train.checkpoint import load_checkpoint, load_newest, translate_load_errors
 from train.journal import read_journal
 from train.model import encoder_of
 from train.model_card import CLASSES, NOTES, Card, Format, make_card, make_page
@@ -40,7 +40,7 @@ def export(
     path, state = found
     # What this run measured says nothing of a checkpoint from elsewhere.
     journal = read_journal(run) if path.resolve().is_relative_to(run.resolve()) else []
-    with taking_up(path):
+    with translate_load_errors(path):
         arch = state["config"]["arch"]
         encoder, features = encoder_of(state)
         card = make_card(state, features, journal) | {"format": format, "note": NOTES[format]}

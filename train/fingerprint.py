@@ -19,8 +19,8 @@ from train.config import Config
 ROOT = Path(__file__).parent.parent
 # Files whose change may change a weight's last bit: who makes the views, and who makes a step of them.
 CODE = (
-    *(f"pipeline/{name}.py" for name in ("recipe", "plan", "partners", "draw", "ahead", "fused", "feed", "dali",
-                                         "reference", "loader")),
+    *(f"pipeline/{name}.py" for name in ("augmentation", "sampler", "partners", "view_parameters", "prefetch", "fused",
+                                         "dali_inputs", "dali", "torchvision_views", "loader")),
     *(f"train/{name}.py" for name in ("setup", "device", "model", "loss", "large_batch", "distributed", "optim",
                                       "step")),
 )
@@ -31,9 +31,10 @@ NEVER_ACCEPTED = {"arch", "optimizer", "shards", "batch_size"}  # a state of ano
 Fingerprint = dict[str, str | int | float | bool]
 
 
-def take_fingerprint(config: Config, promise: dict[str, Any], world: int) -> Fingerprint:
+def take_fingerprint(config: Config, loader_fingerprint: dict[str, Any], world: int) -> Fingerprint:
     """What decides a run's numbers, by name: settings, what its loader promises, ranks, code and versions."""
-    loader = {name: str(value) for name, value in promise.items() if name in ("shards", "recipe", "backend", "views")}
+    loader = {name: str(value) for name, value in loader_fingerprint.items() if name in ("shards", "augmentation",
+                                                                                         "backend", "views")}
     versions = {name: version_of(name) for name in PACKAGES}
     # On a CPU sums are split over its threads, and add up to another last bit.
     threads = {THREADS: torch.get_num_threads()} if config.device == "cpu" else {}

@@ -14,9 +14,9 @@ from shard.errors import InputError
 from shard.files import replacing, write_bytes
 from shard.plain_json import without_nan
 from train.accepted import Change, check_changes
-from train.board import Board
 from train.config import Config, train_command
 from train.presets import say_recipe
+from train.tensorboard_file import TensorBoardFile
 
 CARD, METRICS, SPEED = "run.json", "metrics.jsonl", "speed.jsonl"
 LOCK = "train"  # of the folder, held by whoever writes there
@@ -54,7 +54,7 @@ class Journal:
         self.lines = len(kept)
         self._metrics: IO[str] = (run / METRICS).open("a")
         self._speed: IO[str] = (run / SPEED).open("a")
-        self._board = Board(run / "tensorboard", step)
+        self._board = TensorBoardFile(run / "tensorboard", step)
 
     def write(self, kind: str, **values: float) -> None:
         """Append a line of kind "step", "epoch" or "online"; values holds step, epoch and what was measured."""

@@ -13,15 +13,15 @@ import torch
 from shard.files import locked
 from train.collapse import say_collapse
 from train.config import Config
+from train.embedding_metrics import embedding_metrics
 from train.journal import LOCK, draw_loss, read_journal, write_card
 from train.online import Interrupted
-from train.pace import Pace
-from train.ranks import Ranks, joined
+from train.ranks import Ranks, init_distributed
 from train.setup import set_up
+from train.signals import REQUEUE, catch_stop_signals
 from train.state import Run
 from train.step import train_step
-from train.stop import REQUEUE, listening
-from train.watch import watch
+from train.throughput import Throughput
 
 PATIENCE_S = 15.0  # DataLoader workers look every 5 seconds whether their parent is still there
 
@@ -33,21 +33,21 @@ def pretrain(config: Config) -> None:
     and started again goes through the same batches and, on a CPU, ends with the same weights as one never stopped.
     Told to stop by SIGUSR1 or SIGTERM it saves after the step and ends the process: the first rank with status 75.
     """
-    with listening() as stop, joined(config.device) as ranks:
+    with catch_stop_signals() as stop, init_distributed(config.device) as ranks:
         run = set_up(config, ranks, stop)
         with _alone(config.out, ranks):
-            epoch, done_in_epoch = run.resume()
-            if run.finished(epoch, done_in_epoch):
+            epoch, step_in_epoch = run.resume()
+            if run.finished(epoch, step_in_epoch):
                 run.say(f"{config.out}: {run.step} steps are done, as many as asked for; nothing to do")
                 return
             run.open_journal()
             if ranks.first:
                 write_card(config.out, config, run.accepted, ranks=ranks.world, steps_per_epoch=len(run.loader))
-            with Pace(run) as pace:
+            with Throughput(run) as throughput:
                 going_on = True
-                while going_on and not run.told_to_stop and not run.finished(epoch, done_in_epoch):
-                    going_on = train_epoch(run, pace, epoch, done_in_epoch)
-                    epoch, done_in_epoch = epoch + going_on, 0
+                while going_on and not run.told_to_stop and not run.finished(epoch, step_in_epoch):
+                    going_on = train_epoch(run, throughput, epoch, step_in_epoch)
+                    epoch, step_in_epoch = epoch + going_on, 0
     if run.told_to_stop:
         name = signal.Signals(stop.signal).name if stop.signal else "another rank"
         run.say(f"{config.out}: saved after step {run.step}, as {name} asked; the same command goes on")
@@ -68,18 +68,18 @@ def _alone(out: Path, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def train_epoch(run: Run, pace: Pace, epoch: int, done: int) -> bool:
+def train_epoch(run: Run, throughput: Throughput, epoch: int, done: int) -> bool:
     """One epoch, its first `done` steps already taken. False where the run is to end before the epoch's end."""
     config, steps = run.config, len(run.loader)
     run.model.train()
     batches = iter(run.loader if done < steps else ())  # none where only the epoch's end is left to do
-    for number, (view1, view2) in enumerate(pace.waiting_for(batches), start=done + 1):
+    for number, (view1, view2) in enumerate(throughput.waiting_for(batches), start=done + 1):
         patients = run.patients(epoch, number - 1)
         loss, z1, z2 = train_step(run, view1, view2, patients)
         run.losses.append(loss)
         if number % config.log_every == 0 or number == steps:
             run.check_losses(epoch, number)  # before their embeddings are measured, which NaN would stop
-            write_interval(run, pace, epoch, number, watch(z1, z2, patients))
+            write_interval(run, throughput, epoch, number, embedding_metrics(z1, z2, patients))
         stop, save = run.ranks.any_of([run.stop.wanted, run.save_is_due()])
         limited = run.step == config.limit_steps
         if (stop or save or limited) and number < steps:
@@ -87,10 +87,10 @@ def train_epoch(run: Run, pace: Pace, epoch: int, done: int) -> bool:
         if (stop or limited) and number < steps:
             run.told_to_stop = stop
             return False
-    return end_epoch(run, pace, epoch)
+    return end_epoch(run, throughput, epoch)
 
 
-def write_interval(run: Run, pace: Pace, epoch: int, number: int, measures: dict[str, float]) -> None:
+def write_interval(run: Run, throughput: Throughput, epoch: int, number: int, measures: dict[str, float]) -> None:
     """Write the losses since the last time, and what the last batch's embeddings tell, into the journal."""
     loss = torch.stack(run.losses).mean().item()
     run.loss_sum += loss * len(run.losses)
@@ -98,10 +98,10 @@ def write_interval(run: Run, pace: Pace, epoch: int, number: int, measures: dict
     if run.journal:
         lr = run.optimizer.param_groups[0]["lr"]
         run.journal.write("step", step=run.step, epoch=epoch + number / len(run.loader), loss=loss, lr=lr, **measures)
-    pace.show(epoch, number, loss)
+    throughput.show(epoch, number, loss)
 
 
-def end_epoch(run: Run, pace: Pace, epoch: int) -> bool:
+def end_epoch(run: Run, throughput: Throughput, epoch: int) -> bool:
     """The epoch's line, the online probe where it is due, a checkpoint and the loss curve; False where the run was told
     to stop in the middle of that, of which nothing is written then."""
     steps = len(run.loader)
@@ -125,7 +125,7 @@ def end_epoch(run: Run, pace: Pace, epoch: int) -> bool:
     if run.journal:
         warn_of_collapse(run)
         draw_loss(run.config.out, run.config.batch_size)
-    pace.end_epoch(epoch, mean)
+    throughput.end_epoch(epoch, mean)
     run.told_to_stop = run.ranks.any_of([run.stop.wanted])[0] and not run.finished(epoch + 1)
     return True
 
@@ -149,5 +149,5 @@ def probe_online(run: Run, epoch: int) -> dict[str, float] | None:
             scores = run.online.score(run.model.encoder, lambda: run.stop.wanted)
         except Interrupted:
             interrupted = True
-    interrupted, scores = run.ranks.from_first((interrupted, scores))
+    interrupted, scores = run.ranks.broadcast((interrupted, scores))
     return None if interrupted else scores

@@ -31,7 +31,7 @@ class SimCLR(nn.Module):
 def encoder_of(state: Mapping[str, Any]) -> tuple[nn.Module, int]:
     """The encoder in a checkpoint's state, and its feature width F.
 
-    Raises what checkpoint.taking_up makes an InputError of, where there is none.
+    Raises what checkpoint.translate_load_errors makes an InputError of, where there is none.
     """
     encoder, features = grey_resnet(state["config"]["arch"])
     prefix = "encoder."

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict
 from typing import Any, Literal
 
-from pipeline.recipe import Recipe
+from pipeline.augmentation import Augmentation
 from train.accepted import changes_of, say_each, with_changes
 from train.collapse import say_collapse
 from train.presets import say_recipe
@@ -39,9 +39,9 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
     """What there is to say of a checkpoint's encoder, as JSON has it; what isn't known is left out.
 
     features: the encoder's width. journal: the run's lines, of which those up to the checkpoint's step count. Raises
-    what checkpoint.taking_up makes an InputError of.
+    what checkpoint.translate_load_errors makes an InputError of.
     """
-    recipe, config, accepted = Recipe(**state["recipe"]), state["config"], changes_of(state)
+    augmentation, config, accepted = Augmentation(**state["augmentation"]), state["config"], changes_of(state)
     lines = [line for line in journal if line.get("step", 0) <= state["step"]]
     data = {"fingerprint": state.get("shards"), **state.get("data", {})}
     card = {
@@ -51,11 +51,11 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
         "arch": config["arch"],
         "features": features,
         "preset": with_changes(say_recipe(config), accepted),
-        "input": {"size": recipe.size, "grey": "0..1", "mean": recipe.mean, "std": recipe.std},
+        "input": {"size": augmentation.size, "grey": "0..1", "mean": augmentation.mean, "std": augmentation.std},
         "data": {name: value for name, value in data.items() if value is not None},
-        "training": {name: state[name] for name in ("epoch", "done_in_epoch", "step") if name in state},
+        "training": {name: state[name] for name in ("epoch", "step_in_epoch", "step") if name in state},
         "metrics": _metrics(lines),
-        "recipe": asdict(recipe),
+        "augmentation": asdict(augmentation),
         "settings": {name: value for name, value in config.items() if name not in LEFT_OUT},
         "accepted": accepted,
         "commit": state.get("commit"),
@@ -90,7 +90,7 @@ def make_page(format: Format, name: str, card: Card) -> str:
         f"## Input\n\n- size: {size} × {size}, the whole image resized, not cropped\n- grey: 0 to 1\n"
         f"- mean: {mean}, std: {std}; for three channels mean ({mean}, {mean}, {mean}), std ({std}, {std}, {std})",
     ]
-    for key in ("data", "training", "metrics", "recipe", "settings", "versions"):
+    for key in ("data", "training", "metrics", "augmentation", "settings", "versions"):
         if key in card:
             rows = [f"- {name}: {_shown(value)}{_before(name, card) if key == 'settings' else ''}"
                     for name, value in card[key].items()]  # fmt: skip

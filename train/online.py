@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.augmentation import Augmentation
 from pipeline.loader import image_loader
-from pipeline.recipe import Recipe
 from shard.manifest import Manifest
 from shard.read import read_labels
 from train.config import Config
 from train.device import autocast
-from train.frozen import NEIGHBOURS, TEMPERATURE, standardise
+from train.frozen_features import NEIGHBOURS, TEMPERATURE, standardise
 
 MOST_IMAGES = 2000
 HELD_OUT = 0.25  # of the patients
@@ -39,8 +39,8 @@ class OnlineProbe:
     by this probe is not chosen on what a report is tested on.
     """
 
-    def __init__(self, config: Config, manifest: Manifest, recipe: Recipe, device: torch.device) -> None:
-        self._config, self._manifest, self._recipe, self._device = config, manifest, recipe, device
+    def __init__(self, config: Config, manifest: Manifest, augmentation: Augmentation, device: torch.device) -> None:
+        self._config, self._manifest, self._augmentation, self._device = config, manifest, augmentation, device
         self._said = False
 
     @cached_property
@@ -76,9 +76,9 @@ class OnlineProbe:
 
     def _embed(self, encoder: nn.Module, stopped: Callable[[], bool]) -> Any:
         """Features of the chosen images, [N, F] float32."""
-        config, recipe = self._config, self._recipe
-        images = image_loader(config.backend, config.shards, self._manifest, split="train", size=recipe.size,
-                              mean=recipe.mean, std=recipe.std, batch_size=BATCH, device=self._device,
+        config, augmentation = self._config, self._augmentation
+        images = image_loader(config.backend, config.shards, self._manifest, split="train", size=augmentation.size,
+                              mean=augmentation.mean, std=augmentation.std, batch_size=BATCH, device=self._device,
                               workers=config.workers, samples=self._chosen.samples)  # fmt: skip
         rows = []
         encoder.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pipeline.recipe import Recipe
+from pipeline.augmentation import Augmentation
 from shard.cli import flag_of
 
 Preset = Literal["published", "patient"]
@@ -14,12 +14,14 @@ SamePatient = Literal["negatives", "masked", "positives"]
 # The study's, and what pulls another image of the patient in; docs/recipe.md says how the second was chosen.
 PRESETS: dict[Preset, dict[str, Any]] = {
     "published": {
-        "temperature": 0.5, "crop_min": Recipe.crop_area[0], "flip": Recipe.flip_probability,
-        "blur": Recipe.blur_probability, "patient_positive": Recipe.patient_positive, "same_patient": "negatives",
+        "temperature": 0.5, "crop_min": Augmentation.crop_area[0], "flip": Augmentation.flip_probability,
+        "blur": Augmentation.blur_probability, "patient_positive": Augmentation.patient_positive,
+        "same_patient": "negatives",
         "schedule": "constant", "warmup_epochs": 0.0,
     },
     "patient": {
-        "temperature": 0.2, "crop_min": 0.3, "flip": 0.0, "blur": Recipe.blur_probability, "patient_positive": 0.5,
+        "temperature": 0.2, "crop_min": 0.3, "flip": 0.0, "blur": Augmentation.blur_probability,
+        "patient_positive": 0.5,
         "same_patient": "masked", "schedule": "cosine", "warmup_epochs": 1.0,
     },
 }  # fmt: skip

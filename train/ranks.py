@@ -37,7 +37,7 @@ class Ranks:
     rank: int = 0
     world: int = 1
     local: int = 0
-    beside: int = 1  # as many share this process's cores
+    local_world_size: int = 1  # as many share this process's cores
     host: str = ""
     port: int = 0
     # A group of gloo's, for words between the CPUs: a GPU's queue need not be waited for. In a list, out of which it is
@@ -57,7 +57,7 @@ class Ranks:
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.control[0])
         return [bool(vote) for vote in votes]
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first rank's value, on all."""
         if self.world == 1:
             return value
@@ -65,7 +65,7 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self.control[0])
         return box[0]
 
-    def of_all(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Every rank's value, on all."""
         values = [value] * self.world
         if self.world > 1:
@@ -102,8 +102,8 @@ def find_ranks() -> Ranks:
     if world == 1:
         return Ranks()
     # torchrun leaves a node's cores to all of its ranks; srun gives each its own.
-    beside = int(said.get("LOCAL_WORLD_SIZE", "1"))
-    return Ranks(rank, world, local, beside, said.get("MASTER_ADDR", host), port)
+    local_world_size = int(said.get("LOCAL_WORLD_SIZE", "1"))
+    return Ranks(rank, world, local, local_world_size, said.get("MASTER_ADDR", host), port)
 
 
 def first_host(nodes: str) -> str:
@@ -121,7 +121,7 @@ def is_known(host: str) -> bool:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def init_distributed(device: str) -> Iterator[Ranks]:
     """This process among its ranks, connected within the block: by NCCL on a GPU, by gloo on a CPU.
 
     A rank that fails within tells the others why, and they end, each with an InputError that names it.

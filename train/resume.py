@@ -14,7 +14,7 @@ from train.checkpoint import (
     load_newest_good,
     set_aside,
     step_of,
-    taking_up,
+    translate_load_errors,
 )
 from train.config import Config
 
@@ -36,7 +36,7 @@ def find_checkpoint(config: Config, say: Callable[[str], None]) -> tuple[Path, d
         path = _checkpoint_at(there)
         return path, load_checkpoint(path)
     # It has begun, so this is not looked for again: that run may have gone on since, or dropped that checkpoint.
-    with taking_up(own[0]):
+    with translate_load_errors(own[0]):
         origin = Path(own[1]["origin"] or own[0].resolve())
     if there in (origin, origin.parent.parent):
         return _after_rot(*own, say)
@@ -52,8 +52,8 @@ def _after_rot(
 ) -> tuple[Path, dict[str, Any]]:
     """Set the newer ones that are rotten aside, and say so."""
     for other in rotten:
-        say(f"warning: {other} is cut short or rotten; it is set aside as {set_aside(other).name}, and the run goes on "
-            f"from {path}")  # fmt: skip
+        say(f"warning: {other} is truncated or corrupt; it is set aside as {set_aside(other).name}, and the run "
+            f"goes on from {path}")
     return path, state
 
 

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import torch
 
+from pipeline.augmentation import Augmentation
 from pipeline.loader import ViewLoader, choose_views, two_view_loader
-from pipeline.recipe import Recipe
 from shard.errors import InputError
 from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
@@ -21,29 +21,30 @@ from train.model import SimCLR
 from train.online import OnlineProbe
 from train.optim import make_optimizer
 from train.ranks import Ranks
+from train.signals import StopRequest
 from train.state import Run
-from train.stop import Stop
 
 FEW_PARTNERS = 0.1  # of the images, below which a recipe that wants them hardly has any
 
 
-def set_up(config: Config, ranks: Ranks | None = None, stop: Stop | None = None) -> Run:
+def set_up(config: Config, ranks: Ranks | None = None, stop: StopRequest | None = None) -> Run:
     """The loader, model and optimiser that `config` asks for, at step 0. Raises InputError where that can't be."""
-    ranks, stop = ranks or Ranks(), stop or Stop()
+    ranks, stop = ranks or Ranks(), stop or StopRequest()
     manifest = read_manifest(config.shards)
     share = _share_of_batch(config, ranks.world)
-    recipe = Recipe(size=config.size, crop_area=(config.crop_min, 1.0), flip_probability=config.flip,
-                    blur_probability=config.blur, patient_positive=config.patient_positive, mean=manifest.pixel_mean,
-                    std=manifest.pixel_std)  # fmt: skip
+    augmentation = Augmentation(size=config.size, crop_area=(config.crop_min, 1.0), flip_probability=config.flip,
+                                blur_probability=config.blur, patient_positive=config.patient_positive,
+                                mean=manifest.pixel_mean,
+                                std=manifest.pixel_std)  # fmt: skip
     device = torch.device("cuda", torch.cuda.current_device()) if config.device == "cuda" else torch.device("cpu")
-    workers = config.workers or max(1, cores() // ranks.beside)
+    workers = config.workers or max(1, cores() // ranks.local_world_size)
     make_fast(device)
     where, why = choose_views(config.views, config.backend, device, workers)
     if ranks.first:
         print(f"views are made on the {where.upper()}: {why}")
         _warn_of_small_images(config, manifest)
     half = config.precision == "fp16" and config.dali  # what autocast would make of them anyway
-    loader = two_view_loader(config.backend, config.shards, manifest, recipe, batch_size=share, device=device,
+    loader = two_view_loader(config.backend, config.shards, manifest, augmentation, batch_size=share, device=device,
                              views=where, half=half, workers=workers, seed=config.seed,
                              rank=ranks.rank, world=ranks.world)  # fmt: skip
     if ranks.first:
@@ -58,8 +59,8 @@ def set_up(config: Config, ranks: Ranks | None = None, stop: Stop | None = None)
     optimizer = make_optimizer(config.optimizer, model, lr=config.lr, weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     forward = torch.compile(model) if config.compile else model
-    online = OnlineProbe(config, manifest, recipe, device)
-    return Run(config, manifest, recipe, loader, model, forward, optimizer, scaler, online, ranks, stop)
+    online = OnlineProbe(config, manifest, augmentation, device)
+    return Run(config, manifest, augmentation, loader, model, forward, optimizer, scaler, online, ranks, stop)
 
 
 def _say_partners(config: Config, loader: ViewLoader, images: int) -> None:

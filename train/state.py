@@ -12,23 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.augmentation import Augmentation
 from pipeline.loader import ViewLoader
-from pipeline.recipe import Recipe
 from shard.errors import InputError
 from shard.files import write_bytes
 from shard.machine import commit
 from shard.manifest import Manifest
 from train.accepted import Change, changes_of, list_changes, say_changes
-from train.checkpoint import save_checkpoint, taking_up
+from train.checkpoint import save_checkpoint, translate_load_errors
 from train.config import Config
+from train.divergence import all_finite, how_to_continue
 from train.fingerprint import PACKAGES, check_fingerprint, check_ranks, differences, take_fingerprint
-from train.finite import all_finite, say_way_on
 from train.journal import METRICS, Journal, read_journal, set_journal_aside
 from train.model import SimCLR
 from train.online import OnlineProbe
 from train.ranks import Ranks
 from train.resume import find_checkpoint
-from train.stop import Stop
+from train.signals import StopRequest
 
 MILESTONE = 10  # every so many epochs a checkpoint is kept for good
 
@@ -37,12 +37,12 @@ class Run:
     """A run between two steps. What a checkpoint holds is in _state(); docs/formats.md says it field by field."""
 
     def __init__(
-        self, config: Config, manifest: Manifest, recipe: Recipe, loader: ViewLoader, model: SimCLR,
+        self, config: Config, manifest: Manifest, augmentation: Augmentation, loader: ViewLoader, model: SimCLR,
         forward: Callable[[torch.Tensor], torch.Tensor], optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler, online: OnlineProbe, ranks: Ranks, stop: Stop,
+        scaler: torch.amp.GradScaler, online: OnlineProbe, ranks: Ranks, stop: StopRequest,
     ) -> None:  # fmt: skip
         """forward: the model, compiled or not."""
-        self.config, self.manifest, self.recipe, self.loader = config, manifest, recipe, loader
+        self.config, self.manifest, self.augmentation, self.loader = config, manifest, augmentation, loader
         self.model, self.forward, self.optimizer, self.scaler = model, forward, optimizer, scaler
         self.online, self.ranks, self.stop = online, ranks, stop
         self.journal: Journal | None = None  # the first rank's, once it is known where it goes on
@@ -53,54 +53,54 @@ class Run:
         self.best: dict[str, float] | None = None  # step, epoch and score of the best checkpoint by the online probe
         self.origin = ""  # the checkpoint of another run that this one began from
         self.accepted = list[Change]()  # what --accept let through on the way here
-        self._fingerprint = take_fingerprint(config, loader.state_dict()["promise"], ranks.world)
+        self._fingerprint = take_fingerprint(config, loader.state_dict()["fingerprint"], ranks.world)
         self.told_to_stop = False  # by a signal, on any rank
         self._commit = commit()  # now: later another may be checked out
         self._journalled = (config.out, 0)  # whose journal is gone on with, and how many of its lines
         self._saved_at = time.monotonic()
 
-    def finished(self, epoch: int, done_in_epoch: int = 0) -> bool:
+    def finished(self, epoch: int, step_in_epoch: int = 0) -> bool:
         """Whether the run has had its epochs, or its limit of steps, and no epoch's end is left to do."""
-        limited = 0 < self.config.limit_steps <= self.step and done_in_epoch != len(self.loader)
+        limited = 0 < self.config.limit_steps <= self.step and step_in_epoch != len(self.loader)
         return epoch >= self.config.epochs or limited
 
-    def patients(self, epoch: int, done_in_epoch: int) -> torch.Tensor | None:
+    def patients(self, epoch: int, step_in_epoch: int) -> torch.Tensor | None:
         """The patients of the next step's images on all ranks, [B·world], where the loss asks for them."""
         if self.config.same_patient == "negatives":
             return None
-        return self.loader.patients(epoch, done_in_epoch).to(self.config.device, non_blocking=True)
+        return self.loader.patients(epoch, step_in_epoch).to(self.config.device, non_blocking=True)
 
     def save_is_due(self) -> bool:
         """Whether the last checkpoint is older than --checkpoint-minutes."""
         return time.monotonic() - self._saved_at >= 60 * self.config.checkpoint_minutes > 0
 
-    def save(self, epoch: int, done_in_epoch: int) -> None:
-        """Write a checkpoint `done_in_epoch` steps into `epoch`; all ranks take part, the first writes.
+    def save(self, epoch: int, step_in_epoch: int) -> None:
+        """Write a checkpoint `step_in_epoch` steps into `epoch`; all ranks take part, the first writes.
 
         Raises InputError where a loss, a weight or the optimiser is not a number: what is on the disk stays good.
         """
-        self.check_losses(epoch, done_in_epoch)
+        self.check_losses(epoch, step_in_epoch)
         self.check_weights()
-        chance = self.ranks.of_all(_random_state(self.config.device))
+        chance = self.ranks.all_gather(_random_state(self.config.device))
         if self.journal:
-            if done_in_epoch == 0 and epoch % MILESTONE == 0:
+            if step_in_epoch == 0 and epoch % MILESTONE == 0:
                 self.milestones.append(self.step)
             self.journal.sync()
             keep = [*self.milestones, *([int(self.best["step"])] if self.best else [])]
-            save_checkpoint(self.config.out, self.step, self._state(epoch, done_in_epoch, chance), keep)
-        self.ranks.from_first(None)  # none goes on, or ends, before it is written
+            save_checkpoint(self.config.out, self.step, self._state(epoch, step_in_epoch, chance), keep)
+        self.ranks.broadcast(None)  # none goes on, or ends, before it is written
         self._saved_at = time.monotonic()
 
-    def _state(self, epoch: int, done_in_epoch: int, chance: list[Any]) -> dict[str, Any]:
+    def _state(self, epoch: int, step_in_epoch: int, chance: list[Any]) -> dict[str, Any]:
         manifest = self.manifest
         return {
-            "epoch": epoch, "done_in_epoch": done_in_epoch, "step": self.step, "loss_sum": self.loss_sum,
+            "epoch": epoch, "step_in_epoch": step_in_epoch, "step": self.step, "loss_sum": self.loss_sum,
             "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(), "loader": self.loader.state_dict(), "chance": chance,
             "journal_lines": self.journal.lines if self.journal else 0,
             "milestones": self.milestones, "best": self.best, "origin": self.origin, "accepted": self.accepted,
-            "fingerprint": self._fingerprint, "config": self.config.plain(), "recipe": asdict(self.recipe),
+            "fingerprint": self._fingerprint, "config": self.config.plain(), "augmentation": asdict(self.augmentation),
             "shards": manifest.fingerprint(), "data": manifest.counts, "commit": self._commit,
             "versions": {name: self._fingerprint[name] for name in PACKAGES},
         }  # fmt: skip
@@ -110,33 +110,33 @@ class Run:
 
         Raises InputError where it was made under what gives other numbers, or a rank is under other than the first.
         """
-        check_ranks(self.ranks.of_all(self._fingerprint))
+        check_ranks(self.ranks.all_gather(self._fingerprint))
         found = find_checkpoint(self.config, self.say) if self.ranks.first else None
         if found is not None:
-            with taking_up(found[0]):
-                done = found[1]["done_in_epoch"] % len(self.loader)
+            with translate_load_errors(found[0]):
+                done = found[1]["step_in_epoch"] % len(self.loader)
                 check_fingerprint(found[0], found[1]["fingerprint"], self._fingerprint, between_epochs=done == 0,
                                   accept=self.config.accept, changes=changes_of(found[1]))  # fmt: skip
-        found = self.ranks.from_first(found)
+        found = self.ranks.broadcast(found)
         if found is None:
             return 0, 0
         path, state = found
-        with taking_up(path):
+        with translate_load_errors(path):
             self._take_up(path, state)
         self.say(f"resuming from {path} (epoch {state['epoch'] + 1}, step {self.step})")
         if self.accepted:
             self.say(f"changed on the way by --accept: {say_changes(self.accepted)}")
-        return state["epoch"], state["done_in_epoch"]
+        return state["epoch"], state["step_in_epoch"]
 
     def _take_up(self, path: Path, state: dict[str, Any]) -> None:
-        """Raises what taking_up makes an InputError of."""
-        for name in ("epoch", "done_in_epoch", "step", "journal_lines"):
+        """Raises what translate_load_errors makes an InputError of."""
+        for name in ("epoch", "step_in_epoch", "step", "journal_lines"):
             if type(state[name]) is not int or not 0 <= state[name] < 2**60:
                 raise ValueError(f"{name} is {state[name]!r}")
         self.model.load_state_dict(state["model"])
         self._load_optimizer(state)
         # The fingerprint holds what the loader promises, and has been compared.
-        self.loader.load_state_dict({**state["loader"], "promise": self.loader.state_dict()["promise"]})
+        self.loader.load_state_dict({**state["loader"], "fingerprint": self.loader.state_dict()["fingerprint"]})
         if len(state["chance"]) == self.ranks.world:
             _set_random_state(state["chance"][self.ranks.rank], self.config.device)
         self.step, self.loss_sum = state["step"], float(state["loss_sum"])
@@ -179,16 +179,16 @@ class Run:
             self.say(f"warning: {out / METRICS} has {self.journal.lines} lines, the checkpoint was written after "
                      f"{lines}; the curve will have a gap")  # fmt: skip
 
-    def check_losses(self, epoch: int, done_in_epoch: int) -> None:
+    def check_losses(self, epoch: int, step_in_epoch: int) -> None:
         """Raise InputError with a step, its batch's keys and the last good checkpoint, where a loss is not a number.
 
-        The losses looked at are those not in the journal yet, up to `done_in_epoch`.
+        The losses looked at are those not in the journal yet, up to `step_in_epoch`.
         """
         if not self.losses or bool((finite := torch.stack(self.losses).isfinite()).all()):
             return
         first = int((~finite).nonzero()[0])
         back = len(finite) - 1 - first  # steps taken since
-        keys = self.loader.keys(epoch, done_in_epoch - 1 - back)
+        keys = self.loader.keys(epoch, step_in_epoch - 1 - back)
         where = ""
         if self.ranks.first:
             self.config.out.mkdir(parents=True, exist_ok=True)
@@ -196,14 +196,14 @@ class Run:
             where = f" and {max(0, len(keys) - 3)} more, all in {self.config.out / 'bad-batch.txt'}"
         raise InputError(
             f"step {self.step - back}: the loss is {float(self.losses[first])}, on images {', '.join(keys[:3])}{where};"
-            f" {say_way_on(self.config.out, self.config.lr)}")  # fmt: skip
+            f" {how_to_continue(self.config.out, self.config.lr)}")  # fmt: skip
 
     def check_weights(self) -> None:
         """Raise InputError where the weights or the optimiser are no numbers, which the loss of a step does not tell:
         it was taken before them. With fp16, steps whose gradients overflow are not taken, and change neither."""
         if self.ranks.any_of([not all_finite(self.model, self.optimizer)])[0]:
             raise InputError(f"step {self.step}: the weights or the optimiser's state are NaN or infinite, and not "
-                             f"saved; {say_way_on(self.config.out, self.config.lr)}")  # fmt: skip
+                             f"saved; {how_to_continue(self.config.out, self.config.lr)}")  # fmt: skip
 
     def say(self, text: str) -> None:
         """Print a line, once for all ranks."""

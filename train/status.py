@@ -15,7 +15,7 @@ from train.checkpoint import list_checkpoints, step_of
 from train.collapse import say_collapse
 from train.config import train_command
 from train.journal import CARD, LOCK, SPEED, read_card, read_journal
-from train.places import find_again
+from train.moved import find_moved
 from train.presets import say_recipe
 
 _MEASURES = {"top1": "top-1 {:.1%}", "positive_similarity": "positive similarity {:.3f}",
@@ -70,7 +70,7 @@ def _say_status(run: Path) -> None:
 
 def _shards_of(run: Path, settings: dict[str, Any]) -> tuple[str, str]:
     """Where the shards of a run lie, and what there is to say where they are not found."""
-    found = find_again(settings["shards"], settings.get("out", str(run)), run, "manifest.json")
+    found = find_moved(settings["shards"], settings.get("out", str(run)), run, "manifest.json")
     return (str(found), "") if found else (settings["shards"],
         "  # its shards are not on this machine, maybe on a node's disk: submit its job again, or say --shards=")
 

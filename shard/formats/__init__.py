@@ -8,7 +8,7 @@ from shard.formats.nih import NIH_FINDINGS, NIH_OPACITIES, read_nih
 from shard.formats.plain import read_plain
 from shard.formats.recognise import FOLDERS, recognise
 from shard.formats.rows import SPLITS, Format, Rows, hashed_splits
-from shard.formats.votes import Votes, has_readers, vote_rows
+from shard.tabular.votes import Votes, has_readers, vote_rows
 
 __all__ = [
     "ARCHIVES", "CHEXPERT_FINDINGS", "FOLDERS", "NIH_FINDINGS", "NIH_OPACITIES", "SPLITS", "TASKS", "Format", "Rows",

@@ -10,13 +10,13 @@ from shard.errors import InputError
 from shard.formats.brax import is_brax, read_brax
 from shard.formats.chexlocalize import is_chexlocalize, read_chexlocalize
 from shard.formats.chexpert_plus import is_chexpert_plus, read_chexpert_plus
-from shard.formats.columns import fold
-from shard.formats.csv_file import tables_in
 from shard.formats.padchest import is_padchest, read_padchest
 from shard.formats.rows import Rows
 from shard.formats.rsna import is_rsna, read_rsna
 from shard.formats.vindr import is_vindr, read_vindr
-from shard.formats.votes import Votes
+from shard.tabular.columns import fold
+from shard.tabular.csv_file import tables_in
+from shard.tabular.votes import Votes
 
 BELOW = ("annotations", "CheXpert", "label", "labels")  # folders of SRC in which tables are looked for, too
 

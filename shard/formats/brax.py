@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from shard.formats.chexpert import CHEXPERT_FINDINGS, KNOWN, chexpert_findings
-from shard.formats.columns import AGE, SEX, VIEW, not_found
-from shard.formats.csv_file import has_columns, read_csv
 from shard.formats.rows import ENDING, Rows, column, hashed_splits
 from shard.note import Note
+from shard.tabular.columns import AGE, SEX, VIEW, not_found
+from shard.tabular.csv_file import has_columns, read_csv
 
 _COLUMNS = {"PngPath": (), "DicomPath": (), "PatientSex": SEX, "PatientAge": AGE, "ViewPosition": VIEW}
 _TRIED = 200  # paths that tell whether the PNGs are there

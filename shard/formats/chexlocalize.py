@@ -12,11 +12,11 @@ import pandas as pd
 
 from shard.errors import InputError
 from shard.formats.chexpert import CHEXPERT_FINDINGS, KNOWN, chexpert_findings
-from shard.formats.columns import AGE, SEX, fold, not_found
-from shard.formats.csv_file import has_columns, read_csv
 from shard.formats.places import find_files, name_of
 from shard.formats.rows import Rows, column, hashed_splits
 from shard.note import Note
+from shard.tabular.columns import AGE, SEX, fold, not_found
+from shard.tabular.csv_file import has_columns, read_csv
 
 _COLUMNS = {"Sex": SEX, "Age": AGE, "Frontal/Lateral": (), "AP/PA": ()}
 _SPLITS = {"vallabels": "valid", "validlabels": "valid", "testlabels": "test", "groundtruth": "test"}

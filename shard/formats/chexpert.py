@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.columns import AGE, SEX, fold, has, not_found, not_taken
-from shard.formats.csv_file import header_of, read_csv, tables_in
 from shard.formats.rows import ENDING, SPLITS, Rows, column
 from shard.note import Note, listed
 from shard.paths import in_one_spelling
-from shard.view import join_views
+from shard.tabular.columns import AGE, SEX, fold, has, not_found, not_taken
+from shard.tabular.csv_file import header_of, read_csv, tables_in
+from shard.tabular.view import join_views
 
 CHEXPERT_FINDINGS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",

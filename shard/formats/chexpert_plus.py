@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from shard.errors import NOT_OURS, InputError
+from shard.errors import PARSE_ERRORS, InputError
 from shard.formats.chexpert import CHEXPERT_FINDINGS, KNOWN
-from shard.formats.columns import fold, has, not_found
-from shard.formats.csv_file import has_columns, header_of, read_csv
 from shard.formats.places import find_files, name_of
 from shard.formats.rows import Rows, column
 from shard.note import Note, listed
-from shard.view import join_views
+from shard.tabular.columns import fold, has, not_found
+from shard.tabular.csv_file import has_columns, header_of, read_csv
+from shard.tabular.view import join_views
 
 _WANTED = ("path_to_image", "deid_patient_id", "split")
 _KNOWN = {"frontal_lateral": (), "ap_pa": (), "age": (), "sex": ()}
@@ -76,7 +76,7 @@ def _read_labels(path: Path, name: pd.Series) -> tuple[tuple[str, ...], pd.DataF
                     if rows.setdefault(image, row) != row:
                         raise InputError(f"{path}: two lines for {image} that say different things; replace it by the "
                                          "original or take it away")  # fmt: skip
-    except NOT_OURS as error:
+    except PARSE_ERRORS as error:
         raise InputError(f"{path}: not a file with a line of JSON an image ({type(error).__name__}: {error}); take it "
                          "away or replace it by the original") from None  # fmt: skip
     table = pd.DataFrame.from_dict(rows, orient="index")

@@ -13,9 +13,9 @@ from shard.errors import InputError
 from shard.formats.folder_labels import join_labels
 from shard.formats.rows import ENDING, Rows, hashed_splits
 from shard.formats.scan import scan
-from shard.ids import in_one_form
 from shard.machine import cores
 from shard.note import Note, counted
+from shard.tabular.ids import in_one_form
 from shard.walk import Tally, add
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.csv_file import read_csv
 from shard.formats.plain import KNOWN, NOT_FINDINGS, divide
 from shard.formats.rows import ENDING, Rows, column, hashed_splits
-from shard.ids import one_form
 from shard.key import make_key
 from shard.note import Note
+from shard.tabular.csv_file import read_csv
+from shard.tabular.ids import one_form
 
 
 def join_labels(images: pd.DataFrame, src: Path, csv: Path, findings: str | None = None) -> Rows:

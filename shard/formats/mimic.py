@@ -8,12 +8,12 @@ import pandas as pd
 
 from shard.errors import InputError
 from shard.formats.chexpert import CHEXPERT_FINDINGS, KNOWN, chexpert_findings
-from shard.formats.columns import VIEW, ColumnNames, not_found, not_taken
-from shard.formats.csv_file import has_columns, read_csv, tables_in
-from shard.formats.join import join
 from shard.formats.rows import ENDING, Rows, column, find_one
-from shard.ids import without_prefix
 from shard.note import Note
+from shard.tabular.columns import VIEW, ColumnNames, not_found, not_taken
+from shard.tabular.csv_file import has_columns, read_csv, tables_in
+from shard.tabular.ids import without_prefix
+from shard.tabular.join import join
 
 MIMIC_SPLITS = {"train": "train", "validate": "valid", "test": "test"}
 _IDS = ("dicom_id", "subject_id", "study_id")

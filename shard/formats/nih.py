@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.columns import AGE, SEX, VIEW, not_found, not_taken
-from shard.formats.csv_file import has_columns, read_csv, tables_in
 from shard.formats.rows import ENDING, Rows, column, find_one, hashed_splits
-from shard.formats.text_file import read_lines
 from shard.note import Note
+from shard.tabular.columns import AGE, SEX, VIEW, not_found, not_taken
+from shard.tabular.csv_file import has_columns, read_csv, tables_in
+from shard.tabular.text_file import read_lines
 
 NIH_FINDINGS = (
     "No Finding", "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia",

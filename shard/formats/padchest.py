@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.columns import SEX, not_found
-from shard.formats.csv_file import has_columns, read_csv
 from shard.formats.places import find_files, name_of
 from shard.formats.rows import Rows, column, hashed_splits
-from shard.ids import one_form
 from shard.note import Note, counted
+from shard.tabular.columns import SEX, not_found
+from shard.tabular.csv_file import has_columns, read_csv
+from shard.tabular.ids import one_form
 
 _WANTED = ("ImageID", "PatientID", "Labels")
 _KNOWN = {"ImageDir": (), "Projection": (), "ViewPosition_DICOM": (), "PatientSex_DICOM": ("PatientSex", "Sex", *SEX),

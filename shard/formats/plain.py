@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from shard.formats.columns import AGE, SEX, VIEW
-from shard.formats.csv_file import read_csv
-from shard.formats.findings import take_findings
 from shard.formats.rows import ENDING, Rows, column, hashed_splits
-from shard.formats.votes import reader_columns
-from shard.ids import one_form
-from shard.label import read_labels
 from shard.note import Note, counted, listed
 from shard.paths import in_one_spelling
-from shard.sex import with_sex
-from shard.words import fold
+from shard.tabular.columns import AGE, SEX, VIEW
+from shard.tabular.csv_file import read_csv
+from shard.tabular.findings import take_findings
+from shard.tabular.ids import one_form
+from shard.tabular.label import read_labels
+from shard.tabular.sex import with_sex
+from shard.tabular.votes import reader_columns
+from shard.tabular.words import fold
 
 KNOWN = {
     "path": ("image_path", "img_path", "file_path", "relative_path", "file_name", "image_name", "image_file", "file"),

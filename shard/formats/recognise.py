@@ -10,11 +10,11 @@ from pathlib import Path
 from shard.errors import InputError
 from shard.formats.archives import ARCHIVES, archives_in
 from shard.formats.chexpert import is_chexpert, read_chexpert
-from shard.formats.csv_file import form_of, tables_in
 from shard.formats.mimic import is_mimic, read_mimic
 from shard.formats.nih import is_nih, read_nih
 from shard.formats.rows import Format
 from shard.note import listed
+from shard.tabular.csv_file import form_of, tables_in
 
 # A new format of folders is a line here, and a module beside this one.
 FOLDERS = (

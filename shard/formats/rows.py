@@ -13,9 +13,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.csv_file import has_columns, tables_in
-from shard.ids import one_form
 from shard.note import Note
+from shard.tabular.csv_file import has_columns, tables_in
+from shard.tabular.ids import one_form
 
 SPLITS = ("train", "valid", "test")
 ENDING = r"(?i)\.(?:jpe?g|png|tiff?|dcm|dicom|bmp|jp2|webp|gif|pgm)$"
@@ -43,7 +43,7 @@ def hashed_splits(patient: pd.Series) -> pd.Series:
     """60 % of patients to train, 20 % to valid, 20 % to test, by a hash of the patient alone.
 
     Independent of the seed and of the other rows, so that a patient never changes sides when a table grows; and of how
-    the id is written, see shard.ids.
+    the id is written, see shard.tabular.ids.
     """
     def split(name: str) -> str:
         place = int.from_bytes(hashlib.sha256(one_form(name).encode()).digest()[:8], "big") / 2**64

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from shard.errors import NOT_OURS, InputError
-from shard.formats.csv_file import has_columns, read_csv, tables_in
+from shard.errors import PARSE_ERRORS, InputError
 from shard.formats.labelled import place_images
 from shard.formats.rows import Rows, hashed_splits
 from shard.note import Note
+from shard.tabular.csv_file import has_columns, read_csv, tables_in
 
 RSNA_CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
 MAPPINGS = "pneumonia-challenge-dataset-mappings_2018.json"
@@ -115,7 +115,7 @@ def _read_mappings(path: Path) -> dict[str, str]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
         names = {str(row["subset_img_id"]): str(row["img_id"]) for row in rows}
-    except NOT_OURS as error:
+    except PARSE_ERRORS as error:
         raise InputError(f"{path}: not RSNA's file of mappings ({type(error).__name__}: {error}); take it away or "
                          "replace it by the original") from None  # fmt: skip
     found = {image: re.match(r"0*(\d+)_", name) for image, name in names.items()}

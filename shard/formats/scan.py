@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from shard import dicom
+from shard.dicom import image as dicom
+from shard.dicom.tags import read_tags
 from shard.errors import InputError
 from shard.formats.rows import ENDING
-from shard.formats.tags import read_tags
 from shard.note import Note
-from shard.pool import tick, work_on
+from shard.pool import parallel_map, tick
 from shard.progress import Progress
 from shard.walk import Tally, add, walk
 
@@ -48,7 +48,7 @@ def scan(src: Path, workers: int) -> tuple[pd.DataFrame, list[Note]]:
     known: dict[str, str] = {}  # each text once: of a patient's hundred images, one name
     tags: Tally = {}
     dicoms = 0
-    for found in work_on(jobs, count, inspect, images=len(paths), label="scanning", workers=workers, unit="files"):
+    for found in parallel_map(jobs, count, inspect, images=len(paths), label="scanning", workers=workers, unit="files"):
         dicoms += found.dicoms
         for name, texts in zip(COLUMNS, zip(*found.rows, strict=True), strict=False):
             columns[name] += texts if name == "path" else (known.setdefault(text, text) for text in texts)

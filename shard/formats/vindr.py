@@ -7,12 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.columns import fold
-from shard.formats.csv_file import has_columns, read_csv
 from shard.formats.labelled import place_images
 from shard.formats.rows import Rows, hashed_splits
-from shard.formats.votes import Votes, as_numbers, vote
 from shard.note import Note
+from shard.tabular.columns import fold
+from shard.tabular.csv_file import has_columns, read_csv
+from shard.tabular.votes import Votes, as_numbers, vote
 
 # As CheXpert calls them, where they are the same finding; "Other disease" is the test table's spelling.
 _NAMES = {"nofinding": "No Finding", "pleuraleffusion": "Pleural Effusion", "otherdisease": "Other diseases"}

@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 from probe.encoders import open_encoder
-from probe.inputs import Input
+from probe.preprocessing import Input
 from tests.conftest import SETTINGS, Shards, newest
 from tests.fuzz import SEED, attempt, inputs, mutate, mutate_values, told
 from train.checkpoint import load_checkpoint, save_checkpoint
@@ -39,7 +39,7 @@ def test_a_rotten_checkpoint_is_told_from_its_hash_and_without_one_by_its_conten
         content = mutate(original, rng)
         small.write_bytes(content)
         if content != original:
-            assert "cut short or rotten" in (attempt(load_checkpoint, small)[0])
+            assert "truncated or corrupt" in (attempt(load_checkpoint, small)[0])
         other.write_bytes(content)
         no += bool(attempt(load_checkpoint, other)[0])
         attempt(open_encoder, other, "x", OTHERWISE, 0)

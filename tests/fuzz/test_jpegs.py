@@ -10,10 +10,10 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from shard.bare import without_metadata
-from shard.dicom import is_installed
+from shard.dicom.image import is_installed
 from shard.image import UnreadableImage, load
-from shard.jpeg import APPS, COM, parse
+from shard.jpeg.bare import without_metadata
+from shard.jpeg.segments import APPS, COM, parse
 from tests.damage import encode, kinds, radiograph
 from tests.fuzz import SEED, inputs, mutate, told
 

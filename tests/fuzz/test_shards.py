@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.loader import Backend, image_loader
-from pipeline.reference import decode
+from pipeline.torchvision_views import decode
 from shard.fetch import Fetcher
 from shard.files import sha256_of
 from shard.manifest import MANIFEST, Manifest, Shard, parse_manifest, read_manifest

@@ -14,7 +14,7 @@ import simplejpeg
 import webdataset
 from PIL import Image
 
-from shard.dicom import is_installed
+from shard.dicom.image import is_installed
 from shard.manifest import read_manifest
 from shard.table import read_table
 from tests.conftest import ROOT

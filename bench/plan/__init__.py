@@ -1,0 +1,1 @@
+"""Estimate hours, cores, GPUs, disk and memory for a whole archive. python -m bench.plan"""

@@ -1,0 +1,7 @@
+"""python -m bench.recipe SHARDS --out=DIR"""
+
+from bench.recipe.study import bench_recipe
+from shard.cli import run
+
+if __name__ == "__main__":
+    run("python -m bench.recipe", bench_recipe)

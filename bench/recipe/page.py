@@ -1,0 +1,180 @@
+"""The recipe study in words: docs/recipe.md and the figure beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.recipe.evaluation import MEAN, SHOTS
+from bench.recipe.result import LOSS, ONLINE, Result
+from probe.page.table import format_estimate, format_p, say_withheld
+from probe.statistics import Effect
+from shard.files import replacing, write_bytes
+from shard.plain_json import without_nan
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell or baseline: AUROC by task, differences to the published recipe and the thumbnail, and its runs."""
+
+    name: str
+    settings: dict[str, Any]
+    auroc: dict[str, float]
+    to_published: dict[str, Effect]
+    to_thumbnail: dict[str, Effect]
+    runs: list[Result]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The chosen cell on the test patients of the shards of that fingerprint: AUROC by task, the references', and the
+    differences to each. withheld: tasks with too few patients for an interval or a p value, and why."""
+
+    cell: str
+    shards: str
+    draws: int
+    seeds: int
+    auroc: dict[str, float]
+    references: dict[str, dict[str, float]]
+    differences: dict[str, dict[str, Effect]]
+    withheld: dict[str, str] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it: null where an interval can't be told."""
+        plain: dict[str, Any] = without_nan(asdict(self))
+        return plain
+
+    @staticmethod
+    def from_plain(plain: dict[str, Any]) -> Claim:
+        """What `plain` gave."""
+        def effect_of(values: list[Any]) -> Effect:
+            return Effect._make(math.nan if value is None else value for value in values)
+
+        differences = {name: {task: effect_of(effect) for task, effect in effects.items()}
+                       for name, effects in plain["differences"].items()}  # fmt: skip
+        return Claim(**{**plain, "differences": differences})
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the study found."""
+
+    shards: str
+    counts: dict[str, dict[str, int]]
+    draws: int
+    base: dict[str, Any]
+    rows: list[Row]
+    best: str
+    claim: Claim | None
+    machine: dict[str, str | int]
+    withheld: dict[str, str] = field(default_factory=dict)  # of the validation patients, as a Claim's
+
+    @property
+    def columns(self) -> list[str]:
+        """The tasks, and the mean over them."""
+        return list(self.rows[0].auroc)
+
+    def text(self) -> str:
+        """The page in Markdown."""
+        base = ", ".join(f"{name} {value}" for name, value in self.base.items() if not name.endswith("every"))
+        splits = ", ".join(f"{split} {count['images']} images of {count['patients']} patients"
+                           for split, count in self.counts.items())  # fmt: skip
+        parts = [
+            f"Trained on {splits}. Every cell: {base}, where it says nothing else; {self.draws} draws of {SHOTS} "
+            "shots, the same for all.",
+            "## On validation patients: the choice\n\nMean AUROC over draws and seeds.\n\n" + self._cells(),
+            "Differences of AUROC, with 95 % intervals over draws, patients and seeds, to the published recipe trained "
+            "as long and as large, and to the thumbnail; of a cell with one seed they are over draws and patients. p: "
+            "of the mean over tasks, two-sided, corrected for the cells (Holm).\n\n" + self._differences(),
+            *say_withheld(self.withheld),
+            f"Chosen of those with every seed, by the mean over tasks: **{self.best}**.",
+        ]
+        if self.claim is not None:
+            parts.append(self._claim(self.claim))
+        return "\n\n".join(parts)
+
+    def _cells(self) -> str:
+        lines = [[row.name, _settings(row.settings), *(f"{row.auroc[task]:.3f}" for task in self.columns),
+                  *([str(len(row.runs)), f"{_seconds(row) / 60:.1f}"] if row.runs else ["", ""])]
+                 for row in self.rows]  # fmt: skip
+        return table(["cell", "changes", *self.columns, "seeds", "minutes a run"], lines)
+
+    def _differences(self) -> str:
+        lines = []
+        for row in self.rows:
+            for name, effects in (("published", row.to_published), ("thumbnail", row.to_thumbnail)):
+                if effects:
+                    columns = [_cell(effects[task]) for task in self.columns]
+                    lines.append([row.name, name, *columns, format_p(effects[MEAN].p)])
+        return table(["cell", "less", *self.columns, "p"], lines)
+
+    def _claim(self, claim: Claim) -> str:
+        tasks = [task for task in self.columns if task != MEAN]
+        scores = {claim.cell: claim.auroc, **claim.references}
+        reached = [[name, *(f"{found[task]:.3f}" for task in self.columns)] for name, found in scores.items()]
+        less = [[f"less {name}", *(f"{_cell(effects[task])}, {format_p(effects[task].p)}" for task in tasks)]
+                for name, effects in claim.differences.items()]  # fmt: skip
+        return (f"## On test patients: the claim\n\nLooked at once: {claim.cell}, {claim.seeds} seeds, {claim.draws} "
+                f"draws.\n\n{table(['', *self.columns], reached)}\n\n{table(['difference', *tasks], less)}\n\n"
+                "Intervals of 95 % over draws, patients and seeds; p corrected for all comparisons shown (Holm)."
+                + "".join(f"\n\n{line}" for line in say_withheld(claim.withheld)))  # fmt: skip
+
+
+def write_page(path: Path, page: Page) -> None:
+    """Write the page, and its figure beside it as .svg, keeping what stands above the first line of dashes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = path.with_suffix(".svg")
+    _draw(figure, page)
+    machine = ", ".join(f"{name} {value}" for name, value in page.machine.items())
+    before = path.read_text().split("\n---\n")[0].rstrip() if path.exists() else "# Which recipe makes ten shots count"
+    total = sum(run.seconds for row in page.rows for run in row.runs) / 3600
+    text = (f"{before}\n\n---\n\n{page.text()}\n\n![The online probe and the loss of each cell]({figure.name})\n\n"
+            f"All runs: {total:.1f} hours; the page was written on {machine}.\n")
+    write_bytes(path, text.encode())
+
+
+def _draw(path: Path, page: Page) -> None:
+    """Curves of each cell over epochs: the online probe's AUROC, on training patients, and the loss; means of seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    for row in page.rows:
+        style: dict[str, Any] = {"lw": 2.2, "zorder": 3} if row.name in (page.best, "published") else {"lw": 0.9}
+        for axis, curve in ((axes[0], ONLINE), (axes[1], LOSS)):
+            if row.runs and len(row.runs[0].curves[curve]):
+                x, y = np.mean([run.curves[curve] for run in row.runs], axis=0).T
+                axis.plot(x, y, label=row.name, **style)
+    axes[0].set(xlabel="epoch", ylabel="AUROC, all shots", title="Online probe (training patients)")
+    axes[1].set(xlabel="epoch", ylabel="NT-Xent loss", title="Loss")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cell(effect: Effect) -> str:
+    return format_estimate(effect.mean, effect.low, effect.high, signed=True)
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+
+
+def _seconds(row: Row) -> float:
+    return sum(run.seconds for run in row.runs) / len(row.runs)

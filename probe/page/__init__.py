@@ -1,0 +1,1 @@
+"""The report page: tables, figures, notes and the HTML template."""

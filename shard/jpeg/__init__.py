@@ -1,0 +1,1 @@
+"""JPEG files at the level of segments and entropy-coded data: check, repair, strip metadata (ITU-T T.81)."""

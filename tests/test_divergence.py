@@ -1,0 +1,67 @@
+"""Numbers that overflow: no state that holds any is saved, and what to do is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from shard.errors import InputError
+from tests.conftest import Shards, train_here
+from train import loop
+from train.checkpoint import list_checkpoints
+from train.divergence import all_finite
+from train.step import forward_backward
+
+
+def spoiled(value: float, step: int) -> Any:
+    """A step whose loss is a number and whose update is none."""
+
+    def take(run: Any, *arguments: Any) -> Any:
+        made = STEP(run, *arguments)
+        if run.step == step:
+            with torch.no_grad():
+                next(run.model.parameters()).view(-1)[0] = value
+        return made
+
+    return take
+
+
+STEP = loop.train_step
+
+
+@pytest.mark.parametrize(("value", "limit_steps"), [(float("nan"), 0), (float("inf"), 4)], ids=["end", "middle"])
+def test_weights_that_are_no_numbers_are_not_saved(
+    value: float, limit_steps: int, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "train_step", spoiled(value, limit_steps or 6))
+    with pytest.raises(InputError, match=r"^step [46]: the weights or .*; there is no checkpoint yet: run it again "
+                                         r"with a --lr below 0.001, or with --clip=1$"):  # fmt: skip
+        train_here(shards, tmp_path, epochs=1, limit_steps=limit_steps, online_every=1)
+    assert not list_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("size", [1e30, float("inf"), float("nan")])
+def test_embeddings_that_overflow_have_a_loss_that_is_no_number(size: float) -> None:
+    """float32 holds 1e30, and not its square: normalised, it is zero, with the loss of guessing."""
+    model = torch.nn.Linear(4, 8)
+    config = SimpleNamespace(device="cpu", precision="fp32", temperature=0.5, same_patient="negatives", micro_batch=0)
+    run: Any = SimpleNamespace(config=config, model=model, forward=lambda views: model(views) * size,
+                               scaler=torch.amp.GradScaler("cpu", enabled=False),
+                               optimizer=torch.optim.SGD(model.parameters(), lr=0.1))  # fmt: skip
+    assert forward_backward(run, torch.randn(3, 4), torch.randn(3, 4))[0].isnan()
+    run.forward = model
+    assert forward_backward(run, torch.randn(3, 4), torch.randn(3, 4))[0].isfinite()
+
+
+def test_an_optimisers_state_counts_and_whole_numbers_do_not() -> None:
+    model = torch.nn.BatchNorm1d(3)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    assert all_finite(model, optimizer)
+    optimizer.state[model.weight]["exp_avg_sq"][1] = float("inf")
+    assert not all_finite(model, optimizer)

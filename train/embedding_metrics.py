@@ -1,0 +1,50 @@
+"""What a batch's embeddings tell of how training goes: whether views find their partner, and whether all collapses."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from train.distributed import gather
+
+MOST = 1024  # images: pairs are many more
+
+
+@torch.no_grad()
+def embedding_metrics(z1: torch.Tensor, z2: torch.Tensor, patients: torch.Tensor | None = None) -> dict[str, float]:
+    """Measures of the joint batch's embeddings z1, z2, each [B, D] on every rank, row i of both from image i.
+
+    Of the first 1,024 images, where there are more.
+    positive_similarity, negative_similarity: mean cosine of an image's two views, and of views of two images.
+    alignment: mean squared distance of an image's two views; uniformity: log of the mean exp(-2 d²) over all pairs of
+    views (Wang & Isola, 2020, on the sphere; lower is better for both). embedding_rank: exp of the entropy of the
+    singular values (RankMe, Garrido et al., 2023), 1 where all has collapsed to a line. top1: the share of views whose
+    nearest other view is their partner. same_patient_pairs, where patients are given: the share of the pairs of two
+    images of the joint batch [N] that are of one patient, which the loss takes for no negatives.
+    """
+    z, _ = gather(F.normalize(torch.stack([z1, z2]).float(), dim=-1), dim=1)  # [2, N, D]
+    z = z[:, :MOST]
+    images = z.shape[1]
+    both = z.flatten(0, 1)  # [2N, D]
+    cosine = both @ both.T
+    partner = torch.arange(2 * images, device=z.device).roll(images)
+    positive = cosine.gather(1, partner[:, None]).mean()
+    off_diagonal = ~torch.eye(2 * images, dtype=torch.bool, device=z.device)
+    negative = off_diagonal.clone().scatter_(1, partner[:, None], False)
+    distance = 2 - 2 * cosine  # squared
+    nearest = cosine.masked_fill(~off_diagonal, -torch.inf).argmax(1)
+    singular = torch.linalg.svdvals(both)
+    share = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny) + 1e-7  # all may be zero
+    measures = {
+        "positive_similarity": positive,
+        "negative_similarity": cosine[negative].mean(),
+        "alignment": 2 - 2 * positive,
+        "uniformity": torch.exp(-2 * distance[off_diagonal]).mean().log(),
+        "embedding_rank": torch.exp(-(share * share.log()).sum()),
+        "top1": (nearest == partner).float().mean(),
+    }
+    if patients is not None:
+        alike = patients[:, None] == patients
+        measures["same_patient_pairs"] = (alike.sum() - len(patients)) / max(1, len(patients) * (len(patients) - 1))
+    values = torch.stack(list(measures.values())).tolist()  # one wait for the device
+    return dict(zip(measures, values, strict=True))
