@@ -379,7 +379,7 @@ def test_many_ranks_are_audited_in_their_order(benches: Path, capsys: pytest.Cap
     found = audit_plan(sizes, batch, ranks, 3)
     seen = [[number for rank in range(ranks) for one in islice(BatchSampler(sizes, batch, 0, rank,
                                                                             ranks).batches(epoch, 0), 9)
-             for number in one.samples.tolist()] for epoch in range(3)]  # fmt: skip
+             for number in one.indices.tolist()] for epoch in range(3)]  # fmt: skip
     assert all(len(epoch) == len(set(epoch)) == 9 * ranks * batch for epoch in seen)
     assert found == Audit(ranks, 10_037, batch, 9, (10_037 - 9 * ranks * batch,) * 3, ())
     content = planned(benches, images=10_037, simulate=64, gpus=64, batch_size=1024, gpus_per_node=8)

@@ -41,7 +41,8 @@ def test_a_command_that_is_told_of_is_understood(
     file: str, line: str, whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, *arguments = shlex.split(line)[2:]
-    if not (ROOT / module.replace(".", "/")).with_suffix(".py").exists() and not (ROOT / module).is_dir():
+    place = ROOT / module.replace(".", "/")
+    if not place.with_suffix(".py").exists() and not place.is_dir():
         pytest.skip(f"{module} is not ours")
     name, commands = commands_of(module, monkeypatch)
     try:
