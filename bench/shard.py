@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from bench.figures import ARCHIVE, make_place, spread, write_figures
-from shard.assignment import Planned, Row
+from shard.assignment import Row, ShardRows
 from shard.cli import check_numbers, run
 from shard.errors import InputError
 from shard.formats import CHEXPERT_FINDINGS
@@ -143,7 +143,7 @@ def _shard(folder: Path, names: list[str], repeats: int, size: int, workers: int
     def job(stem: str, copies: int) -> Job:
         rows = [Row(f"{copy}_{name[:-4]}", name, "p", "", "", None, (1,) * len(CHEXPERT_FINDINGS))
                 for copy in range(copies) for name in names]  # fmt: skip
-        return Job(Planned(stem, "train", rows), CHEXPERT_FINDINGS, folder, folder / "out", size, "jpeg", QUALITY)
+        return Job(ShardRows(stem, "train", rows), CHEXPERT_FINDINGS, folder, folder / "out", size, "jpeg", QUALITY)
 
     for done in (folder / "out" / UNFINISHED).iterdir():
         done.unlink()  # or nothing would be left to do

@@ -24,7 +24,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from pipeline.augmentation import Augmentation, blur_radius
-from shard.caches import compiled_is_kept
+from shard.caches import numba_can_cache
 
 LANES = 16
 INDEX, INT = ir.IntType(64), ir.IntType(32)
@@ -42,7 +42,7 @@ QUARTERS_EVEN, QUARTERS_ODD = (
 UNROLL = 6  # vectors summed at once: hides the adder's latency, and fits the registers of AVX2 too
 CHUNK = 256  # columns made at a time, so that what they are made from stays in the nearest cache
 
-_KEPT = compiled_is_kept()
+_KEPT = numba_can_cache()
 # Sums may be regrouped (the mean of a view is one); nothing here is ever infinite or not a number.
 _compiled = njit(cache=_KEPT, nogil=True, fastmath={"contract", "reassoc", "nsz", "nnan", "ninf"})
 

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from pipeline.augmentation import Augmentation
-from shard.caches import compiled_is_kept
+from shard.caches import numba_can_cache
 
 VIEW_NUMBERS = 8  # parameters of a view, in the order of augmentation.View
 UNIFORMS = 28  # seven blocks of four: top, left, flip, blurred, sigma, brightness, contrast, spare; 10 × (area, ratio)
@@ -25,7 +25,7 @@ _STEPS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 _HALF, _LOW, _ONE = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(1)
 _TO_53_BITS = np.uint64(11)
 
-_compiled = njit(cache=compiled_is_kept(), nogil=True)
+_compiled = njit(cache=numba_can_cache(), nogil=True)
 
 
 def sample_view_parameters(augmentation: Augmentation, seed: int, epoch: int, samples: Any, shapes: Any) -> Any:

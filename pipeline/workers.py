@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from shard.errors import InputError
-from shard.shared_memory import explaining_locks, too_small
+from shard.shared_memory import explain_lock_errors, shared_memory_error
 
 PREFETCHED = 2  # batches made ahead by each worker, as a DataLoader has it
 HELD = 2  # by the trainer: the one it works on, and the one before until it is dropped
@@ -31,7 +31,7 @@ def share(made: Any) -> Any:
         if info is None or not _is_of_shared_memory(error):
             raise
         wanted = (PREFETCHED * info.num_workers + HELD) * _bytes(made)
-        raise too_small(_flags(info.num_workers), wanted_bytes=wanted) from error
+        raise shared_memory_error(_flags(info.num_workers), wanted_bytes=wanted) from error
     return made
 
 
@@ -43,7 +43,7 @@ def check_room(made: Any, workers: int, batches: int, free: int) -> None:
     """
     ahead = min(PREFETCHED * workers, batches or PREFETCHED * workers)
     if ahead * _bytes(made) > free:
-        raise too_small(_flags(workers), wanted_bytes=(ahead + HELD) * _bytes(made))
+        raise shared_memory_error(_flags(workers), wanted_bytes=(ahead + HELD) * _bytes(made))
 
 
 def _tensors(made: Any) -> list[torch.Tensor]:
@@ -59,13 +59,13 @@ def explaining_workers(workers: int) -> Iterator[None]:
     """Within the block a DataLoader with so many workers is begun and iterated; raises InputError where a worker ended
     before its time, or there is too little shared memory."""
     try:
-        with explaining_locks(_flags(workers)):
+        with explain_lock_errors(_flags(workers)):
             # As many as a DataLoader is about to make, which leaves its iterator half made where it can't make one.
             _ = [multiprocessing.Lock() for _ in range(3 * workers + 8)]
             yield
     except RuntimeError as error:
         if _is_of_shared_memory(error):
-            raise too_small(_flags(workers)) from error
+            raise shared_memory_error(_flags(workers)) from error
         if "DataLoader worker (pid" in str(error):
             raise InputError(f"a process that makes views has ended ({str(error).splitlines()[0]}): is there too "
                              f"little memory? Lower --workers={workers} or --batch-size") from error

@@ -17,7 +17,7 @@ from pipeline.loader import Backend, default_backend, image_loader
 from probe.encoders import Encoder
 from probe.preprocessing import Input
 from shard.errors import InputError
-from shard.files import replacing, sha256_of
+from shard.files import atomic_write, sha256_of
 from shard.machine import version_of
 from shard.manifest import Manifest
 from train.checkpoint import HASH_DIGITS
@@ -83,7 +83,7 @@ def _keep(cache: Path, key: str, features: Features) -> None:
     for part in parts:
         digest.update(part)
     name = f"{key}-{digest.hexdigest()[:HASH_DIGITS]}.npy"
-    with replacing(cache / name, shared=True) as file:  # other tasks of an array may be at it too
+    with atomic_write(cache / name, shared=True) as file:  # other tasks of an array may be at it too
         for part in parts:
             file.write(part)
 

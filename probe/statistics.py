@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import t as student
 
-from shard.caches import compiled_is_kept
+from shard.caches import numba_can_cache
 from shard.machine import cores
 
 Floats = npt.NDArray[np.float64]
@@ -120,7 +120,7 @@ def score(
 
 
 # Untyped: numba takes the types from what it is called with.
-@numba.njit(cache=compiled_is_kept(), nogil=True, error_model="numpy")  # 0 / 0 is NaN
+@numba.njit(cache=numba_can_cache(), nogil=True, error_model="numpy")  # 0 / 0 is NaN
 def _score(order, last, said, probability, held, labels, patients, all_draws,  # type: ignore[no-untyped-def]
            draw_counts, patient_counts, both, of_patients, of_draws):  # fmt: skip
     draws, images = order.shape

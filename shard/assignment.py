@@ -28,7 +28,7 @@ class Row(NamedTuple):
     date: str = ""
 
 
-class Planned(NamedTuple):
+class ShardRows(NamedTuple):
     """One shard to write: its name without ending, its split, its rows in order."""
 
     stem: str
@@ -40,7 +40,7 @@ class Planned(NamedTuple):
         return hashlib.sha256(json.dumps(self, allow_nan=False).encode()).hexdigest()
 
 
-class Plan:
+class Assignment:
     """All shards of a build, each made when it is asked for: the rows of an archive are not held twice."""
 
     def __init__(self, table: Table, shard_size: int, seed: int, partners: int = 0) -> None:
@@ -52,7 +52,7 @@ class Plan:
             order = shuffle(table, split, seed)
             if partners and len(order):
                 patient = pd.factorize(table.rows["patient"].iloc[order])[0]
-                cut = [order[places] for places in pack(group(patient, partners + 1), shard_size)]
+                cut = [order[places] for places in pack_groups(group_by_patient(patient, partners + 1), shard_size)]
             else:
                 cut = [order[start : start + shard_size] for start in range(0, len(order), shard_size)]
             self._shards += [(f"{split}-{number:06d}", split, places) for number, places in enumerate(cut)]
@@ -70,7 +70,7 @@ class Plan:
         together = np.concatenate(counts) if counts else np.empty(0, int)
         return int(together[together > 1].sum()), int((together * np.minimum(together - 1, self._partners)).sum())
 
-    def part(self, part: int, parts: int) -> Iterator[Planned]:
+    def part(self, part: int, parts: int) -> Iterator[ShardRows]:
         """Every parts-th shard, from number `part` on."""
         findings = list(self._table.findings)
         for stem, split, places in self._shards[part::parts]:
@@ -78,7 +78,7 @@ class Plan:
             labels = rows[findings].astype(object).where(rows[findings].notna(), None).to_numpy().tolist()
             named = rows[["key", "path", "patient", "view", "sex", "age"]].to_numpy().tolist()
             dates = rows["date"] if "date" in rows else [""] * len(rows)
-            yield Planned(stem, split, [
+            yield ShardRows(stem, split, [
                 Row(key, path, patient, view, sex, int(age) if age else None,
                     tuple(None if label is None else int(label) for label in given), date)
                 for (key, path, patient, view, sex, age), given, date in zip(named, labels, dates, strict=True)
@@ -97,7 +97,7 @@ def shuffle(table: Table, split: str, seed: int) -> np.ndarray:
     return places[np.argsort(digests, kind="stable")]
 
 
-def group(patient: np.ndarray, most: int) -> list[np.ndarray]:
+def group_by_patient(patient: np.ndarray, most: int) -> list[np.ndarray]:
     """[N] patients' numbers → groups of up to `most` places of one patient, as their first ones stand.
 
     A patient with more is cut into groups as even as can be: where `most` is above 2 no image is left alone.
@@ -108,7 +108,7 @@ def group(patient: np.ndarray, most: int) -> list[np.ndarray]:
     return sorted(parts, key=lambda part: int(part[0]))
 
 
-def pack(groups: list[np.ndarray], shard_size: int) -> list[np.ndarray]:
+def pack_groups(groups: list[np.ndarray], shard_size: int) -> list[np.ndarray]:
     """Groups, none of them cut → shards of up to shard_size places, ascending: a group too large for what room is left
     begins the next."""
     shards: list[list[np.ndarray]] = []

@@ -36,7 +36,7 @@ def ensure_caches() -> None:
         os.environ.update({name: str(instead / name.lower()) for name in refused})
 
 
-def compiled_is_kept() -> bool:
+def numba_can_cache() -> bool:
     """Whether numba has a folder to keep compiled code in: beside the source, or where ensure_caches has pointed it.
 
     Where it has none it raises when it is asked to keep any.

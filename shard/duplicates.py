@@ -16,7 +16,7 @@ import pandas as pd
 import xxhash
 
 from shard.errors import InputError
-from shard.files import replacing, sha256_of, write_bytes
+from shard.files import atomic_write, sha256_of, write_bytes
 from shard.record import ShardRecord
 from shard.table import Reject
 from shard.tabular.demographics import count_demographics
@@ -184,7 +184,7 @@ def _leave_out(out: Path, record: ShardRecord, keys: set[str]) -> ShardRecord:
 def _copy_others(tar: Path, index: Path, keys: set[str]) -> list[dict[str, Any]]:
     """Write a tar and its index again without the samples `keys`; returns the JSON of the others."""
     described, members = list[dict[str, Any]](), dict[str, bytes]()
-    with tarfile.open(tar, "r:") as archive, replacing(tar) as file, TarWriter(file) as writer:
+    with tarfile.open(tar, "r:") as archive, atomic_write(tar) as file, TarWriter(file) as writer:
         for member in archive:
             key, _, ending = member.name.partition(".")
             if key in keys:

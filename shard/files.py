@@ -23,7 +23,7 @@ TEMPORARY = ".tmp"
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, shared: bool = False, private: bool = False) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, *, shared: bool = False, private: bool = False) -> Iterator[IO[bytes]]:
     """Open a file that takes the name `path` when the block ends well, and leaves nothing when it does not.
 
     shared: other processes may be writing the same file; the last to end well wins. Else what a killed process left
@@ -47,8 +47,8 @@ def replacing(path: Path, *, shared: bool = False, private: bool = False) -> Ite
 
 
 def write_bytes(path: Path, content: bytes | memoryview, *, shared: bool = False, private: bool = False) -> None:
-    """Write `content` to `path`, whole or not at all. shared, private: as in replacing."""
-    with replacing(path, shared=shared, private=private) as file:
+    """Write `content` to `path`, whole or not at all. shared, private: as in atomic_write."""
+    with atomic_write(path, shared=shared, private=private) as file:
         file.write(content)
 
 
@@ -62,16 +62,16 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, name: str, *, shared: bool = False, patience_s: float = 0) -> Iterator[None]:
+def locked(folder: Path, name: str, *, shared: bool = False, timeout_s: float = 0) -> Iterator[None]:
     """Hold the lock `name` of a folder; it ends with its owner, however that ends.
 
-    shared: any number may hold it at once, but nobody beside one who doesn't share it. patience_s: how long to wait for
+    shared: any number may hold it at once, but nobody beside one who doesn't share it. timeout_s: how long to wait for
     it, as where an owner that was killed has workers that take a moment to notice.
     Raises InputError where another process holds it. A file system without locks gives none.
     """
     path = folder / f".{name}.lock"
     with path.open("ab") as file:
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + timeout_s
         while not _lock(file, shared):
             if time.monotonic() >= until:
                 raise InputError(f"{folder}: another process is writing there, who holds {path.name}; let it end, or "

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from shard.errors import InputError
 from shard.progress import Progress
-from shard.shared_memory import explaining_locks
+from shard.shared_memory import explain_lock_errors
 
 PATIENCE_S = 3  # for the pool to end a worker that has no job
 
@@ -86,11 +86,11 @@ def parallel_map(
             yield from map(work, jobs)
             return
         lower = f"--workers={workers} to 1, which wants none"
-        with explaining_locks(lower):
+        with explain_lock_errors(lower):
             counters = _Counters(context)
         context.set_forkserver_preload([work.__module__])  # imported once, not by each worker
         _start_fork_server()
-        with explaining_locks(lower):
+        with explain_lock_errors(lower):
             pool = ProcessPoolExecutor(workers, context, _start_worker, (counters,))
         try:
             # Two jobs a worker are under way, not all: what waits would lie in memory.

@@ -29,7 +29,7 @@ def _size() -> tuple[int, int]:
     return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
 
-def too_small(lower: str, *, why: str = "", wanted_bytes: int = 0) -> InputError:
+def shared_memory_error(lower: str, *, why: str = "", wanted_bytes: int = 0) -> InputError:
     """What to say where there is too little shared memory. lower: the flags that want less of it, with their values.
 
     why: what the system says, where it isn't that there is no room. wanted_bytes: as far as is known.
@@ -47,11 +47,11 @@ def _megabytes(size: int) -> str:
 
 
 @contextlib.contextmanager
-def explaining_locks(lower: str) -> Iterator[None]:
+def explain_lock_errors(lower: str) -> Iterator[None]:
     """Within the block locks and queues for worker processes are made; where they can't be, an InputError says so."""
     try:
         yield
     except OSError as error:
         if error.errno not in REFUSALS or (error.filename and not str(error.filename).startswith(PLACE)):
             raise
-        raise too_small(lower, why="" if error.errno == errno.ENOSPC else str(error.strerror)) from error
+        raise shared_memory_error(lower, why="" if error.errno == errno.ENOSPC else str(error.strerror)) from error

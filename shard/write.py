@@ -13,13 +13,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from shard.assignment import Plan, Planned, Row
+from shard.assignment import Assignment, Row, ShardRows
 from shard.cli import check_numbers
 from shard.deidentify import Pseudonyms, read_secret
 from shard.dicom import image as dicom
 from shard.duplicates import Picture, Policy, describe_picture
 from shard.errors import InputError
-from shard.files import locked, replacing, sha256_of, write_bytes
+from shard.files import atomic_write, locked, sha256_of, write_bytes
 from shard.finish import check_max_rejects, clear_away, finish, part_name
 from shard.formats import Votes
 from shard.image import UnreadableImage, encode_jpeg, histogram, load, to_square
@@ -40,7 +40,7 @@ Encoding = Literal["jpeg", "raw"]
 class Job:
     """One shard to write, and how."""
 
-    planned: Planned
+    planned: ShardRows
     findings: tuple[str, ...]
     src: Path
     out: Path
@@ -118,7 +118,7 @@ def build(
         notes = [note.text if pseudonyms else str(note) for note in content.notes]
         for note in notes if part == 0 else ():
             print(f"{src if content.dataset == 'folder' else table or src}: {note}")
-        plan = Plan(content, shard_size, seed, partners)
+        plan = Assignment(content, shard_size, seed, partners)
         if partners and part == 0:
             _say_partners(plan, len(content.rows))
         jobs = (Job(planned, content.findings, src, out, size, encoding, quality, pseudonyms is not None)
@@ -146,7 +146,7 @@ def _write_part(out: Path, whole: dict[str, Any], images: int) -> None:
           f"all parts are: python -m shard merge {out}")
 
 
-def _say_partners(plan: Plan, images: int) -> None:
+def _say_partners(plan: Assignment, images: int) -> None:
     with_partners, copies = plan.count_partners()
     print(f"--partners: {with_partners} of {images} images ({with_partners / max(1, images):.0%}) lie in one shard "
           f"with others of their patient; 0 bytes more on the disk (copies beside each image would be {copies} images, "
@@ -163,7 +163,7 @@ def write_shard(job: Job) -> ShardRecord:
     tar, index = job.out / f"{stem}.tar", job.out / f"{stem}.idx"
     kept, rejects, pictures = [], [], dict[str, Picture]()
     readers: dict[str, str] = {}
-    with replacing(tar) as file, TarWriter(file) as writer:
+    with atomic_write(tar) as file, TarWriter(file) as writer:
         for row in rows:
             readers = readers or (_dicom_readers() if dicom.is_dicom_file(job.src / row.path) else {})
             try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.small import Small
+from tests.small import SmallModel
 from train.config import Config
 from train.distributed import synchronise_batchnorm
 from train.large_batch import recompute_blocks
@@ -47,7 +47,7 @@ def take_step(
     config = Config(shards=shards, out=shards / "none", arch="resnet18", size=32, batch_size=IMAGES, lr=1e-3,
                     device="cpu", precision="fp32", **{**settings, "micro_batch": micro_batch})  # fmt: skip
     run = set_up(config, ranks)
-    model: Any = Small(dropout=0.0)
+    model: Any = SmallModel(dropout=0.0)
     model.train(training)
     if ranks.world > 1 and config.sync_batchnorm:
         synchronise_batchnorm(model, torch.device("cpu"))

@@ -7,7 +7,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
-class Small(nn.Module):
+class SmallModel(nn.Module):
     """A stem, residual blocks of both kinds and a projector, in float64; dropout, so that chance not replayed shows."""
 
     def __init__(self, dropout: float = 0.2) -> None:

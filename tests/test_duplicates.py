@@ -241,7 +241,7 @@ def dying(place, name):
             os.kill(os.getpid(), 9)
         return real(*arguments, **named)
     setattr(place, name, call)
-dying(duplicates, "write_bytes"); dying(duplicates, "replacing"); dying(duplicates, "sha256_of")
+dying(duplicates, "write_bytes"); dying(duplicates, "atomic_write"); dying(duplicates, "sha256_of")
 dying(pathlib.Path, "unlink")
 from shard.merge import merge
 merge(pathlib.Path({str(out)!r}), max_rejects=0.0)

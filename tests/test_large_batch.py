@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.small import Small
+from tests.small import SmallModel
 from train.large_batch import backward_by_micro_batches, recompute_blocks
 from train.loss import nt_xent
 from train.model import SimCLR
@@ -59,7 +59,7 @@ def same_statistics(one: nn.Module, other: nn.Module, atol: float = 0) -> bool:
 
 
 def test_recomputed_gradients_are_those_of_one_plain_backward() -> None:
-    model, twin = Small(), Small()
+    model, twin = SmallModel(), SmallModel()
     recompute_blocks(model)
     assert plain(model, IMAGES) == pytest.approx(plain(twin, IMAGES), rel=1e-9)
     assert apart(model, twin) < 1e-9
@@ -72,7 +72,7 @@ def test_recomputed_gradients_are_those_of_one_plain_backward() -> None:
 def test_a_compiled_model_gives_the_same_gradients_by_micro_batches(backend: str) -> None:
     """Its statistics move once, though the compiler has a graph of its own for each of the two passes. Both backends
     trace those; inductor, which --compile takes, writes C++ of them, for a minute."""
-    model, twin = Small(dropout=0.0), Small(dropout=0.0)
+    model, twin = SmallModel(dropout=0.0), SmallModel(dropout=0.0)
     compiled = torch.compile(model, backend=backend)
     loss, _, _ = backward_by_micro_batches(compiled, model, *views(), LOSS, 4, lambda value: value)
     assert loss.item() == pytest.approx(by_micro_batches(twin, 4), rel=1e-9)
@@ -101,7 +101,7 @@ def test_recomputing_keeps_less_for_backward() -> None:
             model(views()[0])
         return sum(sizes.values())
 
-    model, twin = Small(), Small()
+    model, twin = SmallModel(), SmallModel()
     before = kept(twin)
     recompute_blocks(model)
     assert kept(model) < 0.5 * before
@@ -110,7 +110,7 @@ def test_recomputing_keeps_less_for_backward() -> None:
 @pytest.mark.parametrize("micro_batch", [1, 4, 12])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_micro_batches_give_the_gradient_of_one_graph_over_them(micro_batch: int, recompute: bool) -> None:
-    model, twin = Small(), Small()
+    model, twin = SmallModel(), SmallModel()
     if recompute:
         recompute_blocks(model)
     assert by_micro_batches(model, micro_batch) == pytest.approx(plain(twin, micro_batch), rel=1e-9)
@@ -121,7 +121,7 @@ def test_micro_batches_give_the_gradient_of_one_graph_over_them(micro_batch: int
 
 def test_accumulating_the_loss_of_micro_batches_is_not_that_gradient() -> None:
     """It adds no negatives: what the study names as the cure of a batch too large."""
-    accumulated, twin = Small(), Small()
+    accumulated, twin = SmallModel(), SmallModel()
     torch.manual_seed(2)
     for part1, part2 in zip(*(view.split(4) for view in views()), strict=True):
         (LOSS(*accumulated(torch.cat([part1, part2])).chunk(2)) / 3).backward()
@@ -131,7 +131,7 @@ def test_accumulating_the_loss_of_micro_batches_is_not_that_gradient() -> None:
 
 def test_micro_batches_are_not_whole_batch_batchnorm() -> None:
     """What is documented of --micro-batch: its model is another, as on GPUs without SyncBatchNorm."""
-    model, twin = Small(), Small()
+    model, twin = SmallModel(), SmallModel()
     by_micro_batches(model, 4)
     plain(twin, IMAGES)
     assert apart(model, twin) > 0.1
@@ -139,7 +139,7 @@ def test_micro_batches_are_not_whole_batch_batchnorm() -> None:
 
 def test_under_autocast_every_weight_gets_its_gradient() -> None:
     """Autocast keeps the weights it has cast; cast in the pass without a graph they would have no gradient."""
-    model, twin = Small().float(), Small().float()
+    model, twin = SmallModel().float(), SmallModel().float()
     view1, view2 = (view.float() for view in views())
 
     def embed(of: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -155,7 +155,7 @@ def test_under_autocast_every_weight_gets_its_gradient() -> None:
 
 
 def test_a_scaled_loss_scales_the_gradient_and_not_the_loss() -> None:
-    model, twin = copy.deepcopy(Small()), Small()
+    model, twin = copy.deepcopy(SmallModel()), SmallModel()
     torch.manual_seed(2)
     scaled, _, _ = backward_by_micro_batches(model, model, *views(), LOSS, 4, lambda value: value * 1024)
     assert scaled.item() == pytest.approx(by_micro_batches(twin, 4), rel=1e-12)

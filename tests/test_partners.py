@@ -21,7 +21,7 @@ from pipeline.loader import ViewLoader, make_views
 from pipeline.partners import Patients
 from pipeline.sampler import Batch, BatchSampler
 from pipeline.view_parameters import sample_partners, sample_view_parameters
-from shard.assignment import group, pack
+from shard.assignment import group_by_patient, pack_groups
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.manifest import read_manifest
@@ -57,7 +57,7 @@ def hashes_of(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("most", [2, 3, 7])
 def test_groups_are_of_one_patient_as_even_as_can_be_and_never_cut(most: int) -> None:
     patients = np.random.default_rng(most).integers(0, 40, 300)
-    groups = group(patients, most)
+    groups = group_by_patient(patients, most)
     assert sorted(np.concatenate(groups)) == list(range(300))
     assert all(len(set(patients[places])) == 1 and len(places) <= most for places in groups)
     for patient, images in Counter(patients.tolist()).items():
@@ -65,7 +65,7 @@ def test_groups_are_of_one_patient_as_even_as_can_be_and_never_cut(most: int) ->
         assert len(sizes) == -(-images // most) and sizes[-1] - sizes[0] <= 1
     assert [int(places[0]) for places in groups] == sorted(int(places[0]) for places in groups)
     for shard_size in (most, 25, 1000):
-        shards = pack(groups, shard_size)
+        shards = pack_groups(groups, shard_size)
         assert sorted(np.concatenate(shards)) == list(range(300)) and max(map(len, shards)) <= shard_size
         assert all((np.diff(shard) > 0).all() for shard in shards)
         assert all(sum(places[0] in shard for shard in map(set, shards)) == 1 == sum(

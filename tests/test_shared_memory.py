@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shard.shared_memory import explaining_locks
+from shard.shared_memory import explain_lock_errors
 from tests.conftest import ROOT, Shards
 
 SMALL_SHM = "mount -t tmpfs -o size={size} tmpfs /dev/shm"
@@ -106,5 +106,5 @@ def test_a_build_without_shared_memory_says_so_and_one_worker_wants_none(radiogr
 
 
 def test_an_error_of_another_file_is_left_as_it_is() -> None:
-    with pytest.raises(FileNotFoundError, match="/proc/nothing"), explaining_locks("--workers=2"):
+    with pytest.raises(FileNotFoundError, match="/proc/nothing"), explain_lock_errors("--workers=2"):
         Path("/proc/nothing").read_bytes()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shard.errors import InputError
-from shard.files import replacing, write_bytes
+from shard.files import atomic_write, write_bytes
 from shard.plain_json import without_nan
 from train.accepted import Change, check_changes
 from train.config import Config, train_command
@@ -173,6 +173,6 @@ def draw_loss(run: Path, batch_size: int) -> None:
         seen.set_xlabel("images seen")
     axes.legend(frameon=False)
     axes.spines["right"].set_visible(False)
-    with replacing(run / "loss.png") as file:
+    with atomic_write(run / "loss.png") as file:
         figure.savefig(file, dpi=120, format="png")
     plt.close(figure)

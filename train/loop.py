@@ -64,7 +64,7 @@ def _alone(out: Path, ranks: Ranks) -> Iterator[None]:
         yield
         return
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out, LOCK, patience_s=PATIENCE_S):
+    with locked(out, LOCK, timeout_s=PATIENCE_S):
         yield
 
 

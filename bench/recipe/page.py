@@ -14,7 +14,7 @@ from bench.recipe.evaluation import MEAN, SHOTS
 from bench.recipe.result import LOSS, ONLINE, Result
 from probe.page.table import format_estimate, format_p, say_withheld
 from probe.statistics import Effect
-from shard.files import replacing, write_bytes
+from shard.files import atomic_write, write_bytes
 from shard.plain_json import without_nan
 
 
@@ -157,7 +157,7 @@ def _draw(path: Path, page: Page) -> None:
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7, frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probe.statistics import Scores
-from shard.files import replacing
+from shard.files import atomic_write
 from train.journal import SPEED, read_journal
 
 ONLINE, LOSS = "online", "loss"
@@ -46,7 +46,7 @@ def write_result(path: Path, identity: Mapping[str, Any], result: Result) -> Non
     arrays |= {f"{part} {task}": getattr(scores, part) for task, scores in result.scores.items() for part in _PARTS}
     arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, identity=json.dumps(identity, sort_keys=True, allow_nan=False), seconds=result.seconds, **arrays)
 
 

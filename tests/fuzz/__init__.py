@@ -101,7 +101,7 @@ def attempt(use: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[str, An
         return line, None
 
 
-def told(target: str, tried: int, refused: int) -> None:
+def report_counts(target: str, tried: int, refused: int) -> None:
     """Print a line of the campaign's table, where there is one."""
     if INPUTS:
         print(f"| {target} | {tried:,} | {refused:,} | {tried - refused:,} |")

@@ -15,7 +15,7 @@ import torchvision
 from probe.encoders import open_encoder
 from probe.preprocessing import Input
 from tests.conftest import SETTINGS, Shards, newest
-from tests.fuzz import SEED, attempt, inputs, mutate, mutate_values, told
+from tests.fuzz import SEED, attempt, inputs, mutate, mutate_values, report_counts
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import Config
 from train.export import export
@@ -43,8 +43,8 @@ def test_a_rotten_checkpoint_is_told_from_its_hash_and_without_one_by_its_conten
         other.write_bytes(content)
         no += bool(attempt(load_checkpoint, other)[0])
         attempt(open_encoder, other, "x", OTHERWISE, 0)
-    told("checkpoints", number, number)
-    told("checkpoints without a hash", number, no)
+    report_counts("checkpoints", number, number)
+    report_counts("checkpoints without a hash", number, no)
 
 
 def test_a_checkpoint_of_other_content_is_refused_where_it_is_used(
@@ -66,7 +66,7 @@ def test_a_checkpoint_of_other_content_is_refused_where_it_is_used(
             settings = {**SETTINGS, "epochs": 2, "limit_steps": 1}
             lines.append(attempt(pretrain, Config(shards=shards.folder, out=run, **settings))[0])
         no += any(lines)
-    told("checkpoints of other content", number, no)
+    report_counts("checkpoints of other content", number, no)
 
 
 def test_mutated_weights_are_refused_or_are_weights(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_mutated_weights_are_refused_or_are_weights(tmp_path: Path) -> None:
             torch.save(changed, file)
         no += bool(attempt(open_encoder, file, "x", OTHERWISE, 0)[0])
     assert no > number / 3
-    told("weights", number, no)
+    report_counts("weights", number, no)
 
 
 def test_a_runs_card_and_journals_may_hold_anything_and_status_says_so(
@@ -125,4 +125,4 @@ def test_a_runs_card_and_journals_may_hold_anything_and_status_says_so(
         (run / name).write_text(original)
     assert number / 4 < no < number
     with capsys.disabled():
-        told("cards and journals", number, no)
+        report_counts("cards and journals", number, no)

@@ -11,7 +11,7 @@ import pytest
 
 from shard.cli import bind
 from tests.conftest import commands_of
-from tests.fuzz import SEED, attempt, inputs, told
+from tests.fuzz import SEED, attempt, inputs, report_counts
 from train.config import Config
 from train.presets import with_preset
 
@@ -68,4 +68,4 @@ def test_a_command_line_is_bound_or_refused(
             attempt(Config, **with_preset(given.arguments))
     assert no > number / 4
     with capsys.disabled():
-        told(f"command lines, {module}", number, no)
+        report_counts(f"command lines, {module}", number, no)

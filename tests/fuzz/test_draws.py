@@ -9,7 +9,7 @@ import pandas as pd
 
 from probe.draws_file import read_draws, write_draws
 from probe.fewshot import make_draws
-from tests.fuzz import SEED, attempt, inputs, mutate, told
+from tests.fuzz import SEED, attempt, inputs, mutate, report_counts
 
 
 def test_mutated_draws_are_refused_or_keep_their_promises(labels: pd.DataFrame, tmp_path: Path) -> None:
@@ -42,4 +42,4 @@ def test_mutated_draws_are_refused_or_keep_their_promises(labels: pd.DataFrame, 
                 assert not set(patients[rows]) & set(patients[draws.test])
             assert draws.balanced.any(axis=1).all() and not train[draws.test].any()
     assert no > number / 4
-    told("draws files", number, no)
+    report_counts("draws files", number, no)

@@ -15,7 +15,7 @@ from shard.image import UnreadableImage, load
 from shard.jpeg.bare import without_metadata
 from shard.jpeg.segments import APPS, COM, parse
 from tests.damage import encode, kinds, radiograph
-from tests.fuzz import SEED, inputs, mutate, told
+from tests.fuzz import SEED, inputs, mutate, report_counts
 
 JPEGS = inputs(300)
 
@@ -57,4 +57,4 @@ def test_a_mutated_jpeg_is_refused_or_every_decoder_sees_the_same_in_what_is_kep
     assert refused > JPEGS / 3 and len(kept) > JPEGS / 60
     for found, (_, grey) in zip(by_dali([bare for bare, _ in kept]), kept, strict=True):
         assert (found == grey).all()
-    told("JPEGs", JPEGS, refused)
+    report_counts("JPEGs", JPEGS, refused)

@@ -22,7 +22,7 @@ from shard.read import read_labels
 from shard.tar import TarWriter
 from shard.verify import Job, look_at, verify
 from tests.conftest import DALI, Shards
-from tests.fuzz import SEED, attempt, inputs, mutate, mutate_values, told
+from tests.fuzz import SEED, attempt, inputs, mutate, mutate_values, report_counts
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def test_a_mutated_file_is_refused_and_one_that_was_meant_so_does_no_harm(
         said, seen = attempt(look_at, dataclasses.replace(job, shard=lied))
         meant += not unread and not said and not seen.faults
     assert meant < number
-    told(f"{which}: files", number, number)
-    told(f"{which}: files with their right hash", number, number - meant)
+    report_counts(f"{which}: files", number, number)
+    report_counts(f"{which}: files with their right hash", number, number - meant)
 
 
 def test_a_mutated_manifest_is_refused_or_found_out_by_verify(shards: Shards, copy: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_mutated_manifest_is_refused_or_found_out_by_verify(shards: Shards, co
         # What nothing can be compared with: who wrote it and how, and sums over the pixels.
         unknown: dict[str, Any] = {"settings": {}, "software": {}, "pixel_mean": 0.0, "pixel_std": 0.0, "shards": ()}
         assert dataclasses.replace(found, **unknown) == dataclasses.replace(shards.manifest, **unknown)
-    told("manifests", number, no + late)
+    report_counts("manifests", number, no + late)
 
 
 def test_a_broken_image_in_shards_is_named_by_every_loader(shards: Shards, copy: Path) -> None:
@@ -129,4 +129,4 @@ def test_a_broken_image_in_shards_is_named_by_every_loader(shards: Shards, copy:
             assert f"image k{place}" in line and "can't be decoded" in line, line
         if made is not None:
             assert len(made) == len(images) and bool(made.isfinite().all())
-    told("images in shards", number, no)
+    report_counts("images in shards", number, no)

@@ -18,7 +18,7 @@ from shard.dicom.image import is_installed
 from shard.manifest import read_manifest
 from shard.table import read_table
 from tests.conftest import ROOT
-from tests.fuzz import SEED, attempt, inputs, mutate, told
+from tests.fuzz import SEED, attempt, inputs, mutate, report_counts
 from tests.odd_files import write_dicom, write_png
 
 IMAGES, TABLES = inputs(330), inputs(80)
@@ -74,7 +74,7 @@ def test_mutated_images_end_in_a_sample_that_decodes_or_in_a_named_reject(radiog
     assert kept + len(rejects) == IMAGES
     assert kept > 30 and len(rejects) > 30  # both outcomes were tried
     assert rejects["reason"].str.len().between(5, 200).all()
-    told("images", IMAGES, len(rejects))
+    report_counts("images", IMAGES, len(rejects))
 
 
 def tables(folder: Path) -> dict[str, bytes]:
@@ -113,4 +113,4 @@ def test_mutated_tables_end_in_a_table_or_in_one_line(tmp_path: Path, dataset: s
         assert table.rows["split"].isin(["train", "valid", "test"]).all()
         assert len(table.rows) + len(table.rejects) <= len(file.read_bytes().splitlines())  # no row out of nothing
     assert 5 < no < TABLES - 5
-    told(f"tables, {dataset}", TABLES, no)
+    report_counts(f"tables, {dataset}", TABLES, no)
