@@ -28,7 +28,7 @@ from shard.assignment import Row, ShardRows
 from shard.cli import check_numbers, run
 from shard.errors import InputError
 from shard.formats import CHEXPERT_FINDINGS
-from shard.image import load_grey, reduction
+from shard.image import choose_scale_denominator, load_grey
 from shard.machine import cores
 from shard.phantom.archive import phantom
 from shard.pool import parallel_map
@@ -114,7 +114,7 @@ def _rows(place: Path, contents: list[bytes], size: int, workers: tuple[int, ...
 
     def limit(number: int) -> None:
         height, width, *_ = simplejpeg.decode_jpeg_header(contents[number])
-        factor = reduction(width, height, size)
+        factor = choose_scale_denominator(width, height, size)
         simplejpeg.decode_jpeg(contents[number], "GRAY", min_height=-(-height // factor), min_width=-(-width // factor))
         simplejpeg.encode_jpeg(small[number], quality=QUALITY, colorspace="GRAY")
 

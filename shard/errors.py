@@ -13,3 +13,7 @@ class InputError(Exception):
         line = " ".join(part for line in text.splitlines() if (part := line.strip()))
         cut = LONGEST // 2
         super().__init__(line if len(line) <= LONGEST else f"{line[:cut]} … {line[-cut:]}")
+
+
+class UnreadableImage(Exception):
+    """A source file without a usable image. The text is the reason, the same at each attempt."""

@@ -1,4 +1,4 @@
-"""Any source file → 8-bit grey array of the wanted size → bytes for the shard, or the reason why not."""
+"""Load any source image as 8-bit grey of a given size, and encode it for a shard. Unusable images raise a reason."""
 
 from __future__ import annotations
 
@@ -6,160 +6,154 @@ import contextlib
 import errno
 import io
 import stat
-import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from shard.dicom import image as dicom
+from shard.errors import UnreadableImage
+from shard.grey import FORMATS, Grey, convert_to_grey, read_rawmode, scale_to_uint8
 from shard.jpeg import segments, tiff
 
-Grey = npt.NDArray[np.uint8]
-
-# What a radiograph may come as. Others stay closed: some of Pillow's readers start other programs.
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "PPM", "JPEG2000", "WEBP", "GIF")
 MAX_BYTES = 1 << 30
-MAX_PIXELS = 1 << 27  # 134 million: 10,000 × 10,000 passes, a decompression bomb does not
+MAX_PIXELS = 1 << 27  # 134 million: allows 10,000 × 10,000, but not a decompression bomb
 MIN_SIDE = 32
 MAX_ASPECT = 4
 MIN_CONTRAST = 8  # grey levels of 256 between the 1st and the 99th percentile
-MIN_DEPTH = 16  # levels between the percentiles of a deep image: stretching fewer would show noise
-# A JPEG is shrunk by 8, 4 or 2 while it is decoded (DCT scaling) where what remains is at least this many times
-# the target: so the result stays within 40 dB of full decoding and antialiased resizing on real radiographs.
-ROOM = {8: 3.0, 4: 1.5, 2: 1.0}
-# EXIF's orientation → what turns the image upright.
+# Scale denominator of JPEG decoding (DCT scaling) → the least ratio of the decoded to the requested size. With these,
+# the PSNR against full decoding and antialiased resizing is above 40 dB on real radiographs.
+MIN_OVERSAMPLING = {8: 3.0, 4: 1.5, 2: 1.0}
+EXIF_ORIENTATION = 0x0112
+# EXIF orientation → the transposition that turns the image upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-# What a file system says of one file; anything else it says (a full disk, no more handles) is of the machine.
-_OF_THE_FILE = {
+# Errors of a single file. All others, such as a full disk or too many open files, concern the machine.
+_FILE_ERRORS = {
     errno.ENOENT: "no such file", errno.EACCES: "permission denied", errno.EPERM: "permission denied",
-    errno.ENOTDIR: "no such file", errno.ENAMETOOLONG: "the name is too long", errno.ELOOP: "a loop of links",
-    errno.EIO: "the disk can't read it", errno.EINVAL: "the disk can't read it",
+    errno.ENOTDIR: "no such file", errno.ENAMETOOLONG: "file name too long", errno.ELOOP: "a loop of links",
+    errno.EIO: "read error on the disk", errno.EINVAL: "read error on the disk",
 }  # fmt: skip
 
 
-class UnreadableImage(Exception):
-    """A source file that holds no usable image; its text is the reason, and the same each time."""
-
-
 def load_grey(path: Path, size: int) -> Grey:
-    """Read an image as [H, W] uint8 whose short side is `size`, or less where the source is smaller; see `load`."""
-    return load(path, size)[0]
+    """Load an image as [H, W] uint8 whose shorter side is at most `size`; see `load_grey_and_bytes`."""
+    return load_grey_and_bytes(path, size)[0]
 
 
-def load(path: Path, size: int) -> tuple[Grey, bytes]:
-    """Read an image as [H, W] uint8 whose short side is `size`, or less where the source is smaller; and the file.
+def load_grey_and_bytes(path: Path, size: int) -> tuple[Grey, bytes]:
+    """Load an image as [H, W] uint8 whose shorter side is at most `size`, and the content of its file.
 
-    EXIF's orientation is applied, colour becomes luma, what is transparent is black over. Samples deeper than 8 bits
-    are mapped linearly: from the window that a DICOM names, else from their 0.1–99.9 percentiles.
-    Raises UnreadableImage where there is no image, or none that could be a radiograph: shorter than 32 px, longer
-    than 4:1, over 134 megapixels, or all but constant. Raises OSError where the machine is at fault.
+    Larger images are downscaled, smaller ones keep their size. The EXIF orientation is applied, colour becomes luma,
+    and transparent pixels become black. Samples deeper than 8 bits are mapped linearly: from the window in the DICOM
+    file, else from their 0.1–99.9 percentiles.
+    Raises UnreadableImage if the file is not an image or can't be a radiograph: shorter than 32 px, longer than 4:1,
+    over 134 megapixels, or nearly constant. Raises OSError if the machine is at fault.
     """
-    content = _read(path)
+    content = _read_bytes(path)
     try:
-        grey = _decode(content, size)
+        image = _decode(content, size)
     except UnreadableImage:
         raise
-    except Exception as error:  # a decoder may raise anything at broken bytes; its words become the reason
-        raise UnreadableImage(f"broken image: {_brief(error)}") from None
-    counts = histogram(np.asarray(grey))
+    except Exception as error:  # corrupt bytes can make a decoder raise anything
+        raise UnreadableImage(f"broken image: {_to_line(error)}") from None
+    grey = np.asarray(image)
+    counts = histogram(grey)
     low, high = np.searchsorted(counts.cumsum(), (0.01 * counts.sum(), 0.99 * counts.sum()))
     if high - low < MIN_CONTRAST:
         raise UnreadableImage(f"near-constant image: 98 % of it lies within grey levels {low} to {high}")
-    return np.asarray(grey), content
+    return grey, content
 
 
-def _brief(error: Exception) -> str:
-    """An error in one line: a decoder may quote what it read."""
+def _to_line(error: Exception) -> str:
+    """Return an error's message in one short line: a decoder may quote what it read."""
     return (" ".join(str(error).split()) or type(error).__name__)[:150]
 
 
 def histogram(grey: Grey) -> npt.NDArray[np.int64]:
-    """[256] how many pixels have each grey level."""
+    """[256] the number of pixels of each grey level."""
     return np.array(Image.fromarray(grey).histogram(), np.int64)
 
 
-def _read(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a named pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # reading a named pipe would block
             raise UnreadableImage("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
         if status.st_size > MAX_BYTES:
             raise UnreadableImage(f"file of {status.st_size} bytes: over {MAX_BYTES}")
         content = path.read_bytes()
-    except ValueError:  # the path holds a NUL
+    except ValueError:  # the path contains a NUL
         raise UnreadableImage("no such file") from None
     except OSError as error:
-        if error.errno not in _OF_THE_FILE:
+        if error.errno not in _FILE_ERRORS:
             raise
-        raise UnreadableImage(_OF_THE_FILE[error.errno]) from None
+        raise UnreadableImage(_FILE_ERRORS[error.errno]) from None
     if not content:
         raise UnreadableImage("empty file")
     return content
 
 
 def _decode(content: bytes, size: int) -> Image.Image:
-    """The image in mode L, upright, its short side `size` or less."""
+    """Decode to mode L, upright, with the shorter side at most `size`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the readers' own, of images that are large and of tags that are odd
+        warnings.simplefilter("ignore")  # decoders warn about large images and odd tags
         if dicom.is_dicom(content):
-            values, ratio = _read_dicom(content)
-            return _shrink(Image.fromarray(values), size, ratio=ratio)
+            values, aspect = _decode_dicom(content)
+            return _downscale(Image.fromarray(values), size, aspect=aspect)
         try:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-        except UnidentifiedImageError:  # its own words name an address in memory
+        except UnidentifiedImageError:  # its message contains a memory address
             raise UnreadableImage("not an image in a known format") from None
         _check_size(*image.size)
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a camera's MPO holds a preview too
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # cameras add previews to an MPO
         if frames > 1:
-            raise UnreadableImage(f"holds {frames} images, not one")
-        rawmode = _rawmode(image)  # before EXIF is read, which loads a PNG, after which it is forgotten
-        orientation = image.getexif().get(0x0112, 1)
+            raise UnreadableImage(f"contains {frames} images, expected one")
+        rawmode = read_rawmode(image)  # first, because reading a PNG's EXIF loads the image
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
         if image.format == "JPEG" and image.mode in ("L", "RGB") and orientation == 1:
-            with contextlib.suppress(segments.UnusualSampling):
+            with contextlib.suppress(segments.UnsupportedSampling):
                 return _decode_jpeg(content, image.width, image.height, size)
         _check_jpegs(image, content)
-        drafted = image.draft("L", (2 * size, 2 * size))
-        box = drafted[1] if drafted else None
-        grey = _shrink(_to_grey(image, content, rawmode), size, box)
-        turned = orientation in UPRIGHT and image.format != "TIFF"  # Pillow turns TIFFs by itself
-        return grey.transpose(UPRIGHT[orientation]) if turned else grey
+        draft = image.draft("L", (2 * size, 2 * size))
+        box = draft[1] if draft else None
+        grey = _downscale(convert_to_grey(image, content, rawmode), size, box)
+        must_transpose = orientation in UPRIGHT and image.format != "TIFF"  # Pillow transposes TIFFs itself
+        return grey.transpose(UPRIGHT[orientation]) if must_transpose else grey
 
 
 def _check_jpegs(image: Image.Image, content: bytes) -> None:
-    """Raise where a JPEG in the file is damaged: Pillow shows one as grey where data is missing, and says nothing."""
+    """Raise if a JPEG in the file is corrupt: Pillow fills in missing data with grey, without a warning."""
     if image.format in ("JPEG", "MPO"):
-        segments.sound(content)
+        segments.check_and_repair(content)
     elif image.format == "TIFF":
         try:
-            for part in tiff.jpegs(getattr(image, "tag_v2", {}), content):
-                segments.sound(part)
+            for jpeg in tiff.extract_jpegs(getattr(image, "tag_v2", {}), content):
+                segments.check_and_repair(jpeg)
         except tiff.UnsupportedTiff as error:
             raise UnreadableImage(str(error)) from None
 
 
-def _read_dicom(content: bytes) -> tuple[Grey, float]:
-    """The image at the size it has, and the height of its pixels by their width."""
+def _decode_dicom(content: bytes) -> tuple[Grey, float]:
+    """Decode at full size. Return [H, W] uint8 and the aspect ratio of pixels, height by width."""
     try:
-        data = dicom.parse(content)
-        ratio = dicom.pixel_ratio(data)
-        _check_size(*_squared(int(data.Columns), int(data.Rows), ratio))
-        return _to_eight_bits(*dicom.read(data)), ratio
+        data = dicom.read_dataset(content)
+        aspect = dicom.pixel_aspect_ratio(data)
+        _check_size(*_with_square_pixels(int(data.Columns), int(data.Rows), aspect))
+        return scale_to_uint8(*dicom.read_image(data)), aspect
     except dicom.UnsupportedDicom as error:
-        raise UnreadableImage(_brief(error)) from None
+        raise UnreadableImage(_to_line(error)) from None
 
 
-def _squared(width: float, height: float, ratio: float) -> tuple[float, float]:
-    """The size with square pixels of an image whose pixels are `ratio` times as high as wide: none is lost."""
-    return (width, height * ratio) if ratio > 1 else (width / ratio, height)
+def _with_square_pixels(width: float, height: float, aspect: float) -> tuple[float, float]:
+    """Return the size after resampling to square pixels without losing any. aspect: height of a pixel by its width."""
+    return (width, height * aspect) if aspect > 1 else (width / aspect, height)
 
 
 def _check_size(width: float, height: float) -> None:
@@ -170,116 +164,42 @@ def _check_size(width: float, height: float) -> None:
         raise UnreadableImage(f"{width:.0f}×{height:.0f} pixels: over {MAX_PIXELS / 1e6:.0f} megapixels")
 
 
-def reduction(width: int, height: int, size: int) -> int:
-    """By how much a JPEG is shrunk while it is decoded, to give a short side of `size`: 8, 4, 2 or 1."""
-    return next((factor for factor, room in ROOM.items() if min(width, height) >= factor * room * size), 1)
+def choose_scale_denominator(width: int, height: int, size: int) -> int:
+    """Choose by how much to downscale a JPEG while decoding, to a shorter side of `size` in the end: 8, 4, 2 or 1."""
+    short = min(width, height)
+    return next((denominator for denominator, oversampling in MIN_OVERSAMPLING.items()
+                 if short >= denominator * oversampling * size), 1)  # fmt: skip
 
 
 def _decode_jpeg(content: bytes, width: int, height: int, size: int) -> Image.Image:
-    """The short way for nearly all: libjpeg-turbo scales while it decodes, and tells what is damaged."""
-    factor = reduction(width, height, size)
-    wanted = -(-height // factor), -(-width // factor)
-    scaled = segments.decode(content, *wanted)
-    assert scaled.shape == wanted, (scaled.shape, wanted)
-    # The last row and column may reach beyond the image: without the box all would shift by up to half a pixel.
-    return _shrink(Image.fromarray(scaled), size, (0, 0, width / factor, height / factor))
+    """Decode with libjpeg-turbo, which downscales while decoding and reports damage. Most files take this path."""
+    denominator = choose_scale_denominator(width, height, size)
+    shape = -(-height // denominator), -(-width // denominator)
+    decoded = segments.decode_grey(content, *shape)
+    assert decoded.shape == shape, (decoded.shape, shape)
+    # The last row and column may extend beyond the image. Without the box, the image would shift by up to half a pixel.
+    return _downscale(Image.fromarray(decoded), size, (0, 0, width / denominator, height / denominator))
 
 
-def _shrink(
-    grey: Image.Image, size: int, box: tuple[float, float, float, float] | None = None, ratio: float = 1.0
+def _downscale(
+    grey: Image.Image, size: int, box: tuple[float, float, float, float] | None = None, aspect: float = 1.0
 ) -> Image.Image:
-    """The part of the image in `box` (none: all of it), its short side `size`, with antialiasing; never enlarged.
+    """Resize with antialiasing to square pixels and a shorter side of `size`. Images are never enlarged.
 
-    ratio: the height of a pixel by its width; those of the result are square.
+    box: the part of the image to use, None for all of it. aspect: height of a pixel by its width.
     """
     width, height = (box[2], box[3]) if box else grey.size
-    width, height = _squared(width, height, ratio)
+    width, height = _with_square_pixels(width, height, aspect)
     short = min(width, height)
-    if short <= size and box is None and ratio == 1:
+    if short <= size and box is None and aspect == 1:
         return grey
     scale = min(1.0, size / short)
     target = max(1, round(width * scale)), max(1, round(height * scale))
     return grey.resize(target, Image.Resampling.BICUBIC, box=box)
 
 
-def _to_grey(image: Image.Image, content: bytes, rawmode: str | None) -> Image.Image:
-    """Mode L of any other mode, at the size it has."""
-    if rawmode and ";16" in rawmode and not image.mode.startswith("I"):  # Pillow would keep the high bytes alone
-        if not rawmode.startswith("RGB"):
-            raise UnreadableImage(f"16-bit samples {rawmode}: their low bytes would be lost")
-        return Image.fromarray(_to_eight_bits(_deep_luma(image, content, rawmode)))
-    if image.has_transparency_data:
-        layered = image.convert("RGBA")
-        return ImageChops.multiply(layered.convert("L"), layered.getchannel("A"))
-    if image.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr"):
-        return image.convert("L")
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
-        raise UnreadableImage(f"colour mode {image.mode} is not supported")
-    # TIFF's "white is zero": Pillow turns 8 bits over, but not more.
-    inverted = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0
-    return Image.fromarray(_to_eight_bits(np.asarray(image), inverted=inverted))
-
-
-def _rawmode(image: Image.Image) -> str | None:
-    """How Pillow will unpack the file's samples, such as RGB;16B; None where it does not say."""
-    tile = getattr(image, "tile", None)
-    if not tile:
-        return None
-    rawmode = tile[0].args if isinstance(tile[0].args, str) else next(iter(tile[0].args or ()), None)
-    return rawmode if isinstance(rawmode, str) else None
-
-
-def _deep_luma(image: Image.Image, content: bytes, rawmode: str) -> npt.NDArray[np.float32]:
-    """[H, W] luma of 16-bit colour: the high bytes, which Pillow keeps, and the low ones by a second pass."""
-    native = {"little": "B", "big": "L"}[sys.byteorder]
-    swapped = rawmode[:-1] + {"B": "L", "L": "B", "N": native}[rawmode[-1]]
-    again = Image.open(io.BytesIO(content), formats=FORMATS)
-    args = again.tile[0].args
-    again.tile = [again.tile[0]._replace(args=(swapped, *args[1:]) if isinstance(args, tuple) else swapped)]
-    values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(again)
-    luma = values[:, :, :3].astype(np.float32) @ dicom.LUMA
-    return np.asarray(luma * (values[:, :, 3] / np.float32(65535)) if values.shape[2] == 4 else luma)
-
-
-def _to_eight_bits(
-    values: npt.NDArray[Any], bounds: tuple[float, float] | None = None, inverted: bool = False,
-    padding: npt.NDArray[np.bool_] | None = None,
-) -> Grey:
-    """[H, W] uint8: `bounds`, else the 0.1–99.9 percentiles of up to a million pixels, become 0 and 255.
-
-    padding: [H, W], which pixels are no part of the image: they don't count for the percentiles, and become 0.
-    """  # fmt: skip
-    if values.ndim != 2:
-        raise UnreadableImage(f"an array of shape {values.shape} is not a grey image")
-    if bounds is None:
-        step = max(1, int((values.size / 1e6) ** 0.5))
-        sample = values[::step, ::step].astype(np.float64)
-        if padding is not None:
-            sample = sample[~padding[::step, ::step]]
-        if not sample.size:
-            raise UnreadableImage("nothing but padding")
-        if not np.isfinite(sample).all():
-            raise UnreadableImage("holds values that are not finite")
-        low, high = (float(bound) for bound in np.percentile(sample, (0.1, 99.9)))
-        if not high - low >= (MIN_DEPTH if np.issubdtype(values.dtype, np.integer) else np.finfo(np.float32).tiny):
-            raise UnreadableImage(f"near-constant image: 99.8 % of it lies within {low:g} to {high:g}")
-    else:
-        low, high = bounds
-    if inverted:
-        low, high = high, low
-    grey = np.empty(values.shape, np.uint8)
-    for top in range(0, len(values), 256):  # a huge image is never held in floats as a whole
-        block = (values[top : top + 256].astype(np.float64) - low) * (255 / (high - low))
-        if not np.isfinite(block).all():
-            raise UnreadableImage("holds values that are not finite")
-        grey[top : top + 256] = np.clip(block, 0, 255) + 0.5
-    if padding is not None:
-        grey[padding] = 0
-    return grey
-
-
 def encode_jpeg(grey: Grey, quality: int) -> bytes:
-    """The bytes of a grey JPEG of [H, W] uint8, decoded again to be sure. Raises UnreadableImage where they fail."""
+    """Encode [H, W] uint8 as a grey JPEG. Raises UnreadableImage if it does not decode to the same shape."""
     content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(grey)[:, :, None], quality=quality, colorspace="GRAY")
     try:
         decoded = simplejpeg.decode_jpeg(content, "GRAY")
@@ -290,8 +210,8 @@ def encode_jpeg(grey: Grey, quality: int) -> bytes:
     return content
 
 
-def to_square(grey: Grey, size: int) -> Grey:
-    """[size, size] uint8: the centre of the image; what a small image lacks is black."""
+def center_crop(grey: Grey, size: int) -> Grey:
+    """Crop [H, W] uint8 to the central [size, size], padding a smaller image with black."""
     square = np.zeros((size, size), np.uint8)
     height, width = min(grey.shape[0], size), min(grey.shape[1], size)
     from_top, from_left = (grey.shape[0] - height) // 2, (grey.shape[1] - width) // 2

@@ -223,5 +223,5 @@ def _check_usable(rows: pd.DataFrame, src: Path, source: Path) -> None:
     if not any((src / path).exists() for path in tried):
         raise InputError(f"{src / rows['path'].iloc[0]}: no such image, nor any of {len(tried)} rows tried; "
                          "SRC is the folder that the table's paths start from")
-    if dicom.any_dicom(rows["path"]) and not dicom.is_installed():
+    if dicom.any_dicom_suffix(rows["path"]) and not dicom.has_pydicom():
         raise InputError(f"{src}: holds DICOM files; to read them: pip install '.[dicom]'")

@@ -18,12 +18,12 @@ from shard.cli import check_numbers
 from shard.deidentify import Pseudonyms, read_secret
 from shard.dicom import image as dicom
 from shard.duplicates import Picture, Policy, describe_picture
-from shard.errors import InputError
+from shard.errors import InputError, UnreadableImage
 from shard.files import atomic_write, locked, sha256_of, write_bytes
 from shard.finish import check_max_rejects, clear_away, finish, part_name
 from shard.formats import Votes
-from shard.image import UnreadableImage, encode_jpeg, histogram, load, to_square
-from shard.jpeg.bare import without_metadata
+from shard.image import center_crop, encode_jpeg, histogram, load_grey_and_bytes
+from shard.jpeg.metadata import strip_metadata
 from shard.machine import choose_part, cores, version_of
 from shard.manifest import LARGEST_SIZE, MANIFEST, Shard, read_manifest
 from shard.phantom.archive import is_phantom
@@ -108,7 +108,7 @@ def build(
         "table": _table_hash(content), "synthetic": is_phantom(src), **({"partners": partners} if partners else {}),
     }  # fmt: skip
     software = {"sharder": SHARDER, **{name: version_of(name) for name in ("pillow", "simplejpeg")}}
-    if dicom.any_dicom(content.rows["path"]):
+    if dicom.any_dicom_suffix(content.rows["path"]):
         software |= _dicom_readers()
     if _is_built(out, settings, duplicates):
         return
@@ -198,16 +198,16 @@ def write_shard(job: Job) -> ShardRecord:
 
 def _encode(job: Job, row: Row) -> tuple[npt.NDArray[np.uint8], bytes, bool]:
     """The pixels of a row, their bytes in the shard, and whether those are the source's. Raises UnreadableImage."""
-    grey, source = load(job.src / row.path, job.size)
+    grey, source = load_grey_and_bytes(job.src / row.path, job.size)
     if job.encoding == "raw":
-        grey = to_square(grey, job.size)
+        grey = center_crop(grey, job.size)
         return grey, grey.tobytes(), False
-    kept = without_metadata(source, grey)
+    kept = strip_metadata(source, grey)
     return grey, kept or encode_jpeg(grey, job.quality), kept is not None
 
 
 def _dicom_readers() -> dict[str, str]:
-    return {name: version_of(name) for name in dicom.READERS}
+    return {name: version_of(name) for name in dicom.DECODER_PACKAGES}
 
 
 def _reject(job: Job, row: Row, error: UnreadableImage) -> Reject:

@@ -15,9 +15,9 @@ import simplejpeg
 from PIL import Image
 
 from shard.errors import InputError
-from shard.image import load
+from shard.image import load_grey_and_bytes
 from shard.info import describe
-from shard.jpeg.bare import without_metadata
+from shard.jpeg.metadata import strip_metadata
 from shard.manifest import Manifest, read_manifest
 from shard.record import UNFINISHED
 from shard.verify import verify
@@ -69,8 +69,8 @@ def make(folder: Path, files: dict[str, bytes], **options: Any) -> tuple[Manifes
 def test_it_is_kept_bit_for_bit_and_every_decoder_sees_the_same(tmp_path: Path, options: dict[str, Any]) -> None:
     content = with_metadata(radiograph(), **options)
     (tmp_path / "image.jpg").write_bytes(content)
-    grey, read = load(tmp_path / "image.jpg", 88)
-    kept = without_metadata(read, grey)
+    grey, read = load_grey_and_bytes(tmp_path / "image.jpg", 88)
+    kept = strip_metadata(read, grey)
     assert kept == without(content)
     source = np.asarray(Image.open(io.BytesIO(content)))
     assert (source == grey).all()

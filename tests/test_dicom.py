@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shard.errors import InputError
-from shard.image import UnreadableImage, load_grey
+from shard.errors import InputError, UnreadableImage
+from shard.image import load_grey
 from shard.manifest import read_manifest
 from shard.write import build
 from tests.odd_files import write_dicom
@@ -143,7 +143,7 @@ def test_pixels_compressed_as_by_most_x_ray_machines(tmp_path: Path, syntax: str
 
 def test_what_is_no_single_grey_image_is_refused(tmp_path: Path) -> None:
     write_dicom(tmp_path / "image.dcm", np.vstack([STORED, STORED]), NumberOfFrames=2, Rows=120)
-    with pytest.raises(UnreadableImage, match="2 frames"):
+    with pytest.raises(UnreadableImage, match="2 frames, expected one"):
         load_grey(tmp_path / "image.dcm", 64)
     write_dicom(tmp_path / "image.dcm", STORED, Rows=20000, Columns=20000)
     with pytest.raises(UnreadableImage, match="20000×20000 pixels: over 134 megapixels"):

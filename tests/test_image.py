@@ -17,7 +17,9 @@ import pytest
 import simplejpeg
 from PIL import Image, features
 
-from shard.image import Grey, UnreadableImage, encode_jpeg, load_grey, to_square
+from shard.errors import UnreadableImage
+from shard.grey import Grey
+from shard.image import center_crop, encode_jpeg, load_grey
 from tests.conftest import REAL, ROOT
 from tests.odd_files import write_png, write_tiff
 
@@ -192,7 +194,7 @@ def holed(path: Path) -> None:
         (lambda path: Image.fromarray(RAMP[:20, :20]).save(path, "PNG"), "20×20 pixels: too small"),
         (lambda path: Image.fromarray(RAMP[:40]).save(path, "PNG"), "200×40 pixels: too small or too narrow"),
         (bomb, "60000×60000 pixels|decompression bomb"),
-        (animation, "holds 2 images"),
+        (animation, "contains 2 images, expected one"),
         (holed, "not finite"),
         (lambda path: Image.new("LAB", (200, 120)).save(path, "TIFF"), "colour mode LAB"),
     ],
@@ -281,8 +283,8 @@ def test_encoding_keeps_one_channel_and_is_checked(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_square_is_the_centre_and_black_where_the_image_ends() -> None:
-    assert (to_square(RAMP, 100) == RAMP[10:110, 50:150]).all()
-    padded: Grey = to_square(np.full((10, 30), 9, np.uint8), 20)
+    assert (center_crop(RAMP, 100) == RAMP[10:110, 50:150]).all()
+    padded: Grey = center_crop(np.full((10, 30), 9, np.uint8), 20)
     assert padded.shape == (20, 20) and (padded[5:15] == 9).all() and padded.sum() == 9 * 200
 
 

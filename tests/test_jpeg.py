@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard.dicom.image import is_installed
-from shard.image import UnreadableImage, load_grey
-from shard.jpeg.segments import decode_strictly, mend
+from shard.dicom.image import has_pydicom
+from shard.errors import UnreadableImage
+from shard.image import load_grey
+from shard.jpeg.segments import decode_grey_strictly, repair
 from tests.damage import colour, encode, harm, kinds, libjpeg_says, radiograph, scans_of
 from tests.odd_files import write_dicom_jpeg, write_jpeg_tiff
 
 KINDS = kinds()
-needs_dicom = pytest.mark.skipif(not is_installed(), reason="pydicom is not installed")
+needs_dicom = pytest.mark.skipif(not has_pydicom(), reason="pydicom is not installed")
 NAMES = [pytest.param(name, marks=needs_dicom if "DICOM" in name else ()) for name in KINDS]
 ALONE = [name for name, (ending, jpegs, _) in KINDS.items() if ending == "jpg"]
 
@@ -76,7 +77,7 @@ def test_what_a_header_leaves_out_and_nothing_here_reads_is_no_damage(tmp_path: 
     }
     for words, content in odd.items():
         (tmp_path / "image.jpg").write_bytes(content)
-        assert (load_grey(tmp_path / "image.jpg", 500) == decode_strictly(grey)).all(), words
+        assert (load_grey(tmp_path / "image.jpg", 500) == decode_grey_strictly(grey)).all(), words
     assert "unknown JFIF" in libjpeg_says(odd["unknown JFIF revision number"])
     assert "Invalid SOS" in libjpeg_says(odd["Invalid SOS parameters"])
     adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\7"  # what its colours are is anyone's guess
@@ -107,7 +108,7 @@ def test_the_end_of_every_scan_is_found_to_the_byte(name: str, size: tuple[int, 
     picture = colour(image) if "colour" in name else image.convert("CMYK") if name in ("CMYK", "YCCK") else image
     for options in ({}, {"restart_marker_blocks": 2}, {"quality": 30}, {"optimize": True}, {"subsampling": 2}):
         content = encode(picture, progressive="progressive" in name, **options)
-        assert mend(content) == content
+        assert repair(content) == content
 
 
 def test_a_tiff_of_shared_tables_takes_nothing_else_from_them(tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_an_old_style_jpeg_in_pieces_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "image.tif"
     make(path, jpegs)
     path.write_bytes(path.read_bytes().replace(struct.pack("<HHII", 259, 4, 1, 7), struct.pack("<HHII", 259, 4, 1, 6)))
-    with pytest.raises(UnreadableImage, match="TIFF with old-style JPEG compression whose parts lie apart"):
+    with pytest.raises(UnreadableImage, match="TIFF with old-style JPEG compression in separate parts"):
         load_grey(path, 500)
 
 
@@ -141,7 +142,7 @@ def test_data_that_is_left_over_is_told_from_stray_bytes() -> None:
     told, wrong = 0, 0
     for name in ALONE:
         jpeg = KINDS[name][1][0]
-        whole, scans = decode_strictly(jpeg), scans_of(jpeg)
+        whole, scans = decode_grey_strictly(jpeg), scans_of(jpeg)
         for _ in range(250):
             start, end = scans[int(rng.integers(len(scans)))]
             content, place = bytearray(jpeg), int(rng.integers(start, end))
@@ -152,9 +153,9 @@ def test_data_that_is_left_over_is_told_from_stray_bytes() -> None:
             if "extraneous bytes" not in libjpeg_says(bytes(content)):
                 continue
             told += 1
-            mended = mend(bytes(content))
+            mended = repair(bytes(content))
             if mended is not None and not libjpeg_says(mended):
-                wrong += not np.array_equal(decode_strictly(mended), whole)
+                wrong += not np.array_equal(decode_grey_strictly(mended), whole)
     assert told > 200 and wrong <= told / 100, (told, wrong)
 
 
@@ -169,7 +170,7 @@ def test_a_jpeg_at_which_gdcm_would_end_the_process_is_refused(tmp_path: Path) -
         with pytest.raises(UnreadableImage, match="broken image: "):
             load_grey(path, 500)
     write_dicom_jpeg(path, jpeg, width=120, height=100, fragments=1)
-    with pytest.raises(UnreadableImage, match="broken image: its JPEG is not of 120×100 pixels in 1 channels"):
+    with pytest.raises(UnreadableImage, match="broken image: its JPEG does not have 120×100 pixels and 1 channels"):
         load_grey(path, 500)
     start = jpeg.index(b"\xff\xc0")
     lossless = jpeg[:start] + b"\1\2\3" + jpeg[start:].replace(b"\xff\xc0", b"\xff\xc3", 1)
@@ -200,7 +201,7 @@ def test_a_sampling_that_turbojpeg_does_not_know_is_decoded_and_as_strictly(
 ) -> None:
     content, path = unusual(*factors), tmp_path / "image.jpg"
     path.write_bytes(content)
-    assert np.abs(load_grey(path, 500).astype(int) - decode_strictly(encode(radiograph()))).max() <= 1
+    assert np.abs(load_grey(path, 500).astype(int) - decode_grey_strictly(encode(radiograph()))).max() <= 1
     path.write_bytes(content[:-40] + b"\xff\xd9")
     with pytest.raises(UnreadableImage, match="broken image: "):
         load_grey(path, 500)

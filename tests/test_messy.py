@@ -15,7 +15,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from shard.dicom.image import is_installed
+from shard.dicom.image import has_pydicom
 from shard.image import encode_jpeg
 from shard.manifest import read_manifest
 from tests.conftest import ROOT
@@ -51,7 +51,7 @@ def write_good(folder: Path) -> dict[str, np.ndarray]:
     good = dict.fromkeys((file.name for file in folder.iterdir()), RAMP)
     good |= {"rgba.png": np.minimum(RAMP, BLACK_BELOW), "one-bit.tif": np.where(RAMP > 127, 255, 0).astype(np.uint8),
              "white-is-zero.tif": 255 - RAMP}  # fmt: skip
-    if is_installed():
+    if has_pydicom():
         write_dicom(folder / "1.2.840.dcm", DEEP // 16, BitsStored=12, PhotometricInterpretation="MONOCHROME1")
         good["1.2.840.dcm"] = 255 - RAMP
     return good

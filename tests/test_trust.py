@@ -19,7 +19,7 @@ import torchvision
 
 from probe.draws_file import read_draws, write_draws
 from shard.deidentify import Pseudonyms, names
-from shard.dicom.image import is_installed
+from shard.dicom.image import has_pydicom
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.files import sha256_of
@@ -51,7 +51,7 @@ def archive(radiographs: Path, tmp_path: Path) -> Path:
         rows.append({"path": path, "patient": f"{SURNAME}-{number // 3}", "split": "test" if number > 14 else "train",
                      "age": f"{80 + number}", "sex": "F", "Mass": number % 2})  # fmt: skip
     (source / f"{SURNAME}_1/5.jpg").unlink()
-    if is_installed():
+    if has_pydicom():
         write_dicom(source / f"{SURNAME}_0/0.dcm", load_grey(source / f"{SURNAME}_0/0.jpg", 200).astype(np.uint16) * 16,
                     BitsStored=12, PatientName=SURNAME, PatientID=SURNAME)  # fmt: skip
         rows[0]["path"] = f"{SURNAME}_0/0.dcm"

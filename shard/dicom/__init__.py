@@ -1,1 +1,1 @@
-"""DICOM files: their tags, and their pixels as grey values. Needs pip install '.[dicom]'."""
+"""Read DICOM files: their tags, and their pixels as grey values. Requires pip install '.[dicom]'."""

@@ -1,7 +1,7 @@
-"""Tables of a DICOM file, of its Modality and VOI LUT Sequences: how they are read and applied (PS3.3 C.11.1, C.11.2).
+"""Read and apply the lookup tables (LUTs) of a DICOM file: its Modality and VOI LUT Sequences (PS3.3 C.11.1, C.11.2).
 
-Files differ from the standard in how they write them, so what a table holds counts for more than what its descriptor
-says: entries may be words or packed bytes, and the first value's sign bit is told from the pixels.
+Many files deviate from the standard, so the data of a LUT takes precedence over its descriptor. Entries may be words
+or packed bytes. Whether the first mapped value is signed is inferred from the pixels.
 """
 
 from __future__ import annotations
@@ -13,65 +13,65 @@ import numpy.typing as npt
 
 from shard.dicom.file import UnsupportedDicom
 
-ROWS = 256  # that are looked up at a time
+CHUNK_ROWS = 256  # image rows mapped at a time, which bounds memory
 
 
-class Table(NamedTuple):
-    """The 16 bits of the input that is mapped to the first entry, [N] uint16 entries, and the value that is white."""
+class Lut(NamedTuple):
+    """A table of [N] entries. first_mapped: the input of the first entry, unsigned; white: the value shown white."""
 
-    first: int
+    first_mapped: int
     entries: npt.NDArray[np.uint16]
     white: int
 
 
-def read_table(data: Any, keyword: str) -> Table | None:
-    """The first table of a sequence; None where there is none, or only items that are empty.
+def read_lut(data: Any, keyword: str) -> Lut | None:
+    """Read the first table of a LUT sequence; None if the sequence is absent or all its items are empty.
 
-    White is the largest value of as many bits as the entries need: tables of 12 bits that are declared as 16 are
-    common. Raises UnsupportedDicom where entries are missing.
+    White is the largest value of as many bits as the entries need, because many 12-bit tables are declared as 16-bit.
+    Raises UnsupportedDicom if entries are missing.
     """
     for item in data.get(keyword) or ():
         descriptor, words = (_read_words(item, name, data) for name in ("LUTDescriptor", "LUTData"))
         if len(descriptor) < 3 or not len(words):
             continue
-        count, first = int(descriptor[0]) or 1 << 16, int(descriptor[1])
+        count, first_mapped = int(descriptor[0]) or 1 << 16, int(descriptor[1])
         entries = words
-        if len(words) == (count + 1) // 2:  # two in a word, the lower byte first
+        if len(words) == (count + 1) // 2:  # two entries a word, the lower byte first
             entries = np.stack([words & 0xFF, words >> 8], axis=1).ravel()[:count]
         if len(entries) < count:
-            raise UnsupportedDicom(f"{keyword} holds {len(entries)} of {count} entries")
-        return Table(first, entries, max(1, (1 << int(entries.max()).bit_length()) - 1))
+            raise UnsupportedDicom(f"{keyword} contains {len(entries)} of {count} entries")
+        return Lut(first_mapped, entries, max(1, (1 << int(entries.max()).bit_length()) - 1))
     return None
 
 
-def apply_table(table: Table, values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
-    """The entries for [H, W] values; those outside the table get its first and last entry."""
-    first, last = _place(table, float(values.min()), float(values.max())), len(table.entries) - 1
-    found = np.empty(values.shape, np.uint16)
-    for top in range(0, len(values), ROWS):
-        index = np.clip(values[top : top + ROWS].astype(np.float64) - first, 0, last)
-        found[top : top + ROWS] = table.entries[index.astype(np.intp)]
-    return found
+def apply_lut(lut: Lut, values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+    """Map [H, W] values to their entries. Values outside the table map to its first or last entry."""
+    first, last = _infer_first_mapped(lut, float(values.min()), float(values.max())), len(lut.entries) - 1
+    mapped = np.empty(values.shape, np.uint16)
+    for top in range(0, len(values), CHUNK_ROWS):
+        index = np.clip(values[top : top + CHUNK_ROWS].astype(np.float64) - first, 0, last)
+        mapped[top : top + CHUNK_ROWS] = lut.entries[index.astype(np.intp)]
+    return mapped
 
 
-def _place(table: Table, low: float, high: float) -> int:
-    """The first value, whose highest bit may be a sign: as it covers more of what the values range over."""
-    unsigned, signed = table.first, table.first - 65536
+def _infer_first_mapped(lut: Lut, low: float, high: float) -> int:
+    """Return the first mapped value, signed or unsigned: whichever makes the table cover more of low to high."""
+    unsigned, signed = lut.first_mapped, lut.first_mapped - 65536
     if unsigned < 0x8000:
         return unsigned
 
     def covered(first: int) -> float:
-        return min(high, first + len(table.entries) - 1) - max(low, first)
+        return min(high, first + len(lut.entries) - 1) - max(low, first)
 
     return signed if covered(signed) >= covered(unsigned) else unsigned
 
 
 def _read_words(item: Any, name: str, data: Any) -> npt.NDArray[np.uint16]:
-    """An element's value as 16-bit words, whether it comes as numbers or as bytes; [0] where it is blank."""
+    """Read an element, stored as numbers or as bytes, as [N] 16-bit words; N is 0 if it is blank."""
     value = item.get(name)
     if value is None or isinstance(value, str):
         return np.empty(0, np.uint16)
     if not isinstance(value, bytes):
         return np.atleast_1d(np.asarray(value, np.int64)).astype(np.uint16)
-    swapped = item[name].VR != "OB" and not data.file_meta.TransferSyntaxUID.is_little_endian
-    return np.frombuffer(value + b"\0" * (len(value) % 2), ">u2" if swapped else "<u2").astype(np.uint16)
+    big_endian = item[name].VR != "OB" and not data.file_meta.TransferSyntaxUID.is_little_endian
+    return np.frombuffer(value + b"\0" * (len(value) % 2), ">u2" if big_endian else "<u2").astype(np.uint16)

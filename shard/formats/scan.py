@@ -102,13 +102,13 @@ def _inspect_one(src: Path, path: str, found: Found) -> tuple[tuple[str, ...] | 
             return no_tags, False
         add(found.left_out, "files that can't be read", f"{path} ({error.strerror})")
         return None, False
-    is_dicom = dicom.is_dicom(head) or path.lower().endswith(dicom.ENDINGS)
+    is_dicom = dicom.is_dicom(head) or path.lower().endswith(dicom.SUFFIXES)
     if not is_dicom:
         if named_so or head.startswith(_SIGNATURES) or head[8:12] == b"WEBP":
             return no_tags, False
         add(found.left_out, f"files that are no images ({Path(path).suffix.lower()[:12] or 'no ending'})", path)
         return None, False
-    if not dicom.is_installed():
+    if not dicom.has_pydicom():
         raise InputError(f"{src / path}: is a DICOM file; to read them: pip install '.[dicom]'")
     tags = read_tags(src / path)
     if tags is None:

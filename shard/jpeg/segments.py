@@ -1,4 +1,4 @@
-"""A JPEG by its segments: decoded strictly, and mended where only its wrapping is odd. ITU-T T.81, annex B."""
+"""Parse, strictly decode and repair JPEGs whose oddities do not affect pixels; ITU-T T.81, annex B."""
 
 from __future__ import annotations
 
@@ -10,173 +10,184 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from shard.jpeg.entropy import Damaged, Frame, Scan, Table, build_tables, cut_scan
+from shard.jpeg.entropy import trim_scan
+from shard.jpeg.huffman import CorruptJpeg, FrameHeader, HuffmanTable, ScanHeader, build_tables
 
-# libjpeg warns of these although every pixel may be there; `mend` finds out whether it is. All else that it warns of is
-# damage: data that ends early, bits that are no code, restart or end markers and scans that are missing.
+# libjpeg warnings about files whose pixels may all be intact, which `repair` checks. Every other warning means damage:
+# truncated data, invalid codes, and missing restart markers, end markers or scans.
 MAY_BE_HARMLESS = re.compile(
     "extraneous bytes before marker"  # between segments, before a restart marker or at the end of a scan
-    "|unknown JFIF revision number"  # nothing that is decoded depends on it
-    "|Invalid SOS parameters for sequential JPEG"  # some writers leave three bytes 0 that say nothing there
-    "|bad ICC marker"  # of a colour profile, which is not applied
+    "|unknown JFIF revision number"  # decoding does not depend on it
+    "|Invalid SOS parameters for sequential JPEG"  # some encoders write three zero bytes, which decoders ignore
+    "|bad ICC marker"  # colour profiles are not applied
 )
+# Second bytes of markers.
 DHT, SOI, EOI, SOS, DQT, DRI, COM = 0xC4, 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xFE
-BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2  # frames that are coded by Huffman's method
-APPS = range(0xE0, 0xF0)
+BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2  # frames with Huffman coding
+APPLICATION_SEGMENTS = range(0xE0, 0xF0)
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD8), EOI)
-ALL_COEFFICIENTS = b"\0\x3f\0"  # first, last, high and low bit: the end of a sequential scan's header
-# Both begin with a byte that is not repeated: Python then searches three times as fast.
+ALL_COEFFICIENTS = b"\0\x3f\0"  # first and last coefficient, high and low bit: the end of a sequential scan header
+# Both patterns begin with a byte that is not repeated, which makes Python's search three times as fast.
 _MARKER = re.compile(rb"\xff\xff*([^\x00\xff])")
 _MARKER_AFTER_SCAN = re.compile(rb"\xff\xff*[^\x00\xff\xd0-\xd7]")
 
 
 class Segment(NamedTuple):
-    """A marker's second byte, what follows its length, a scan's data; and the bytes before it that belong to none."""
+    """marker: its second byte; body: without the length; scan_data: entropy-coded; stray: bytes before the segment."""
 
     marker: int
     body: bytes
-    coded: bytes
+    scan_data: bytes
     stray: bytes
 
 
-class UnusualSampling(ValueError):
-    """A JPEG whose channels are of sizes that libjpeg-turbo's short way does not offer; others decode it."""
+class UnsupportedSampling(ValueError):
+    """A JPEG with chroma subsampling that libjpeg-turbo's TurboJPEG API does not support. libjpeg decodes it."""
 
 
-def decode(content: bytes, height: int = 0, width: int = 0) -> npt.NDArray[np.uint8]:
-    """[H, W] grey levels of a JPEG of any colour, shrunk by 8, 4 or 2 where no less than height × width is left.
+def decode_grey(content: bytes, min_height: int = 0, min_width: int = 0) -> npt.NDArray[np.uint8]:
+    """Decode a JPEG of any colour space to [H, W] grey, reduced by 8, 4 or 2 if both minimums are still met.
 
-    Raises ValueError with libjpeg's words where pixels may be damaged: at all that it warns of, but for stray bytes
-    and header fields without meaning where the data is whole.
+    Raises ValueError with libjpeg's message if pixels may be damaged. Harmless oddities are repaired first.
     """
-    return _decode(content, height, width)[0]
+    return _decode_or_repair(content, min_height, min_width)[0]
 
 
-def sound(content: bytes) -> bytes:
-    """A JPEG that libjpeg reads without a warning: the same, or one mended. Raises ValueError where `decode` would."""
+def check_and_repair(content: bytes) -> bytes:
+    """Return a JPEG that libjpeg reads without a warning: the same, or a repaired one.
+
+    Raises ValueError with libjpeg's message if pixels may be damaged.
+    """
     try:
-        return _decode(content, 1, 1)[1]  # to an eighth of the size; all data is read even so
-    except UnusualSampling:
-        mended = mend(content)
-        if mended is None:
+        return _decode_or_repair(content, 1, 1)[1]  # reduced by 8, which is fast, but reads all data
+    except UnsupportedSampling:
+        repaired = repair(content)
+        if repaired is None:
             raise
-        return mended
+        return repaired
 
 
-def _decode(content: bytes, height: int, width: int) -> tuple[npt.NDArray[np.uint8], bytes]:
+def _decode_or_repair(content: bytes, min_height: int, min_width: int) -> tuple[npt.NDArray[np.uint8], bytes]:
+    """Return the pixels and the JPEG that they were decoded from: the same, or a repaired one."""
     try:
-        return decode_strictly(content, height, width), content
+        return decode_grey_strictly(content, min_height, min_width), content
     except ValueError as error:
-        mended = mend(content) if MAY_BE_HARMLESS.search(str(error)) else None
-        if mended is None:
+        repaired = repair(content) if MAY_BE_HARMLESS.search(str(error)) else None
+        if repaired is None:
             raise
-    return decode_strictly(mended, height, width), mended
+    return decode_grey_strictly(repaired, min_height, min_width), repaired
 
 
-def decode_strictly(content: bytes, height: int = 0, width: int = 0) -> npt.NDArray[np.uint8]:
-    """As `decode`, but ValueError at any warning."""
+def decode_grey_strictly(content: bytes, min_height: int = 0, min_width: int = 0) -> npt.NDArray[np.uint8]:
+    """Decode like `decode_grey`, but raise ValueError at any warning of libjpeg."""
     try:
-        decoded: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "GRAY", min_height=height, min_width=width)
+        decoded: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            content, "GRAY", min_height=min_height, min_width=min_width
+        )
     except ValueError as error:
-        raise (UnusualSampling if "subsampling level" in str(error) else ValueError)(str(error)) from None
+        raise (UnsupportedSampling if "subsampling level" in str(error) else ValueError)(str(error)) from None
     return decoded[:, :, 0]
 
 
-def parse(content: bytes) -> Iterator[Segment]:
-    """The segments behind SOI, up to EOI. Raises Damaged where one is cut off or EOI is missing."""
+def parse_segments(content: bytes) -> Iterator[Segment]:
+    """Yield the segments after SOI up to EOI. Raises CorruptJpeg if a segment is truncated or EOI is missing."""
     if content[:2] != bytes((0xFF, SOI)):
-        raise Damaged("no JPEG")
+        raise CorruptJpeg("not a JPEG")
     at, marker = 2, SOI
     while marker != EOI:
         found = _MARKER.search(content, at)
         if found is None:
-            raise Damaged("no end marker")
+            raise CorruptJpeg("no end marker")
         marker, stray, at = found[1][0], content[at : found.start()], found.end()
-        body = coded = b""
+        body = scan_data = b""
         if marker not in _WITHOUT_LENGTH:
             length = int.from_bytes(content[at : at + 2], "big")
             body, at = content[at + 2 : at + length], at + max(2, length)
             if len(body) != length - 2:
-                raise Damaged("a segment that is cut off")
+                raise CorruptJpeg("truncated segment")
         if marker == SOS:
-            after = _MARKER_AFTER_SCAN.search(content, at)
-            end = after.start() if after else len(content)
-            coded, at = content[at:end], end
-        yield Segment(marker, body, coded, stray)
+            next_marker = _MARKER_AFTER_SCAN.search(content, at)
+            end = next_marker.start() if next_marker else len(content)
+            scan_data, at = content[at:end], end
+        yield Segment(marker, body, scan_data, stray)
 
 
-def join(segments: list[Segment]) -> bytes:
-    """The bytes of a JPEG, without what was stray."""
+def join_segments(segments: list[Segment]) -> bytes:
+    """Join segments into a JPEG, without their stray bytes."""
     parts = [bytes((0xFF, SOI))]
-    for marker, body, coded, _ in segments:
+    for marker, body, scan_data, _ in segments:
         length = b"" if marker in _WITHOUT_LENGTH else (len(body) + 2).to_bytes(2, "big")
-        parts.append(bytes((0xFF, marker)) + length + body + coded)
+        parts.append(bytes((0xFF, marker)) + length + body + scan_data)
     return b"".join(parts)
 
 
-def mend(content: bytes) -> bytes | None:
-    """The same picture without what libjpeg warns of needlessly; None where data may be damaged.
+def repair(content: bytes) -> bytes | None:
+    """Return a JPEG of the same pixels without the oddities in MAY_BE_HARMLESS; None if pixels may be damaged.
 
-    Stray bytes go only where every scan's codes end where its data ends, or right before what is left over, and where
-    every coefficient has all its bits: else what looks stray may be the rest of a table or scan that was lost.
+    Stray bytes are removed only if the codes of every scan end at or right before them, and if every coefficient has
+    all its bits. Otherwise they may be the rest of a lost table or scan.
     """
-    frame, every = None, 0
-    tables: dict[int, Table] = {}
-    filled: dict[int, list[int]] = {}
-    lowest: dict[tuple[int, int], int] = {}  # (component, coefficient) → the lowest bit sent so far
-    mended = []
+    frame, restart_interval = None, 0
+    tables: dict[int, HuffmanTable] = {}
+    nonzero: dict[int, list[int]] = {}
+    lowest_bit: dict[tuple[int, int], int] = {}  # (component, coefficient) → the lowest bit coded so far
+    repaired = []
     try:
-        for segment in parse(content):
+        for segment in parse_segments(content):
             if segment.marker in (BASELINE, EXTENDED, PROGRESSIVE):
-                frame = _parse_frame(segment)
+                frame = _parse_frame_header(segment)
             elif segment.marker == DHT:
                 tables |= build_tables(segment.body)
             elif segment.marker == DRI:
-                every = int.from_bytes(segment.body, "big")
+                restart_interval = int.from_bytes(segment.body, "big")
             elif segment.marker == SOS:
                 if frame is None:
                     return None
-                segment, scan = _parse_scan(segment, frame)
-                segment = segment._replace(coded=cut_scan(segment.coded, frame, scan, tables, every, filled))
-                lowest |= {(component, place): scan.low for component, _, _ in scan.components
-                           for place in range(scan.first, scan.last + 1)}  # fmt: skip
-            mended.append(_without_warning(segment))
-    except (Damaged, IndexError):
+                segment, scan = _parse_scan_header(segment, frame)
+                scan_data = trim_scan(segment.scan_data, frame, scan, tables, restart_interval, nonzero)
+                segment = segment._replace(scan_data=scan_data)
+                lowest_bit |= {(component, coefficient): scan.low for component, _, _ in scan.components
+                               for coefficient in range(scan.first, scan.last + 1)}  # fmt: skip
+            repaired.append(_replace_ignored(segment))
+    except (CorruptJpeg, IndexError):
         return None
-    if frame is None or set(lowest.values()) != {0} or len(lowest) != 64 * len(frame.components):
+    if frame is None or set(lowest_bit.values()) != {0} or len(lowest_bit) != 64 * len(frame.components):
         return None
-    return join(mended)
+    return join_segments(repaired)
 
 
-def _without_warning(segment: Segment) -> Segment:
-    """A revision of JFIF that is known; an empty comment for a colour profile, which nothing here applies."""
-    if segment.marker == APPS[0] and segment.body[:5] == b"JFIF\0":
+def _replace_ignored(segment: Segment) -> Segment:
+    """Replace what libjpeg warns about and nothing here uses: an unknown JFIF revision and a colour profile."""
+    if segment.marker == APPLICATION_SEGMENTS[0] and segment.body[:5] == b"JFIF\0":
         return segment._replace(body=b"JFIF\0\1\1" + segment.body[7:])
-    return segment._replace(marker=COM, body=b"") if segment.marker == APPS[2] else segment
+    return segment._replace(marker=COM, body=b"") if segment.marker == APPLICATION_SEGMENTS[2] else segment
 
 
-def _parse_frame(segment: Segment) -> Frame:
-    """What SOF says. Raises Damaged, or IndexError where it is cut off."""
+def _parse_frame_header(segment: Segment) -> FrameHeader:
+    """Parse a start-of-frame segment. Raises CorruptJpeg, or IndexError if it is truncated."""
     body = segment.body
     components = {body[at]: (body[at + 1] >> 4, body[at + 1] & 15) for at in range(6, 6 + 3 * body[5], 3)}
-    factors = [factor for both in components.values() for factor in both]
+    factors = [factor for pair in components.values() for factor in pair]
     if body[0] not in (8, 12) or not factors or not all(1 <= factor <= 4 for factor in factors):
-        raise Damaged("an image of nothing")
+        raise CorruptJpeg("invalid frame header")
     height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
-    return Frame(segment.marker == PROGRESSIVE, width, height, components)
+    return FrameHeader(segment.marker == PROGRESSIVE, width, height, components)
 
 
-def _parse_scan(segment: Segment, frame: Frame) -> tuple[Segment, Scan]:
-    """What SOS says, and the same with what it leaves blank. Raises Damaged, or IndexError where it is cut off."""
+def _parse_scan_header(segment: Segment, frame: FrameHeader) -> tuple[Segment, ScanHeader]:
+    """Parse a start-of-scan segment, and set its coefficient range if the encoder left it zero.
+
+    Raises CorruptJpeg, or IndexError if it is truncated.
+    """
     body = segment.body
     components = tuple((body[at], body[at + 1] >> 4, body[at + 1] & 15) for at in range(1, 1 + 2 * body[0], 2))
     if not components:
-        raise Damaged("a scan of nothing")
+        raise CorruptJpeg("scan without components")
     if not frame.progressive:
         if body[-3:] == bytes(3):
             segment = segment._replace(body=body[:-3] + ALL_COEFFICIENTS)
-        return segment, Scan(components, 0, 63, 0, 0)
+        return segment, ScanHeader(components, 0, 63, 0, 0)
     first, last, bits = body[1 + 2 * len(components)], body[2 + 2 * len(components)], body[3 + 2 * len(components)]
     if last > 63 or first > last or (first and len(components) > 1):
-        raise Damaged("a scan of nothing")
-    return segment, Scan(components, first, last, bits >> 4, bits & 15)
+        raise CorruptJpeg("invalid range of coefficients")
+    return segment, ScanHeader(components, first, last, bits >> 4, bits & 15)

@@ -1,46 +1,49 @@
-"""The JPEGs in a TIFF: libtiff decodes them without a word about damage, so they are looked at one by one."""
+"""Extract the JPEGs of a TIFF. libtiff decodes corrupt ones without a warning, so each is checked separately."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from shard.jpeg.segments import DHT, DQT, join, parse
+from shard.jpeg.segments import DHT, DQT, join_segments, parse_segments
 
-_COMPRESSION, _TABLES, _OLD_START, _OLD_LENGTH = 259, 347, 513, 514
-_OLD_STYLE, _NEW_STYLE = 6, 7
-_PLACES = ((273, 279), (324, 325))  # offsets and lengths, of strips and of tiles
+# TIFF tags.
+_COMPRESSION, _JPEG_TABLES, _OLD_JPEG_OFFSET, _OLD_JPEG_LENGTH = 259, 347, 513, 514
+_OFFSETS_AND_LENGTHS = ((273, 279), (324, 325))  # of strips, of tiles
+# Values of the compression tag.
+_OLD_STYLE_JPEG, _JPEG = 6, 7
 
 
 class UnsupportedTiff(Exception):
-    """A TIFF whose JPEGs can't be looked at; its text is the reason."""
+    """A TIFF whose JPEGs can't be checked. The text is the reason."""
 
 
-def jpegs(tags: Any, content: bytes) -> Iterator[bytes]:
-    """Each strip or tile of a TIFF as a JPEG by itself, with the tables that all share; none where it has others.
+def extract_jpegs(tags: Any, content: bytes) -> Iterator[bytes]:
+    """Yield each strip or tile of a JPEG-compressed TIFF as a complete JPEG. tags: Pillow's `tag_v2`.
 
-    tags: Pillow's `tag_v2`. Raises UnsupportedTiff for old-style JPEG (TIFF 6.0, section 22) whose parts lie apart.
+    Yields nothing if the compression is not JPEG. Raises UnsupportedTiff if an old-style JPEG (TIFF 6.0, section 22) is
+    stored in separate parts.
     """
     compression = tags.get(_COMPRESSION)
-    if compression == _OLD_STYLE:
-        start = tags.get(_OLD_START, 0)
-        whole = content[start : start + tags.get(_OLD_LENGTH, 0)] if start else b""
-        if b"\xff\xda" not in whole:
-            raise UnsupportedTiff("TIFF with old-style JPEG compression whose parts lie apart: convert it")
-        yield whole
-    elif compression == _NEW_STYLE:
-        tables = _shared_tables(tags)
-        for offsets, lengths in _PLACES:
+    if compression == _OLD_STYLE_JPEG:
+        start = tags.get(_OLD_JPEG_OFFSET, 0)
+        jpeg = content[start : start + tags.get(_OLD_JPEG_LENGTH, 0)] if start else b""
+        if b"\xff\xda" not in jpeg:
+            raise UnsupportedTiff("TIFF with old-style JPEG compression in separate parts: convert the file")
+        yield jpeg
+    elif compression == _JPEG:
+        tables = _read_shared_tables(tags)
+        for offsets, lengths in _OFFSETS_AND_LENGTHS:
             for start, length in zip(_as_tuple(tags.get(offsets)), _as_tuple(tags.get(lengths)), strict=False):
-                own = content[start : start + length]
-                yield tables + own[2:] if tables else own
+                jpeg = content[start : start + length]
+                yield tables + jpeg[2:] if tables else jpeg
 
 
-def _shared_tables(tags: Any) -> bytes:
-    """SOI and the tables that come before each JPEG's own; what else is with them, a JPEG's own SOI makes void."""
-    if _TABLES not in tags:
+def _read_shared_tables(tags: Any) -> bytes:
+    """Return SOI and the shared DQT and DHT segments. Others have no effect, because each JPEG's SOI resets them."""
+    if _JPEG_TABLES not in tags:
         return b""
-    return join([segment for segment in parse(tags[_TABLES]) if segment.marker in (DQT, DHT)])
+    return join_segments([segment for segment in parse_segments(tags[_JPEG_TABLES]) if segment.marker in (DQT, DHT)])
 
 
 def _as_tuple(value: Any) -> tuple[int, ...]:

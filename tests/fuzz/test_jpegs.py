@@ -10,10 +10,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from shard.dicom.image import is_installed
-from shard.image import UnreadableImage, load
-from shard.jpeg.bare import without_metadata
-from shard.jpeg.segments import APPS, COM, parse
+from shard.dicom.image import has_pydicom
+from shard.errors import UnreadableImage
+from shard.image import load_grey_and_bytes
+from shard.jpeg.metadata import strip_metadata
+from shard.jpeg.segments import APPLICATION_SEGMENTS, COM, parse_segments
 from tests.damage import encode, kinds, radiograph
 from tests.fuzz import SEED, inputs, mutate, report_counts
 
@@ -33,7 +34,7 @@ def by_dali(jpegs: list[bytes]) -> list[np.ndarray]:
 
 def test_a_mutated_jpeg_is_refused_or_every_decoder_sees_the_same_in_what_is_kept(tmp_path: Path) -> None:
     rng = np.random.default_rng([SEED, 7])
-    sources = [kind for name, kind in kinds().items() if "DICOM" not in name or is_installed()]
+    sources = [kind for name, kind in kinds().items() if "DICOM" not in name or has_pydicom()]
     as_file = kinds()["grey"][2]
     sources += [("jpg", [encode(radiograph(), comment=b"Doe^Jane", **options)], as_file) for options in
                 ({}, {"quality": 20}, {"optimize": True}, {"restart_marker_blocks": 3}) for _ in range(4)]  # fmt: skip
@@ -43,14 +44,14 @@ def test_a_mutated_jpeg_is_refused_or_every_decoder_sees_the_same_in_what_is_kep
         path = tmp_path / f"image.{ending}"
         make(path, [mutate(jpeg, rng), *others])
         try:
-            grey, content = load(path, int(rng.choice([40, 200])))
+            grey, content = load_grey_and_bytes(path, int(rng.choice([40, 200])))
         except UnreadableImage as error:
             assert 5 < len(str(error)) < 200
             refused += 1
             continue
-        bare = without_metadata(content, grey)
+        bare = strip_metadata(content, grey)
         if bare is not None:
-            assert all(segment.marker not in (*APPS, COM) for segment in parse(bare))
+            assert all(segment.marker not in (*APPLICATION_SEGMENTS, COM) for segment in parse_segments(bare))
             assert (simplejpeg.decode_jpeg(bare, "GRAY")[:, :, 0] == grey).all()
             assert (np.asarray(Image.open(io.BytesIO(bare))) == grey).all()
             kept.append((bare, grey))

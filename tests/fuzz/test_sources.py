@@ -14,7 +14,7 @@ import simplejpeg
 import webdataset
 from PIL import Image
 
-from shard.dicom.image import is_installed
+from shard.dicom.image import has_pydicom
 from shard.manifest import read_manifest
 from shard.table import read_table
 from tests.conftest import ROOT
@@ -38,7 +38,7 @@ def originals(folder: Path, radiograph: Path) -> list[Path]:
     Image.fromarray(grey.astype(np.uint16) * 99).save(folder / "deep.tif")
     image.convert("RGB").save(folder / "packed.tif", compression="tiff_lzw")
     Image.fromarray(grey.astype(np.float32)).save(folder / "float.tif")
-    if is_installed():
+    if has_pydicom():
         window = {"WindowCenter": 2000, "WindowWidth": 3000}
         write_dicom(folder / "deep.dcm", grey.astype(np.uint16) * 16, BitsStored=12, **window)
     return sorted(folder.iterdir())
