@@ -18,9 +18,9 @@ from torchvision.transforms import v2
 from pipeline.augmentation import Augmentation
 from pipeline.prefetch import prefetch
 from pipeline.sampler import Batch
-from pipeline.torchvision_views import START
+from pipeline.torchvision_views import START_METHOD
 from pipeline.view_parameters import sample_view_parameters
-from pipeline.workers import explaining_workers
+from pipeline.workers import translate_worker_errors
 from shard.fetch import Fetcher
 from shard.manifest import Manifest
 
@@ -39,8 +39,8 @@ def published_views(
     """The study's loader: PIL in RGB, torchvision's transforms, DataLoader workers; two views, each [B, 3, S, S]."""
     loader = DataLoader(_Published(fetcher, augmentation), batch_size, shuffle=True, num_workers=threads,
                         drop_last=True,
-                        persistent_workers=True, multiprocessing_context=START)  # fmt: skip
-    with explaining_workers(threads):
+                        persistent_workers=True, multiprocessing_context=START_METHOD)  # fmt: skip
+    with translate_worker_errors(threads):
         while True:
             yield from loader
 

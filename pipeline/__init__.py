@@ -1,4 +1,4 @@
-"""Shards → batches of two augmented views on the device."""
+"""Read shards and yield batches of two augmented views on the device."""
 
 from shard.environment import check_environment
 

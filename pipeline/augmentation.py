@@ -1,4 +1,4 @@
-"""Augmentation: every augmentation number, once, for all backends."""
+"""The augmentation hyperparameters, defined once for all backends."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-ViewDevice = Literal["auto", "cpu", "gpu"]  # views are made
+ViewDevice = Literal["auto", "cpu", "gpu"]  # where views are computed
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How an image becomes a view, in this order: crop, resize, blur, brightness, contrast, flip, normalise.
+    """Hyperparameters of a view: crop, resize, blur, brightness, contrast, flip, normalise, in this order.
 
-    size: pixels a side of a view. crop_area, crop_ratio: share of the image's area, width/height of the crop.
-    blur_sigma: in pixels of the view; the Gaussian is cut at 3 sigma. brightness, contrast: factors are drawn
-    from 1 ± this; contrast pivots on the view's mean. mean, std: of the training pixels, as shares of full scale.
-    patient_positive: the probability that view 2 is of another image of the patient (Azizi et al., 2021, "Big
-    self-supervised models advance medical image classification"), where it has a partner in its shard.
-    Source: SimCLR (Chen et al., 2020, appendix A) without colour, since radiographs are grey.
+    size: height and width of a view in pixels. crop_area: range of the crop's area, relative to the image's.
+    crop_ratio: range of the crop's width / height. blur_sigma: range in pixels of the view; the kernel is cut at
+    3 sigma. brightness, contrast: factors are sampled from 1 ± this value; contrast pivots on the view's mean.
+    mean, std: of the training pixels, scaled to 0…1. patient_positive: probability that view 2 shows another image
+    of the same patient, if its shard contains one (Azizi et al., 2021, "Big self-supervised models advance medical
+    image classification"). Source: SimCLR (Chen et al., 2020, appendix A) without color, since radiographs are grey.
     """
 
     size: int = 224
@@ -34,18 +34,19 @@ class Augmentation:
     patient_positive: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError where no view can be made so: an augmentation may be read from a file."""
-        shares = (self.flip_probability, self.blur_probability, self.patient_positive, self.brightness, self.contrast)
+        """Raise ValueError if a hyperparameter is out of range: an augmentation may be read from a file."""
+        fractions = (self.flip_probability, self.blur_probability, self.patient_positive, self.brightness,
+                     self.contrast)  # fmt: skip
         ranges = (self.crop_area, self.crop_ratio, self.blur_sigma)
         if not (
             type(self.size) is int and 1 <= self.size <= 4096
             and _are_numbers(self.mean, self.std) and self.std > 0
-            and _are_numbers(*shares) and all(0 <= share <= 1 for share in shares)
+            and _are_numbers(*fractions) and all(0 <= fraction <= 1 for fraction in fractions)
             and all(type(pair) in (tuple, list) and len(pair) == 2 and _are_numbers(*pair) and 0 < pair[0] <= pair[1]
                     for pair in ranges)
             and self.crop_area[1] <= 1
         ):  # fmt: skip
-            raise ValueError(f"no views can be made by {self}")
+            raise ValueError(f"no views can be made with {self}")
 
 
 def _are_numbers(*values: Any) -> bool:
@@ -55,7 +56,7 @@ def _are_numbers(*values: Any) -> bool:
 
 @dataclass(frozen=True)
 class View:
-    """The parameters of one view, in the order of sample_view_parameters; sigma 0 means no blur."""
+    """The sampled parameters of one view, in pixels of the image; sigma 0 means no blur."""
 
     top: int
     left: int
@@ -68,10 +69,10 @@ class View:
 
 
 def smallest_view_size(augmentation: Augmentation) -> int:
-    """The smallest views the loaders make: the fused operator works by 16 pixels, and a blur mirrors the border."""
+    """Return the smallest supported view size: the fused kernel needs 16 pixels, reflection padding radius + 1."""
     return max(16, blur_radius(augmentation.blur_sigma[1]) + 1)
 
 
 def blur_radius(sigma: float) -> int:
-    """Pixels on each side that a Gaussian cut at 3 sigma reaches; DALI's own rule, shared by all backends."""
+    """Return the radius in pixels of a Gaussian kernel cut at 3 sigma, as DALI computes it."""
     return math.ceil(3 * sigma)

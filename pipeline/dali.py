@@ -1,4 +1,7 @@
-"""NVIDIA DALI: the only file that imports it. It decodes; views are stock operators on a GPU, one fused on a CPU."""
+"""The NVIDIA DALI backend, and the only module that imports DALI.
+
+DALI reads, decodes and, on a GPU, computes the views with its own operators. On a CPU one fused operator computes them.
+"""
 
 from __future__ import annotations
 
@@ -13,171 +16,172 @@ from nvidia.dali.plugin.numba import NumbaFunction
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from pipeline.augmentation import Augmentation
-from pipeline.dali_inputs import BATCHES_QUEUED, BatchInputs, fused_parameters, resize_inputs, stock_parameters
+from pipeline.dali_inputs import PREFETCH_QUEUE_DEPTH, BatchInputs, fused_parameters, resize_inputs, stock_parameters
 from pipeline.fused import Workspaces, dali_constants, dali_functions
 from pipeline.sampler import Batch
 from shard.fetch import Fetcher
 
-PIPELINES = 4  # side by side on a CPU, at most: each holds its own batches in memory
-Made = TypeVar("Made")
+CPU_PIPELINES = 4  # at most: each keeps its own batches in memory
+Output = TypeVar("Output")
 
 
 def view_batches(
     fetcher: Fetcher, batches: Iterable[Batch], augmentation: Augmentation, *, seed: int, device: torch.device,
-    fused: bool,
-    threads: int, half: bool,
+    fused: bool, threads: int, half: bool,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
-    """Both views of each batch's images, on the device.
+    """Yield both views of each batch's images, [B, 1, S, S] on the device each.
 
-    fused: made on the CPU by the fused operator, and carried to the device; else by stock operators on the device.
+    fused: compute them on the CPU by the fused operator, then copy them to the device; else by stock operators on the
+    device.
     """
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """A pipeline's share of the batches."""
+        inputs_of = fused_parameters if fused else stock_parameters
+        inputs = BatchInputs(fetcher, batches, lambda batch, shapes: inputs_of(augmentation, seed, batch, shapes))
         if fused:
-            feed = BatchInputs(fetcher, batches, lambda batch, shapes: fused_parameters(augmentation, seed, batch,
-                                                                                        shapes))
-            side = 2 * max(feed.first_shape)  # generous: most images of a set are about as large as its first
-            spaces = Workspaces(threads, augmentation, side, side)
-            graph = _fused_views(feed, augmentation, half, spaces, **_arguments(feed, device, threads))
-            graph.spaces = spaces  # its threads work in there, and it waits for them before it goes
+            side = 2 * max(inputs.first_image_shape)  # generous: most images of a dataset are about as large
+            workspaces = Workspaces(threads, augmentation, side, side)
+            graph = _fused_views(inputs, augmentation, half, workspaces, **_arguments(inputs, device, threads))
+            graph.workspaces = workspaces  # its threads use this memory until the pipeline is destroyed
         else:
-            feed = BatchInputs(fetcher, batches, lambda batch, shapes: stock_parameters(augmentation, seed, batch,
-                                                                                        shapes))
-            graph = _stock_views(feed, augmentation, half, **_arguments(feed, device, threads))
-        for (made,) in feed.translate_errors(_iterate(graph, ["view1", "view2"])):
-            yield made["view1"], made["view2"]
+            graph = _stock_views(inputs, augmentation, half, **_arguments(inputs, device, threads))
+        for (output,) in inputs.translate_errors(_iterate(graph, ["view1", "view2"])):
+            yield output["view1"], output["view2"]
 
-    return _interleave(start, batches, threads, PIPELINES if fused else 1)
+    return _interleave(start, batches, threads, CPU_PIPELINES if fused else 1)
 
 
 def image_batches(
     fetcher: Fetcher, batches: Iterable[Batch], size: int, mean: float, std: float, *, device: torch.device,
     workers: int, interpolation: str,
 ) -> Iterator[torch.Tensor]:  # fmt: skip
-    """Each batch's images whole, resized and normalised, on the device."""
+    """Yield each batch's uncropped images, resized and normalised, [B, 1, S, S] float32 on the device."""
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[torch.Tensor]:
-        """A pipeline's share of the batches."""
-        feed = BatchInputs(fetcher, batches, lambda batch, shapes: resize_inputs(shapes, size, interpolation))
-        graph = _whole_images(feed, size, mean, std, interpolation, **_arguments(feed, device, threads))
-        for (made,) in feed.translate_errors(_iterate(graph, ["image"])):
-            yield made["image"]
+        inputs = BatchInputs(fetcher, batches, lambda batch, shapes: resize_inputs(shapes, size, interpolation))
+        graph = _whole_images(inputs, size, mean, std, interpolation, **_arguments(inputs, device, threads))
+        for (output,) in inputs.translate_errors(_iterate(graph, ["image"])):
+            yield output["image"]
 
-    return _interleave(start, batches, workers, 1 if device.type == "cuda" else PIPELINES)
+    return _interleave(start, batches, workers, _pipelines_on(device))
 
 
 def decode_batches(
     fetcher: Fetcher, batches: Iterable[Batch], *, device: torch.device, threads: int
 ) -> Iterator[int]:
-    """Read and decode and do nothing else: yields how many images, a batch at a time."""
+    """Read and decode each batch, discard the images and yield their number."""
 
     def start(batches: Iterable[Batch], threads: int) -> Iterator[int]:
-        """A pipeline's share of the batches, counted."""
-        feed = BatchInputs(fetcher, batches, lambda batch, shapes: ())
-        graph = _decoded(feed, **_arguments(feed, device, threads))
-        yield from feed.translate_errors(_counted(graph))
+        inputs = BatchInputs(fetcher, batches, lambda batch, shapes: ())
+        yield from inputs.translate_errors(_batch_sizes(_decoded(inputs, **_arguments(inputs, device, threads))))
 
-    return _interleave(start, batches, threads, 1 if device.type == "cuda" else PIPELINES)
+    return _interleave(start, batches, threads, _pipelines_on(device))
+
+
+def _pipelines_on(device: torch.device) -> int:
+    return 1 if device.type == "cuda" else CPU_PIPELINES
 
 
 def _interleave(
-    start: Callable[[Iterable[Batch], int], Iterator[Made]], batches: Iterable[Batch], threads: int, most: int
-) -> Iterator[Made]:
-    """Batches in their order from some pipelines in turn, which share the threads.
+    start: Callable[[Iterable[Batch], int], Iterator[Output]], batches: Iterable[Batch], threads: int, limit: int
+) -> Iterator[Output]:
+    """Distribute the batches round-robin over up to `limit` pipelines that share the threads; yield results in order.
 
-    After each of its operators a pipeline waits for its last thread; another's work fills that gap.
+    A pipeline waits for its slowest thread after each operator. Several pipelines fill these gaps.
     """
-    count, made = min(threads, most), []
+    count, pipelines = min(threads, limit), []
     for k, copy in enumerate(tee(batches, count)):
         own = islice(copy, k, None, count)
         if (first := next(own, None)) is not None:  # else there are fewer batches than pipelines
-            made.append(start(chain([first], own), threads // count + (k < threads % count)))
-    for turn in cycle(made):
+            pipelines.append(start(chain([first], own), threads // count + (k < threads % count)))
+    for pipeline in cycle(pipelines):
         try:
-            yield next(turn)
+            yield next(pipeline)
         except StopIteration:
             return
 
 
-def _inputs(feed: BatchInputs, kinds: list[Any], dimensions: list[int]) -> list[Any]:
-    """The graph's inputs: bytes, with partners those of view 2, then each of the parameters' arrays."""
-    encoded = 1 + feed.paired
-    inputs: list[Any] = fn.external_source(
-        source=iter(feed), num_outputs=encoded + len(kinds), batch=True, no_copy=True,
-        dtype=[types.UINT8] * encoded + kinds, ndim=[1] * encoded + dimensions,
+def external_inputs(inputs: BatchInputs, dtypes: list[Any], ndims: list[int]) -> list[Any]:
+    """Define the graph's inputs: encoded images, with partners also those of view 2, then the parameter arrays."""
+    encoded = 1 + inputs.has_partners
+    nodes: list[Any] = fn.external_source(
+        source=iter(inputs), num_outputs=encoded + len(dtypes), batch=True, no_copy=True,
+        dtype=[types.UINT8] * encoded + dtypes, ndim=[1] * encoded + ndims,
     )  # fmt: skip
-    return inputs
+    return nodes
 
 
-# Of feed.resize_inputs: margin, shape with it, where the image lies in it, factors of rows and of columns.
-RESIZE_KINDS, RESIZE_DIMENSIONS = [types.INT32] * 2 + [types.FLOAT] * 4, [1, 1, 1, 1, 3, 3]
-# Of feed.view_inputs: start, extent, those above, flip, sigma, contrast.
-VIEW_KINDS = [types.INT32] * 2 + RESIZE_KINDS + [types.INT32, types.FLOAT, types.FLOAT]
-VIEW_DIMENSIONS = [1, 1, *RESIZE_DIMENSIONS, 0, 0, 0]
-BOX_KINDS, BOX_DIMENSIONS = [types.INT32, types.INT32], [1, 1]
+# Types and dimensions per sample of the arrays of dali_inputs.resize_inputs and view_inputs, and of a box's start and
+# shape.
+RESIZE_DTYPES, RESIZE_NDIMS = [types.INT32] * 2 + [types.FLOAT] * 4, [1, 1, 1, 1, 3, 3]
+VIEW_DTYPES = [types.INT32] * 2 + RESIZE_DTYPES + [types.INT32, types.FLOAT, types.FLOAT]
+VIEW_NDIMS = [1, 1, *RESIZE_NDIMS, 0, 0, 0]
+BOX_DTYPES, BOX_NDIMS = [types.INT32, types.INT32], [1, 1]
 
 
-# In these two a sample's branch alone is run: where view 2 is of no partner, none is decoded.
-
-
-@pipeline_def
-def _stock_views(feed: BatchInputs, augmentation: Augmentation, half: bool) -> tuple[Any, Any]:
-    if feed.paired:
-        encoded, others, *drawn, paired = _inputs(feed, [*VIEW_KINDS * 2, types.BOOL], [*VIEW_DIMENSIONS * 2, 0])
-        image = decode(encoded, feed.raw_size, on_gpu=on_gpu())
-        if paired:  # noqa: SIM108 – a sample's, for DALI, which knows no other form
-            other = decode(others, feed.raw_size, on_gpu=on_gpu())
-        else:
-            other = image
-    else:
-        encoded, *drawn = _inputs(feed, VIEW_KINDS * 2, VIEW_DIMENSIONS * 2)
-        image = other = decode(encoded, feed.raw_size, on_gpu=on_gpu())
-    first, second = drawn[: len(VIEW_KINDS)], drawn[len(VIEW_KINDS) :]
-    return make_view(image, first, augmentation, half=half), make_view(other, second, augmentation, half=half)
+# DALI runs only the branch that a sample takes in `if has_partner`: it decodes a second image only if there is one.
 
 
 @pipeline_def
-def _fused_views(feed: BatchInputs, augmentation: Augmentation, half: bool, spaces: Workspaces) -> tuple[Any, Any]:
-    if feed.paired:
-        encoded, others, drawn, start, extent, its_start, its_extent, paired = _inputs(feed,
-            [types.FLOAT64, *BOX_KINDS, *BOX_KINDS, types.BOOL], [2, *BOX_DIMENSIONS, *BOX_DIMENSIONS, 0])
-        image = decode_box(encoded, start, extent, feed.raw_size)
-        if paired:  # noqa: SIM108 – as above
-            other = decode_box(others, its_start, its_extent, feed.raw_size)
+def _stock_views(inputs: BatchInputs, augmentation: Augmentation, half: bool) -> tuple[Any, Any]:
+    if inputs.has_partners:
+        encoded, encoded2, *parameters, has_partner = external_inputs(
+            inputs, [*VIEW_DTYPES * 2, types.BOOL], [*VIEW_NDIMS * 2, 0])  # fmt: skip
+        image = decode(encoded, inputs.raw_size, on_gpu=on_gpu())
+        if has_partner:  # noqa: SIM108 – DALI translates this statement, but not a conditional expression
+            image2 = decode(encoded2, inputs.raw_size, on_gpu=on_gpu())
         else:
-            other = image
+            image2 = image
     else:
-        encoded, drawn, start, extent = _inputs(feed, [types.FLOAT64, *BOX_KINDS], [2, *BOX_DIMENSIONS])
-        image = other = decode_box(encoded, start, extent, feed.raw_size)
-    same = [np.repeat(array[None], feed.batch_size, axis=0) for array in dali_constants(spaces, augmentation)]
-    constants = fn.external_source(source=lambda: same, num_outputs=3, batch=True, no_copy=True)
-    view1, view2 = fused_views(image, other, drawn, constants, half=half)
+        encoded, *parameters = external_inputs(inputs, VIEW_DTYPES * 2, VIEW_NDIMS * 2)
+        image = image2 = decode(encoded, inputs.raw_size, on_gpu=on_gpu())
+    first, second = parameters[: len(VIEW_DTYPES)], parameters[len(VIEW_DTYPES) :]
+    return make_view(image, first, augmentation, half=half), make_view(image2, second, augmentation, half=half)
+
+
+@pipeline_def
+def _fused_views(
+    inputs: BatchInputs, augmentation: Augmentation, half: bool, workspaces: Workspaces
+) -> tuple[Any, Any]:  # fmt: skip
+    if inputs.has_partners:
+        encoded, encoded2, parameters, start, shape, start2, shape2, has_partner = external_inputs(
+            inputs, [types.FLOAT64, *BOX_DTYPES, *BOX_DTYPES, types.BOOL], [2, *BOX_NDIMS, *BOX_NDIMS, 0])  # fmt: skip
+        image = decode_box(encoded, start, shape, inputs.raw_size)
+        if has_partner:  # noqa: SIM108 – as above
+            image2 = decode_box(encoded2, start2, shape2, inputs.raw_size)
+        else:
+            image2 = image
+    else:
+        encoded, parameters, start, shape = external_inputs(inputs, [types.FLOAT64, *BOX_DTYPES], [2, *BOX_NDIMS])
+        image = image2 = decode_box(encoded, start, shape, inputs.raw_size)
+    repeated = [np.repeat(array[None], inputs.batch_size, axis=0) for array in dali_constants(workspaces, augmentation)]
+    constants = fn.external_source(source=lambda: repeated, num_outputs=3, batch=True, no_copy=True)
+    view1, view2 = fused_views(image, image2, parameters, constants, half=half)
     return (view1.gpu(), view2.gpu()) if on_gpu() else (view1, view2)
 
 
 @pipeline_def
-def _whole_images(feed: BatchInputs, size: int, mean: float, std: float, interpolation: str) -> Any:
-    encoded, *given = _inputs(feed, RESIZE_KINDS, RESIZE_DIMENSIONS)
-    resized = resize(decode(encoded, feed.raw_size, on_gpu=on_gpu()), given, size, interpolation)
-    if interpolation == "bicubic":  # overshoots at edges, as the 8-bit images that networks are trained on can't
+def _whole_images(inputs: BatchInputs, size: int, mean: float, std: float, interpolation: str) -> Any:
+    encoded, *parameters = external_inputs(inputs, RESIZE_DTYPES, RESIZE_NDIMS)
+    resized = resize(decode(encoded, inputs.raw_size, on_gpu=on_gpu()), parameters, size, interpolation)
+    if interpolation == "bicubic":  # overshoots at edges; 8-bit images, which networks are trained on, are clipped
         resized = math.clamp(resized, 0.0, 255.0)
     return normalise(resized, mean, std)
 
 
 @pipeline_def
-def _decoded(feed: BatchInputs) -> Any:
-    (encoded,) = _inputs(feed, [], [])
-    return decode(encoded, feed.raw_size, on_gpu=on_gpu())
+def _decoded(inputs: BatchInputs) -> Any:
+    (encoded,) = external_inputs(inputs, [], [])
+    return decode(encoded, inputs.raw_size, on_gpu=on_gpu())
 
 
 def on_gpu() -> bool:
-    """Whether the pipeline being defined is one for a GPU."""
+    """Whether the pipeline that is being defined runs on a GPU."""
     return Pipeline.current().device_id is not None
 
 
 def decode(encoded: Any, raw_size: int | None, *, on_gpu: bool) -> Any:
-    """Encoded bytes → image HWC uint8 with one channel."""
+    """Decode JPEG or raw bytes into an image [H, W, 1] uint8."""
     if raw_size:
         image = fn.reshape(encoded, shape=[raw_size, raw_size, 1], layout="HWC")
         return image.gpu() if on_gpu else image
@@ -185,17 +189,17 @@ def decode(encoded: Any, raw_size: int | None, *, on_gpu: bool) -> Any:
                              adjust_orientation=False)  # fmt: skip
 
 
-def decode_box(encoded: Any, start: Any, extent: Any, raw_size: int | None) -> Any:
-    """Encoded bytes → the part of an image that begins at `start` and is `extent` large, on the CPU."""
+def decode_box(encoded: Any, start: Any, shape: Any, raw_size: int | None) -> Any:
+    """Decode a box of an image on the CPU, [h, w, 1] uint8; start, shape: its (row, column) and (height, width)."""
     if raw_size:
-        return fn.slice(decode(encoded, raw_size, on_gpu=False), start=start, shape=extent, axes=[0, 1])
-    # libjpeg-turbo passes over what lies left, right and below.
-    return fn.decoders.image_slice(encoded, device="cpu", start=start, shape=extent, axes=[0, 1],
+        return fn.slice(decode(encoded, raw_size, on_gpu=False), start=start, shape=shape, axes=[0, 1])
+    # libjpeg-turbo skips what lies left, right and below.
+    return fn.decoders.image_slice(encoded, device="cpu", start=start, shape=shape, axes=[0, 1],
                                    output_type=types.GRAY, adjust_orientation=False)  # fmt: skip
 
 
-class FusedViews(NumbaFunction):  # type: ignore[misc]  # DALI leaves it untyped
-    """numba_function, for functions that are compiled already."""
+class CompiledFunction(NumbaFunction):  # type: ignore[misc]  # DALI leaves it untyped
+    """DALI's numba_function for functions that are already compiled."""
 
     def _get_run_fn_cpu(self, run_fn: Any, *_: Any) -> int:
         return int(run_fn.address)
@@ -204,71 +208,75 @@ class FusedViews(NumbaFunction):  # type: ignore[misc]  # DALI leaves it untyped
         return int(setup_fn.address)
 
 
-def fused_views(image: Any, other: Any, parameters: Any, constants: Any, *, half: bool) -> tuple[Any, Any]:
-    """Both views by pipeline.fused inside the graph: images HWC uint8, one a view → two CHW, float32 or float16.
+def fused_views(image: Any, image2: Any, parameters: Any, constants: Any, *, half: bool) -> tuple[Any, Any]:
+    """Compute both views by pipeline.fused in the graph, [1, size, size] float32 or float16 each.
 
-    parameters: [2, 8], each within its image. constants: fused.dali_constants.
+    image, image2: of view 1 and view 2, [H, W, 1] uint8. parameters: [2, 8], crops relative to their images.
+    constants: of dali_constants.
     """
-    kind = types.UINT16 if half else types.FLOAT  # the operator refuses FLOAT16
-    run, shapes = dali_functions(half=half)
-    operator = FusedViews(
-        run_fn=run, setup_fn=shapes, out_types=[kind, kind], outs_ndim=[3, 3],
+    dtype = types.UINT16 if half else types.FLOAT  # numba_function rejects FLOAT16
+    run, setup = dali_functions(half=half)
+    operator = CompiledFunction(
+        run_fn=run, setup_fn=setup, out_types=[dtype, dtype], outs_ndim=[3, 3],
         in_types=[types.UINT8, types.UINT8, types.FLOAT64, types.UINT8, types.FLOAT64, types.INT64],
         ins_ndim=[3, 3, 2, 1, 1, 1],
     )  # fmt: skip
-    view1, view2 = operator(image, other, parameters, *constants)
-    return (fn.reinterpret(view1, dtype=types.FLOAT16), fn.reinterpret(view2, dtype=types.FLOAT16)) if half else (
-        view1, view2)  # fmt: skip
+    view1, view2 = operator(image, image2, parameters, *constants)
+    if not half:
+        return view1, view2
+    return fn.reinterpret(view1, dtype=types.FLOAT16), fn.reinterpret(view2, dtype=types.FLOAT16)
 
 
 def make_view(image: Any, parameters: list[Any], augmentation: Augmentation, *, half: bool = False) -> Any:
-    """One view by stock operators: image HWC uint8 → CHW [1, size, size], normalised.
+    """Compute one view by stock operators: image [H, W, 1] uint8 → [1, size, size], normalised.
 
-    parameters: the arrays of feed.view_inputs. 13 operators on pixels.
+    parameters: the arrays of dali_inputs.view_inputs.
     """
-    start, extent, *given, flip, sigma, contrast = parameters
-    x = resize(fn.slice(image, start=start, shape=extent, axes=[0, 1]), given, augmentation.size)  # and brightness
+    start, shape, *resize_parameters, flip, sigma, contrast = parameters
+    # The resize also applies the brightness.
+    x = resize(fn.slice(image, start=start, shape=shape, axes=[0, 1]), resize_parameters, augmentation.size)
     x = math.clamp(fn.gaussian_blur(x, sigma=sigma), 0.0, 255.0)
-    # DALI's own contrast pivots on mid-grey; the augmentation's, as torchvision's, on the mean of the view.
+    # fn.contrast pivots on mid-grey; torchvision pivots on the view's mean.
     mean = fn.reductions.mean(x)
     x = math.clamp((x - mean) * contrast + mean, 0.0, 255.0)
     return normalise(x, augmentation.mean, augmentation.std, mirror=flip, half=half)
 
 
 def resize(image: Any, parameters: list[Any], size: int, interpolation: str = "bilinear") -> Any:
-    """HWC uint8 → [size, size, 1] float32 in 0…255, as torchvision's antialiased bilinear or bicubic.
+    """Resize with antialiasing as torchvision does: [H, W, 1] uint8 → [size, size, 1] float32 in 0…255.
 
-    parameters: the arrays of feed.resize_inputs, which says how the border is treated.
+    parameters: the arrays of dali_inputs.resize_inputs. interpolation: bilinear or bicubic.
     """
-    margin, around, roi_start, roi_end, rows, columns = parameters
-    kind = types.INTERP_CUBIC if interpolation == "bicubic" else types.INTERP_TRIANGULAR
-    x = fn.slice(image, start=margin, shape=around, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0.0)
+    pad_start, padded_shape, roi_start, roi_end, rows, columns = parameters
+    interp_type = types.INTERP_CUBIC if interpolation == "bicubic" else types.INTERP_TRIANGULAR
+    x = fn.slice(image, start=pad_start, shape=padded_shape, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0.0)
     x = fn.resize(x, size=[size, size], roi_start=roi_start, roi_end=roi_end, antialias=True, dtype=types.FLOAT,
-                  interp_type=kind)  # fmt: skip
+                  interp_type=interp_type)  # fmt: skip
     if x.device == "gpu":
         rows, columns = rows.gpu(), columns.gpu()
     return x * rows * columns
 
 
 def normalise(image: Any, mean: float, std: float, mirror: Any = 0, half: bool = False) -> Any:
-    """HWC float32 in 0…255 → CHW with the given statistics taken out, mirrored where asked."""
+    """Normalise and optionally flip: [H, W, 1] float32 in 0…255 → [1, H, W]; mean, std: of pixels in 0…1."""
     return fn.crop_mirror_normalize(image, mean=[mean * 255], std=[std * 255], mirror=mirror, output_layout="CHW",
                                     dtype=types.FLOAT16 if half else types.FLOAT)  # fmt: skip
 
 
-def _arguments(feed: BatchInputs, device: torch.device, threads: int) -> dict[str, Any]:
+def _arguments(inputs: BatchInputs, device: torch.device, threads: int) -> dict[str, Any]:
     device_id = (device.index or 0) if device.type == "cuda" else None
-    # Only partners want conditionals; to read a graph's code for them costs a start most of a second.
-    return {"batch_size": feed.batch_size, "num_threads": threads, "device_id": device_id,
-            "prefetch_queue_depth": BATCHES_QUEUED, "enable_conditionals": feed.paired}  # fmt: skip
+    # Only graphs with partners contain conditionals. Parsing a graph's code for them delays its start by most of a
+    # second.
+    return {"batch_size": inputs.batch_size, "num_threads": threads, "device_id": device_id,
+            "prefetch_queue_depth": PREFETCH_QUEUE_DEPTH, "enable_conditionals": inputs.has_partners}  # fmt: skip
 
 
 def _iterate(pipeline: Any, names: list[str]) -> Iterator[Any]:
-    yield from DALIGenericIterator([pipeline], names)  # which runs the first batch as soon as it is made
+    yield from DALIGenericIterator([pipeline], names)  # lazily: its constructor already runs the first batch
 
 
-def _counted(pipeline: Any) -> Iterator[int]:
-    """How many images each batch has, until there is no other."""
+def _batch_sizes(pipeline: Any) -> Iterator[int]:
+    """Run a pipeline with one output until its inputs end, and yield the batch sizes."""
     pipeline.build()
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What DALI's graphs are fed, a batch at a time: the images' bytes and their views' parameters; and what went wrong."""
+"""Inputs of DALI's pipelines: encoded images and view parameters per batch; and translation of DALI's errors."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.read import CURE
 
-NO_BLUR_SIGMA = 0.01  # its outer taps are exp(-5000): the identity, without a branch in the graph
-BATCHES_QUEUED = 2  # made before they are asked for, by each pipeline
+NO_BLUR_SIGMA = 0.01  # the identity without a branch in the graph: the neighbors' weights are exp(-5000)
+PREFETCH_QUEUE_DEPTH = 2  # batches that each pipeline computes ahead
 
 
 class BatchInputs:
-    """What a pipeline is fed, a batch at a time: the images' bytes, and arrays of `parameters(batch, shapes)`.
+    """An iterable of a pipeline's inputs per batch: encoded images, then the arrays of `parameters(batch, shapes)`.
 
-    batch_size: of the first batch; paired: whether there are partners; first_shape: height and width of the first
-    image; raw_size: of raw images, else None.
+    shapes: heights and widths of `batch.images`, [B, 2] or, with partners, [2 B, 2]. batch_size: of the first batch.
+    has_partners: whether batches have partners. first_image_shape: height and width. raw_size: height and width of raw
+    images, None for JPEGs.
     """
 
     def __init__(
         self, fetcher: Fetcher, batches: Iterable[Batch], parameters: Callable[[Batch, Any], tuple[Any, ...]]
     ) -> None:
-        self._fetcher, self._draw = fetcher, parameters
-        self._read = prefetch(fetcher, batches)
-        # What DALI still reads, since it makes no copies, and where to look for an image that it can't decode.
-        self._recent: deque[tuple[Batch, list[bytes], Any]] = deque(maxlen=BATCHES_QUEUED + 3)
+        self._fetcher, self._parameters = fetcher, parameters
+        self._contents = prefetch(fetcher, batches)
+        # Keeps alive the arrays that DALI reads without copying, and the images to search for an undecodable one.
+        self._recent: deque[tuple[Batch, list[bytes], Any]] = deque(maxlen=PREFETCH_QUEUE_DEPTH + 3)
         self._first = self._next()
-        self.batch_size = len(self._recent[0][0].indices)
-        self.paired = self._recent[0][0].partners is not None
-        self.first_shape = self._shapes(*self._recent[0][:2])[0]
+        batch, contents, _ = self._recent[0]
+        self.batch_size = len(batch.indices)
+        self.has_partners = batch.partners is not None
+        self.first_image_shape = self._shapes(batch, contents)[0]
         self.raw_size = fetcher.raw_size
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
@@ -50,143 +52,153 @@ class BatchInputs:
             except StopIteration:
                 return
 
-    def translate_errors(self, made: Any) -> Iterator[Any]:
-        """What the pipeline makes; where it fails, an InputError that names the image, or the settings to lower."""
+    def translate_errors(self, outputs: Any) -> Iterator[Any]:
+        """Yield the pipeline's outputs. Raises InputError naming an undecodable image, or the settings to lower."""
         try:
-            yield from made
+            yield from outputs
         except (RuntimeError, MemoryError) as error:
-            raise self._explain(error) or error from error
+            raise self._translate(error) or error from error
 
     def _next(self) -> tuple[Any, ...]:
-        """A batch's bytes and its parameters, remembered as long as DALI may read them. Raises StopIteration."""
-        batch, contents = next(self._read)
-        drawn = self._draw(batch, self._shapes(batch, contents))
+        """Return the inputs of the next batch, kept alive for as long as DALI may read them. Raises StopIteration."""
+        batch, contents = next(self._contents)
+        parameters = self._parameters(batch, self._shapes(batch, contents))
         encoded = [np.frombuffer(content, np.uint8) for content in contents]
-        self._recent.append((batch, contents, drawn))
+        self._recent.append((batch, contents, parameters))
         if batch.partners is None:
-            return (encoded, *drawn)
-        return (encoded[: len(batch.indices)], encoded[len(batch.indices) :], *drawn)
+            return (encoded, *parameters)
+        return (encoded[: len(batch.indices)], encoded[len(batch.indices) :], *parameters)
 
     def _shapes(self, batch: Batch, contents: list[bytes]) -> Any:
-        """Heights and widths of what is read for a batch, [·, 2]."""
+        """Heights and widths of the images read for a batch, [·, 2]."""
         if self._fetcher.raw_size:
             return np.full((len(contents), 2), self._fetcher.raw_size)
         try:
             return np.array([simplejpeg.decode_jpeg_header(content)[:2] for content in contents])
         except ValueError as error:
-            raise self._undecodable(batch, contents) or error from error
+            raise self._find_undecodable(batch, contents) or error from error
 
-    def _explain(self, error: Exception) -> InputError | None:
+    def _translate(self, error: Exception) -> InputError | None:
         for batch, contents, _ in self._recent:
-            if not self._fetcher.raw_size and (found := self._undecodable(batch, contents)):
+            if not self._fetcher.raw_size and (found := self._find_undecodable(batch, contents)):
                 return found
-        if said := re.search(r"decode sample #(\d+)", str(error)):  # what DALI alone can't, of a batch unknown
-            images = [self._fetcher.where(image) for batch, *_ in self._recent
-                      for image in batch.images.tolist()[int(said[1]) :: len(batch.indices)]]  # its partner's as well
+        # An image that only DALI fails to decode. It reports the position in the batch, but not which batch.
+        if position := re.search(r"decode sample #(\d+)", str(error)):
+            images = [self._fetcher.where(index) for batch, *_ in self._recent
+                      for index in batch.images.tolist()[int(position[1]) :: len(batch.indices)]]  # and its partner
             return InputError(f"{' or '.join(images)}: can't be decoded by DALI; {CURE}")
         return out_of_memory(error)
 
-    def _undecodable(self, batch: Batch, contents: list[bytes]) -> InputError | None:
-        """The first image of a batch that libjpeg-turbo, on the CPU, can't decode."""
-        for number, content in zip(batch.images.tolist(), contents, strict=True):
+    def _find_undecodable(self, batch: Batch, contents: list[bytes]) -> InputError | None:
+        """Find the first image of a batch that libjpeg-turbo can't decode on the CPU."""
+        for index, content in zip(batch.images.tolist(), contents, strict=True):
             try:
                 simplejpeg.decode_jpeg(content, colorspace="GRAY")
-            except ValueError as fault:
-                return InputError(f"{self._fetcher.where(number)}: can't be decoded ({fault}); {CURE}")
+            except ValueError as error:
+                return InputError(f"{self._fetcher.where(index)}: can't be decoded ({error}); {CURE}")
         return None
 
 
 def out_of_memory(error: Exception) -> InputError | None:
-    """What to lower, where DALI says that memory ran out; None where it says something else."""
+    """Translate DALI's out-of-memory errors; None for any other error."""
     text = str(error).lower()
-    if isinstance(error, MemoryError) or any(said in text for said in ("out of memory", "alloc")):
-        return InputError("memory ran out while views were made: lower --batch-size or --size, make them on the CPU "
-                          f"with --views=cpu, or lower --workers ({str(error).strip().splitlines()[-1]})")
+    if isinstance(error, MemoryError) or any(phrase in text for phrase in ("out of memory", "alloc")):
+        return InputError("memory ran out while views were computed: lower --batch-size or --size, use --views=cpu, "
+                          f"or lower --workers ({str(error).strip().splitlines()[-1]})")
     return None
 
 
 def sample_batch_parameters(augmentation: Augmentation, seed: int, batch: Batch, shapes: Any) -> tuple[Any, Any]:
-    """The views' parameters, [B, 2, 8], and which second views are of a partner, [B]; shapes: as in BatchInputs."""
+    """Sample both views' parameters, [B, 2, 8], and flag the second views that show a partner, [B] bool.
+
+    shapes: as in BatchInputs.
+    """
     if batch.partners is None:
-        return sample_view_parameters(augmentation, seed, batch.epoch, batch.indices,
-                                      shapes), np.zeros(len(batch.indices), bool)
-    of_views = np.stack(np.split(shapes, 2), axis=1)
-    return sample_view_parameters(augmentation, seed, batch.epoch, batch.indices,
-                                  of_views), batch.partners != batch.indices
+        has_partner = np.zeros(len(batch.indices), bool)
+    else:
+        shapes, has_partner = np.stack(np.split(shapes, 2), axis=1), batch.partners != batch.indices
+    return sample_view_parameters(augmentation, seed, batch.epoch, batch.indices, shapes), has_partner
 
 
 def stock_parameters(augmentation: Augmentation, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:
-    """Inputs of the stock graph: the arrays of view_inputs for view 1, then for view 2. A batch with partners adds a
-    boolean array, [B]: whether view 2 comes from a partner."""
-    drawn, paired = sample_batch_parameters(augmentation, seed, batch, shapes)
-    arrays = (array for view in range(2) for array in view_inputs(drawn[:, view], augmentation.size))
-    return (*arrays, *(() if batch.partners is None else (paired,)))
+    """Inputs of the stock graph: the arrays of view_inputs for view 1, then for view 2.
+
+    A batch with partners adds an array of flags, [B] bool: whether view 2 shows a partner.
+    """
+    parameters, has_partner = sample_batch_parameters(augmentation, seed, batch, shapes)
+    arrays = (array for view in range(2) for array in view_inputs(parameters[:, view], augmentation.size))
+    return (*arrays, *(() if batch.partners is None else (has_partner,)))
 
 
 def view_inputs(parameters: Any, size: int) -> tuple[Any, ...]:
-    """Parameters of one view of each image, [B, 8] in the order of View → the arrays that dali.make_view takes.
+    """Convert the parameters of one view per image, [B, 8] in the order of View, to the inputs of dali.make_view.
 
-    start, extent of the crop [B, 2]; then those of resize_inputs, whose row weights contain the brightness; flip [B],
-    sigma [B] and contrast [B]. They are computed here because each is one operator less in the graph.
+    Returns start and shape of the crop, [B, 2] int32; the arrays of resize_inputs, the brightness multiplied into the
+    row factors; flip [B] int32, sigma [B] and contrast [B] float32. Computing them here saves operators in the graph.
     """
-    start, extent = (np.ascontiguousarray(parameters[:, k : k + 2], np.int32) for k in (0, 2))
-    margin, around, roi_start, roi_end, rows, columns = resize_inputs(extent, size)
+    start, shape = (np.ascontiguousarray(parameters[:, k : k + 2], np.int32) for k in (0, 2))
+    pad_start, padded_shape, roi_start, roi_end, rows, columns = resize_inputs(shape, size)
     rows *= parameters[:, 6, None, None, None].astype(np.float32)
-    return (start, extent, margin, around, roi_start, roi_end, rows, columns, parameters[:, 4].astype(np.int32),
-            np.maximum(parameters[:, 5], NO_BLUR_SIGMA).astype(np.float32), parameters[:, 7].astype(np.float32))
+    return (start, shape, pad_start, padded_shape, roi_start, roi_end, rows, columns,
+            parameters[:, 4].astype(np.int32), np.maximum(parameters[:, 5], NO_BLUR_SIGMA).astype(np.float32),
+            parameters[:, 7].astype(np.float32))  # fmt: skip
 
 
-def resize_inputs(extents: Any, size: int, interpolation: str = "bilinear") -> tuple[Any, ...]:
-    """Heights and widths of images, [B, 2] → the arrays with which dali.resize resizes them as torchvision does.
+def resize_inputs(shapes: Any, size: int, interpolation: str = "bilinear") -> tuple[Any, ...]:
+    """Convert heights and widths of images, [B, 2], to the inputs with which dali.resize equals torchvision's resize.
 
-    DALI divides an output pixel by the weight of all its taps, torchvision by the weight of those inside the image. So
-    the image gets a margin of zeros as wide as the taps reach, and the result is multiplied by the ratio of the two
-    weights, which is a product of one factor per row, [B, size, 1, 1], and one per column, [B, 1, size, 1].
-    Returns minus the margin and the shape with it, [B, 2] int32, where the image lies in it, [B, 2] float32 each, and
-    the two factors.
+    They differ at the border: DALI divides an output pixel by the weight of all its taps, torchvision by the weight of
+    the taps inside the image. So the image is padded with zeros as far as the taps reach, and the result is multiplied
+    by the ratio of the two weights: a factor per row times a factor per column.
+
+    Returns the start of the padded image (negative) and its shape, [B, 2] int32; start and end of the image in it,
+    [B, 2] float32; and the factors of rows, [B, size, 1, 1], and columns, [B, 1, size, 1], float32.
     """
-    extents = np.asarray(extents, np.int32)
-    reach = 2 if interpolation == "bicubic" else 1
-    margin = reach * (extents // size + 2)  # as far as the triangle reaches, or the cubic
-    rows, columns = (border_weights(extents[:, axis], size, interpolation) for axis in (0, 1))
-    return (-margin, extents + 2 * margin, margin.astype(np.float32), (margin + extents).astype(np.float32),
+    shapes = np.asarray(shapes, np.int32)
+    support = 2 if interpolation == "bicubic" else 1
+    padding = support * (shapes // size + 2)
+    rows, columns = (border_weights(shapes[:, axis], size, interpolation) for axis in (0, 1))
+    return (-padding, shapes + 2 * padding, padding.astype(np.float32), (padding + shapes).astype(np.float32),
             rows[:, :, None, None], columns[:, None, :, None])  # fmt: skip
 
 
 def border_weights(lengths: Any, size: int, interpolation: str = "bilinear") -> Any:
-    """Weight of all taps of an antialiased resize over the weight of those inside, [B, size] float32.
+    """Compute the weight of all taps of an antialiased resize over the weight of those inside, [B, size] float32.
 
-    lengths: pixels before the resize, [B]; size: pixels after it. 1 except within a tap's reach of the border.
+    lengths: pixels before the resize, [B]; size: pixels after it. 1 if all taps are inside.
     """
     scale = np.asarray(lengths, np.float64)[:, None] / size  # [B, 1]
-    wide = np.maximum(scale, 1.0)
-    reach = 2 * wide if interpolation == "bicubic" else wide
-    centre = (np.arange(size) + 0.5) * scale - 0.5  # [B, size], in pixels before the resize
-    whole, inside = np.zeros_like(centre), np.zeros_like(centre)
-    first = np.floor(centre - reach)
-    for k in range(2 * int(np.ceil(reach.max())) + 2):
-        place = first + k
-        away = np.abs(place - centre) / wide
-        weight = _cubic(away) if interpolation == "bicubic" else np.maximum(0.0, 1.0 - away)
-        whole += weight
-        inside += weight * ((place >= 0) & (place < scale * size - 0.5))
-    return (whole / inside).astype(np.float32)
+    stretch = np.maximum(scale, 1.0)
+    support = 2 * stretch if interpolation == "bicubic" else stretch
+    center = (np.arange(size) + 0.5) * scale - 0.5  # [B, size], in pixels before the resize
+    total, inside = np.zeros_like(center), np.zeros_like(center)
+    first = np.floor(center - support)
+    for tap in range(2 * int(np.ceil(support.max())) + 2):
+        position = first + tap
+        distance = np.abs(position - center) / stretch
+        weight = _cubic(distance) if interpolation == "bicubic" else np.maximum(0.0, 1.0 - distance)
+        total += weight
+        inside += weight * ((position >= 0) & (position < scale * size - 0.5))
+    return (total / inside).astype(np.float32)
 
 
 def _cubic(x: Any) -> Any:
-    """Keys's cubic kernel with a = -1/2, as Pillow, PyTorch's antialiased resize and DALI have it; x ≥ 0."""
+    """Keys' cubic kernel with a = -1/2, as in Pillow, PyTorch's antialiased resize and DALI; x ≥ 0."""
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
 def fused_parameters(augmentation: Augmentation, seed: int, batch: Batch, shapes: Any) -> tuple[Any, ...]:
-    """What the fused operator is fed: the views' parameters, [B, 2, 8], within a box that holds both crops and is all
-    that is decoded, and that box's start and extent. In a batch with partners there follow the same of their boxes,
-    each image's holding its own crop alone, and which second views are of one."""
-    drawn, paired = sample_batch_parameters(augmentation, seed, batch, shapes)
-    starts, ends = drawn[:, :, 0:2].copy(), drawn[:, :, 0:2] + drawn[:, :, 2:4]  # [B, 2, 2]
-    starts[~paired] = starts[~paired].min(axis=1, keepdims=True)
-    ends[~paired] = ends[~paired].max(axis=1, keepdims=True)
-    drawn[:, :, 0:2] -= starts
+    """Inputs of the fused graph: view parameters and the boxes to decode.
+
+    Without partners: parameters [B, 2, 8], their crops relative to the box; start and shape of the box that contains
+    both crops, [B, 2] int32. With partners: start and shape of view 2's box follow, and flags, [B] bool: whether view 2
+    shows a partner. Each image with a partner then has a box of its own crop only.
+    """
+    parameters, has_partner = sample_batch_parameters(augmentation, seed, batch, shapes)
+    starts, ends = parameters[:, :, 0:2].copy(), parameters[:, :, 0:2] + parameters[:, :, 2:4]  # [B, 2, 2]
+    starts[~has_partner] = starts[~has_partner].min(axis=1, keepdims=True)
+    ends[~has_partner] = ends[~has_partner].max(axis=1, keepdims=True)
+    parameters[:, :, 0:2] -= starts
     boxes = [np.ascontiguousarray(part[:, view], np.int32) for view in range(2) for part in (starts, ends - starts)]
-    return (drawn, *boxes[:2]) if batch.partners is None else (drawn, *boxes, paired)
+    return (parameters, *boxes[:2]) if batch.partners is None else (parameters, *boxes, has_partner)

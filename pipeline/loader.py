@@ -1,4 +1,4 @@
-"""two_view_loader and image_loader: the only place that chooses a backend."""
+"""two_view_loader and image_loader; the only module that chooses a backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from pipeline.augmentation import Augmentation, ViewDevice, smallest_view_size
 from pipeline.partners import Patients
-from pipeline.sampler import Batch, BatchSampler, cut_into_batches
+from pipeline.sampler import Batch, BatchSampler, sequential_batches
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.machine import cores
@@ -23,103 +23,104 @@ Backend = Literal["dali", "torchvision"]
 ViewBackend = Literal["dali-fused", "dali-stock", "torchvision"]
 Views = tuple[torch.Tensor, torch.Tensor]
 
-# A core makes 1,000 to 2,500 images/s (two 224 px views of a 390×320 JPEG each), and an H100 trains a ResNet-50, we
-# estimate, on about 1,400; python -m bench.io says what they are on your machine.
+# A core computes 1,000 to 2,500 images/s (two 224 px views of a 390×320 JPEG each), and we estimate that an H100 trains
+# a ResNet-50 on about 1,400. Measure your machine with python -m bench.io.
 CORES_THAT_FEED_A_GPU = 4
 
 
 class ViewLoader:
-    """Two independently drawn views of each image, every image at most once an epoch.
+    """Yields two randomly augmented views of each image, (view1, view2), each [B, 1, S, S] on the device.
 
-    Iterated, it gives the batches that are left of the epoch it stands in, at first all: (view1, view2), each
-    [B, 1, S, S] on the device. An epoch has images // (batch_size · world) of them on every rank; those left out are
-    others each epoch. A sample's views depend on seed, epoch and sample alone.
+    Iterating it yields the remaining batches of the current epoch. An epoch has images // (batch_size · world) batches
+    on every rank and contains each image at most once; the images it drops differ between epochs. The views of an
+    image depend only on seed, epoch and index.
     """
 
     def __init__(
-        self, sampler: BatchSampler, start: Callable[[Iterator[Batch]], Iterator[Views]], fingerprint: dict[str, Any],
-        key: Callable[[int], str], patients: Patients,
+        self, sampler: BatchSampler, make_views: Callable[[Iterator[Batch]], Iterator[Views]],
+        fingerprint: dict[str, Any], key: Callable[[int], str], patients: Patients,
     ) -> None:  # fmt: skip
-        """start: batches → their views. fingerprint: settings that must be equal for a state to be loaded."""
-        self._sampler, self._start, self._fingerprint = sampler, start, fingerprint
+        """make_views: batches → their views. fingerprint: settings that a loaded state must have been saved with."""
+        self._sampler, self._make_views, self._fingerprint = sampler, make_views, fingerprint
         self._key, self._patients = key, patients
         self._epoch, self._step = 0, 0
         self._views: Iterator[Views] | None = None
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, the same on every rank."""
+        """Batches per epoch, the same on every rank."""
         return self._sampler.steps
 
     def __iter__(self) -> Iterator[Views]:
         if self._views is None:
-            self._views = self._start(self._sampler.batches(self._epoch, self._step))
+            self._views = self._make_views(self._sampler.batches(self._epoch, self._step))
         epoch, views = self._epoch, self._views
         while self._epoch == epoch and views is self._views:
-            made = next(views)
+            batch = next(views)
             self._step += 1
             if self._step == len(self):
                 self._epoch, self._step = epoch + 1, 0
-            yield made
+            yield batch
 
     def keys(self, epoch: int, step: int) -> list[str]:
-        """The keys of the images of a step, on all ranks."""
-        return [self._key(number) for number in self._samples(epoch, step).tolist()]
+        """Return the keys of the images of a step, over all ranks."""
+        return [self._key(index) for index in self._indices(epoch, step).tolist()]
 
     def patients(self, epoch: int, step: int) -> torch.Tensor:
-        """A number for the patient of each image of a step, on all ranks: [B · world] int64."""
-        return torch.from_numpy(self._patients.numbers[self._samples(epoch, step)])
+        """Return an integer patient ID for each image of a step, over all ranks, [B · world] int64."""
+        return torch.from_numpy(self._patients.ids[self._indices(epoch, step)])
 
-    def paired(self, *, in_shard: bool) -> int:
+    def count_paired(self, *, in_shard: bool) -> int:
         """Count the images whose patient has another image in the split or, with in_shard, in the same shard."""
-        return self._patients.paired(in_shard=in_shard)
+        return self._patients.count_paired(in_shard=in_shard)
 
-    def _samples(self, epoch: int, step: int) -> Any:
+    def _indices(self, epoch: int, step: int) -> Any:
         joint = replace(self._sampler, batch_size=self._sampler.batch_size * self._sampler.world, rank=0, world=1)
         return next(joint.batches(epoch, step)).indices
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands: after the last batch it gave."""
+        """Return the position after the last batch that was yielded, and the fingerprint."""
         return {"epoch": self._epoch, "step": self._step, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken: on a CPU, the batches that follow are the same bit for bit.
+        """Continue from a saved position: on a CPU, the following batches are the same bit for bit.
 
-        Raises InputError where the state is of other shards or settings; between epochs the ranks may be others.
+        Raises InputError if the state was saved with other shards or settings. The number of ranks may differ at the
+        start of an epoch.
         """
-        then = state.get("fingerprint", {})  # earlier versions made none
-        differing = [f"{name} {then.get(name)} there, {now} here" for name, now in self._fingerprint.items()
-                     if then.get(name) != now and not (name == "ranks" and state["step"] == 0)]  # fmt: skip
+        saved = state.get("fingerprint", {})  # absent in states of earlier versions
+        differing = [f"{name} was {saved.get(name)}, is {value}" for name, value in self._fingerprint.items()
+                     if saved.get(name) != value and not (name == "ranks" and state["step"] == 0)]  # fmt: skip
         if differing:
-            raise InputError(f"the loader's state is of other batches: {'; '.join(differing)}; go on with the settings "
-                             "it was made with, or start anew")  # fmt: skip
+            raise InputError(f"the loader's state was saved with other settings: {'; '.join(differing)}; restore them, "
+                             "or start from scratch")  # fmt: skip
         self._epoch, self._step, self._views = state["epoch"], state["step"], None
 
 
 class ImageLoader:
-    """Every image of a split once, in the order of the shards: [B, 1, S, S] float32 on the device, the last B short."""
+    """Yields every image once, in order: [B, 1, S, S] float32 on the device; the last batch may be smaller."""
 
-    def __init__(self, batches: list[Batch], start: Callable[[Iterator[Batch]], Iterator[torch.Tensor]]) -> None:
-        self._batches, self._start = batches, start
+    def __init__(
+        self, batches: list[Batch], load_images: Callable[[Iterator[Batch]], Iterator[torch.Tensor]]
+    ) -> None:
+        self._batches, self._load_images = batches, load_images
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        return self._start(iter(self._batches))
+        return self._load_images(iter(self._batches))
 
 
 def two_view_loader(
     backend: Backend, folder: Path, manifest: Manifest, augmentation: Augmentation, *, split: str = "train",
-    batch_size: int,
-    device: torch.device, views: ViewDevice = "auto", half: bool = False, workers: int = 0, seed: int = 0,
-    rank: int = 0,
-    world: int = 1,
+    batch_size: int, device: torch.device, views: ViewDevice = "auto", half: bool = False, workers: int = 0,
+    seed: int = 0, rank: int = 0, world: int = 1,
 ) -> ViewLoader:  # fmt: skip
-    """A loader of two views of each image, as `augmentation` draws them.
+    """Create a loader of two augmented views of each image.
 
-    dali makes them on the GPU by stock operators, or on the CPU by the fused operator: where views says; "auto" is
-    settled by choose_views. half: float16, which torchvision does not make. workers: threads or processes, 0 for one
-    a core. Raises InputError where the split is smaller than a batch on every rank or the backend can't be had.
+    views: the device on which DALI computes them, by stock operators on the GPU or the fused operator on the CPU;
+    "auto" lets choose_view_device decide. half: float16 views, DALI only. workers: threads or processes, 0 for one per
+    core. Raises InputError if the split has fewer images than a joint batch of all ranks or the backend is unavailable.
     """
     images = manifest.images(split)
     if images < batch_size * world:
@@ -127,70 +128,74 @@ def two_view_loader(
         raise InputError(f"--batch-size={batch_size}: {folder} has {images} images in split {split!r}, fewer than a "
                          f"batch{ranks}; lower it to {max(1, images // world)} or less")  # fmt: skip
     workers = workers or cores()
-    where = choose_views(views, backend, device, workers)[0]
-    maker: ViewBackend = "torchvision" if backend == "torchvision" else "dali-fused" if where == "cpu" else "dali-stock"
+    view_device = choose_view_device(views, backend, device, workers)[0]
+    view_backend: ViewBackend = (
+        "torchvision" if backend == "torchvision" else "dali-fused" if view_device == "cpu" else "dali-stock"
+    )
     sampler = BatchSampler(tuple(shard.samples for shard in manifest.of_split(split)), batch_size, seed, rank, world)
     fingerprint = {"shards": manifest.fingerprint(), "split": split, "augmentation": asdict(augmentation),
-                   "backend": maker,
-                   "views": where, "batch_size": batch_size * world, "ranks": world, "half": half,
-                   "seed": seed}  # fmt: skip
+                   "backend": view_backend, "views": view_device, "batch_size": batch_size * world, "ranks": world,
+                   "half": half, "seed": seed}  # fmt: skip
     fetcher = Fetcher(folder, manifest, split)
     patients = Patients(folder, manifest, split)
     if augmentation.patient_positive:
         patients.check(augmentation.patient_positive)
-    start = partial(make_views, maker, fetcher, augmentation=augmentation, seed=seed, device=device, workers=workers,
-                    half=half,
-                    patients=patients)  # fmt: skip
-    return ViewLoader(sampler, start, fingerprint, fetcher.key, patients)
+    function = partial(make_views, view_backend, fetcher, augmentation=augmentation, seed=seed, device=device,
+                       workers=workers, half=half, patients=patients)  # fmt: skip
+    return ViewLoader(sampler, function, fingerprint, fetcher.key, patients)
 
 
 def make_views(
-    maker: ViewBackend, fetcher: Fetcher, batches: Iterable[Batch], *, augmentation: Augmentation, seed: int,
-    device: torch.device,
-    workers: int, half: bool = False, patients: Patients | None = None,
+    view_backend: ViewBackend, fetcher: Fetcher, batches: Iterable[Batch], *, augmentation: Augmentation, seed: int,
+    device: torch.device, workers: int, half: bool = False, patients: Patients | None = None,
 ) -> Iterator[Views]:  # fmt: skip
-    """Both views of each batch's images: dali-fused and torchvision on the CPU, dali-stock on the device.
+    """Yield both views of each batch's images, on the device.
 
-    patients: of the split, where the augmentation takes second views from partners.
+    dali-fused and torchvision compute them on the CPU, dali-stock on the device. patients: of the split; required if
+    the augmentation has patient_positive.
     """
     if augmentation.patient_positive:
         assert patients is not None
         batches = map(partial(patients.pair, augmentation.patient_positive, seed), batches)
-    if augmentation.size < (least := smallest_view_size(augmentation)):
-        raise InputError(f"--size={augmentation.size}: views want at least {least} pixels a side")
-    if maker == "torchvision":
+    if augmentation.size < (smallest := smallest_view_size(augmentation)):
+        raise InputError(f"--size={augmentation.size}: too small for views; give {smallest} or more")
+    if view_backend == "torchvision":
         if half:
-            raise InputError("half: torchvision makes float32 alone; use backend 'dali'")
-        from pipeline import torchvision_views  # torchvision takes a second: DALI's users need not wait for it
+            raise InputError("half: torchvision computes float32 only; use backend 'dali'")
+        from pipeline import torchvision_views  # lazily: it takes a second, and the DALI backend does not need it
 
         return torchvision_views.view_batches(fetcher, batches, augmentation, seed=seed, device=device, workers=workers)
-    made: Iterator[Views] = _dali().view_batches(fetcher, batches, augmentation, seed=seed, device=device,
-                                                 fused=maker == "dali-fused", threads=workers, half=half)  # fmt: skip
-    return made
+    views: Iterator[Views] = _dali().view_batches(
+        fetcher, batches, augmentation, seed=seed, device=device, fused=view_backend == "dali-fused", threads=workers,
+        half=half,
+    )  # fmt: skip
+    return views
 
 
-def choose_views(views: ViewDevice, backend: Backend, device: torch.device, workers: int) -> tuple[ViewDevice, str]:
-    """Where views are made, "cpu" or "gpu", and why. Raises InputError where they can't be made on the GPU."""
+def choose_view_device(
+    views: ViewDevice, backend: Backend, device: torch.device, workers: int
+) -> tuple[ViewDevice, str]:
+    """Choose where views are computed, "cpu" or "gpu", and give the reason. Raises InputError if impossible."""
     if views == "gpu" and (backend == "torchvision" or device.type != "cuda"):
         missing = "a GPU to train on" if backend == "dali" else "--dali"
-        raise InputError(f"--views=gpu: wants {missing}; use --views=cpu")
+        raise InputError(f"--views=gpu: needs {missing}; use --views=cpu")
     if views != "auto":
         return views, f"--views={views}"
     if device.type != "cuda":
-        return "cpu", "there is no GPU to make them on"
+        return "cpu", "training runs on the CPU"
     if backend == "torchvision":
-        return "cpu", "torchvision makes them there; --dali is many times as fast"
+        return "cpu", "torchvision runs there; --dali is many times as fast"
     if workers >= CORES_THAT_FEED_A_GPU:
         return "cpu", f"{workers} cores feed the GPU, which then only trains"
-    return "gpu", f"{workers} cores might keep the GPU waiting; it takes {CORES_THAT_FEED_A_GPU}"
+    return "gpu", f"{workers} cores might keep the GPU waiting; {CORES_THAT_FEED_A_GPU} would feed it"
 
 
 def decode_batches(
     fetcher: Fetcher, batches: Iterable[Batch], *, device: torch.device, threads: int
 ) -> Iterator[int]:
-    """Batches read and decoded by DALI and nothing else, as how many images each has: the limit of every loader."""
-    counts: Iterator[int] = _dali().decode_batches(fetcher, batches, device=device, threads=threads)
-    return counts
+    """Read and decode batches with DALI and yield their sizes; an upper bound on the speed of every loader."""
+    sizes: Iterator[int] = _dali().decode_batches(fetcher, batches, device=device, threads=threads)
+    return sizes
 
 
 def image_loader(
@@ -198,37 +203,38 @@ def image_loader(
     batch_size: int, device: torch.device, workers: int = 0, samples: Sequence[int] | None = None,
     interpolation: str = "bilinear",
 ) -> ImageLoader:  # fmt: skip
-    """A loader of whole images resized to size × size and normalised, in the order of shard.read.read_labels.
+    """Create a loader of uncropped images, resized to size × size and normalised.
 
-    samples: the numbers of those wanted, in the order wanted; None for all. interpolation: bilinear or bicubic.
+    samples: indices of the images, in the order to load them, as in shard.read.read_labels; None for all.
+    interpolation: bilinear or bicubic.
     """
     if backend == "dali":
-        make = _dali().image_batches
+        image_batches = _dali().image_batches
     else:
-        from pipeline import torchvision_views  # as above
+        from pipeline import torchvision_views  # lazily, as above
 
-        make = torchvision_views.image_batches
-    start = partial(make, Fetcher(folder, manifest, split), size=size, mean=mean, std=std, device=device,
-                    workers=workers or cores(), interpolation=interpolation)  # fmt: skip
-    wanted = range(manifest.images(split)) if samples is None else samples
-    return ImageLoader(cut_into_batches(wanted, batch_size), start)
+        image_batches = torchvision_views.image_batches
+    function = partial(image_batches, Fetcher(folder, manifest, split), size=size, mean=mean, std=std, device=device,
+                       workers=workers or cores(), interpolation=interpolation)  # fmt: skip
+    indices = range(manifest.images(split)) if samples is None else samples
+    return ImageLoader(sequential_batches(indices, batch_size), function)
 
 
 def default_backend() -> Backend:
-    """DALI where it is installed, for who has no reason to choose."""
+    """Return "dali" if it is installed, else "torchvision"."""
     return "dali" if has_dali() else "torchvision"
 
 
 def has_dali() -> bool:
-    """Whether DALI is installed here."""
+    """Whether DALI is installed."""
     return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 
 def _dali() -> Any:
-    """pipeline.dali, imported only where it is asked for: it takes a second, and is not to be had everywhere."""
+    """Import pipeline.dali lazily: it takes a second and is not available on every platform."""
     if not has_dali():
         raise InputError("--dali: NVIDIA DALI is not installed; pip install nvidia-dali-cuda120 (Linux only), "
-                         "or leave --dali out to use torchvision")
+                         "or omit --dali to use torchvision")
     from pipeline import dali
 
     return dali

@@ -1,4 +1,4 @@
-"""Reading ahead: the bytes of the batches to come, while those before them are made into views."""
+"""Reads the images of the next batches in threads while earlier batches are processed."""
 
 from __future__ import annotations
 
@@ -10,43 +10,46 @@ from functools import lru_cache
 from pipeline.sampler import Batch
 from shard.fetch import Fetcher
 
-BATCHES_AHEAD = 4  # of each reader, at once: hides a network's delays, and holds a few megabytes
+PREFETCH_BATCHES = 4  # batches per reader: enough to hide a network's latency, a few megabytes
 THREADS = 8
 
 
 def prefetch(fetcher: Fetcher, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[bytes]]]:
-    """Each batch with the bytes of its images, and then, where it has partners, those that view 2 is made of.
+    """Yield each batch with the encoded bytes of `batch.images`, each image read once.
 
-    Raises InputError naming tar and key where they can't be read.
+    Raises InputError naming tar and key if an image can't be read.
     """
-    waiting: deque[tuple[Batch, Future[list[bytes]]]] = deque()
+    pending: deque[tuple[Batch, Future[list[bytes]]]] = deque()
     epoch = None
     for batch in batches:
         if batch.epoch != epoch:
             epoch = batch.epoch
             fetcher.reopen()
-        waiting.append((batch, _threads().submit(_read, fetcher, batch)))
-        if len(waiting) > BATCHES_AHEAD:
-            yield _next(waiting)
-    while waiting:
-        yield _next(waiting)
+        pending.append((batch, _threads().submit(_read, fetcher, batch)))
+        if len(pending) > PREFETCH_BATCHES:
+            yield _next(pending)
+    while pending:
+        yield _next(pending)
 
 
 @lru_cache
 def _threads() -> ThreadPoolExecutor:
-    """Shared by all readers and kept: one of its own would be ended by whoever drops the reader, which may be the
-    garbage collector, in a thread that holds the executor's locks."""
-    return ThreadPoolExecutor(THREADS, "read-ahead")
+    """Return the thread pool that all readers share and that is never shut down.
+
+    The garbage collector may drop a reader in any thread, also in one that holds the executor's locks: shutting down
+    a reader's own pool there could deadlock.
+    """
+    return ThreadPoolExecutor(THREADS, "prefetch")
 
 
-def _next(waiting: deque[tuple[Batch, Future[list[bytes]]]]) -> tuple[Batch, list[bytes]]:
-    batch, contents = waiting.popleft()
+def _next(pending: deque[tuple[Batch, Future[list[bytes]]]]) -> tuple[Batch, list[bytes]]:
+    batch, contents = pending.popleft()
     return batch, contents.result()
 
 
 def _read(fetcher: Fetcher, batch: Batch) -> list[bytes]:
-    contents = [fetcher.read(number) for number in batch.indices.tolist()]
+    contents = [fetcher.read(index) for index in batch.indices.tolist()]
     if batch.partners is not None:
         pairs = zip(batch.indices.tolist(), batch.partners.tolist(), contents.copy(), strict=True)
-        contents += [content if other == number else fetcher.read(other) for number, other, content in pairs]
+        contents += [content if partner == index else fetcher.read(partner) for index, partner, content in pairs]
     return contents

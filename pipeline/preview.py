@@ -1,4 +1,4 @@
-"""A PNG of view pairs: what the network sees of a radiograph, by each backend."""
+"""Plot image pairs as the network sees them, computed by each backend, into a PNG."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from pipeline import torchvision_views
 from pipeline.augmentation import Augmentation, View
 from pipeline.loader import ViewBackend, has_dali, make_views
 from pipeline.partners import Patients
 from pipeline.sampler import Batch
+from pipeline.torchvision_views import decode, sample_views
 from shard.cli import check_numbers
 from shard.fetch import Fetcher
 from shard.files import write_bytes
@@ -35,48 +35,58 @@ def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, siz
     """
     check_numbers(images=(images, 1, 64), size=(size, 16, 2048), seed=(seed, 0, 2**63 - 1),
                   patient_positive=(patient_positive, 0, 1))  # fmt: skip
-    content, said = draw_preview(shards, Augmentation(size=size, patient_positive=patient_positive), images=images,
-                                 seed=seed)
+    augmentation = Augmentation(size=size, patient_positive=patient_positive)
+    png, lines = plot_preview(shards, augmentation, images=images, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, content)
-    print("\n".join([*said, f"{out} written"]))
+    write_bytes(out, png)
+    print("\n".join([*lines, f"{out} written"]))
 
 
-def draw_preview(shards: Path, augmentation: Augmentation, *, images: int, seed: int) -> tuple[bytes, list[str]]:
-    """The PNG, and what it shows in words: a line a view, and one on all. Raises InputError as the loader does."""
+def plot_preview(shards: Path, augmentation: Augmentation, *, images: int, seed: int) -> tuple[bytes, list[str]]:
+    """Plot random training images and their views.
+
+    Returns the PNG and its description: one line per view and a last one on all. Raises InputError as the loader does.
+    """
     manifest, patient_positive = read_manifest(shards), augmentation.patient_positive
-    augmentation = replace(augmentation, mean=0.0, std=1.0)  # shown as grey levels, so nothing is taken out
+    augmentation = replace(augmentation, mean=0.0, std=1.0)  # plotted as grey levels, so not normalised
     fetcher, patients = Fetcher(shards, manifest, "train"), Patients(shards, manifest, "train")
-    numbers = np.random.default_rng(seed).permutation(len(fetcher))[:images]
-    wanted, seconds = Batch(0, 0, numbers), numbers
+    indices = np.random.default_rng(seed).permutation(len(fetcher))[:images]
+    batch, view2_indices = Batch(0, 0, indices), indices
     if patient_positive:
         patients.check(patient_positive)
-        seconds = patients.pair(patient_positive, seed, wanted).view2_indices
-    makers: list[ViewBackend] = [maker for maker in get_args(ViewBackend) if has_dali() or maker == "torchvision"]
-    made = {maker: next(make_views(maker, fetcher, [wanted], augmentation=augmentation, seed=seed,
-                                   device=torch.device("cpu"),
-                                   workers=1, patients=patients)) for maker in makers}  # fmt: skip
-    figure, axes = plt.subplots(len(numbers), 1 + 2 * len(makers), squeeze=False, layout="constrained",
-                                figsize=(2.3 * (1 + 2 * len(makers)), 2.7 * len(numbers)))  # fmt: skip
-    said = []
-    for row, (line, number, second) in enumerate(zip(axes, numbers.tolist(), seconds.tolist(), strict=True)):
-        image, other = (torchvision_views.decode(fetcher, one) for one in (number, second))
-        key = fetcher.key(number)
-        pictures = [(f"{key}\n{image.shape[2]}×{image.shape[1]}", image)]
-        for view, parameters in enumerate(torchvision_views.draw(augmentation, seed, 0, number, image, other)):
-            partner = f" (of {fetcher.key(second)})" if view and second != number else ""
-            said.append(f"{key} view {view + 1}{partner}: {_describe(parameters)}")
-            for maker in makers:
-                title = f"view {view + 1}{', partner' * bool(partner)}, {maker}\n{_describe(parameters, short=True)}"
-                pictures.append((title, made[maker][view][row]))
-        for axis, (title, picture) in zip(line, pictures, strict=True):
-            axis.imshow(picture[0].numpy(), cmap="gray", vmin=0, vmax=1)
+        view2_indices = patients.pair(patient_positive, seed, batch).view2_indices
+    backends: list[ViewBackend] = [name for name in get_args(ViewBackend) if has_dali() or name == "torchvision"]
+    views = {name: next(make_views(name, fetcher, [batch], augmentation=augmentation, seed=seed,
+                                   device=torch.device("cpu"), workers=1, patients=patients))
+             for name in backends}  # fmt: skip
+    rows, lines = [], []
+    for row, (index, view2_index) in enumerate(zip(indices.tolist(), view2_indices.tolist(), strict=True)):
+        image1, image2 = decode(fetcher, index), decode(fetcher, view2_index)
+        key = fetcher.key(index)
+        panels = [(f"{key}\n{image1.shape[2]}×{image1.shape[1]}", image1)]
+        for view, parameters in enumerate(sample_views(augmentation, seed, 0, index, image1, image2)):
+            partner = f" (of {fetcher.key(view2_index)})" if view and view2_index != index else ""
+            lines.append(f"{key} view {view + 1}{partner}: {_describe(parameters)}")
+            for name in backends:
+                title = f"view {view + 1}{', partner' * bool(partner)}, {name}\n{_describe(parameters, short=True)}"
+                panels.append((title, views[name][view][row]))
+        rows.append(panels)
+    return _plot(rows), [*lines, f"{len(indices)} images with two views each by {', '.join(backends)}"]
+
+
+def _plot(rows: list[list[tuple[str, torch.Tensor]]]) -> bytes:
+    """Render rows of (title, image [1, H, W] in 0…1) as a PNG."""
+    figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False, layout="constrained",
+                                figsize=(2.3 * len(rows[0]), 2.7 * len(rows)))  # fmt: skip
+    for line, panels in zip(axes, rows, strict=True):
+        for axis, (title, image) in zip(line, panels, strict=True):
+            axis.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set_title(title, fontsize=6.5)
             axis.axis("off")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110, format="png")
+    png = io.BytesIO()
+    figure.savefig(png, dpi=110, format="png")
     plt.close(figure)
-    return drawn.getvalue(), [*said, f"{len(numbers)} images with two views each by {', '.join(makers)}"]
+    return png.getvalue()
 
 
 def _describe(view: View, *, short: bool = False) -> str:

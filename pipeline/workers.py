@@ -1,4 +1,4 @@
-"""Worker processes of a DataLoader: pass their batches through shared memory, and explain when that fails."""
+"""Worker processes of a DataLoader: batches in shared memory, and errors that say what to change."""
 
 from __future__ import annotations
 
@@ -13,62 +13,64 @@ from torch.utils.data import get_worker_info
 from shard.errors import InputError
 from shard.shared_memory import explain_lock_errors, shared_memory_error
 
-PREFETCHED = 2  # batches made ahead by each worker, as a DataLoader has it
-HELD = 2  # by the trainer: the one it works on, and the one before until it is dropped
+PREFETCH_FACTOR = 2  # batches that each worker prefetches, DataLoader's default
+IN_USE = 2  # batches that the training loop references: the current one, and the previous one until it is freed
 
 
-def share(made: Any) -> Any:
-    """A batch, a tensor or a tuple of them, moved into shared memory; called in a worker.
+def move_to_shared_memory(batch: Any) -> Any:
+    """Move a tensor or a tuple of tensors into shared memory and return it; called in a worker.
 
-    Raises InputError where it is full. A DataLoader would move it later, in a thread that drops what it can't: the
-    batch would be waited for forever.
+    Raises InputError if shared memory is full. DataLoader itself would move the batch in a background thread, which
+    drops a batch that does not fit, and the main process would wait for it forever.
     """
     try:
-        for tensor in _tensors(made):
+        for tensor in _tensors(batch):
             tensor.share_memory_()
     except RuntimeError as error:
         info = get_worker_info()
-        if info is None or not _is_of_shared_memory(error):
+        if info is None or not _is_shared_memory_error(error):
             raise
-        wanted = (PREFETCHED * info.num_workers + HELD) * _bytes(made)
-        raise shared_memory_error(_flags(info.num_workers), wanted_bytes=wanted) from error
-    return made
+        needed = (PREFETCH_FACTOR * info.num_workers + IN_USE) * _bytes(batch)
+        raise shared_memory_error(_flags(info.num_workers), wanted_bytes=needed) from error
+    return batch
 
 
-def check_room(made: Any, workers: int, batches: int, free: int) -> None:
-    """Raise InputError where `free` bytes of shared memory don't hold the batches that the workers make ahead.
+def check_shared_memory(batch: Any, workers: int, batches: int, free: int) -> None:
+    """Raise InputError if the prefetched batches do not fit into `free` bytes of shared memory.
 
-    made: the first of them. batches: how many there are at all, 0 for no end. Whenever the trainer pauses, as it does
-    to write a checkpoint, all are made; better to say so now than then.
+    batch: the first one. batches: their total number, 0 if infinite. All are prefetched whenever the training loop
+    pauses, for instance to write a checkpoint; this check fails at the start instead.
     """
-    ahead = min(PREFETCHED * workers, batches or PREFETCHED * workers)
-    if ahead * _bytes(made) > free:
-        raise shared_memory_error(_flags(workers), wanted_bytes=(ahead + HELD) * _bytes(made))
+    prefetched = min(PREFETCH_FACTOR * workers, batches or PREFETCH_FACTOR * workers)
+    if prefetched * _bytes(batch) > free:
+        raise shared_memory_error(_flags(workers), wanted_bytes=(prefetched + IN_USE) * _bytes(batch))
 
 
-def _tensors(made: Any) -> list[torch.Tensor]:
-    return [one for one in (made if isinstance(made, tuple) else (made,)) if isinstance(one, torch.Tensor)]
+def _tensors(batch: Any) -> list[torch.Tensor]:
+    return [item for item in (batch if isinstance(batch, tuple) else (batch,)) if isinstance(item, torch.Tensor)]
 
 
-def _bytes(made: Any) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(made))
+def _bytes(batch: Any) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(batch))
 
 
 @contextlib.contextmanager
-def explaining_workers(workers: int) -> Iterator[None]:
-    """Within the block a DataLoader with so many workers is begun and iterated; raises InputError where a worker ended
-    before its time, or there is too little shared memory."""
+def translate_worker_errors(workers: int) -> Iterator[None]:
+    """Context in which a DataLoader is created and iterated.
+
+    Raises InputError if a worker process dies or shared memory is too small.
+    """
     try:
         with explain_lock_errors(_flags(workers)):
-            # As many as a DataLoader is about to make, which leaves its iterator half made where it can't make one.
+            # Create as many locks as DataLoader will: if it fails to create one, its iterator is left half built.
             _ = [multiprocessing.Lock() for _ in range(3 * workers + 8)]
             yield
     except RuntimeError as error:
-        if _is_of_shared_memory(error):
+        if _is_shared_memory_error(error):
             raise shared_memory_error(_flags(workers)) from error
         if "DataLoader worker (pid" in str(error):
-            raise InputError(f"a process that makes views has ended ({str(error).splitlines()[0]}): is there too "
-                             f"little memory? Lower --workers={workers} or --batch-size") from error
+            raise InputError(f"a worker process died ({str(error).splitlines()[0]}), perhaps out of memory; lower "
+                             f"--workers={workers} or --batch-size") from error
         raise
 
 
@@ -76,6 +78,6 @@ def _flags(workers: int) -> str:
     return f"--workers={workers} or --batch-size"
 
 
-def _is_of_shared_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch says that shared memory ran out; a page of it that isn't there ends a worker by SIGBUS."""
-    return any(said in str(error) for said in ("shared memory", "Bus error"))
+def _is_shared_memory_error(error: RuntimeError) -> bool:
+    """Whether PyTorch reports full shared memory. Writing to a page that does not fit kills a worker with SIGBUS."""
+    return any(phrase in str(error) for phrase in ("shared memory", "Bus error"))

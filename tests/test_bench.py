@@ -22,7 +22,7 @@ from bench.runner import Runner
 from bench.shard import bench as bench_shard
 from pipeline.augmentation import Augmentation
 from pipeline.loader import has_dali
-from pipeline.preview import draw_preview, preview
+from pipeline.preview import plot_preview, preview
 from shard.errors import InputError
 from shard.read import read_labels
 from tests.conftest import Shards, run_module
@@ -115,7 +115,7 @@ def test_preview_says_which_second_views_are_of_a_partner(partner_shards: Shards
     patient_of = read_labels(folder, manifest, ("train",)).set_index("key")["patient"]
 
     def pairs(probability: float) -> list[tuple[str, str]]:
-        _, said = draw_preview(folder, Augmentation(size=32, patient_positive=probability), images=8, seed=0)
+        _, said = plot_preview(folder, Augmentation(size=32, patient_positive=probability), images=8, seed=0)
         return re.findall(r"^(\S+) view 2 \(of (\S+)\): ", "\n".join(said), re.MULTILINE)
 
     assert not pairs(0.0) and len(found := pairs(1.0)) > 2

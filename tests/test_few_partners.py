@@ -1,4 +1,4 @@
-"""A recipe that wants a patient's other images says at its start how many there are."""
+"""Recipes that use other images of the patient report at the start how many images have one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from train.setup import set_up
 
 
 @pytest.fixture(scope="module")
-def lonely_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    """Shards of as many patients as images."""
-    folder = tmp_path_factory.mktemp("lonely")
+def unpaired_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """Shards with one image per patient."""
+    folder = tmp_path_factory.mktemp("unpaired")
     paths = sorted(path.relative_to(radiographs).as_posix() for path in radiographs.glob("train/**/*.jpg"))
     table = pd.DataFrame({"path": paths, "patient": range(len(paths)), "split": "train", "Mass": 1})
     table.to_csv(folder / "table.csv", index=False)
@@ -26,37 +26,40 @@ def lonely_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -
     return Shards(folder / "shards", read_manifest(folder / "shards"))
 
 
-def said(shards: Shards, out: Path, capsys: pytest.CaptureFixture[str], **settings: Any) -> tuple[str, str]:
+def set_up_output(
+    shards: Shards, out: Path, capsys: pytest.CaptureFixture[str], **settings: Any
+) -> tuple[str, str]:
+    """Set up a run and return what it prints to stdout and stderr."""
     capsys.readouterr()
     set_up(Config(**{**SETTINGS, "shards": shards.folder, "out": out, **settings}))
     printed = capsys.readouterr()
     return printed.out, printed.err
 
 
-@pytest.mark.parametrize(("settings", "named"), [
+@pytest.mark.parametrize(("settings", "flags"), [
     ({"patient_positive": 0.5}, "--patient-positive=0.5 acts on"),
     ({"same_patient": "masked"}, "--same-patient=masked acts on"),
     ({"patient_positive": 0.5, "same_patient": "positives"},
      "--patient-positive=0.5 and --same-patient=positives act on"),
 ])  # fmt: skip
-def test_where_none_is_there_a_warning_says_so(
-    settings: dict[str, Any], named: str, lonely_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_recipe_without_any_paired_image_warns(
+    settings: dict[str, Any], flags: str, unpaired_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, err = said(lonely_shards, tmp_path, capsys, **settings)
-    images = lonely_shards.manifest.images("train")
+    out, err = set_up_output(unpaired_shards, tmp_path, capsys, **settings)
+    images = unpaired_shards.manifest.images("train")
     assert f"0 of {images} training images (0.0%) have another of their patient" in out
-    assert err.startswith(f"warning: {named} so few images") and err.count("\n") == 1
+    assert err.startswith(f"warning: {flags} so few images") and err.count("\n") == 1
 
 
-def test_where_there_are_enough_no_warning_is_given(
+def test_recipe_with_enough_paired_images_does_not_warn(
     partner_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, err = said(partner_shards, tmp_path, capsys, patient_positive=0.5)
+    out, err = set_up_output(partner_shards, tmp_path, capsys, patient_positive=0.5)
     assert "training images (" in out and "have another of their patient in their shard" in out and not err
 
 
-def test_a_recipe_that_wants_none_says_nothing(
-    lonely_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_recipe_without_partners_prints_nothing_about_patients(
+    unpaired_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, err = said(lonely_shards, tmp_path, capsys)
+    out, err = set_up_output(unpaired_shards, tmp_path, capsys)
     assert "patient" not in out and not err

@@ -1,10 +1,12 @@
-"""Second views from another image of the patient: shards that hold them, who is drawn, and every backend's views."""
+"""Second views from another image of the patient: shards, sampling, and every backend's views."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import prefetch
+from pipeline import torchvision_views
 from pipeline.augmentation import Augmentation
 from pipeline.dali_inputs import BatchInputs, fused_parameters
 from pipeline.loader import ViewLoader, make_views
 from pipeline.partners import Patients
+from pipeline.prefetch import prefetch
 from pipeline.sampler import Batch, BatchSampler
 from pipeline.view_parameters import sample_partners, sample_view_parameters
 from shard.assignment import group_by_patient, pack_groups
@@ -29,21 +32,21 @@ from shard.merge import merge
 from shard.read import label_frame
 from shard.write import build
 from tests.conftest import Shards
-from tests.test_loader import CPU, MAKERS, OFF, epoch_of, loader_of
-from tests.test_view_parameters import numpys_uniforms
+from tests.test_loader import CPU, IDENTITY, VIEW_BACKENDS, epoch_of, loader_of, shard_sizes
+from tests.test_view_parameters import numpy_uniforms
 
-RECIPE = Augmentation(size=32, mean=0.4, std=0.2, patient_positive=0.5)
-KEPT = 2  # partners, at most, in a shard
+AUGMENTATION = Augmentation(size=32, mean=0.4, std=0.2, patient_positive=0.5)
+PARTNERS = 2  # of an image in its shard, at most
 
 
 @pytest.fixture(scope="session")
 def raw_partner_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    """The same, not compressed."""
-    return built(radiographs, tmp_path_factory.mktemp("raw-partner-shards"), encoding="raw")
+    """Raw shards with partners."""
+    return build_shards(radiographs, tmp_path_factory.mktemp("raw-partner-shards"), encoding="raw")
 
 
-def built(radiographs: Path, out: Path, **settings: Any) -> Shards:
-    build(radiographs, out, **{"size": 96, "shard_size": 40, "partners": KEPT, "workers": 1, **settings})
+def build_shards(radiographs: Path, out: Path, **settings: Any) -> Shards:
+    build(radiographs, out, **{"size": 96, "shard_size": 40, "partners": PARTNERS, "workers": 1, **settings})
     return Shards(out, read_manifest(out))
 
 
@@ -55,7 +58,7 @@ def hashes_of(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("most", [2, 3, 7])
-def test_groups_are_of_one_patient_as_even_as_can_be_and_never_cut(most: int) -> None:
+def test_groups_are_balanced_within_a_patient_and_never_split_over_shards(most: int) -> None:
     patients = np.random.default_rng(most).integers(0, 40, 300)
     groups = group_by_patient(patients, most)
     assert sorted(np.concatenate(groups)) == list(range(300))
@@ -70,173 +73,175 @@ def test_groups_are_of_one_patient_as_even_as_can_be_and_never_cut(most: int) ->
         assert all((np.diff(shard) > 0).all() for shard in shards)
         assert all(sum(places[0] in shard for shard in map(set, shards)) == 1 == sum(
             set(places) <= set(shard) for shard in shards) for places in groups)  # fmt: skip
-        assert all(len(one) + most > shard_size for one in shards[:-1])  # no room was left for another
+        assert all(len(shard) + most > shard_size for shard in shards[:-1])  # too full for another group
 
 
-def test_an_images_partners_lie_in_its_shard_and_never_in_another_split(partner_shards: Shards) -> None:
+def test_partners_are_in_the_same_shard_and_split(partner_shards: Shards) -> None:
     manifest = partner_shards.manifest
-    everyone = pd.concat(label_frame(partner_shards.folder, [shard], manifest.findings).assign(shard=shard.tar)
-                         for shard in manifest.shards)  # fmt: skip
-    assert len(everyone) == 121 and everyone["key"].is_unique
-    images = everyone.groupby("patient")["key"].transform("size")
-    together = everyone.groupby(["patient", "shard"])["key"].transform("size")
-    assert (together >= np.minimum(images, 2)).all() and (together >= np.minimum(images, KEPT + 1) - 1).all()
-    assert (everyone.groupby("shard")["split"].nunique() == 1).all() and (images > 1).sum() > 50
+    frame = pd.concat(label_frame(partner_shards.folder, [shard], manifest.findings).assign(shard=shard.tar)
+                      for shard in manifest.shards)  # fmt: skip
+    assert len(frame) == 121 and frame["key"].is_unique
+    of_patient = frame.groupby("patient")["key"].transform("size")
+    in_shard = frame.groupby(["patient", "shard"])["key"].transform("size")
+    assert (in_shard >= np.minimum(of_patient, 2)).all()
+    assert (in_shard >= np.minimum(of_patient, PARTNERS + 1) - 1).all()
+    assert (frame.groupby("shard")["split"].nunique() == 1).all() and (of_patient > 1).sum() > 50
 
 
-def test_the_same_bytes_whatever_the_workers_and_parts_and_others_by_seed(
+def test_shards_depend_on_the_seed_but_not_on_workers_and_parts(
     radiographs: Path, partner_shards: Shards, tmp_path: Path
 ) -> None:
-    wanted = hashes_of(partner_shards.folder)
-    built(radiographs, tmp_path / "two", workers=2)
+    expected = hashes_of(partner_shards.folder)
+    build_shards(radiographs, tmp_path / "two", workers=2)
     for part in (2, 0, 1):
-        build(radiographs, tmp_path / "parts", size=96, shard_size=40, partners=KEPT, workers=1, part=part, parts=3)
+        build(radiographs, tmp_path / "parts", size=96, shard_size=40, partners=PARTNERS, workers=1, part=part, parts=3)
     merge(tmp_path / "parts")
-    assert hashes_of(tmp_path / "two") == hashes_of(tmp_path / "parts") == wanted
-    assert hashes_of(built(radiographs, tmp_path / "seed", seed=1).folder).keys() >= {"manifest.json"}
-    assert hashes_of(tmp_path / "seed")["train-000000.tar"] != wanted["train-000000.tar"]
+    assert hashes_of(tmp_path / "two") == hashes_of(tmp_path / "parts") == expected
+    assert hashes_of(build_shards(radiographs, tmp_path / "seed", seed=1).folder).keys() >= {"manifest.json"}
+    assert hashes_of(tmp_path / "seed")["train-000000.tar"] != expected["train-000000.tar"]
 
 
-def test_shards_without_partners_are_those_of_before_there_were_any(shards: Shards) -> None:
-    assert "partners" not in shards.manifest.settings  # else they would be built anew
+def test_manifest_of_shards_without_partners_has_no_such_setting(shards: Shards) -> None:
+    assert "partners" not in shards.manifest.settings  # else shards of earlier versions would be rebuilt
 
 
-def test_partners_take_no_room_and_the_build_says_so(
+def test_partners_take_no_disk_space_and_the_build_reports_it(
     radiographs: Path, shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = built(radiographs, tmp_path / "made")
-    said = capsys.readouterr().out
-    contents = [sum(shard.tar_bytes for shard in one.manifest.shards) for one in (made, shards)]
-    assert abs(contents[0] - contents[1]) <= 10240 * len(made.manifest.shards)  # a tar ends on a whole record
-    with_partners = sum(int(counts[counts > 1].sum()) for counts in (
-        label_frame(made.folder, [shard], ())["patient"].value_counts() for shard in made.manifest.shards))  # fmt: skip
-    assert f"{with_partners} of 121 images" in said and "0 bytes more on the disk" in said
-    copies = sum(int((counts * np.minimum(counts - 1, KEPT)).sum()) for counts in (
-        label_frame(made.folder, [shard], ())["patient"].value_counts() for shard in made.manifest.shards))  # fmt: skip
-    assert f"would be {copies} images, {copies / 121:.1f} times" in said
+    with_partners = build_shards(radiographs, tmp_path / "partners")
+    printed = capsys.readouterr().out
+    sizes = [sum(shard.tar_bytes for shard in built.manifest.shards) for built in (with_partners, shards)]
+    # tar pads its end to a full record.
+    assert abs(sizes[0] - sizes[1]) <= 10240 * len(with_partners.manifest.shards)
+    counts = [label_frame(with_partners.folder, [shard], ())["patient"].value_counts()
+              for shard in with_partners.manifest.shards]  # fmt: skip
+    paired = sum(int(images[images > 1].sum()) for images in counts)
+    assert f"{paired} of 121 images" in printed and "0 bytes more on the disk" in printed
+    copies = sum(int((images * np.minimum(images - 1, PARTNERS)).sum()) for images in counts)
+    assert f"would be {copies} images, {copies / 121:.1f} times" in printed
 
 
-def test_shards_of_other_partners_are_not_taken_for_these(radiographs: Path, partner_shards: Shards) -> None:
-    for other in (0, KEPT + 1):
-        with pytest.raises(InputError, match=f"holds shards of another build .partners {KEPT} there"):
-            built(radiographs, partner_shards.folder, partners=other)
+def test_build_refuses_a_folder_with_shards_of_other_partners(radiographs: Path, partner_shards: Shards) -> None:
+    for other in (0, PARTNERS + 1):
+        with pytest.raises(InputError, match=f"holds shards of another build .partners {PARTNERS} there"):
+            build_shards(radiographs, partner_shards.folder, partners=other)
 
 
-def test_more_partners_than_a_shard_holds_are_refused(radiographs: Path, tmp_path: Path) -> None:
+def test_build_refuses_more_partners_than_a_shard_contains(radiographs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--partners=40: wants a number from 0 to 39"):
-        built(radiographs, tmp_path / "out", partners=40)
+        build_shards(radiographs, tmp_path / "out", partners=40)
     assert not (tmp_path / "out").exists()
 
 
-# Who is drawn.
+# Sampling.
 
 
-def test_partners_are_drawn_as_by_hand() -> None:
-    members, starts = np.array([4, 7, 1, 9, 2, 3, 0]), np.zeros((10, 2), np.int64)
-    for begin, end in ((0, 2), (2, 6), (6, 7)):
-        starts[members[begin:end]] = begin, end
-    samples = np.array([7, 1, 0, 3, 9, 2, 4])
+def test_sampled_partners_equal_a_reference_implementation() -> None:
+    members, bounds = np.array([4, 7, 1, 9, 2, 3, 0]), np.zeros((10, 2), np.int64)
+    for start, end in ((0, 2), (2, 6), (6, 7)):
+        bounds[members[start:end]] = start, end
+    indices = np.array([7, 1, 0, 3, 9, 2, 4])
     for epoch in range(200):
-        drawn = sample_partners(0.6, 5, epoch, samples, starts[samples], members)
-        for sample, partner in zip(samples.tolist(), drawn.tolist(), strict=True):
-            begin, end = starts[sample]
-            others = [*members[begin:end]]
-            others[others.index(sample)] = others[-1]
-            whether, which = (numpys_uniforms(5, epoch, sample, view)[7] for view in (1, 0))
-            wanted = others[int(which * (len(others) - 1))] if len(others) > 1 and whether < 0.6 else sample
-            assert partner == wanted
+        partners = sample_partners(0.6, 5, epoch, indices, bounds[indices], members)
+        for index, partner in zip(indices.tolist(), partners.tolist(), strict=True):
+            start, end = bounds[index]
+            others = [*members[start:end]]
+            others[others.index(index)] = others[-1]
+            whether, which = (numpy_uniforms(5, epoch, index, view)[7] for view in (1, 0))
+            expected = others[int(which * (len(others) - 1))] if len(others) > 1 and whether < 0.6 else index
+            assert partner == expected
 
 
-def test_each_partner_is_as_likely_and_the_probability_is_kept() -> None:
-    members, samples = np.array([5, 6, 7, 8]), np.tile([5, 8], 1)
-    starts = np.tile([0, 4], (2, 1))
-    drawn = np.array([sample_partners(0.5, 0, epoch, samples, starts, members) for epoch in range(8000)])
-    for column, sample in enumerate(samples.tolist()):
-        shares = {other: float((drawn[:, column] == other).mean()) for other in (5, 6, 7, 8)}
-        assert shares.pop(sample) == pytest.approx(0.5, abs=0.03)
-        assert all(share == pytest.approx(1 / 6, abs=0.025) for share in shares.values())
-    never = sample_partners(0.0, 0, 0, samples, starts, members)
-    always = sample_partners(1.0, 0, 0, samples, starts, members)
-    assert (never == samples).all() and (always != samples).all()
+def test_partners_are_equally_likely_and_sampled_with_the_given_probability() -> None:
+    members, indices = np.array([5, 6, 7, 8]), np.array([5, 8])
+    bounds = np.tile([0, 4], (2, 1))
+    partners = np.array([sample_partners(0.5, 0, epoch, indices, bounds, members) for epoch in range(8000)])
+    for column, index in enumerate(indices.tolist()):
+        frequencies = {other: float((partners[:, column] == other).mean()) for other in (5, 6, 7, 8)}
+        assert frequencies.pop(index) == pytest.approx(0.5, abs=0.03)
+        assert all(frequency == pytest.approx(1 / 6, abs=0.025) for frequency in frequencies.values())
+    never = sample_partners(0.0, 0, 0, indices, bounds, members)
+    always = sample_partners(1.0, 0, 0, indices, bounds, members)
+    assert (never == indices).all() and (always != indices).all()
 
 
-def test_an_image_without_a_partner_is_its_own(partner_shards: Shards) -> None:
+def test_partners_are_of_the_same_patient_and_shard_or_the_image_itself(partner_shards: Shards) -> None:
     patients = Patients(partner_shards.folder, partner_shards.manifest, "train")
     frames = [label_frame(partner_shards.folder, [shard], ())["patient"] + f" {shard.tar}"
               for shard in partner_shards.manifest.of_split("train")]  # fmt: skip
-    place = pd.concat(frames).to_numpy()
-    alone = ~pd.Series(place).duplicated(keep=False).to_numpy()
-    plan = BatchSampler(tuple(shard.samples for shard in partner_shards.manifest.of_split("train")), len(place))
-    batch = patients.pair(1.0, 0, next(plan.batches(0, 0)))
-    assert (place[batch.partners] == place[batch.indices]).all()
-    assert ((batch.partners == batch.indices) == alone[batch.indices]).all() and 0 < alone.sum() < len(place)
+    group = pd.concat(frames).to_numpy()  # of patient and shard
+    single = ~pd.Series(group).duplicated(keep=False).to_numpy()
+    sampler = BatchSampler(shard_sizes(partner_shards), len(group))
+    batch = patients.pair(1.0, 0, next(sampler.batches(0, 0)))
+    assert (group[batch.partners] == group[batch.indices]).all()
+    assert ((batch.partners == batch.indices) == single[batch.indices]).all() and 0 < single.sum() < len(group)
 
 
-def test_partners_are_others_by_seed_and_by_epoch(partner_shards: Shards) -> None:
+def test_partners_differ_by_seed_and_epoch(partner_shards: Shards) -> None:
     patients = Patients(partner_shards.folder, partner_shards.manifest, "train")
-    samples = np.arange(partner_shards.manifest.images("train"))
-    drawn = {tuple(patients.pair(0.5, seed, Batch(epoch, 0, samples)).partners) for seed in (0, 1) for epoch in (0, 1)}
-    assert len(drawn) == 4
+    indices = np.arange(partner_shards.manifest.images("train"))
+    partners = {tuple(patients.pair(0.5, seed, Batch(epoch, 0, indices)).partners)
+                for seed in (0, 1) for epoch in (0, 1)}  # fmt: skip
+    assert len(partners) == 4
 
 
 # Views.
 
 
-def test_every_maker_makes_the_same_views_of_the_same_partners(partner_shards: Shards) -> None:
-    first, *others = [epoch_of(loader_of(partner_shards, maker, augmentation=RECIPE, seed=5)) for maker in MAKERS]
+def test_all_backends_yield_equal_views_of_partners(partner_shards: Shards) -> None:
+    first, *others = [epoch_of(loader_of(partner_shards, backend, augmentation=AUGMENTATION, seed=5))
+                      for backend in VIEW_BACKENDS]  # fmt: skip
     for other in others:
         assert first.shape == other.shape and (first - other).abs().max() * 0.2 * 255 < 0.05
-    without = epoch_of(loader_of(partner_shards, MAKERS[0], augmentation=Augmentation(size=32, mean=0.4, std=0.2),
-                                 seed=5))
+    unpaired = dataclasses.replace(AUGMENTATION, patient_positive=0.0)
+    without = epoch_of(loader_of(partner_shards, VIEW_BACKENDS[0], augmentation=unpaired, seed=5))
     assert torch.equal(first[:, 0], without[:, 0])
     same = (first[:, 1] == without[:, 1]).flatten(1).all(1)
-    assert 0.3 < same.float().mean() < 0.9  # view 2 of an image that stands for itself is what it was
+    assert 0.3 < same.float().mean() < 0.9  # view 2 of an image without a partner does not change
 
 
-@pytest.mark.parametrize("maker", MAKERS)
-def test_epochs_are_audited(raw_partner_shards: Shards, maker: str) -> None:
-    """View 1 shows every image at most once, view 2 the image or another of its patient in its shard."""
+@pytest.mark.parametrize("backend", VIEW_BACKENDS)
+def test_epoch_shows_each_image_once_with_itself_or_a_partner(raw_partner_shards: Shards, backend: str) -> None:
     folder, manifest = raw_partner_shards.folder, raw_partner_shards.manifest
     fetcher = Fetcher(folder, manifest, "train")
-    number_of = {fetcher.read(number): number for number in range(len(fetcher))}
-    patients = Patients(folder, manifest, "train").numbers
-    samples = [shard.samples for shard in manifest.of_split("train")]
-    shard_of = np.repeat(np.arange(len(samples)), samples)
-    augmentation = Augmentation(**{**vars(OFF), "patient_positive": 0.7})
-    loaders = [loader_of(raw_partner_shards, maker, rank=rank, world=2, batch_size=7, augmentation=augmentation)
+    index_of = {fetcher.read(index): index for index in range(len(fetcher))}
+    patients = Patients(folder, manifest, "train").ids
+    sizes = shard_sizes(raw_partner_shards)
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    augmentation = dataclasses.replace(IDENTITY, patient_positive=0.7)
+    loaders = [loader_of(raw_partner_shards, backend, rank=rank, world=2, batch_size=7, augmentation=augmentation)
                for rank in range(2)]  # fmt: skip
-    others = Counter[bool]()
+    partnered = Counter[bool]()
     for _ in range(2):
-        pairs = [[number_of[view.round().to(torch.uint8).numpy().tobytes()] for view in pair]
+        pairs = [[index_of[view.round().to(torch.uint8).numpy().tobytes()] for view in pair]
                  for loader in loaders for pair in epoch_of(loader)]  # fmt: skip
         first, second = np.array(pairs).T
         assert len(set(first)) == len(first) == len(fetcher) // 14 * 14
         assert (patients[first] == patients[second]).all() and (shard_of[first] == shard_of[second]).all()
-        others.update((first != second).tolist())
-    assert others[True] > 20 and others[False] > 20
+        partnered.update((first != second).tolist())
+    assert partnered[True] > 20 and partnered[False] > 20
 
 
-@pytest.mark.parametrize("maker", MAKERS)
-def test_a_loader_goes_on_bit_for_bit_with_the_same_partners(partner_shards: Shards, maker: str) -> None:
+@pytest.mark.parametrize("backend", VIEW_BACKENDS)
+def test_loader_resumes_bit_for_bit_with_the_same_partners(partner_shards: Shards, backend: str) -> None:
     def loader() -> ViewLoader:
-        return loader_of(partner_shards, maker, batch_size=8, augmentation=RECIPE)
+        return loader_of(partner_shards, backend, batch_size=8, augmentation=AUGMENTATION)
 
-    whole, stopped = loader(), loader()
-    given = [torch.stack(batch) for _ in range(2) for batch in whole]
+    uninterrupted, stopped, resumed = loader(), loader(), loader()
+    batches = [torch.stack(batch) for _ in range(2) for batch in uninterrupted]
     list(islice(stopped, 5))
-    gone_on = loader()
-    gone_on.load_state_dict(copy.deepcopy(stopped.state_dict()))
-    rest = [torch.stack(batch) for _ in range(2) for batch in gone_on]
-    assert len(rest) == len(given) - 5 and all(map(torch.equal, rest, given[5:]))
+    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    rest = [torch.stack(batch) for _ in range(2) for batch in resumed]
+    assert len(rest) == len(batches) - 5 and all(map(torch.equal, rest, batches[5:]))
 
 
-@pytest.mark.parametrize("maker", MAKERS)
-def test_a_sample_gets_the_same_partner_whatever_the_batch_the_ranks_and_the_workers(
-    partner_shards: Shards, maker: str
+@pytest.mark.parametrize("backend", VIEW_BACKENDS)
+def test_partners_depend_on_neither_batch_size_nor_ranks_nor_workers(
+    partner_shards: Shards, backend: str
 ) -> None:
     def views(batch_size: int, rank: int, world: int, workers: int) -> set[bytes]:
-        loader = loader_of(partner_shards, maker, batch_size=batch_size, rank=rank, world=world, workers=workers,
-                           augmentation=RECIPE)  # fmt: skip
+        loader = loader_of(partner_shards, backend, batch_size=batch_size, rank=rank, world=world, workers=workers,
+                           augmentation=AUGMENTATION)  # fmt: skip
         return {pair.numpy().tobytes() for pair in epoch_of(loader)}
 
     one = views(1, 0, 1, 1)
@@ -244,81 +249,79 @@ def test_a_sample_gets_the_same_partner_whatever_the_batch_the_ranks_and_the_wor
     assert parts[0] < one and parts[1] < one and not parts[0] & parts[1]
 
 
-@pytest.mark.parametrize("maker", MAKERS)
-def test_only_partners_that_are_drawn_are_read_and_decoded(
-    partner_shards: Shards, maker: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("backend", VIEW_BACKENDS)
+def test_only_sampled_partners_are_read_and_decoded(
+    partner_shards: Shards, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, manifest = partner_shards.folder, partner_shards.manifest
     fetcher, patients = Fetcher(folder, manifest, "train"), Patients(folder, manifest, "train")
-    plan = BatchSampler(tuple(shard.samples for shard in manifest.of_split("train")), 16)
-    batch = patients.pair(0.5, 0, next(plan.batches(0, 0)))
-    drawn = int((batch.partners != batch.indices).sum())
-    assert 0 < drawn < 16
+    batch = patients.pair(0.5, 0, next(BatchSampler(shard_sizes(partner_shards), 16).batches(0, 0)))
+    sampled = int((batch.partners != batch.indices).sum())
+    assert 0 < sampled < 16
     read: list[int] = []
-    monkeypatch.setattr(fetcher, "read", lambda number: (read.append(number), Fetcher.read(fetcher, number))[1])
-    if maker == "torchvision":
-        from pipeline import torchvision_views
-
-        torchvision_views._make_views(fetcher, RECIPE, 0, batch)
-        assert len(read) == 16 + drawn
+    monkeypatch.setattr(fetcher, "read", lambda index: (read.append(index), Fetcher.read(fetcher, index))[1])
+    if backend == "torchvision":
+        torchvision_views.make_views(fetcher, AUGMENTATION, 0, batch)
+        assert len(read) == 16 + sampled
         return
-    contents = prefetch._read(fetcher, batch)
-    assert len(read) == 16 + drawn and len(contents) == 32
-    given: dict[str, Any] = {"augmentation": RECIPE, "seed": 0, "device": CPU, "workers": 1, "patients": patients}
-    wanted = next(make_views(maker, fetcher, [batch], **given))  # type: ignore[arg-type]
-    # Where none is drawn DALI gets what no decoder could make anything of.
-    whole = BatchInputs._next
+    [(_, contents)] = prefetch(fetcher, [batch])
+    assert len(read) == 16 + sampled and len(contents) == 32
+    settings: dict[str, Any] = {"augmentation": AUGMENTATION, "seed": 0, "device": CPU, "workers": 1,
+                                "patients": patients}  # fmt: skip
+    expected = next(make_views(backend, fetcher, [batch], **settings))  # type: ignore[arg-type]
+    # Replace the images of view 2 that are no partners by bytes that no decoder accepts.
+    iterate = BatchInputs.__iter__
 
-    def spoilt(feed: Any) -> tuple[Any, ...]:
-        encoded, others, *rest = whole(feed)
-        paired = rest[-1]
-        return (encoded, [other if its else np.zeros(9, np.uint8) for other, its in zip(others, paired, strict=True)],
-                *rest)  # fmt: skip
+    def spoiled(inputs: BatchInputs) -> Iterator[tuple[Any, ...]]:
+        for encoded, encoded2, *rest, has_partner in iterate(inputs):
+            garbage = np.zeros(9, np.uint8)
+            yield (encoded, [jpeg if keep else garbage for jpeg, keep in zip(encoded2, has_partner, strict=True)],
+                   *rest, has_partner)  # fmt: skip
 
-    monkeypatch.setattr(BatchInputs, "_next", spoilt)
-    found = next(make_views(maker, fetcher, [batch], **given))  # type: ignore[arg-type]
-    assert all(map(torch.equal, found, wanted))
+    monkeypatch.setattr(BatchInputs, "__iter__", spoiled)
+    found = next(make_views(backend, fetcher, [batch], **settings))  # type: ignore[arg-type]
+    assert all(map(torch.equal, found, expected))
 
 
-def test_the_box_of_a_partner_is_its_own_crop_and_the_images_the_other() -> None:
-    samples = np.arange(64)
-    batch = Batch(0, 0, samples, np.where(samples % 2, samples + 1, samples))
+def test_box_contains_the_crop_of_each_partner_or_both_crops_of_one_image() -> None:
+    indices = np.arange(64)
+    batch = Batch(0, 0, indices, np.where(indices % 2, indices + 1, indices))
     shapes = np.repeat([[96, 120], [110, 96]], 64, axis=0)
-    shapes[64::2] = shapes[0]  # an image that stands for itself
-    drawn, start, extent, its_start, its_extent, paired = fused_parameters(RECIPE, 0, batch, shapes)
-    crops = sample_view_parameters(RECIPE, 0, 0, samples, np.stack(np.split(shapes, 2), axis=1))
+    shapes[64::2] = shapes[0]  # of images without a partner
+    parameters, start, shape, start2, shape2, has_partner = fused_parameters(AUGMENTATION, 0, batch, shapes)
+    crops = sample_view_parameters(AUGMENTATION, 0, 0, indices, np.stack(np.split(shapes, 2), axis=1))
     corners = np.concatenate([crops[..., :2], crops[..., :2] + crops[..., 2:4]], axis=2)  # [B, 2, 4]
     joint = np.concatenate([corners[..., :2].min(1), corners[..., 2:].max(1)], axis=1)
-    for view, box in enumerate((np.c_[start, start + extent], np.c_[its_start, its_start + its_extent])):
-        assert np.array_equal(box, np.where(paired[:, None], corners[:, view], joint))
-        assert np.array_equal(drawn[:, view, :2], crops[:, view, :2] - box[:, :2])
+    for view, box in enumerate((np.c_[start, start + shape], np.c_[start2, start2 + shape2])):
+        assert np.array_equal(box, np.where(has_partner[:, None], corners[:, view], joint))
+        assert np.array_equal(parameters[:, view, :2], crops[:, view, :2] - box[:, :2])
 
 
-@pytest.mark.parametrize("maker", [maker for maker in MAKERS if maker != "torchvision"])
-def test_a_partner_that_can_not_be_decoded_is_named(
-    partner_shards: Shards, maker: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("backend", [backend for backend in VIEW_BACKENDS if backend != "torchvision"])
+def test_undecodable_partner_is_named(
+    partner_shards: Shards, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, manifest = partner_shards.folder, partner_shards.manifest
     fetcher, patients = Fetcher(folder, manifest, "train"), Patients(folder, manifest, "train")
-    samples = np.arange(8)
-    batch = patients.pair(0.5, 0, Batch(0, 0, samples))
-    spoilt = next(number for number in batch.partners.tolist() if number not in samples)
+    indices = np.arange(8)
+    batch = patients.pair(0.5, 0, Batch(0, 0, indices))
+    corrupt = next(index for index in batch.partners.tolist() if index not in indices)
     read = fetcher.read
-    monkeypatch.setattr(fetcher, "read", lambda number: bytes(99) if number == spoilt else read(number))
-    with pytest.raises(InputError, match=f"image {fetcher.key(spoilt)}: can't be decoded"):
-        next(make_views(maker, fetcher, [batch], augmentation=RECIPE, seed=0, device=CPU, workers=1, patients=patients))
+    monkeypatch.setattr(fetcher, "read", lambda index: bytes(99) if index == corrupt else read(index))
+    with pytest.raises(InputError, match=f"image {fetcher.key(corrupt)}: can't be decoded"):
+        next(make_views(backend, fetcher, [batch], augmentation=AUGMENTATION, seed=0, device=CPU, workers=1,
+                        patients=patients))  # fmt: skip
 
 
-def test_shards_without_partners_are_refused(shards: Shards) -> None:
+def test_loader_refuses_shards_built_without_partners(shards: Shards) -> None:
     with pytest.raises(InputError, match=r"--patient-positive=0.5: the shards .* shard build .* --partners=3"):
-        loader_of(shards, MAKERS[0], augmentation=RECIPE)
+        loader_of(shards, VIEW_BACKENDS[0], augmentation=AUGMENTATION)
 
 
-def test_a_loader_names_the_patients_of_a_step_on_all_ranks(partner_shards: Shards) -> None:
-    patients = Patients(partner_shards.folder, partner_shards.manifest, "train").numbers
-    loaders = [loader_of(partner_shards, MAKERS[0], rank=rank, world=2, batch_size=7) for rank in range(2)]
-    samples = tuple(shard.samples for shard in partner_shards.manifest.of_split("train"))
-    samplers = [BatchSampler(samples, 7, rank=rank, world=2) for rank in range(2)]
+def test_loader_patients_cover_all_ranks(partner_shards: Shards) -> None:
+    patients = Patients(partner_shards.folder, partner_shards.manifest, "train").ids
+    loaders = [loader_of(partner_shards, VIEW_BACKENDS[0], rank=rank, world=2, batch_size=7) for rank in range(2)]
+    samplers = [BatchSampler(shard_sizes(partner_shards), 7, rank=rank, world=2) for rank in range(2)]
     for step, parts in enumerate(zip(*(islice(sampler.batches(3, 0), 4) for sampler in samplers), strict=True)):
-        wanted = np.concatenate([patients[part.indices] for part in parts])
-        assert all(loader.patients(3, step).tolist() == wanted.tolist() for loader in loaders)
+        expected = np.concatenate([patients[part.indices] for part in parts])
+        assert all(loader.patients(3, step).tolist() == expected.tolist() for loader in loaders)

@@ -258,7 +258,7 @@ def test_the_views_shown_are_those_of_the_run(
 ) -> None:
     """Of its augmentation, with partners where it learned from these very shards."""
     study, seen = open_study(settings_of(trained, shards, tmp_path, weights, baselines=())), list[Augmentation]()
-    monkeypatch.setattr(compose, "draw_preview", lambda shards, augmentation, **_: (seen.append(augmentation), (b"png",
+    monkeypatch.setattr(compose, "plot_preview", lambda shards, augmentation, **_: (seen.append(augmentation), (b"png",
                                                                                                                 []))[1])
     (encoder,) = study.encoders
     assert encoder.state is not None

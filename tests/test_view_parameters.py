@@ -1,4 +1,4 @@
-"""View parameters: NumPy's Philox, torchvision's crops, the augmentation's distributions, the same on every rank."""
+"""View parameters: uniforms equal to NumPy's Philox, torchvision's crops, and the augmentation's distributions."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pipeline.view_parameters import UNIFORMS, fill_uniforms, sample_view_parame
 COLUMNS = ("top", "left", "height", "width", "flip", "sigma", "brightness", "contrast")
 
 
-def numpys_uniforms(seed: int, epoch: int, sample: int, view: int) -> Any:
-    key, counter = np.array([seed, epoch], np.uint64), np.array([0, sample, view, 0], np.uint64)
+def numpy_uniforms(seed: int, epoch: int, index: int, view: int) -> Any:
+    key, counter = np.array([seed, epoch], np.uint64), np.array([0, index, view, 0], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter)).random(UNIFORMS)
 
 
 @pytest.mark.parametrize("key", [(0, 0, 0, 0), (5, 7, 223_413, 1), (2**63 + 1, 99, 2**40 + 3, 1)])
-def test_uniforms_are_those_of_numpys_philox(key: tuple[int, int, int, int]) -> None:
+def test_uniforms_equal_numpys_philox(key: tuple[int, int, int, int]) -> None:
     found = np.empty(UNIFORMS)
-    fill_uniforms(found, *(np.uint64(number) for number in key))
-    assert np.array_equal(found, numpys_uniforms(*key))
+    fill_uniforms(found, *(np.uint64(word) for word in key))
+    assert np.array_equal(found, numpy_uniforms(*key))
 
 
-def slow_view(augmentation: Augmentation, height: int, width: int, u: Any) -> list[float]:
-    """RandomResizedCrop's rule and the rest of the augmentation, by hand."""
+def reference_view(augmentation: Augmentation, height: int, width: int, u: Any) -> list[float]:
+    """RandomResizedCrop's algorithm and the other parameters, written out; u: the uniform numbers of the view."""
     low, high = augmentation.crop_ratio
     for k in range(10):
-        area = height * width * (augmentation.crop_area[0] + u[8 + 2 * k] * (augmentation.crop_area[1]
-                                                                             - augmentation.crop_area[0]))
+        smallest, largest = augmentation.crop_area
+        area = height * width * (smallest + u[8 + 2 * k] * (largest - smallest))
         ratio = math.exp(math.log(low) + u[9 + 2 * k] * (math.log(high) - math.log(low)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -55,20 +55,19 @@ def slow_view(augmentation: Augmentation, height: int, width: int, u: Any) -> li
 
 
 @pytest.mark.parametrize(("height", "width"), [(320, 390), (100, 400), (400, 100), (96, 96), (17, 31)])
-def test_views_are_drawn_as_by_hand(height: int, width: int) -> None:
+def test_view_parameters_equal_a_reference_implementation(height: int, width: int) -> None:
     count, augmentation = 400, Augmentation()
-    drawn = sample_view_parameters(augmentation, 3, 2, np.arange(count), np.tile([height, width], (count, 1)))
-    wanted = [[slow_view(augmentation, height, width, numpys_uniforms(3, 2, sample, view)) for view in range(2)]
-              for sample in range(count)]  # fmt: skip
-    assert drawn == pytest.approx(np.array(wanted), abs=1e-12)
+    found = sample_view_parameters(augmentation, 3, 2, np.arange(count), np.tile([height, width], (count, 1)))
+    expected = [[reference_view(augmentation, height, width, numpy_uniforms(3, 2, index, view)) for view in range(2)]
+                for index in range(count)]  # fmt: skip
+    assert found == pytest.approx(np.array(expected), abs=1e-12)
 
 
-@pytest.mark.parametrize(("height", "width"), [(320, 390), (100, 400)])  # the second often needs the fall-back
+@pytest.mark.parametrize(("height", "width"), [(320, 390), (100, 400)])  # the second shape often needs the fallback
 def test_crops_have_torchvisions_distribution(height: int, width: int) -> None:
     count = 20000
-    ours = sample_view_parameters(Augmentation(), 0, 0, np.arange(count // 2), np.tile([height, width], (count // 2,
-                                                                                                         1)))
-    ours = ours.reshape(count, 8)[:, :4]
+    shapes = np.tile([height, width], (count // 2, 1))
+    ours = sample_view_parameters(Augmentation(), 0, 0, np.arange(count // 2), shapes).reshape(count, 8)[:, :4]
     torch.manual_seed(0)
     image = torch.empty(1, height, width)
     theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(count)], float)
@@ -82,44 +81,44 @@ def test_crops_have_torchvisions_distribution(height: int, width: int) -> None:
     assert (top >= 0).all() and (top <= height - h).all() and (left >= 0).all() and (left <= width - w).all()
 
 
-def test_the_other_parameters_have_the_recipes_moments() -> None:
+def test_other_parameters_have_the_augmentations_moments() -> None:
     count = 20000
-    drawn = sample_view_parameters(Augmentation(), 1, 0, np.arange(count // 2), np.full((count // 2, 2),
-                                                                                        64)).reshape(count, 8)
-    column = dict(zip(COLUMNS, drawn.T, strict=True))
-    close = 5 / math.sqrt(count)
-    assert column["flip"].mean() == pytest.approx(0.5, abs=0.5 * close)
+    shapes = np.full((count // 2, 2), 64)
+    parameters = sample_view_parameters(Augmentation(), 1, 0, np.arange(count // 2), shapes).reshape(count, 8)
+    column = dict(zip(COLUMNS, parameters.T, strict=True))
+    tolerance = 5 / math.sqrt(count)
+    assert column["flip"].mean() == pytest.approx(0.5, abs=0.5 * tolerance)
     sigmas = column["sigma"]
-    assert (sigmas > 0).mean() == pytest.approx(0.5, abs=0.5 * close)
+    assert (sigmas > 0).mean() == pytest.approx(0.5, abs=0.5 * tolerance)
     blurred = sigmas[sigmas > 0]
     assert blurred.mean() == pytest.approx(1.05, abs=0.02) and blurred.min() >= 0.1 and blurred.max() <= 2.0
     for name in ("brightness", "contrast"):
-        assert column[name].mean() == pytest.approx(1.0, abs=0.24 * close)
+        assert column[name].mean() == pytest.approx(1.0, abs=0.24 * tolerance)
         assert column[name].std() == pytest.approx(0.8 / math.sqrt(12), rel=0.03)
         assert column[name].min() >= 0.6 and column[name].max() <= 1.4
-    with np.errstate(invalid="ignore"):  # heights and widths hang together, the others don't
-        related = np.abs(np.corrcoef(drawn.T))[4:, 4:]
-    assert related[~np.eye(4, dtype=bool)].max() < 0.04
+    with np.errstate(invalid="ignore"):  # only height and width are correlated
+        correlation = np.abs(np.corrcoef(parameters.T))[4:, 4:]
+    assert correlation[~np.eye(4, dtype=bool)].max() < 0.04
 
 
-def test_views_samples_epochs_and_seeds_differ_and_nothing_else_matters() -> None:
-    def draw(seed: int, epoch: int, samples: list[int]) -> Any:
-        return sample_view_parameters(Augmentation(), seed, epoch, samples, np.tile([320, 390], (len(samples), 1)))
+def test_parameters_differ_by_view_index_epoch_and_seed_only() -> None:
+    def sample(seed: int, epoch: int, indices: list[int]) -> Any:
+        return sample_view_parameters(Augmentation(), seed, epoch, indices, np.tile([320, 390], (len(indices), 1)))
 
-    once = draw(1, 2, [7, 8, 9])
-    assert np.array_equal(once, draw(1, 2, [9, 8, 7])[::-1]) and np.array_equal(once[:1], draw(1, 2, [7]))
-    rows = [*once.reshape(6, 8), *draw(1, 3, [7, 8, 9]).reshape(6, 8), *draw(2, 2, [7, 8, 9]).reshape(6, 8)]
+    first = sample(1, 2, [7, 8, 9])
+    assert np.array_equal(first, sample(1, 2, [9, 8, 7])[::-1]) and np.array_equal(first[:1], sample(1, 2, [7]))
+    rows = [*first.reshape(6, 8), *sample(1, 3, [7, 8, 9]).reshape(6, 8), *sample(2, 2, [7, 8, 9]).reshape(6, 8)]
     assert len({tuple(row[6:]) for row in rows}) == len(rows)
 
 
-def test_probabilities_of_nought_and_one_are_kept() -> None:
+def test_probabilities_zero_and_one_are_exact() -> None:
     shapes = np.full((200, 2), 64)
     never = sample_view_parameters(Augmentation(flip_probability=0, blur_probability=0), 0, 0, np.arange(200), shapes)
     always = sample_view_parameters(Augmentation(flip_probability=1, blur_probability=1), 0, 0, np.arange(200), shapes)
     assert not never[..., 4:6].any() and always[..., 4:6].all()
 
 
-def test_shuffling_is_uniform_and_a_stream_of_its_own() -> None:
+def test_shuffle_keys_are_uniform_and_differ_by_stream() -> None:
     keys = shuffle_keys(0, 0, 20000, 2)
     assert keys.mean() == pytest.approx(0.5, abs=0.01) and keys.std() == pytest.approx(12**-0.5, rel=0.02)
     assert len(set(keys)) == len(keys) and not set(keys) & set(shuffle_keys(0, 0, 20000, 3))

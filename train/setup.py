@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.augmentation import Augmentation
-from pipeline.loader import ViewLoader, choose_views, two_view_loader
+from pipeline.loader import ViewLoader, choose_view_device, two_view_loader
 from shard.errors import InputError
 from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
@@ -39,7 +39,7 @@ def set_up(config: Config, ranks: Ranks | None = None, stop: StopRequest | None 
     device = torch.device("cuda", torch.cuda.current_device()) if config.device == "cuda" else torch.device("cpu")
     workers = config.workers or max(1, cores() // ranks.local_world_size)
     make_fast(device)
-    where, why = choose_views(config.views, config.backend, device, workers)
+    where, why = choose_view_device(config.views, config.backend, device, workers)
     if ranks.first:
         print(f"views are made on the {where.upper()}: {why}")
         _warn_of_small_images(config, manifest)
@@ -67,7 +67,7 @@ def _say_partners(config: Config, loader: ViewLoader, images: int) -> None:
     """How many images the recipe's part about patients applies to, where it has one."""
     if not config.patient_positive and config.same_patient == "negatives":
         return
-    found = loader.paired(in_shard=config.patient_positive > 0)
+    found = loader.count_paired(in_shard=config.patient_positive > 0)
     where = " in their shard" if config.patient_positive else ""
     print(f"{found} of {images} training images ({found / images:.1%}) have another of their patient{where}")
     if found < FEW_PARTNERS * images:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.augmentation import Augmentation
-from pipeline.preview import draw_preview
+from pipeline.preview import plot_preview
 from probe.measure import ALL, BALANCED, FINETUNE, LINEAR, Measured
 from probe.names import MAJORITY
 from probe.page.figures import Picture, colours, draw_forest, draw_journals, draw_roc, draw_scores, draw_shots
@@ -236,7 +236,7 @@ def _pretraining(study: Study, palette: Mapping[str, str]) -> list[Section]:
     augmentation = Augmentation(**runs[0].state["augmentation"])
     if runs[0].state["shards"] != study.manifest.fingerprint():  # where a patient's images may lie apart
         augmentation = replace(augmentation, patient_positive=0.0)
-    content, _ = draw_preview(study.settings.shards, augmentation, images=4, seed=0)
+    content, _ = plot_preview(study.settings.shards, augmentation, images=4, seed=0)
     of = " synthetic" if study.manifest.settings.get("synthetic") else ""
     views = Picture("views", f"Rows of a{of} radiograph and two augmented views of it by each backend, with their "
                              "parameters", content, "png")  # fmt: skip
