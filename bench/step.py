@@ -181,17 +181,17 @@ def _ours(setting: Setting, compile: bool = False, views: ViewDevice = "auto") -
     config = Config(shards=setting.shards, out=setting.shards / "none", dali=has_dali(), arch=setting.arch,
                     size=setting.size, batch_size=setting.batch_size, workers=setting.workers,
                     compile=compile, views=views)  # fmt: skip
-    trained = set_up(config)
-    trained.model.train()
+    config, _, _, loader, state = set_up(config)
+    state.model.train()
 
     def epochs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while True:
-            yield from trained.loader
+            yield from loader
 
     def work(view1: torch.Tensor, view2: torch.Tensor) -> None:
-        forward_backward(trained, view1, view2)
+        forward_backward(state, view1, view2, temperature=config.temperature, precision=config.precision)
 
-    return _timed(epochs(), work, lambda: update(trained))
+    return _timed(epochs(), work, lambda: update(state, lr=config.lr))
 
 
 def _ours_compiled(setting: Setting) -> Iterator[Step]:

@@ -146,7 +146,7 @@ def equal_states(one: Any, other: Any) -> bool:
 
 def same_run(one: Path, other: Path) -> bool:
     """Whether two runs ended with the same weights, optimiser, generators, loader and journal, to the last bit."""
-    names = ("step", "epoch", "model", "optimizer", "scaler", "chance", "loader", "loss_sum", "losses", "milestones",
+    names = ("step", "epoch", "model", "optimizer", "scaler", "rng_state", "loader", "loss_sum", "losses", "milestones",
              "best", "journal_lines")  # fmt: skip
     states = [newest(run) for run in (one, other)]
     journals = [(run / METRICS).read_bytes() for run in (one, other)]

@@ -46,18 +46,19 @@ def take_step(
     micro_batch = micro_batch or settings.get("micro_batch", 0)
     config = Config(shards=shards, out=shards / "none", arch="resnet18", size=32, batch_size=IMAGES, lr=1e-3,
                     device="cpu", precision="fp32", **{**settings, "micro_batch": micro_batch})  # fmt: skip
-    run = set_up(config, ranks)
+    state = set_up(config, ranks).state
     model: Any = SmallModel(dropout=0.0)
     model.train(training)
     if ranks.world > 1 and config.sync_batchnorm:
         synchronise_batchnorm(model, torch.device("cpu"))
     if config.recompute:
         recompute_blocks(model)
-    run.model = run.forward = model
-    run.optimizer = make_optimizer("adam", model, lr=config.lr, weight_decay=0.1)
-    loss, z1, z2 = forward_backward(run, views[0], views[1], patients)
+    state.model = state.forward = model
+    state.optimizer = make_optimizer("adam", model, lr=config.lr, weight_decay=0.1)
+    loss, z1, z2 = forward_backward(state, views[0], views[1], temperature=config.temperature, patients=patients,
+                                    same_patient=config.same_patient, micro_batch=micro_batch)  # fmt: skip
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    update(run)
+    update(state, lr=config.lr, clip=config.clip)
     kept = loss.untyped_storage().nbytes()
     return {"loss": loss, "loss_bytes": kept,
             "z": torch.stack([z1, z2]), "gradients": gradients, "model": model.state_dict()}

@@ -88,8 +88,8 @@ def test_features_that_tell_no_images_apart(features: Any, said: str) -> None:
 def test_a_training_warns_once_when_it_has_collapsed(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def collapsed(run: Any, *arguments: Any) -> Any:
-        loss, *embeddings = STEP(run, *arguments)
+    def collapsed(*arguments: Any, **settings: Any) -> Any:
+        loss, *embeddings = STEP(*arguments, **settings)
         return loss * 0 + math.log(31), *(torch.ones_like(one) for one in embeddings)
 
     monkeypatch.setattr(loop, "train_step", collapsed)

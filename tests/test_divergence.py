@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,17 +13,18 @@ from tests.conftest import Shards, train_here
 from train import loop
 from train.checkpoint import list_checkpoints
 from train.divergence import all_finite
+from train.state import TrainState
 from train.step import forward_backward
 
 
 def spoiled(value: float, step: int) -> Any:
     """A step whose loss is a number and whose update is none."""
 
-    def take(run: Any, *arguments: Any) -> Any:
-        made = STEP(run, *arguments)
-        if run.step == step:
+    def take(state: TrainState, *views: torch.Tensor, **settings: Any) -> Any:
+        made = STEP(state, *views, **settings)
+        if state.step == step:
             with torch.no_grad():
-                next(run.model.parameters()).view(-1)[0] = value
+                next(state.model.parameters()).view(-1)[0] = value
         return made
 
     return take
@@ -48,13 +48,12 @@ def test_weights_that_are_no_numbers_are_not_saved(
 def test_embeddings_that_overflow_have_a_loss_that_is_no_number(size: float) -> None:
     """float32 holds 1e30, and not its square: normalised, it is zero, with the loss of guessing."""
     model = torch.nn.Linear(4, 8)
-    config = SimpleNamespace(device="cpu", precision="fp32", temperature=0.5, same_patient="negatives", micro_batch=0)
-    run: Any = SimpleNamespace(config=config, model=model, forward=lambda views: model(views) * size,
-                               scaler=torch.amp.GradScaler("cpu", enabled=False),
-                               optimizer=torch.optim.SGD(model.parameters(), lr=0.1))  # fmt: skip
-    assert forward_backward(run, torch.randn(3, 4), torch.randn(3, 4))[0].isnan()
-    run.forward = model
-    assert forward_backward(run, torch.randn(3, 4), torch.randn(3, 4))[0].isfinite()
+    unwrapped: Any = model  # a linear layer stands in for SimCLR
+    state = TrainState(unwrapped, lambda views: model(views) * size, torch.optim.SGD(model.parameters(), lr=0.1),
+                       torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"), steps_per_epoch=1)  # fmt: skip
+    assert forward_backward(state, torch.randn(3, 4), torch.randn(3, 4), temperature=0.5)[0].isnan()
+    state.forward = model
+    assert forward_backward(state, torch.randn(3, 4), torch.randn(3, 4), temperature=0.5)[0].isfinite()
 
 
 def test_an_optimisers_state_counts_and_whole_numbers_do_not() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.loader import has_dali
+from pipeline.loader import default_backend, has_dali, image_loader
 from shard.manifest import read_manifest
 from shard.phantom.archive import phantom
 from shard.read import read_labels
@@ -19,7 +20,7 @@ from tests.conftest import Shards, newest, train_here
 from train import online
 from train.config import Config
 from train.journal import read_journal
-from train.online import OnlineProbe
+from train.online import OnlineProbe, score_features
 from train.setup import set_up
 from train.status import status
 
@@ -34,13 +35,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Shards:
 
 
 def probe_of(shards: Shards) -> tuple[OnlineProbe, nn.Module]:
-    run = set_up(Config(shards=shards.folder, out=shards.folder / "none", dali=has_dali(), arch="resnet18", size=32,
+    config, manifest, augmentation, _, state = set_up(
+        Config(shards=shards.folder, out=shards.folder / "none", dali=has_dali(), arch="resnet18", size=32,
                         device="cpu", precision="fp32"))  # fmt: skip
-    return run.online, run.model.encoder
+    return OnlineProbe(config, manifest, augmentation, state.device), state.model.encoder
 
 
 def test_it_looks_at_training_patients_alone_and_holds_a_quarter_out(many: Shards) -> None:
-    chosen = probe_of(many)[0]._chosen
+    chosen = probe_of(many)[0].images
     train = read_labels(many.folder, many.manifest, ("train",))
     pd.testing.assert_frame_equal(chosen.labels, train.iloc[chosen.samples])
     held_out, fit = (set(chosen.labels["patient"][mask]) for mask in (chosen.held_out, ~chosen.held_out))
@@ -51,31 +53,29 @@ def test_it_looks_at_training_patients_alone_and_holds_a_quarter_out(many: Shard
     assert chosen.findings and len(chosen.findings) < len(many.manifest.findings)
 
 
-def test_its_images_and_labels_belong_together(many: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features that are the label find it, kNN and linear; of another row they would not."""
-    probe, encoder = probe_of(many)
-    chosen = probe._chosen
-    finding = chosen.findings[0]
-    object.__setattr__(chosen, "findings", [finding])
-    truth = chosen.labels[finding].fillna(0.5).to_numpy()
+def test_scores_match_features_with_their_labels(many: Shards) -> None:
+    """Features that equal a finding's label give AUROC 1 for both probes; random features do not."""
+    images = probe_of(many)[0].images
+    images = replace(images, findings=images.findings[:1])
+    truth = images.labels[images.findings[0]].fillna(0.5).to_numpy()
     features = np.stack([truth, 1 - truth, np.ones_like(truth)], axis=1).astype(np.float32)
-    monkeypatch.setattr(OnlineProbe, "_embed", lambda *_: features)
-    assert probe.score(encoder, lambda: False) == {"knn_auroc": 1.0, "linear_auroc": 1.0}
-    monkeypatch.setattr(OnlineProbe, "_embed", lambda *_: np.random.default_rng(0).normal(size=features.shape))
-    assert all(0.2 < value < 0.8 for value in probe.score(encoder, lambda: False).values())
+    assert score_features(features, images) == {"knn_auroc": 1.0, "linear_auroc": 1.0}
+    noise = np.random.default_rng(0).normal(size=features.shape).astype(np.float32)
+    assert all(0.2 < value < 0.8 for value in score_features(noise, images).values())
 
 
-def test_features_are_of_the_chosen_images_in_their_order(many: Shards) -> None:
+def test_features_are_in_the_order_of_the_chosen_images(many: Shards) -> None:
     class Mean(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean((2, 3))
 
     probe, _ = probe_of(many)
-    means = probe._embed(Mean(), lambda: False)[:, 0]
-    everything = probe._chosen.samples
-    object.__setattr__(probe._chosen, "samples", everything[::-1])
-    assert np.allclose(probe._embed(Mean(), lambda: False)[::-1, 0], means) and len(means) == len(everything)
-    assert len(np.unique(means)) > len(means) // 2
+    means = probe.embed(Mean(), lambda: False)[:, 0]
+    manifest = many.manifest
+    everything = image_loader(default_backend(), many.folder, manifest, split="train", size=32, batch_size=64,
+                              mean=manifest.pixel_mean, std=manifest.pixel_std, device=torch.device("cpu"))  # fmt: skip
+    wanted = torch.cat([batch.mean((1, 2, 3)) for batch in everything]).numpy()[probe.images.samples]
+    assert np.allclose(means, wanted, atol=1e-5) and len(np.unique(means)) > len(means) // 2
 
 
 def test_votes_are_those_of_a_slow_twin() -> None:
@@ -95,9 +95,9 @@ def test_told_to_stop_it_is_interrupted_and_the_run_does_it_again(
 ) -> None:
     settings = {"online_every": 1, "epochs": 2, "batch_size": 64}
     train_here(many, tmp_path / "whole", **settings)
-    real = OnlineProbe._embed
+    real = OnlineProbe.embed
     with monkeypatch.context() as patch:
-        patch.setattr(OnlineProbe, "_embed", lambda self, encoder, stopped: real(self, encoder, lambda: True))
+        patch.setattr(OnlineProbe, "embed", lambda self, encoder, stopped: real(self, encoder, lambda: True))
         with pytest.raises(SystemExit) as ended:
             train_here(many, tmp_path / "parts", **settings)
     assert ended.value.code == 75
@@ -118,7 +118,7 @@ def test_it_changes_nothing_of_the_run(many: Shards, tmp_path: Path) -> None:
         train_here(many, tmp_path / str(every), online_every=every, epochs=1, batch_size=64)
     with_it, without = newest(tmp_path / "1"), newest(tmp_path / "0")
     assert all(torch.equal(value, without["model"][name]) for name, value in with_it["model"].items())
-    assert torch.equal(with_it["chance"][0]["torch"], without["chance"][0]["torch"])
+    assert torch.equal(with_it["rng_state"][0]["torch"], without["rng_state"][0]["torch"])
 
 
 def test_without_labels_enough_it_says_so_once(

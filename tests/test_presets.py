@@ -22,6 +22,7 @@ from train.config import Config, train_command
 from train.journal import CARD, read_journal
 from train.presets import PRESETS, overrides, say_recipe, with_preset
 from train.setup import set_up
+from train.state import TrainState
 from train.status import status
 
 
@@ -94,9 +95,10 @@ def test_the_loss_is_told_the_patients_of_the_very_step(
 ) -> None:
     told: list[list[int]] = []
 
-    def step(run: Any, view1: torch.Tensor, view2: torch.Tensor, patients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def step(state: TrainState, *views: torch.Tensor, patients: torch.Tensor, **_: Any) -> tuple[torch.Tensor, ...]:
         told.append(patients.tolist())
-        run.step += 1
+        state.step += 1
+        state.step_in_epoch += 1
         return torch.ones(()), torch.randn(32, 8), torch.randn(32, 8)
 
     monkeypatch.setattr("train.loop.train_step", step)

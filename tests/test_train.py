@@ -174,12 +174,12 @@ def test_two_processes_on_one_folder_are_refused(shards: Shards, trained: Path) 
 
 
 def test_steps_on_one_batch_learn_to_tell_its_images_apart(shards: Shards, tmp_path: Path) -> None:
-    run = set_up(Config(shards=shards.folder, out=tmp_path, arch="resnet18", size=32, batch_size=16, lr=1e-3,
-                        temperature=0.1, precision="fp32", device="cpu"))  # fmt: skip
-    view1, view2 = next(iter(run.loader))
-    run.model.train()
-    losses = [train_step(run, view1, view2)[0].item() for _ in range(25)]
-    assert run.step == 25
+    loader, state = set_up(Config(shards=shards.folder, out=tmp_path, arch="resnet18", size=32, batch_size=16,
+                                  precision="fp32", device="cpu"))[-2:]  # fmt: skip
+    view1, view2 = next(iter(loader))
+    state.model.train()
+    losses = [train_step(state, view1, view2, lr=1e-3, temperature=0.1)[0].item() for _ in range(25)]
+    assert state.step == 25
     assert losses[-1] < 0.5 * math.log(31) and losses[-1] < 0.5 * losses[0]
 
 
@@ -207,8 +207,9 @@ def test_a_loss_that_is_no_number_names_step_keys_and_the_last_good_checkpoint(s
     assert re.match(r"step 5: the loss is nan, on images (\w+, ){2}\w+ and 13 more, all in ", str(told.value))
     assert f"the last good checkpoint, {good}, with a --lr below 0.001 and --accept=lr" in str(told.value)
     assert list_checkpoints(tmp_path)[0] == good
-    run = set_up(Config(shards=shards.folder, out=tmp_path, batch_size=16, size=32, arch="resnet18", device="cpu"))
-    assert (tmp_path / "bad-batch.txt").read_text().split() == run.loader.keys(0, 3)
+    loader = set_up(Config(shards=shards.folder, out=tmp_path, batch_size=16, size=32, arch="resnet18",
+                           device="cpu")).loader  # fmt: skip
+    assert (tmp_path / "bad-batch.txt").read_text().split() == loader.keys(0, 3)
 
 
 def test_views_larger_than_the_sharded_images_are_warned_about(

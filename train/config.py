@@ -38,7 +38,7 @@ MAY_CHANGE_ON_RESUME = {"shards", "out", "preset", "workers", "views", "recomput
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of a pre-training run; precision and device are resolved, never "auto".
+    """Settings of a pre-training run. train.device.resolve replaces "auto" as device and precision.
 
     preset: the name of the recipe that the settings began from; the values themselves are beside it. crop_min: the
     least share of an image's area in a view; flip, blur: probabilities. patient_positive: as in Augmentation;
@@ -90,18 +90,12 @@ class Config:
                              f"{divisors(self.batch_size)} do")
         if self.warmup_epochs > self.epochs:
             raise InputError(f"--warmup-epochs={self.warmup_epochs:g}: more than --epochs={self.epochs}; lower it")
-        if self.precision == "fp16" and self.device == "cpu":  # as resolve_precision would say, a second later
+        if self.precision == "fp16" and self.device == "cpu":
             raise InputError(FP16_WANTS_GPU)
         if self.compile and self.recompute:
             raise InputError("--compile --recompute: the compiler decides itself what to compute again; drop one")
         if self.compile and shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
             raise InputError(f"--compile: PyTorch compiles with {compiler}, which is not here; Debian: apt install g++")
-        # All that can be told without PyTorch, which takes a second to import, has been told.
-        from train.device import resolve_device, resolve_precision
-
-        # Frozen for everyone else: "auto" is settled here, so that a checkpoint says what really ran.
-        object.__setattr__(self, "device", resolve_device(self.device))
-        object.__setattr__(self, "precision", resolve_precision(self.precision, self.device))
 
     @property
     def backend(self) -> Literal["dali", "torchvision"]:

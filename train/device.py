@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from dataclasses import replace
 
 import torch
 
 from shard.errors import InputError
-from train.config import FP16_WANTS_GPU, Device, Precision
+from train.config import FP16_WANTS_GPU, Config, Device, Precision
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # mallopt(3)
 MORE_AT_ONCE = 1 << 28  # bytes
+
+
+def resolve(config: Config) -> Config:
+    """Replace "auto" as device and precision by what this machine offers, so that a checkpoint says what really ran.
+
+    Raises InputError if the machine lacks what `config` asks for.
+    """
+    device = resolve_device(config.device)
+    return replace(config, device=device, precision=resolve_precision(config.precision, device))
 
 
 def resolve_device(device: Device) -> Device:

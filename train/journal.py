@@ -151,8 +151,8 @@ def _checked(line: dict[str, Any], kinds: dict[str, tuple[str, ...]]) -> dict[st
     return line
 
 
-def draw_loss(run: Path, batch_size: int) -> None:
-    """Draw loss.png: NT-Xent against epochs and images seen, and the loss of a model that can't tell 2B views apart."""
+def plot_loss(run: Path, batch_size: int) -> None:
+    """Plot loss.png: NT-Xent against epochs and images seen, and the loss of a model that can't tell 2B views apart."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from train.rng import rng_state, set_rng_state
+
 Embed = Callable[[torch.Tensor], torch.Tensor]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -44,17 +46,17 @@ def backward_by_micro_batches(
     under memory limited setup" (GradCache).
     """
     parts = list(zip(view1.split(micro_batch), view2.split(micro_batch), strict=True))
-    embedded, chance = [], []
+    embedded, rng_states = [], []
     with torch.no_grad(), statistics_kept(model):
         for part1, part2 in parts:
-            chance.append(random_state(view1.device))
+            rng_states.append(rng_state(view1.device))
             embedded.append(embed(torch.cat([part1, part2])).chunk(2))
     z1, z2 = (torch.cat(half).requires_grad_() for half in zip(*embedded, strict=True))  # [B, D] each
     value = loss(z1, z2)
     gradient1, gradient2 = torch.autograd.grad(scale(value), (z1, z2))
     slices = zip(gradient1.split(micro_batch), gradient2.split(micro_batch), strict=True)
-    for (part1, part2), state, gradients in zip(parts, chance, slices, strict=True):
-        set_random_state(state, view1.device)
+    for (part1, part2), rng, gradients in zip(parts, rng_states, slices, strict=True):
+        set_rng_state(rng, view1.device)
         embed(torch.cat([part1, part2])).backward(torch.cat(gradients))
     return value.detach(), z1.detach(), z2.detach()
 
@@ -71,16 +73,3 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, buffer in buffers:
             setattr(module, name, buffer)
-
-
-def random_state(device: torch.device) -> tuple[torch.Tensor, ...]:
-    """The state of the generators that a model on `device` draws from."""
-    own = torch.get_rng_state()
-    return (own, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (own,)
-
-
-def set_random_state(state: tuple[torch.Tensor, ...], device: torch.device) -> None:
-    """Go back to a state of random_state."""
-    torch.set_rng_state(state[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)

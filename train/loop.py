@@ -10,56 +10,60 @@ from pathlib import Path
 
 import torch
 
+from pipeline.loader import ViewLoader
 from shard.files import locked
-from train.collapse import say_collapse
+from train.checkpointer import Checkpointer
 from train.config import Config
+from train.device import resolve_device
+from train.divergence import check_losses, check_weights
 from train.embedding_metrics import embedding_metrics
-from train.journal import LOCK, draw_loss, read_journal, write_card
-from train.online import Interrupted
+from train.journal import LOCK, write_card
+from train.online import OnlineProbe
+from train.optim import learning_rate
 from train.ranks import Ranks, init_distributed
+from train.run_log import RunLog
 from train.setup import set_up
-from train.signals import REQUEUE, catch_stop_signals
-from train.state import Run
+from train.signals import REQUEUE, StopRequest, catch_stop_signals
+from train.state import TrainState
 from train.step import train_step
-from train.throughput import Throughput
 
-PATIENCE_S = 15.0  # DataLoader workers look every 5 seconds whether their parent is still there
+PATIENCE_S = 15.0  # DataLoader workers check every 5 seconds whether their parent is still alive
 
 
 def pretrain(config: Config) -> None:
-    """Pre-train SimCLR as `config` says into config.out, going on from its newest checkpoint where there is one.
+    """Pre-train SimCLR as `config` says, and write the run into config.out; resume from its newest checkpoint.
 
-    Leaves checkpoints/, metrics.jsonl, speed.jsonl, run.json, tensorboard/ and loss.png there. A run stopped anywhere
-    and started again goes through the same batches and, on a CPU, ends with the same weights as one never stopped.
-    Told to stop by SIGUSR1 or SIGTERM it saves after the step and ends the process: the first rank with status 75.
+    Writes checkpoints/, metrics.jsonl, speed.jsonl, run.json, tensorboard/ and loss.png. An interrupted and resumed run
+    sees the same batches and, on a CPU, ends with the same weights as an uninterrupted one. On SIGUSR1 or SIGTERM it
+    saves after the current step and exits, the first rank with status 75 (requeue).
     """
-    with catch_stop_signals() as stop, init_distributed(config.device) as ranks:
-        run = set_up(config, ranks, stop)
-        with _alone(config.out, ranks):
-            epoch, step_in_epoch = run.resume()
-            if run.finished(epoch, step_in_epoch):
-                run.say(f"{config.out}: {run.step} steps are done, as many as asked for; nothing to do")
+    with catch_stop_signals() as stop, init_distributed(resolve_device(config.device)) as ranks:
+        config, manifest, augmentation, loader, state = set_up(config, ranks)
+        checkpointer = Checkpointer(config, manifest, augmentation, loader, ranks)
+        with _only_writer(config.out, ranks):
+            checkpointer.resume(state)
+            if is_finished(state, config):
+                ranks.print(f"{config.out}: the requested {state.step} steps are done; nothing to do")
                 return
-            run.open_journal()
+            journal = checkpointer.open_journal(state)
             if ranks.first:
-                write_card(config.out, config, run.accepted, ranks=ranks.world, steps_per_epoch=len(run.loader))
-            with Throughput(run) as throughput:
-                going_on = True
-                while going_on and not run.told_to_stop and not run.finished(epoch, step_in_epoch):
-                    going_on = train_epoch(run, throughput, epoch, step_in_epoch)
-                    epoch, step_in_epoch = epoch + going_on, 0
-    if run.told_to_stop:
+                write_card(config.out, config, checkpointer.accepted, ranks=ranks.world,
+                           steps_per_epoch=len(loader))  # fmt: skip
+            probe = OnlineProbe(config, manifest, augmentation, state.device)
+            with RunLog(config, state, ranks, journal) as log:
+                stopped = train(config, state, loader, checkpointer, probe, log, ranks, stop)
+    if stopped:
         name = signal.Signals(stop.signal).name if stop.signal else "another rank"
-        run.say(f"{config.out}: saved after step {run.step}, as {name} asked; the same command goes on")
-        # One status for the job: of several, Slurm takes the highest, and may end what is left at the first of them.
-        sys.exit((130 if stop.signal == signal.SIGINT else REQUEUE) if run.ranks.first else 0)
-    if epoch < config.epochs:
-        run.say(f"{config.out}: stopped after {run.step} steps, as --limit-steps asks; without it the run goes on")
+        ranks.print(f"{config.out}: saved after step {state.step}, as requested by {name}; the same command resumes")
+        # One status for the job: Slurm reports the highest of several, and may end the job at the first non-zero one.
+        sys.exit((130 if stop.signal == signal.SIGINT else REQUEUE) if ranks.first else 0)
+    if state.epoch < config.epochs:
+        ranks.print(f"{config.out}: stopped after {state.step} steps, at --limit-steps; without it the run continues")
 
 
 @contextlib.contextmanager
-def _alone(out: Path, ranks: Ranks) -> Iterator[None]:
-    """Keep others from writing into the run's folder; the first rank does, and makes it."""
+def _only_writer(out: Path, ranks: Ranks) -> Iterator[None]:
+    """Create the run's folder and lock it against other processes; the first rank does this for all."""
     if not ranks.first:
         yield
         return
@@ -68,86 +72,71 @@ def _alone(out: Path, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def train_epoch(run: Run, throughput: Throughput, epoch: int, done: int) -> bool:
-    """One epoch, its first `done` steps already taken. False where the run is to end before the epoch's end."""
-    config, steps = run.config, len(run.loader)
-    run.model.train()
-    batches = iter(run.loader if done < steps else ())  # none where only the epoch's end is left to do
-    for number, (view1, view2) in enumerate(throughput.waiting_for(batches), start=done + 1):
-        patients = run.patients(epoch, number - 1)
-        loss, z1, z2 = train_step(run, view1, view2, patients)
-        run.losses.append(loss)
-        if number % config.log_every == 0 or number == steps:
-            run.check_losses(epoch, number)  # before their embeddings are measured, which NaN would stop
-            write_interval(run, throughput, epoch, number, embedding_metrics(z1, z2, patients))
-        stop, save = run.ranks.any_of([run.stop.wanted, run.save_is_due()])
-        limited = run.step == config.limit_steps
-        if (stop or save or limited) and number < steps:
-            run.save(epoch, number)
-        if (stop or limited) and number < steps:
-            run.told_to_stop = stop
-            return False
-    return end_epoch(run, throughput, epoch)
+def is_finished(state: TrainState, config: Config) -> bool:
+    """Whether all epochs, or --limit-steps steps, are done and no end of an epoch is pending."""
+    at_limit = 0 < config.limit_steps <= state.step and not state.epoch_is_complete
+    return state.epoch >= config.epochs or at_limit
 
 
-def write_interval(run: Run, throughput: Throughput, epoch: int, number: int, measures: dict[str, float]) -> None:
-    """Write the losses since the last time, and what the last batch's embeddings tell, into the journal."""
-    loss = torch.stack(run.losses).mean().item()
-    run.loss_sum += loss * len(run.losses)
-    run.losses = []
-    if run.journal:
-        lr = run.optimizer.param_groups[0]["lr"]
-        run.journal.write("step", step=run.step, epoch=epoch + number / len(run.loader), loss=loss, lr=lr, **measures)
-    throughput.show(epoch, number, loss)
+def train(
+    config: Config, state: TrainState, loader: ViewLoader, checkpointer: Checkpointer, probe: OnlineProbe, log: RunLog,
+    ranks: Ranks, stop: StopRequest,
+) -> bool:  # fmt: skip
+    """Train until the run is finished or a signal stops it; return whether one did."""
+    stopped = False
+    while not (stopped or is_finished(state, config)):
+        state.model.train()
+        for view1, view2 in log.timed(() if state.epoch_is_complete else loader):
+            patients = joint_patients(config, state, loader)
+            loss, z1, z2 = train_step(state, view1, view2, lr=lr_of(config, state), temperature=config.temperature,
+                                      patients=patients, same_patient=config.same_patient,
+                                      precision=config.precision, micro_batch=config.micro_batch,
+                                      clip=config.clip)  # fmt: skip
+            state.pending_losses.append(loss)
+            if state.step_in_epoch % config.log_every == 0 or state.epoch_is_complete:
+                check_losses(state, loader, config, ranks)  # the embedding metrics would fail on NaN
+                log.log_interval(embedding_metrics(z1, z2, patients))
+            stop_wanted, save_is_due = ranks.any_of([stop.wanted, checkpointer.is_due()])
+            at_limit = state.step == config.limit_steps
+            if (stop_wanted or save_is_due or at_limit) and not state.epoch_is_complete:
+                checkpointer.save(state)
+            if (stop_wanted or at_limit) and not state.epoch_is_complete:
+                return stop_wanted
+        stopped = end_epoch(config, state, checkpointer, probe, log, ranks, stop)
+    return stopped
 
 
-def end_epoch(run: Run, throughput: Throughput, epoch: int) -> bool:
-    """The epoch's line, the online probe where it is due, a checkpoint and the loss curve; False where the run was told
-    to stop in the middle of that, of which nothing is written then."""
-    steps = len(run.loader)
-    run.check_weights()  # before their features are probed, which NaN would stop
-    scores = probe_online(run, epoch + 1)
+def end_epoch(
+    config: Config, state: TrainState, checkpointer: Checkpointer, probe: OnlineProbe, log: RunLog, ranks: Ranks,
+    stop: StopRequest,
+) -> bool:  # fmt: skip
+    """Probe, log and save after the last step of an epoch; return whether a signal stopped the run.
+
+    A signal during the online probe postpones the whole end of the epoch to the resumed run.
+    """
+    check_weights(state, config, ranks)  # the probe would fail on NaN
+    scores = probe.score_if_due(state, ranks, stop)
     if scores is None:
-        run.save(epoch, steps)
-        run.told_to_stop = True
-        return False
-    mean = run.loss_sum / steps
-    run.loss_sum = 0.0
-    if run.journal:
-        run.journal.write("epoch", step=run.step, epoch=epoch + 1, loss=mean)
-    if scores and run.journal:
-        run.journal.write("online", step=run.step, epoch=epoch + 1, **scores)
-        run.say(f"online probe at epoch {epoch + 1}: AUROC {scores['linear_auroc']:.3f} (linear), "
-                f"{scores['knn_auroc']:.3f} (kNN)")  # fmt: skip
-        if run.best is None or scores["linear_auroc"] > run.best["score"]:
-            run.best = {"step": run.step, "epoch": epoch + 1, "score": scores["linear_auroc"]}
-    run.save(epoch + 1, 0)
-    if run.journal:
-        warn_of_collapse(run)
-        draw_loss(run.config.out, run.config.batch_size)
-    throughput.end_epoch(epoch, mean)
-    run.told_to_stop = run.ranks.any_of([run.stop.wanted])[0] and not run.finished(epoch + 1)
-    return True
+        checkpointer.save(state)
+        return True
+    loss = state.end_epoch()
+    log.log_epoch(loss, scores)
+    if scores:
+        checkpointer.keep_if_best(state, scores["linear_auroc"])
+    checkpointer.save(state)
+    log.report_epoch(loss)
+    return ranks.any_of([stop.wanted])[0] and not is_finished(state, config)
 
 
-def warn_of_collapse(run: Run) -> None:
-    """Say that the run has collapsed, at the end of the epoch by which it had."""
-    lines, settings = read_journal(run.config.out), run.config.plain()
-    before = [line for line in lines if line["epoch"] <= lines[-1]["epoch"] - 1]
-    if (said := say_collapse(lines, settings)) and not say_collapse(before, settings):
-        run.say(f"warning: {said}")
+def joint_patients(config: Config, state: TrainState, loader: ViewLoader) -> torch.Tensor | None:
+    """The patients of the next step's images on all ranks, [B·world], if the loss needs them."""
+    if config.same_patient == "negatives":
+        return None
+    return loader.patients(state.epoch, state.step_in_epoch).to(state.device, non_blocking=True)
 
 
-def probe_online(run: Run, epoch: int) -> dict[str, float] | None:
-    """The online probe's scores after an epoch, {} where none is due; None where the run was told to stop meanwhile."""
-    every, scores = run.config.online_every, dict[str, float]()
-    if not every or epoch % every:
-        return scores
-    interrupted = False
-    if run.ranks.first:  # the others wait
-        try:
-            scores = run.online.score(run.model.encoder, lambda: run.stop.wanted)
-        except Interrupted:
-            interrupted = True
-    interrupted, scores = run.ranks.broadcast((interrupted, scores))
-    return None if interrupted else scores
+def lr_of(config: Config, state: TrainState) -> float:
+    """The learning rate of the next step."""
+    steps = state.steps_per_epoch
+    return learning_rate(state.step, peak=config.lr, schedule=config.schedule,
+                         warmup_steps=config.warmup_epochs * steps, steps=config.epochs * steps)  # fmt: skip

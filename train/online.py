@@ -20,7 +20,10 @@ from shard.manifest import Manifest
 from shard.read import read_labels
 from train.config import Config
 from train.device import autocast
-from train.frozen_features import NEIGHBOURS, TEMPERATURE, standardise
+from train.frozen_features import NEIGHBOURS, TEMPERATURE, Features, standardise
+from train.ranks import Ranks
+from train.signals import StopRequest
+from train.state import TrainState
 
 MOST_IMAGES = 2000
 HELD_OUT = 0.25  # of the patients
@@ -29,7 +32,7 @@ BATCH = 64
 
 
 class Interrupted(Exception):
-    """The run was told to stop in the middle of a probe."""
+    """A stop signal arrived during a probe."""
 
 
 class OnlineProbe:
@@ -41,45 +44,48 @@ class OnlineProbe:
 
     def __init__(self, config: Config, manifest: Manifest, augmentation: Augmentation, device: torch.device) -> None:
         self._config, self._manifest, self._augmentation, self._device = config, manifest, augmentation, device
-        self._said = False
+        self._warned = False
 
     @cached_property
-    def _chosen(self) -> _Chosen:
-        """Read when the first probe is due."""
-        return _choose(self._config.shards, self._manifest, self._config.seed)
+    def images(self) -> ProbeImages:
+        """The images that the probe learns from and is tested on, chosen when they are first needed."""
+        return choose_images(self._config.shards, self._manifest, self._config.seed)
+
+    def score_if_due(self, state: TrainState, ranks: Ranks, stop: StopRequest) -> dict[str, float] | None:
+        """Return the scores after the epoch that ends now, {} if no probe is due, None if a stop signal interrupted it.
+
+        The first rank computes them for all.
+        """
+        every, scores, interrupted = self._config.online_every, dict[str, float](), False
+        if not every or (state.epoch + 1) % every:
+            return scores
+        if ranks.first:
+            try:
+                scores = self.score(state.model.encoder, lambda: stop.wanted)
+            except Interrupted:
+                interrupted = True
+        interrupted, scores = ranks.broadcast((interrupted, scores))
+        return None if interrupted else scores
 
     def score(self, encoder: nn.Module, stopped: Callable[[], bool]) -> dict[str, float]:
-        """AUROC of both probes, the mean over the findings that have enough examples; {} where none has.
+        """Return the AUROC of both probes, averaged over the findings with enough examples; {} if none has enough.
 
-        Raises Interrupted as soon as `stopped` says so.
+        Raises Interrupted as soon as `stopped` returns True.
         """
-        from sklearn.linear_model import LogisticRegression  # takes a second: only a probe waits for it
-        from sklearn.metrics import roc_auc_score
-
-        chosen, scores = self._chosen, dict[str, list[float]](knn_auroc=[], linear_auroc=[])
-        if not chosen.findings:
-            if not self._said:
-                print(f"no online probe: no finding has {LEAST} positive and {LEAST} negative training images to learn "
-                      "from and as many held out", flush=True)  # fmt: skip
-            self._said = True
+        if not self.images.findings:
+            if not self._warned:
+                print(f"no online probe: no finding has {LEAST} positive and {LEAST} negative training images to fit "
+                      "and as many held out to test", flush=True)  # fmt: skip
+            self._warned = True
             return {}
-        features = standardise(self._embed(encoder, stopped), ~chosen.held_out)
-        for finding in chosen.findings:
-            truth = chosen.labels[finding].to_numpy()
-            known = np.isin(truth, (0, 1))
-            fit, test = known & ~chosen.held_out, known & chosen.held_out
-            votes = _vote(features[fit], truth[fit], features[test])
-            probe = LogisticRegression(max_iter=1000).fit(features[fit], truth[fit])
-            scores["knn_auroc"].append(roc_auc_score(truth[test], votes))
-            scores["linear_auroc"].append(roc_auc_score(truth[test], probe.decision_function(features[test])))
-        return {name: float(np.mean(values)) for name, values in scores.items()}
+        return score_features(self.embed(encoder, stopped), self.images)
 
-    def _embed(self, encoder: nn.Module, stopped: Callable[[], bool]) -> Any:
-        """Features of the chosen images, [N, F] float32."""
+    def embed(self, encoder: nn.Module, stopped: Callable[[], bool]) -> Features:
+        """Return the encoder's features of the probe's images, [N, F] float32. Raises Interrupted as score does."""
         config, augmentation = self._config, self._augmentation
         images = image_loader(config.backend, config.shards, self._manifest, split="train", size=augmentation.size,
                               mean=augmentation.mean, std=augmentation.std, batch_size=BATCH, device=self._device,
-                              workers=config.workers, samples=self._chosen.samples)  # fmt: skip
+                              workers=config.workers, samples=self.images.samples)  # fmt: skip
         rows = []
         encoder.eval()
         try:
@@ -94,8 +100,11 @@ class OnlineProbe:
 
 
 @dataclass(frozen=True)
-class _Chosen:
-    """Images of the training split by number, their labels, which of them are held out, and what can be scored."""
+class ProbeImages:
+    """Images of the training split, by number, with their labels.
+
+    held_out: [N] bool, the images of the patients that the probe is tested on. findings: those with enough examples.
+    """
 
     samples: list[int]
     labels: pd.DataFrame
@@ -103,21 +112,40 @@ class _Chosen:
     findings: list[str]
 
 
-def _choose(shards: Path, manifest: Manifest, seed: int) -> _Chosen:
+def choose_images(shards: Path, manifest: Manifest, seed: int) -> ProbeImages:
+    """Choose at random up to 2,000 labeled training images, and a quarter of their patients to hold out."""
     names = list(manifest.findings)
     labels = read_labels(shards, manifest, ("train",))
     numbers = np.flatnonzero(labels[names].isin([0, 1]).any(axis=1)) if names else np.empty(0, int)
-    chance = np.random.default_rng(seed)
-    samples = np.sort(chance.permutation(numbers)[:MOST_IMAGES])
+    rng = np.random.default_rng(seed)
+    samples = np.sort(rng.permutation(numbers)[:MOST_IMAGES])
     labels = labels.iloc[samples]
-    patients = chance.permutation(np.sort(labels["patient"].unique()))
+    patients = rng.permutation(np.sort(labels["patient"].unique()))
     held_out = labels["patient"].isin(patients[: round(len(patients) * HELD_OUT)]).to_numpy()
 
     def has_enough(finding: str) -> bool:
         parts = (labels[finding][held_out], labels[finding][~held_out])
         return all((part == value).sum() >= LEAST for part in parts for value in (0, 1))
 
-    return _Chosen(samples.tolist(), labels, held_out, [name for name in names if has_enough(name)])
+    return ProbeImages(samples.tolist(), labels, held_out, [name for name in names if has_enough(name)])
+
+
+def score_features(features: Features, images: ProbeImages) -> dict[str, float]:
+    """Return the mean AUROC over the findings of kNN and of logistic regression on features [N, F] of the images."""
+    from sklearn.linear_model import LogisticRegression  # imported here because it takes a second
+    from sklearn.metrics import roc_auc_score
+
+    features = standardise(features, ~images.held_out)
+    scores = dict[str, list[float]](knn_auroc=[], linear_auroc=[])
+    for finding in images.findings:
+        truth = images.labels[finding].to_numpy()
+        known = np.isin(truth, (0, 1))
+        fit, test = known & ~images.held_out, known & images.held_out
+        votes = _vote(features[fit], truth[fit], features[test])
+        probe = LogisticRegression(max_iter=1000).fit(features[fit], truth[fit])
+        scores["knn_auroc"].append(roc_auc_score(truth[test], votes))
+        scores["linear_auroc"].append(roc_auc_score(truth[test], probe.decision_function(features[test])))
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 def _vote(known: Any, truth: Any, asked: Any) -> Any:

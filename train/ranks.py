@@ -57,6 +57,11 @@ class Ranks:
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.control[0])
         return [bool(vote) for vote in votes]
 
+    def print(self, text: str) -> None:
+        """Print a line on the first rank."""
+        if self.first:
+            print(text, flush=True)
+
     def broadcast(self, value: Any) -> Any:
         """The first rank's value, on all."""
         if self.world == 1:

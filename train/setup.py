@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import sys
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from pipeline.augmentation import Augmentation
@@ -14,22 +13,31 @@ from shard.errors import InputError
 from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
 from train.config import Config, divisors
-from train.device import make_fast
+from train.device import make_fast, resolve
 from train.distributed import synchronise_batchnorm
 from train.large_batch import recompute_blocks
 from train.model import SimCLR
-from train.online import OnlineProbe
 from train.optim import make_optimizer
 from train.ranks import Ranks
-from train.signals import StopRequest
-from train.state import Run
+from train.rng import seed_all
+from train.state import TrainState
 
 FEW_PARTNERS = 0.1  # of the images, below which a recipe that wants them hardly has any
 
 
-def set_up(config: Config, ranks: Ranks | None = None, stop: StopRequest | None = None) -> Run:
-    """The loader, model and optimiser that `config` asks for, at step 0. Raises InputError where that can't be."""
-    ranks, stop = ranks or Ranks(), stop or StopRequest()
+class Setup(NamedTuple):
+    """What a run starts with. config: with device and precision resolved. state: at step 0."""
+
+    config: Config
+    manifest: Manifest
+    augmentation: Augmentation
+    loader: ViewLoader
+    state: TrainState
+
+
+def set_up(config: Config, ranks: Ranks | None = None) -> Setup:
+    """Create the loader, model and optimizer that `config` asks for. Raises InputError if that is impossible."""
+    config, ranks = resolve(config), ranks or Ranks()
     manifest = read_manifest(config.shards)
     share = _share_of_batch(config, ranks.world)
     augmentation = Augmentation(size=config.size, crop_area=(config.crop_min, 1.0), flip_probability=config.flip,
@@ -51,7 +59,7 @@ def set_up(config: Config, ranks: Ranks | None = None, stop: StopRequest | None 
         _say_partners(config, loader, manifest.images("train"))
     torch.manual_seed(config.seed)  # for the weights; views are drawn from the loader's own generators
     model = SimCLR(config.arch).to(memory_format=torch.channels_last).to(device)
-    _seed_all(config.seed + ranks.rank)
+    seed_all(config.seed + ranks.rank)
     if ranks.world > 1 and config.sync_batchnorm:
         synchronise_batchnorm(model, device)
     if config.recompute:
@@ -59,8 +67,8 @@ def set_up(config: Config, ranks: Ranks | None = None, stop: StopRequest | None 
     optimizer = make_optimizer(config.optimizer, model, lr=config.lr, weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     forward = torch.compile(model) if config.compile else model
-    online = OnlineProbe(config, manifest, augmentation, device)
-    return Run(config, manifest, augmentation, loader, model, forward, optimizer, scaler, online, ranks, stop)
+    state = TrainState(model, forward, optimizer, scaler, device, len(loader))
+    return Setup(config, manifest, augmentation, loader, state)
 
 
 def _say_partners(config: Config, loader: ViewLoader, images: int) -> None:
@@ -76,13 +84,6 @@ def _say_partners(config: Config, loader: ViewLoader, images: int) -> None:
         print(f"warning: {' and '.join(asked)} act{'s' * (len(asked) == 1)} on so few images that the run is almost "
               "one without; look at the shards' patients (python -m shard info), build them with --partners=3 from a "
               "table that names patients, or use --preset=published", file=sys.stderr)  # fmt: skip
-
-
-def _seed_all(seed: int) -> None:
-    """Begin every generator anew, also those that nothing of ours draws from."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def _share_of_batch(config: Config, world: int) -> int:

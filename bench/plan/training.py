@@ -11,9 +11,9 @@ from bench.plan.rates import Loader, Memory, Missing, Rates, Trainer
 from bench.plan.request import Need, PlanRequest, count
 from pipeline.loader import CORES_THAT_FEED_A_GPU
 from train.checkpoint import KEEP
+from train.checkpointer import MILESTONE
 from train.config import Arch, Config
 from train.model import SimCLR
-from train.state import MILESTONE
 
 
 def need_of_training(request: PlanRequest, rates: Rates, bytes_an_image: float, shards: str = "") -> Need:
