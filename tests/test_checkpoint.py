@@ -113,7 +113,7 @@ def test_every_tenth_epoch_and_the_best_are_kept(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every third as the tenth, and scores made up to have the best in the middle."""
-    monkeypatch.setattr("train.state.MILESTONE", 3)
+    monkeypatch.setattr("train.checkpointer.MILESTONE", 3)
     scores = iter([0.5, 0.9, 0.6, 0.7, 0.8, 0.9])  # a tie: the first stays
 
     def score(*_: object) -> dict[str, float]:

@@ -134,8 +134,8 @@ def test_a_run_that_lost_its_checkpoints_does_not_begin_anew_in_silence(
     for number in (1, 2):
         train_here(shards, run, limit_steps=2, epochs=1, log_every=1)
         said = capfd.readouterr().out
-        assert f"warning: {run} holds no checkpoint, though its journal goes up to step 2: training " in said
-        assert f"ANEW, and that journal is kept as metrics-before-{number}.jsonl" in said
+        assert f"warning: {run} contains no checkpoint, though its journal goes up to step 2: training " in said
+        assert f"FROM SCRATCH, and that journal is kept as metrics-before-{number}.jsonl" in said
         assert [line["step"] for line in read_journal(run)] == [1, 2]
         list_checkpoints(run)[0].unlink()
     assert (run / "metrics-before-1.jsonl").read_bytes() == before

@@ -120,7 +120,7 @@ def test_three_ranks_told_to_stop_and_killed_go_on_exactly(shards: Shards, tmp_p
     told[1].send_signal(signal.SIGUSR1)
     ended = ends(told)
     assert [status for status, _, _ in ended] == [75, 0, 0], ended
-    assert "as another rank asked; the same command goes on" in ended[0][1]
+    assert "as requested by another rank; the same command resumes" in ended[0][1]
     stopped_at = newest(tmp_path / "parts")["step"]
 
     killed = start([parts] * 3, slurm=True)

@@ -314,7 +314,7 @@ def test_slurm_itself_tells_it_before_its_time_is_up_and_it_goes_on(
     saved = steps_done(run)
     wait_until(lambda: f", step {saved})" in (tmp_path / "log.txt").read_text(), 60, "the next start to go on")
     cluster.run("scancel", job)
-    assert f"saved after step {saved}, as SIGUSR1 asked" in (tmp_path / "log.txt").read_text() and saved > 0
+    assert f"saved after step {saved}, as requested by SIGUSR1" in (tmp_path / "log.txt").read_text() and saved > 0
 
 
 @needs_cluster
