@@ -1,4 +1,4 @@
-"""What a build tells of the table it read: rows without a partner, columns not taken, ids read in one form."""
+"""Notes: facts about a table that a build prints, such as rows without labels or columns that are not read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 
 class Note(NamedTuple):
-    """One fact of a table, with its count.
+    """One fact about a table, with its count.
 
-    text: holds no id, path or cell of a row, so that it may stand in the manifest of de-identified shards.
+    text: contains no id, path or cell, because the manifest of de-identified shards includes it.
     example: one such value, or blank.
     """
 
@@ -22,18 +22,18 @@ class Note(NamedTuple):
 
 
 def commonest(cells: Iterable[object]) -> str:
-    """The cell that is there most often, as Python shows it: the same whatever the order of the rows."""
+    """Return the repr of the most frequent cell. Ties are broken alphabetically, whatever the order of the rows."""
     counts = Counter(map(str, cells))
     return repr(min(counts, key=lambda text: (-counts[text], text)))
 
 
 def counted(count: int, one: str, many: str) -> str:
-    """A count and its words: 1 row has, 2 rows have."""
+    """Format a count with its singular or plural words: "1 row has", "2 rows have"."""
     return f"{count} {one if count == 1 else many}"
 
 
 def listed(names: Iterable[object], most: int = 12) -> str:
-    """Names after commas; of more than `most` the first ones, and how many more there are."""
+    """Join names by commas. Of more than `most` names, show the first ones and the number of the others."""
     shown = [str(name) for name in names]
     more = f" and {len(shown) - most} more" if len(shown) > most else ""
     return ", ".join(shown[:most]) + more

@@ -14,7 +14,7 @@ from shard.formats import read_chexpert
 from shard.table import read_table
 from shard.tabular.age import read_age
 from shard.tabular.demographics import add_counts, count_demographics, read_demographics
-from shard.tabular.sex import coded_columns, decode, read_sexes
+from shard.tabular.sex import coded_columns, decode_columns, read_sexes
 from shard.tabular.view import read_view, read_views
 from tests.test_table import picture
 
@@ -101,13 +101,13 @@ def test_l_beside_r_is_a_side_and_no_view() -> None:
 def test_a_header_says_what_1_and_0_stand_for(header: str, one: str, zero: str) -> None:
     assert coded_columns(["Mass", header, "sex", "Sex1", "mailed"]) == [header]
     cells = ["1", "0", "1.0", "0.0", "", "-1", "NA"]
-    words = decode(pd.DataFrame({header: cells}))
+    words = decode_columns(pd.DataFrame({header: cells}))
     read = read_sexes(words.unique())
     assert [read[word] for word in words] == [one, zero, one, zero, "", None, ""]
 
 
 def test_of_columns_male_and_female_rows_count_where_they_agree() -> None:
-    words = decode(pd.DataFrame({"Male": ["1", "0", "1", "0", "", ""], "Female": ["0", "1", "1", "", "1", ""]}))
+    words = decode_columns(pd.DataFrame({"Male": ["1", "0", "1", "0", "", ""], "Female": ["0", "1", "1", "", "1", ""]}))
     read = read_sexes(words.unique())
     assert [read[word] for word in words] == ["M", "F", None, "F", "F", ""]
 
@@ -122,7 +122,7 @@ def test_what_is_not_understood_is_counted_by_split_with_the_commonest() -> None
     sex, age, unknown = (note.text for note in notes)
     assert sex.startswith("sex: 3 of 4 cells not understood, left blank (test 1, train 2; a header such")
     assert age.startswith("age: 1 of 4 cells not understood, left blank (train 1")
-    assert unknown == "age: 1 of 4 cells say that it isn't known (train 1)"
+    assert unknown == "age: 1 of 4 cells say that it is unknown (train 1)"
 
 
 def test_counts_of_parts_add_up_to_those_of_the_whole() -> None:

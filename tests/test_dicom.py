@@ -178,7 +178,7 @@ def test_a_set_of_dicoms_is_sharded_without_its_headers(source: Path) -> None:
 def test_without_the_extra_the_build_says_what_to_install(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"holds DICOM files; to read them: pip install '\.\[dicom\]'"):
+    with pytest.raises(InputError, match=r"contains DICOM files; to read them: pip install '\.\[dicom\]'"):
         build(source, source / "out", table=source / "table.csv", workers=1)
     (source / "1.2.840.1.dcm").rename(source / "hidden.jpg")
     with pytest.raises(UnreadableImage, match="DICOM: to read it, pip install"):

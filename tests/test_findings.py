@@ -56,8 +56,8 @@ def test_other_cells_than_labels_make_no_finding(tmp_path: Path) -> None:
     table = read(tmp_path, "Mass,severity,remark,yes_no", "1,3,x,yes", "0,1,,no")
     assert table.findings == ("Mass",)
     assert told(table).splitlines() == [
-        "columns not taken as findings, with other cells than 1, 0, -1 and blank (3): severity, remark, yes_no, such "
-        "as '3' in severity", "columns taken as findings (1): Mass; --findings=A,B names others"]  # fmt: skip
+        "columns not read as findings, with other cells than 1, 0, -1 and blank (3): severity, remark, yes_no, such "
+        "as '3' in severity", "columns read as findings (1): Mass; --findings=A,B selects others"]  # fmt: skip
     with pytest.raises(InputError, match=r"finding 'Edema': label 'mild' of b\.png is not 1, 0, -1 or blank"):
         read(tmp_path, "Mass,Edema", "1,", "0,mild")
 
@@ -68,8 +68,8 @@ def test_a_second_column_of_one_name_is_dropped_where_it_is_the_same_and_refused
 ) -> None:
     table = read(tmp_path, f"Mass,Edema,{second}", "1,0,1.0", ",1,NA", "0,-1,0")
     assert table.findings == ("Mass", "Edema")
-    assert "(is 'Mass' again)" in told(table)
-    with pytest.raises(InputError, match=r"'Mass' and .* have one name, and differ in 1 of 3 rows"):
+    assert "(repeats 'Mass')" in told(table)
+    with pytest.raises(InputError, match=r"'Mass' and .* have one name, but differ in 1 of 3 rows"):
         read(tmp_path, f"Mass,Edema,{second}", "1,0,1", ",1,", "0,-1,1")
 
 
@@ -89,7 +89,7 @@ def test_findings_may_be_named(tmp_path: Path, named: str, wanted: tuple[str, ..
     header = 'Mass,notes,fold,Pleural Effusion,"Opacity, left",Lesion (RUL),Male'
     table = read(tmp_path, header, "1,text,1,0,-1,0,1", "0,,2,1,,1,0" if "fold" not in named else "0,,0,1,,1,0",
                  findings=named)  # fmt: skip
-    assert table.findings == wanted and "that --findings does not name are not taken" in told(table)
+    assert table.findings == wanted and "that --findings does not name are not read" in told(table)
     assert table.rows[wanted[0]].notna().any()
     assert table.rows["sex"].tolist() == ["M", "F"]
 
@@ -100,7 +100,7 @@ def test_findings_may_be_named(tmp_path: Path, named: str, wanted: tuple[str, ..
         ("Mas", "no column 'Mas'; did you mean 'Mass'"), ("Mass,Oedema", "no column 'Oedema'; did you mean 'Edema'"),
         ("Pneumonia", "no column 'Pneumonia'; It has: path, patient"), ("Mass,mass", "names column 'Mass' .* twice"),
         ("Mass,notes", "finding 'notes': label 'text' of a.png is not 1, 0, -1 or blank"),
-        ("patient", "the column of .* that says the patient"), ("Mass,,Edema", "a name is blank"),
+        ("patient", "the column of .* for the patient"), ("Mass,,Edema", "a name is blank"),
         ("lesion", "may be any of .*'Lesion', 'LESION'"),
     ],
 )  # fmt: skip
@@ -112,7 +112,7 @@ def test_a_name_that_is_no_finding_is_refused(tmp_path: Path, named: str, wanted
 def test_a_name_as_it_is_spelt_decides_between_two_but_not_between_equals(tmp_path: Path) -> None:
     assert read(tmp_path, "Mass, mass", "1,0", findings="Mass").rows["Mass"].tolist() == [1]
     assert read(tmp_path, "Mass, mass", "1,0", findings="mass").rows["mass"].tolist() == [0]
-    with pytest.raises(InputError, match="have one name, and differ"):
+    with pytest.raises(InputError, match="have one name, but differ"):
         read(tmp_path, "Mass,Mass", "1,0", findings="Mass")
 
 
@@ -130,9 +130,9 @@ def test_a_folders_table_is_read_by_the_same_rules(tmp_path: Path) -> None:
     rows_of = table.rows.set_index("key")
     assert table.findings == ("Mass",) and rows_of["sex"].tolist() == [*"FMFMFMF", ""]
     assert rows_of["age"].tolist() == ["45"] * 7 + [""] and rows_of["Mass"].isna().tolist() == [False] * 7 + [True]
-    assert "with a name that is no finding's (1): fold" in told(table)
+    assert "with a name that is not a finding's (1): fold" in told(table)
     named = read_table(tmp_path / "src", "folder", tmp_path / "t.csv", workers=1, findings="fold")
-    assert named.findings == ("fold",) and "does not name are not taken (2): Mass, notes" in told(named)
+    assert named.findings == ("fold",) and "does not name are not read (2): Mass, notes" in told(named)
 
 
 def test_a_sex_that_a_header_codes_is_read_and_told(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_build_tells_what_it_does_not_take_and_info_keeps_it(
     Image.linear_gradient("L").save(tmp_path / "a.png")
     build(tmp_path, tmp_path / "out", table=tmp_path / "t.csv", workers=1)
     printed = capsys.readouterr().out
-    assert "with a name that is no finding's (1): fold" in printed
+    assert "with a name that is not a finding's (1): fold" in printed
     manifest = read_manifest(tmp_path / "out")
     assert manifest.findings == ("Mass",) and any("fold" in note for note in manifest.notes)
     build(tmp_path, tmp_path / "named", table=tmp_path / "t.csv", workers=1, findings="fold")

@@ -78,7 +78,7 @@ def test_a_number_that_stands_for_nobody_is_nobodys(tmp_path: Path, number: str)
         dicom(tmp_path / name, PatientID=number, StudyInstanceUID=f"1.2.{name in 'ab':d}")
     table = scan(tmp_path)
     assert by_path(table, "patient") == {"a": "1.2.1", "b": "1.2.1", "c": "1.2.0", "d": "1.2.0"}
-    assert "4 DICOM files name no patient: images of one study are taken for one patient's" in told(table)
+    assert "4 DICOM files name no patient: the images of one study count as one patient's" in told(table)
 
 
 def test_one_patient_is_one_patient_however_tags_and_paths_spell_the_number(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_one_patient_is_one_patient_however_tags_and_paths_spell_the_number(tmp_
     picture(tmp_path / "7/c.png", 2)
     table = scan(tmp_path, patient_from="parent")
     assert by_path(table, "patient") == {"IM1": "1", "1/a.png": "1", "007/b.png": "007", "7/c.png": "7"}
-    assert "1 row has a patient in another form" in told(table)
+    assert "1 row has a patient that is normalised" in told(table)
 
 
 def test_a_path_that_names_a_patient_comes_before_a_study_that_does_not(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_where_nothing_says_whose_an_image_is_each_is_its_own_patient_and_that_i
         picture(tmp_path / f"{number}.png", number)
     table = scan(tmp_path)
     assert by_path(table, "patient") == {f"{number}.png": f"{number}.png" for number in range(8)}
-    assert str(table.notes[0]).startswith("WARNING: nothing says whose 8 of 8 images are")  # before all else
+    assert str(table.notes[0]).startswith("WARNING: the patient of 8 of 8 images is unknown")  # before all else
     assert "--patient-from=parent" in told(table)
     assert table.findings == ()
 
@@ -121,15 +121,15 @@ def test_the_patient_in_the_path(tmp_path: Path, flag: str, patients: list[str])
     found = by_path(table, "patient")
     assert [found[path] for path in paths] == patients
     assert (found["alone.png"], found["p9/s9/a.dcm"]) == ("alone.png", "named")
-    assert "whose 1 of 5 images are: each counts as its own patient" in told(table)
-    assert f"--patient-from={flag} does not fit them, such as alone.png" in told(table)
+    assert "the patient of 1 of 5 images is unknown: each counts as its own patient" in told(table)
+    assert f"--patient-from={flag} does not match them, such as alone.png" in told(table)
     assert ("1 names of parent folders occur in several places" in told(table)) == (flag == "parent")
 
 
 @pytest.mark.parametrize(
     ("flag", "wanted"),
-    [("(", "not a regular expression"), (r"\w+", "has 0 groups, wants one"), ("(a)(b)", "has 2 groups, wants one"),
-     ("(zzz)", "finds no patient in any of 1 paths, such as 'p1/a.png'")],
+    [("(", "not a regular expression"), (r"\w+", "has 0 groups, requires one"),
+     ("(a)(b)", "has 2 groups, requires one"), ("(zzz)", "finds no patient in any of 1 paths, such as 'p1/a.png'")],
 )  # fmt: skip
 def test_a_pattern_that_finds_nobody_is_refused(tmp_path: Path, flag: str, wanted: str) -> None:
     picture(tmp_path / "p1/a.png")
@@ -155,11 +155,11 @@ def test_what_is_no_image_is_counted_and_said(tmp_path: Path) -> None:
     table = scan(tmp_path)
     assert set(by_path(table, "key")) == {*(f"{number}.png" for number in range(6)), "IM1", "empty.jpg"}
     for line in ("8 images found, 1 of them DICOM", "5 hidden or system files and folders, such as ",
-                 "1 files that are no images (.txt), such as notes.txt", "(.pdf), such as report.PDF",
-                 "1 files that are no images (no ending), such as no-ending", "2 pipes, sockets and devices, such as ",
+                 "1 files that are not images (.txt), such as notes.txt", "(.pdf), such as report.PDF",
+                 "1 files that are not images (no ending), such as no-ending", "2 pipes, sockets and devices, such as ",
                  r"1 names that are not UTF-8 (rename them), such as 'M\udcfcller'",
-                 "1 files of modality CT, which is no radiograph's; taken all the same, such as IM1",
-                 "1 files of body part HAND; taken all the same, such as IM1"):  # fmt: skip
+                 "1 files of modality CT, not a radiograph's; read nevertheless, such as IM1",
+                 "1 files of body part HAND; read nevertheless, such as IM1"):  # fmt: skip
         assert line in told(table)
 
 
@@ -246,7 +246,7 @@ def test_what_may_not_be_read_is_counted(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_folder_without_an_image_is_refused(tmp_path: Path, file: str | None) -> None:
     if file:
         (tmp_path / file).write_text("x")
-    wanted = "1 files that are no images .*a.txt" if file else "it is empty"
+    wanted = "1 files that are not images .*a.txt" if file else "it is empty"
     with pytest.raises(InputError, match=f"no image is under it .{wanted}"):
         scan(tmp_path)
 
@@ -275,12 +275,12 @@ def test_labels_for_some(tmp_path: Path, column: str, names: list[str]) -> None:
     assert rows["Mass"].fillna(9).tolist() == [1, 0, -1, 9, 9] and table.findings == ("Mass",)
     # By the hash p1 would be tested on and p2 trained on.
     assert rows["split"].tolist()[:4] == ["train", "train", "test", "test"] and rows["sex"].iloc[0] == "F"
-    assert "3 of 5 images have a row in t.csv" in told(table) and "1 of 4 rows of t.csv name no image" in told(table)
+    assert "3 of 5 images have a row in t.csv" in told(table) and "1 of 4 rows of t.csv match no image" in told(table)
 
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("path,Mass\nx.png,1\ny.png,1\na.png,1\n", "2 of 3 rows name no image under .*'x.png' .an image there: 'a.png'"),
+    [("path,Mass\nx.png,1\ny.png,1\na.png,1\n", "2 of 3 rows match no image under .*'x.png' .an image there: 'a.png'"),
      ("image,Mass\na.png,1\n", "neither a column path nor a column key")],
 )  # fmt: skip
 def test_a_table_that_fits_no_image_is_refused(tmp_path: Path, text: str, wanted: str) -> None:

@@ -62,11 +62,11 @@ def test_mimic_unpacked_or_of_another_version(mimic: Path) -> None:
     ("file", "lines", "wanted"),
     [
         ("split", ("dicom_id,split", "02aa-b1,train"), "no row for dicom_id '174f-c2' .3 are missing"),
-        ("split", ("dicom_id,split", "02aa-b1,train", "02aa-b1,test"), "two rows for 02aa-b1 that say different"),
+        ("split", ("dicom_id,split", "02aa-b1,train", "02aa-b1,test"), "two rows for 02aa-b1 contradict each other"),
         ("split", ("dicom_id,split", "02aa-b1,train", "174f-c2,test", "2a2d-d3,test", "e084-e4,test"),
          "patient '10000032' is in more than one split"),
         ("chexpert", (HEADER, "10000032,50414267,,1.0,,", "10000032,50414267,,0.0,,"),
-         "two rows for 10000032/50414267 that say different"),
+         "two rows for 10000032/50414267 contradict each other"),
         ("chexpert", ("subject_id,study_id,Mass", "10000032,50414267,1"), "none of CheXpert's findings"),
         ("metadata", ("dicom_id,subject_id", "02aa-b1,10000032"), "column 'study_id' is missing"),
         ("chexpert", None, r"mimic-cxr-\*-chexpert.csv\*: no such file"),
@@ -117,7 +117,7 @@ def test_a_leak_between_given_splits_is_an_error(tmp_path: Path, dataset: str) -
         (tmp_path / "Data_Entry_2017.csv").write_text(
             "Image Index,Finding Labels,Patient ID\n" + "".join(f"{name},No Finding,1\n" for name in names))
         (tmp_path / "test_list.txt").write_text(names[0])
-    with pytest.raises(InputError, match=r"is in more than one split, .* and .* .1 such patient.; move all of a"):
+    with pytest.raises(InputError, match=r"is in more than one split, .* and .* .1 such patient.; move all images"):
         read_table(tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_blanks_around_what_nih_knows_change_nothing(tmp_path: Path) -> None:
 def test_of_two_tables_none_is_taken(tmp_path: Path) -> None:
     nih(tmp_path, "1_0.png,No Finding,1")
     nih(tmp_path, "1_0.png,Hernia,1", name="Data_Entry_2017_v2020.csv")
-    with pytest.raises(InputError, match=r"has Data_Entry_2017.csv and Data_Entry_2017_v2020.csv; which one is it"):
+    with pytest.raises(InputError, match=r"contains Data_Entry_2017.csv and Data_Entry_2017_v2020.csv; keep one"):
         read_table(tmp_path)
 
 
@@ -151,5 +151,5 @@ def test_an_official_list_of_other_images_is_not_taken_for_no_test_split(tmp_pat
     picture(tmp_path / "images" / "1_0.png")
     nih(tmp_path, "1_0.png,No Finding,1")
     (tmp_path / "test_list.txt").write_text("00000099_000.png\n")
-    with pytest.raises(InputError, match=r"test_list.txt: names none of the 1 images of Data_Entry_2017.csv"):
+    with pytest.raises(InputError, match=r"test_list.txt: lists none of the 1 images of Data_Entry_2017.csv"):
         read_table(tmp_path)

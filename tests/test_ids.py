@@ -12,9 +12,9 @@ import pytest
 from shard.errors import InputError
 from shard.formats import hashed_splits
 from shard.info import info
-from shard.paths import in_one_spelling, one_spelling
+from shard.paths import normalise_path, normalise_paths
 from shard.table import read_table
-from shard.tabular.ids import in_one_form, one_form
+from shard.tabular.ids import normalise_id, normalise_ids
 from shard.write import build
 from tests.test_table import picture, plain
 
@@ -38,31 +38,31 @@ def test_two_spellings_of_a_patient_are_one_patient(tmp_path: Path, one: str, ot
     table = plain(tmp_path, f'path,patient,split,Mass\na.png,"{one}",train,1\nb.png,"{other}",test,0\n')
     with pytest.raises(InputError, match=r"is in more than one split, test and train \(1 such patient"):
         read_table(tmp_path, table=table)
-    assert one_form(one) == one and one_form(other) == one
+    assert normalise_id(one) == one and normalise_id(other) == one
     table.write_text(f'path,patient,Mass\na.png,"{one}",1\nb.png,"{other}",0\nc.png,q,1\nd.png,k,1\n')
     read = read_table(tmp_path, table=table)
     assert read.rows["patient"].tolist()[:2] == [one, one] and read.rows["split"].iloc[:2].nunique() == 1
     (said,) = [note for note in read.notes if "patient" in note.text]
-    assert said.text == ("table.csv: 1 row has a patient in another form than it is read in, which makes 1 of them "
-                         "one with another") and said.example == f"{other!a} as {one!a}"  # fmt: skip
+    assert said.text == ("table.csv: 1 row has a patient that is normalised, which makes 1 of them "
+                         "equal to another") and said.example == f"{other!a} as {one!a}"  # fmt: skip
     assert hashed_splits(pd.Series([one])).tolist() == hashed_splits(pd.Series([other])).tolist()
 
 
 @pytest.mark.parametrize(("one", "other"), APART, ids=ascii)
 def test_ids_that_differ_stay_apart(one: str, other: str) -> None:
-    assert one_form(one) == one and one_form(one) != one_form(other)
+    assert normalise_id(one) == one and normalise_id(one) != normalise_id(other)
 
 
 def test_the_leak_names_how_the_ids_are_written(tmp_path: Path) -> None:
     table = plain(tmp_path, "path,patient,split,Mass\na.png,1,train,1\nb.png,1.0,test,0\n")
-    with pytest.raises(InputError, match=r"patient '1' is in more than .* ids are compared in one form, '1.0' as '1'"):
+    with pytest.raises(InputError, match=r"patient '1' is in more than .* ids are normalised, '1.0' as '1'"):
         read_table(tmp_path, table=table)
 
 
 def test_blanks_around_ids_are_only_told_of_where_they_joined_two() -> None:
-    ids, notes = in_one_form(pd.Series([" 1", " 2"], dtype="str"), "patient")
+    ids, notes = normalise_ids(pd.Series([" 1", " 2"], dtype="str"), "patient")
     assert ids.tolist() == ["1", "2"] and notes == []
-    ids, notes = in_one_form(pd.Series([" 1", "1", " 2"], dtype="str"), "patient")
+    ids, notes = normalise_ids(pd.Series([" 1", "1", " 2"], dtype="str"), "patient")
     assert ids.tolist() == ["1", "1", "2"] and notes[0].text.startswith("1 row") and notes[0].example == "' 1' as '1'"
 
 
@@ -74,7 +74,7 @@ def test_a_build_tells_of_ids_in_the_manifest_but_not_of_those_it_hides(
         (tmp_path / "src" / f"{name}.jpg").write_bytes(image.read_bytes())
     table = tmp_path / "t.csv"
     table.write_text("path,patient,split,Mass\na.jpg,4711,train,1\nb.jpg,4711.0,train,0\n")
-    fact = "t.csv: 1 row has a patient in another form than it is read in, which makes 1 of them one with another"
+    fact = "t.csv: 1 row has a patient that is normalised, which makes 1 of them equal to another"
     build(tmp_path / "src", tmp_path / "open", table=table, workers=1, size=64)
     notes = json.loads((tmp_path / "open" / "manifest.json").read_text())["notes"]
     said = capsys.readouterr().out
@@ -93,8 +93,8 @@ def test_a_build_tells_of_ids_in_the_manifest_but_not_of_those_it_hides(
     ("a//b.png", "a/b.png"), ("./a/b.png", "a/b.png"), (r"a\b.png", "a/b.png"), ("a/./b.png", "a/b.png"),
     (r".\a\\b.png", "a/b.png"), ("a/.b.png", "a/.b.png"), ("a./b..png", "a./b..png"), (".", "."), ("//a", "/a"),
 ])  # fmt: skip
-def test_a_path_in_one_spelling(odd: str, path: str) -> None:
-    assert one_spelling(odd) == path
+def test_a_path_normalise_paths(odd: str, path: str) -> None:
+    assert normalise_path(odd) == path
 
 
 @pytest.mark.parametrize("odd", ["a//b.png", "./a/b.png", r"a\b.png", "a/./b.png", " a/b.png ", "\ufeffa/b.png"])
@@ -104,7 +104,7 @@ def test_a_file_under_two_spellings_is_one_file(tmp_path: Path, odd: str) -> Non
     read = read_table(tmp_path, table=table)
     assert read.rows["path"].tolist() == ["a/b.png", "c.png"]
     assert read.rejects == (("a_b", "a/b.png", "repeats an earlier row"),)
-    assert any("path in another spelling" in note.text for note in read.notes) == (odd.strip(" \ufeff") == odd)
+    assert any("path that is normalised" in note.text for note in read.notes) == (odd.strip(" \ufeff") == odd)
     table.write_text(text.format("p", "test", 1))
     with pytest.raises(InputError, match="patient 'p' is in more than one split"):
         read_table(tmp_path, table=table)
@@ -124,7 +124,7 @@ def test_a_file_of_two_patients_under_keys_of_their_own_is_neithers(tmp_path: Pa
 def test_a_backslash_in_a_files_name_is_part_of_it(tmp_path: Path) -> None:
     for name in ("a\\b.png", "c.png"):
         picture(tmp_path / name)
-    paths, notes = in_one_spelling(pd.Series(["a\\b.png", "c.png"], dtype="str"), tmp_path)
+    paths, notes = normalise_paths(pd.Series(["a\\b.png", "c.png"], dtype="str"), tmp_path)
     assert paths.tolist() == ["a\\b.png", "c.png"] and notes == []
 
 
@@ -133,18 +133,18 @@ def test_case_counts_where_the_file_system_says_so(tmp_path: Path) -> None:
         picture(tmp_path / name)
     both = pd.Series(["a.png", "A.png"], dtype="str")
     folds = (tmp_path / "a.png").samefile(tmp_path / "A.png")
-    assert in_one_spelling(both, tmp_path)[0].nunique() == (1 if folds else 2)
+    assert normalise_paths(both, tmp_path)[0].nunique() == (1 if folds else 2)
     (tmp_path / "A.png").unlink(missing_ok=True)
     picture(tmp_path / "a.png")
     (tmp_path / "A.png").hardlink_to(tmp_path / "a.png")  # as a file system that ignores case shows one file
-    paths, notes = in_one_spelling(both, tmp_path)
+    paths, notes = normalise_paths(both, tmp_path)
     assert paths.tolist() == ["A.png", "A.png"] and notes[0].example == "'a.png' as 'A.png'"
 
 
 def test_ways_around_to_one_file_are_one_file(tmp_path: Path) -> None:
     picture(tmp_path / "a" / "b.png")
     spellings = ["a/b.png", "a/../a/b.png", str(tmp_path / "a" / "b.png")]
-    paths, _ = in_one_spelling(pd.Series(spellings, dtype="str"), tmp_path)
+    paths, _ = normalise_paths(pd.Series(spellings, dtype="str"), tmp_path)
     assert paths.tolist() == ["a/b.png"] * 3
 
 

@@ -11,7 +11,7 @@ import pytest
 from shard.errors import InputError
 from shard.formats import CHEXPERT_FINDINGS
 from shard.table import Table, read_table
-from shard.tabular.columns import fold, match, unique
+from shard.tabular.columns import fold_name, match_columns, unique_names
 from shard.tabular.join import join
 from tests.test_table import picture, plain
 
@@ -61,7 +61,7 @@ def test_images_without_labels_and_labels_without_images_are_counted(tmp_path: P
     assert table.rows["Edema"].isna().tolist() == [False, False, False, True]
     assert ("mimic-cxr-2.0.0-chexpert.csv: no row for the subject_id/study_id of 1 of 4 rows of "
             "mimic-cxr-2.0.0-metadata.csv: blank there, such as 19000004/59000004; it has 19000009/59000009\n"
-            "mimic-cxr-2.0.0-chexpert.csv: 1 of its 4 rows are of no row of mimic-cxr-2.0.0-metadata.csv, such as "
+            "mimic-cxr-2.0.0-chexpert.csv: 1 of its 4 rows match no row of mimic-cxr-2.0.0-metadata.csv, such as "
             "19000009/59000009; that has 19000001/59000001") in said(table)  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def test_images_without_labels_and_labels_without_images_are_counted(tmp_path: P
 def test_labels_of_no_image_are_refused_with_an_id_of_either_side(tmp_path: Path, form: str) -> None:
     mimic(tmp_path, chexpert=form)
     wanted = (r"chexpert.csv: no row for subject_id/study_id '19000001/59000001' \(4 are missing, of 4 in "
-              r"mimic-cxr-2.0.0-metadata.csv; one it has is '")  # fmt: skip
+              r"mimic-cxr-2.0.0-metadata.csv; it has '")  # fmt: skip
     with pytest.raises(InputError, match=wanted):
         read_table(tmp_path)
 
@@ -124,7 +124,7 @@ def test_columns_that_are_not_taken_and_findings_that_one_table_lacks_are_said(t
     table = chexpert(tmp_path, "Cardiomegaly,Airspace Opacity,COVID", "Cardiomegaly,Edema")
     assert table.findings == ("Cardiomegaly", "Lung Opacity", "Edema")
     assert [note.text for note in table.notes if "expected" not in note.text] == [
-        "train.csv: 1 of its columns not taken: COVID",
+        "train.csv: 1 of its columns not read: COVID",
         "train.csv: lacks Edema, which other tables of the set have: blank there",
         "valid.csv: lacks Lung Opacity, which other tables of the set have: blank there",
         "train.csv: column Airspace Opacity read as Lung Opacity",
@@ -134,13 +134,13 @@ def test_columns_that_are_not_taken_and_findings_that_one_table_lacks_are_said(t
 def test_a_second_name_counts_where_there_is_no_first(tmp_path: Path) -> None:
     table = chexpert(tmp_path, "Lung Opacity,Airspace Opacity,Edema")
     assert table.rows["Lung Opacity"].tolist() == [1, 1]
-    assert "train.csv: 1 of its columns not taken: Airspace Opacity" in said(table)
+    assert "train.csv: 1 of its columns not read: Airspace Opacity" in said(table)
 
 
 @pytest.mark.parametrize("header", ["Edema,edema", "Edema, Edema ", "Edema,Edema", "Lung Opacity,Lung_Opacity"])
 def test_two_columns_of_one_finding_are_refused(tmp_path: Path, header: str) -> None:
     one, other = (name.strip() for name in header.split(","))
-    with pytest.raises(InputError, match=f"columns {one} and {other} are both its {one}; leave one out"):
+    with pytest.raises(InputError, match=f"columns {one} and {other} are both its {one}; remove one"):
         chexpert(tmp_path, header)
 
 
@@ -166,7 +166,7 @@ def test_nih_is_known_by_its_columns(tmp_path: Path, header: str, name: str) -> 
     table = read_table(tmp_path)
     assert table.dataset == "nih" and set(table.rows["sex"]) == {"M"} and set(table.rows["view"]) == {"PA"}
     assert table.rows["patient"].tolist() == [str(number) for number in range(9)]
-    assert f"{name}: 1 of its columns not taken: Follow-up #" in said(table)
+    assert f"{name}: 1 of its columns not read: Follow-up #" in said(table)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -184,7 +184,7 @@ def test_an_official_list_says_what_of_it_the_table_lacks(tmp_path: Path, encodi
     others.write_text("\n".join([*names[4:11], "99_0.png"]), encoding)
     told = said(read_table(tmp_path))
     assert "train_val_list.txt: 1 of its 8 names are not in Data_Entry_2017.csv, such as 99_0\n" in told
-    assert "1 of 12 images are in neither test_list.txt nor train_val_list.txt: not tested on, such as 11_0" in told
+    assert "1 of 12 images are in neither test_list.txt nor train_val_list.txt: not in split test, such as 11_0" in told
     others.write_text("\n".join(names[3:]), encoding)
     with pytest.raises(InputError, match=r"train_val_list.txt: 1 images are in test_list.txt too, such as 3_0"):
         read_table(tmp_path)
@@ -231,13 +231,13 @@ def test_images_of_nih_that_no_row_names_are_counted(tmp_path: Path) -> None:
     (tmp_path / "Data_Entry_2017.csv").write_text("Image Index,Finding Labels,Patient ID\nimages/1_0.png,Hernia,1\n")
     table = read_table(tmp_path)
     assert table.rows["path"].tolist() == ["images/1_0.png"] and table.rows["key"].tolist() == ["1_0"]
-    assert "2 of 3 images are in no row of Data_Entry_2017.csv: left out, such as 0_0.png" in said(table)
+    assert "2 of 3 images are not listed in Data_Entry_2017.csv: skipped, such as 0_0.png" in said(table)
 
 
 def test_a_folder_of_two_archives_is_asked_about(tmp_path: Path) -> None:
     chexpert(tmp_path, "Edema")
     (tmp_path / "Data_Entry_2017.csv").write_text("Image Index,Finding Labels,Patient ID\n1_0.png,Hernia,1\n")
-    with pytest.raises(InputError, match="holds tables of chexpert and of nih; say which to read, as with --dataset="):
+    with pytest.raises(InputError, match="contains tables of chexpert and of nih; choose one, for example with --data"):
         read_table(tmp_path)
     assert read_table(tmp_path, "chexpert").dataset == "chexpert"
 
@@ -251,9 +251,9 @@ def test_columns_of_a_table_of_ones_own_have_second_names(tmp_path: Path) -> Non
 
 
 def test_names_fold_and_stay_unique() -> None:
-    assert len({fold(name) for name in CHEXPERT_FINDINGS}) == len(CHEXPERT_FINDINGS)
-    assert unique(["a", "", "a", "a.1", "a", ""]) == ["a", "Unnamed: 1", "a.1", "a.1.1", "a.2", "Unnamed: 5"]
-    assert match(Path("t.csv"), ["b ", "A_1"], {"A 1": (), "c": ("B",), "d": ()}) == {"A 1": 1, "c": 0}
+    assert len({fold_name(name) for name in CHEXPERT_FINDINGS}) == len(CHEXPERT_FINDINGS)
+    assert unique_names(["a", "", "a", "a.1", "a", ""]) == ["a", "Unnamed: 1", "a.1", "a.1.1", "a.2", "Unnamed: 5"]
+    assert match_columns(Path("t.csv"), ["b ", "A_1"], {"A 1": (), "c": ("B",), "d": ()}) == {"A 1": 1, "c": 0}
 
 
 def test_a_table_of_chexperts_that_is_not_read_is_told_of(tmp_path: Path) -> None:

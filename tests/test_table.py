@@ -134,7 +134,7 @@ def test_keys_hold_neither_dots_nor_blanks(tmp_path: Path) -> None:
         ("path,split,Mass\na.png,train,1\n", "column 'patient' is missing"),
         ("path,patient,split,Mass\na.png,p,train,1,7\nb.png,q,train,1,7\n", "row 1 has 5 cells, the header 4"),
         ("path,patient,split,Mass\na.png,p,train,1\nb.png,q,tra", "row 2 has 3 cells, the header 4"),
-        ('path,patient,split,"Ma\nss"\na.png,p,train,1\n', "a finding's name wants letters"),
+        ('path,patient,split,"Ma\nss"\na.png,p,train,1\n', "the name of a finding must be printable"),
         ("path,patient,split,Mass\n", "no rows below the header"),
         ("", "not a readable CSV"),
         ("path,patient,split,Mass\na.png,p,train,2\n", "label '2'"),
@@ -172,7 +172,7 @@ def test_a_word_for_nobody_as_a_patient_is_told_of(tmp_path: Path) -> None:
     table = plain(tmp_path, "path,patient,split,Edema\na.png,nan,train,1\nb.png,nan,train,0\nc.png,Nana,train,-0\n")
     read = read_table(tmp_path, table=table)
     assert read.rows["patient"].tolist() == ["nan", "nan", "Nana"]
-    assert any("patient: 2 of 3 cells say that it isn't known" in str(note) for note in read.notes)
+    assert any("patient: 2 of 3 cells say that it is unknown" in str(note) for note in read.notes)
     assert not np.signbit(read.rows["Edema"]).any()
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from shard.deidentify import read_secret
 from shard.errors import InputError
-from shard.tabular.csv_file import header_of, read_csv
-from shard.tabular.text_file import encoding_of, read_lines
+from shard.tabular.csv_file import read_csv, read_header
+from shard.tabular.text_file import detect_encoding, read_lines
 
 TABLE = "path,patient,Größe,Edema\na.png,José,1,1\nb.png,Müller,2,0\n"
 
@@ -30,15 +30,15 @@ def test_a_table_is_the_same_in_each_encoding(tmp_path: Path, encoding: str, mar
     assert frame.columns.tolist() == ["path", "patient", "Größe", "Edema"]
     assert frame["patient"].tolist() == ["José", "Müller"] and frame["Edema"].tolist() == ["1", "0"]
     assert (not notes) == (encoding == "utf-8")
-    assert header_of(file)[0].strip("\ufeff") == "path"
+    assert read_header(file)[0].strip("\ufeff") == "path"
 
 
 @pytest.mark.parametrize(("content", "wanted"), [
-    ("path,patient\na.png,Иванов\n".encode("cp1251"), "neither UTF-8 nor UTF-16 nor plainly Latin-1"),
-    ("path,patient\na.png,Παπάς\n".encode("cp1253"), "neither UTF-8 nor UTF-16 nor plainly Latin-1"),
-    ("path,patient\na.png,山田\n".encode("shift-jis"), "neither UTF-8 nor UTF-16 nor plainly Latin-1"),
-    ("path,patient\na.png,男\n".encode("gbk"), "neither UTF-8 nor UTF-16 nor plainly Latin-1"),
-    ("path,patient\na.png,José\n".encode("cp850"), "neither UTF-8 nor UTF-16 nor plainly Latin-1"),
+    ("path,patient\na.png,Иванов\n".encode("cp1251"), "neither UTF-8 nor UTF-16 nor clearly Latin-1"),
+    ("path,patient\na.png,Παπάς\n".encode("cp1253"), "neither UTF-8 nor UTF-16 nor clearly Latin-1"),
+    ("path,patient\na.png,山田\n".encode("shift-jis"), "neither UTF-8 nor UTF-16 nor clearly Latin-1"),
+    ("path,patient\na.png,男\n".encode("gbk"), "neither UTF-8 nor UTF-16 nor clearly Latin-1"),
+    ("path,patient\na.png,José\n".encode("cp850"), "neither UTF-8 nor UTF-16 nor clearly Latin-1"),
     ("path,patient\na.png,José\n".encode() + "b.png,José\n".encode("latin-1"), "in part UTF-8 and in part another"),
     (b"PK\x03\x04\x14\x00", "an Excel workbook, not a text file; unpack it, or save its sheet as CSV UTF-8"),
     (b"\xd0\xcf\x11\xe0", "an Excel workbook"), (b"PAR1", "a Parquet file"),
@@ -47,13 +47,13 @@ def test_another_encoding_is_refused_and_the_way_on_named(tmp_path: Path, conten
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(InputError, match=wanted):
         read_csv(tmp_path / "t.csv", ("path", "patient"))
-    assert header_of(tmp_path / "t.csv") == []
+    assert read_header(tmp_path / "t.csv") == []
 
 
 def test_latin_1_far_behind_the_beginning_is_found(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(("path,patient\n" + "a.png,p\n" * 300_000 + "b.png,José\n").encode("latin-1"))
-    assert encoding_of(tmp_path / "t.csv") == "cp1252"
-    assert encoding_of(tmp_path / "t.csv", head_only=True) == "utf-8-sig"
+    assert detect_encoding(tmp_path / "t.csv") == "cp1252"
+    assert detect_encoding(tmp_path / "t.csv", head_only=True) == "utf-8-sig"
     assert read_csv(tmp_path / "t.csv", ("path", "patient"))[0]["patient"].iloc[-1] == "José"
 
 
@@ -90,7 +90,7 @@ def test_commas_count_where_other_marks_only_stand_in_cells(tmp_path: Path) -> N
 
 def test_a_row_of_another_length_says_how_the_file_was_read(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes("path;patient;Edema\na.png;p;1\nb.png;q\n".encode("utf-16"))
-    wanted = r"row 2 has 2 cells, the header 3 \(read as UTF-16, separated by semicolons\); mend it"
+    wanted = r"row 2 has 2 cells, the header 3 \(read as UTF-16, separated by semicolons\); correct it"
     with pytest.raises(InputError, match=wanted):
         read_csv(tmp_path / "t.csv", ("path", "patient"), own=True)
 
@@ -105,4 +105,4 @@ def test_rows_without_a_cell_are_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("path,patient,Edema\na.png,p,1\n,,\n  , ,\nb.png,q,0\n,,\n")
     frame, notes = read_csv(tmp_path / "t.csv", ("path", "patient"))
     assert frame["path"].tolist() == ["a.png", "b.png"] and frame.index.tolist() == [0, 1]
-    assert [note.text for note in notes] == ["t.csv: 3 rows without a cell left out"]
+    assert [note.text for note in notes] == ["t.csv: 3 blank rows skipped"]

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from shard.formats.chexpert import CHEXPERT_FINDINGS, KNOWN, chexpert_findings
-from shard.formats.rows import ENDING, Rows, column, hashed_splits
+from shard.formats.chexpert import CHEXPERT_FINDINGS, FINDING_COLUMNS, chexpert_findings
+from shard.formats.rows import Rows, hashed_splits, strip_endings, text_column
 from shard.note import Note
-from shard.tabular.columns import AGE, SEX, VIEW, not_found
+from shard.tabular.columns import AGE, SEX, VIEW, note_missing
 from shard.tabular.csv_file import has_columns, read_csv
 
 _COLUMNS = {"PngPath": (), "DicomPath": (), "PatientSex": SEX, "PatientAge": AGE, "ViewPosition": VIEW}
-_TRIED = 200  # paths that tell whether the PNGs are there
+_PROBES = 200  # paths that are looked up on disk to choose between PNG and DICOM
 
 
 def is_brax(csv: Path) -> bool:
@@ -22,25 +22,26 @@ def is_brax(csv: Path) -> bool:
 
 
 def read_brax(src: Path, csv: Path) -> Rows:
-    """BRAX: master_spreadsheet_update.csv, images/…png or, where those are not there, Anonymized_DICOMs/…dcm.
+    """Read BRAX: master_spreadsheet_update.csv; images/…png or, if those are missing, Anonymized_DICOMs/…dcm.
 
-    The findings are CheXpert's, labelled by its labeller, so that 1 is present, 0 absent, -1 uncertain, blank not
-    mentioned. Ages are in steps of five years, dates are not real and left out. Splits are by a hash of patients.
+    The findings are CheXpert's, labelled by its labeller: 1 present, 0 absent, -1 uncertain, blank not mentioned. Ages
+    are in steps of five years. Dates are not real and are not read. Splits are by a hash of patients.
     """
-    raw, notes = read_csv(csv, ("PatientID",), {**_COLUMNS, **KNOWN}, ids=("PatientID",), only=True)
+    raw, notes = read_csv(csv, ("PatientID",), {**_COLUMNS, **FINDING_COLUMNS}, ids=("PatientID",), only=True)
     findings = chexpert_findings(raw.columns, csv)
-    notes += not_found(csv, CHEXPERT_FINDINGS, findings)
-    notes += not_found(csv, ("PatientSex", "PatientAge", "ViewPosition"), list(raw), "columns")
-    paths = {name: column(raw, name).str.strip() for name in ("PngPath", "DicomPath")}
-    there = {name: sum((src / path).is_file() for path in of[of != ""].head(_TRIED)) for name, of in paths.items()}
-    taken = max(there, key=lambda name: there[name]) if any(there.values()) else next(
-        name for name, of in paths.items() if (of != "").any())  # fmt: skip
-    path = paths[taken]
-    other = paths["DicomPath" if taken == "PngPath" else "PngPath"]
-    if any(there.values()) and (other != "").any():
-        notes.append(Note(f"images are those of column {taken}"))
-    key = path.str.replace(r"^(?:images|Anonymized_DICOMs)/", "", regex=True).str.replace(ENDING, "", regex=True)
+    notes += note_missing(csv, CHEXPERT_FINDINGS, findings)
+    notes += note_missing(csv, ("PatientSex", "PatientAge", "ViewPosition"), list(raw), "columns")
+    paths = {name: text_column(raw, name).str.strip() for name in ("PngPath", "DicomPath")}
+    existing = {name: sum((src / path).is_file() for path in column[column != ""].head(_PROBES))
+                for name, column in paths.items()}  # fmt: skip
+    chosen = max(existing, key=lambda name: existing[name]) if any(existing.values()) else next(
+        name for name, column in paths.items() if (column != "").any())  # fmt: skip
+    path = paths[chosen]
+    other = paths["DicomPath" if chosen == "PngPath" else "PngPath"]
+    if any(existing.values()) and (other != "").any():
+        notes.append(Note(f"images are those of column {chosen}"))
+    key = strip_endings(path.str.replace(r"^(?:images|Anonymized_DICOMs)/", "", regex=True))
     frame = pd.DataFrame({"path": path, "key": key, "patient": raw["PatientID"],
-                          "split": hashed_splits(raw["PatientID"]), "view": column(raw, "ViewPosition"),
-                          "sex": column(raw, "PatientSex"), "age": column(raw, "PatientAge")})  # fmt: skip
+                          "split": hashed_splits(raw["PatientID"]), "view": text_column(raw, "ViewPosition"),
+                          "sex": text_column(raw, "PatientSex"), "age": text_column(raw, "PatientAge")})  # fmt: skip
     return Rows(findings, frame.join(raw[list(findings)]), tuple(notes), ((csv, len(raw)),))

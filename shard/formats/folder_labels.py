@@ -1,108 +1,108 @@
-"""Labels of some of a folder's images: a table joined to them by path or by key."""
+"""Labels of some of a folder's images: join a table to them by path or by key."""
 
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.plain import KNOWN, NOT_FINDINGS, divide
-from shard.formats.rows import ENDING, Rows, column, hashed_splits
+from shard.formats.plain import COLUMNS, split_columns
+from shard.formats.rows import Rows, hashed_splits, strip_ending, text_column
 from shard.key import make_key
 from shard.note import Note
 from shard.tabular.csv_file import read_csv
-from shard.tabular.ids import one_form
+from shard.tabular.ids import normalise_id
+from shard.tabular.join import is_majority
 
 
 def join_labels(images: pd.DataFrame, src: Path, csv: Path, findings: str | None = None) -> Rows:
-    """The images (path, key, patient, view, sex, age, date) with the findings of a table, blank where it has no row.
+    """Join the findings of a table to the images (path, key, patient, view, sex, age, date).
 
-    A row is of the image that its column path names, relative to `src`, with or without its ending; without such a
-    column, of the one that its column key names: by its key in the shards, or its file's name without ending where
-    only one has it. Where the table says patient, split, view, sex or age, it counts; a split counts for all images
-    of the patient. findings: see take_findings. Raises InputError where it has neither column, or most of its rows
-    name no image.
+    Rows are matched by column path (relative to `src`, with or without ending) or, failing that, by column key (the key
+    in the shards, or a file name that only one image has, with or without ending). Images without a row have blank
+    findings. The table's patient, split, view, sex and age take precedence; its split applies to all images of a
+    patient. findings: see select_findings.
+    Raises InputError if the table has neither column, or most of its rows match no image.
     """
-    table, notes = read_csv(csv, (), KNOWN, ids=("patient",), own=True)
-    raw, labels, told = divide(table, csv, findings)
+    table, notes = read_csv(csv, (), COLUMNS, ids=("patient",), own=True)
+    raw, labels, column_notes = split_columns(table, csv, findings)
     by = next((name for name in ("path", "key") if name in raw.columns), None)
     if by is None:
-        raise InputError(f"{csv}: has neither a column path nor a column key, which would say of which image under "
-                         f"{src} a row is; it has: {', '.join([*raw.columns, *labels.columns][:20])}")  # fmt: skip
-    named = column(raw, by).str.strip()
-    places = named.map(_by_path(images, src) if by == "path" else _by_key(images))
-    lost = places.isna()
-    if 2 * lost.sum() > len(raw):
-        raise InputError(f"{csv}: {lost.sum()} of {len(raw)} rows name no image under {src}, such as {by} "
-                         f"{named[lost].iloc[0]!r} (an image there: {images[by].iloc[0]!r}); "
-                         "mend its paths or keys")  # fmt: skip
+        raise InputError(f"{csv}: has neither a column path nor a column key to match its rows with the images under "
+                         f"{src}; it has: {', '.join([*raw.columns, *labels.columns][:20])}")  # fmt: skip
+    names = text_column(raw, by).str.strip()
+    matches = names.map(_match_path(images, src) if by == "path" else _match_key(images))
+    lost = matches.isna()
+    if is_majority(int(lost.sum()), len(raw)):
+        raise InputError(f"{csv}: {lost.sum()} of {len(raw)} rows match no image under {src}, such as {by} "
+                         f"{names[lost].iloc[0]!r} (an image there: {images[by].iloc[0]!r}); "
+                         "correct its paths or keys")  # fmt: skip
     given = raw[~lost].drop(columns=[name for name in ("path", "key") if name in raw.columns])
-    given = given.rename(columns={name: f"given {name}" for name in NOT_FINDINGS}).join(labels)
-    given = given.assign(place=places[~lost].astype(int))
-    frame = images.join(given.set_index("place"))
+    given = given.rename(columns={name: f"given {name}" for name in COLUMNS}).join(labels)
+    given = given.assign(image=matches[~lost].astype(int))
+    frame = images.join(given.set_index("image"))
     for name in ("patient", "view", "sex", "age"):
-        said = _given(frame, name)
-        said = said.map(one_form) if name == "patient" else said
-        frame[name] = frame[name].where(said == "", said)
-    frame["split"] = _splits(frame)
+        cells = _given(frame, name)
+        cells = cells.map(normalise_id) if name == "patient" else cells
+        frame[name] = frame[name].where(cells == "", cells)
+    frame["split"] = _choose_splits(frame)
     frame = frame.drop(columns=[name for name in frame.columns if str(name).startswith("given ")])
-    with_row = places[~lost].nunique()
+    with_row = matches[~lost].nunique()
     notes.append(Note(f"{with_row} of {len(images)} images have a row in {csv.name}, the others no labels"))
     if lost.any():
-        notes.append(Note(f"{lost.sum()} of {len(raw)} rows of {csv.name} name no image", named[lost].iloc[0]))
-    return Rows(tuple(labels.columns), frame.reset_index(drop=True), (*notes, *told), ((csv, len(table)),))
+        notes.append(Note(f"{lost.sum()} of {len(raw)} rows of {csv.name} match no image", names[lost].iloc[0]))
+    return Rows(tuple(labels.columns), frame.reset_index(drop=True), (*notes, *column_notes), ((csv, len(table)),))
 
 
 def _given(frame: pd.DataFrame, name: str) -> pd.Series:
-    """What the table says, blank where it does not."""
-    said = column(frame, f"given {name}").fillna("").str.strip()
-    blanked: pd.Series = said.where(~said.isin(("nan", "NaN", "NA")), "")
+    """The table's cells of a column, blank for images without one."""
+    cells = text_column(frame, f"given {name}").fillna("").str.strip()
+    blanked: pd.Series = cells.where(~cells.isin(("nan", "NaN", "NA")), "")
     return blanked
 
 
-def _splits(frame: pd.DataFrame) -> pd.Series:
-    """The split that the table gives, also to a patient's other images; by a hash where it gives none."""
-    said = _given(frame, "split")
-    of_patient = dict(zip(frame["patient"][said != ""], said[said != ""], strict=True))
-    others = [of_patient.get(patient, split) for patient, split in
+def _choose_splits(frame: pd.DataFrame) -> pd.Series:
+    """The table's splits, extended to the patient's other images, or else splits by a hash of patients."""
+    given = _given(frame, "split")
+    by_patient = dict(zip(frame["patient"][given != ""], given[given != ""], strict=True))
+    others = [by_patient.get(patient, split) for patient, split in
               zip(frame["patient"], hashed_splits(frame["patient"]), strict=True)]  # fmt: skip
-    splits: pd.Series = said.where(said != "", pd.Series(others, index=said.index))
+    splits: pd.Series = given.where(given != "", pd.Series(others, index=given.index))
     return splits
 
 
-def _by_path(images: pd.DataFrame, src: Path) -> Callable[[str], int | None]:
-    """Which image a path names: relative to `src`, or within it, with or without its ending."""
-    places = _unique(re.sub(ENDING, "", path) for path in images["path"])
-    places.update({path: place for place, path in enumerate(images["path"])})
+def _match_path(images: pd.DataFrame, src: Path) -> Callable[[str], int | None]:
+    """Return a function from a path, relative or absolute, with or without ending, to the index of its image."""
+    index_of = _index_unique(map(strip_ending, images["path"]))
+    index_of.update({path: index for index, path in enumerate(images["path"])})
     home = f"{src.resolve().as_posix()}/"
 
     def find(path: str) -> int | None:
         slashed = path.replace("\\", "/")
         tidy = posixpath.normpath(slashed.removeprefix(home).removeprefix(f"{src.as_posix()}/"))
-        return places.get(path, places.get(tidy))
+        return index_of.get(path, index_of.get(tidy))
 
     return find
 
 
-def _by_key(images: pd.DataFrame) -> Callable[[str], int | None]:
-    """Which image a key names: its key in the shards, its path without ending, or the name of its file."""
+def _match_key(images: pd.DataFrame) -> Callable[[str], int | None]:
+    """Return a function from a key, a path without ending or a file name to the index of its image."""
     names = [path.rpartition("/")[2] for path in images["path"]]
-    places = _unique(names)
-    places.update(_unique(re.sub(ENDING, "", name) for name in names))
-    places.update({key: place for place, key in enumerate(images["key"])})
-    places.update({make_key(key): place for place, key in enumerate(images["key"])})
-    return places.get
+    index_of = _index_unique(names)
+    index_of.update(_index_unique(map(strip_ending, names)))
+    index_of.update({key: index for index, key in enumerate(images["key"])})
+    index_of.update({make_key(key): index for index, key in enumerate(images["key"])})
+    return index_of.get
 
 
-def _unique(names: Iterable[str]) -> dict[str, int]:
-    """The place of each name that only one image has."""
-    places: dict[str, int] = {}
-    twice = set[str]()
-    for place, name in enumerate(names):
-        if places.setdefault(name, place) != place:
-            twice.add(name)
-    return {name: place for name, place in places.items() if name not in twice}
+def _index_unique(names: Iterable[str]) -> dict[str, int]:
+    """The index of each name that occurs once."""
+    index_of: dict[str, int] = {}
+    repeated = set[str]()
+    for index, name in enumerate(names):
+        if index_of.setdefault(name, index) != index:
+            repeated.add(name)
+    return {name: index for name, index in index_of.items() if name not in repeated}

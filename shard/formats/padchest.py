@@ -10,19 +10,21 @@ import numpy.typing as npt
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.places import find_files, name_of
-from shard.formats.rows import Rows, column, hashed_splits
+from shard.formats.image_files import find_images, image_name
+from shard.formats.rows import Rows, hashed_splits, text_column
 from shard.note import Note, counted
-from shard.tabular.columns import SEX, not_found
+from shard.tabular.columns import SEX, note_missing
 from shard.tabular.csv_file import has_columns, read_csv
-from shard.tabular.ids import one_form
+from shard.tabular.ids import normalise_id
 
-_WANTED = ("ImageID", "PatientID", "Labels")
-_KNOWN = {"ImageDir": (), "Projection": (), "ViewPosition_DICOM": (), "PatientSex_DICOM": ("PatientSex", "Sex", *SEX),
-          "PatientBirth": (), "StudyDate_DICOM": ("StudyDate",)}  # fmt: skip
-_EXPECTED = ("Projection", "PatientSex_DICOM", "PatientBirth", "StudyDate_DICOM")  # each image has them
-# CheXpert's name → labels of PadChest's tree that are this finding: itself and its kinds, of which a report has the
-# most particular one alone.
+_REQUIRED = ("ImageID", "PatientID", "Labels")
+_OPTIONAL = {
+    "ImageDir": (), "Projection": (), "ViewPosition_DICOM": (), "PatientBirth": (),
+    "PatientSex_DICOM": ("PatientSex", "Sex", *SEX), "StudyDate_DICOM": ("StudyDate",),
+}  # fmt: skip
+_EXPECTED = ("Projection", "PatientSex_DICOM", "PatientBirth", "StudyDate_DICOM")  # a note says if one is missing
+# CheXpert's name → PadChest's labels of the same finding: itself and its kinds in PadChest's tree. A report lists only
+# the most specific one.
 PADCHEST_UNIONS = {
     "No Finding": ("normal",), "Cardiomegaly": ("cardiomegaly",), "Edema": ("pulmonary edema",),
     "Consolidation": ("consolidation",), "Pneumonia": ("pneumonia", "atypical pneumonia"),
@@ -34,52 +36,53 @@ PADCHEST_UNIONS = {
     "Fracture": ("fracture", "clavicle fracture", "humeral fracture", "vertebral fracture", "rib fracture",
                  "callus rib fracture"),
 }  # fmt: skip
-# Labels of a report, not of a finding: what it does not list is not known to be absent.
+# Labels that are not findings. With one of them, a finding that the report does not list is blank, not absent.
 _NO_FINDINGS = ("unchanged", "exclude", "suboptimal study")
 
 
 def is_padchest(csv: Path) -> bool:
     """Whether a table has PadChest's columns."""
-    return has_columns(csv, *_WANTED)
+    return has_columns(csv, *_REQUIRED)
 
 
 def read_padchest(src: Path, csv: Path) -> Rows:
-    """PadChest: its one table, images anywhere under `src`. Splits are by a hash of patients.
+    """Read PadChest: its one table, images anywhere under `src`. Splits are by a hash of patients.
 
-    The findings are the labels that occur, in lower case: 1 where the report lists one, 0 where it does not. A report
-    that lists "unchanged", "suboptimal study" or "exclude" says nothing of what it does not list: blank; one without
-    labels is blank altogether. Where a label, with its kinds in PadChest's tree, is a finding of CheXpert, it bears
-    CheXpert's name (PADCHEST_UNIONS); the kinds remain beside it. The age is the year of the study less that of birth.
+    The findings are the labels that occur, in lower case: 1 if the report lists the label, else 0. If the report lists
+    "unchanged", "suboptimal study" or "exclude", what it does not list is blank; without labels, everything is blank. A
+    label that is, with its kinds, a finding of CheXpert gets CheXpert's name (PADCHEST_UNIONS); its kinds remain
+    findings too. The age is the year of the study minus the year of birth.
     """
-    raw, notes = read_csv(csv, _WANTED, _KNOWN, ids=("PatientID",), only=True)
-    notes += not_found(csv, _EXPECTED, list(raw), "columns")
+    raw, notes = read_csv(csv, _REQUIRED, _OPTIONAL, ids=("PatientID",), only=True)
+    notes += note_missing(csv, _EXPECTED, list(raw), "columns")
     findings, labels = _read_labels(csv, raw)
     unlabelled = raw["Labels"].map({text: _parse(text) == [] for text in raw["Labels"].unique()}).astype(bool)
     if unlabelled.any():
         notes.append(Note(f"{csv.name}: {counted(int(unlabelled.sum()), 'image has', 'images have')} no labels: blank",
                           raw["ImageID"][unlabelled].iloc[0]))  # fmt: skip
-    name = raw["ImageID"].map(name_of)
-    places, told = find_files(src, csv, set(name).__contains__)
-    folder = column(raw, "ImageDir").map(one_form)
+    name = raw["ImageID"].map(image_name)
+    paths, image_notes = find_images(src, csv, set(name).__contains__)
+    folder = text_column(raw, "ImageDir").map(normalise_id)
     expected = (folder + "/" + raw["ImageID"]).str.removeprefix("/")
-    projection = column(raw, "Projection")
+    projection = text_column(raw, "Projection")
     frame = pd.DataFrame({
-        "path": [places.get(stem, path) for stem, path in zip(name, expected, strict=True)], "key": name,
+        "path": [paths.get(stem, path) for stem, path in zip(name, expected, strict=True)], "key": name,
         "patient": raw["PatientID"], "split": hashed_splits(raw["PatientID"]),
-        "view": projection.where(projection != "", column(raw, "ViewPosition_DICOM")),
-        "sex": column(raw, "PatientSex_DICOM"), "age": _ages(raw),
+        "view": projection.where(projection != "", text_column(raw, "ViewPosition_DICOM")),
+        "sex": text_column(raw, "PatientSex_DICOM"), "age": _ages(raw),
     })  # fmt: skip
-    return Rows(findings, frame.join(pd.DataFrame(labels, columns=list(findings))), (*notes, *told), ((csv, len(raw)),))
+    labelled = frame.join(pd.DataFrame(labels, columns=list(findings)))
+    return Rows(findings, labelled, (*notes, *image_notes), ((csv, len(raw)),))
 
 
 def _read_labels(csv: Path, raw: pd.DataFrame) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
-    """The findings, and [images, findings] what the reports say of them. Raises InputError where a list is none."""
+    """Return the findings and their labels [images, findings]. Raises InputError if a cell is not a list."""
     codes, texts = pd.factorize(raw["Labels"])
     lists = [_parse(text) for text in texts]
     for text, given in zip(texts, lists, strict=True):
         if given is None:
             image = raw["ImageID"][raw["Labels"] == text].iloc[0]
-            raise InputError(f"{csv}: Labels {text!r} of {image} is no list such as ['pleural effusion', 'nodule']; "
+            raise InputError(f"{csv}: Labels {text!r} of {image} is not a list such as ['pleural effusion', 'nodule']; "
                              "replace it by the original")  # fmt: skip
     occurring = {label for given in lists for label in given or ()} - set(_NO_FINDINGS)
     unions = {name: kinds for name, kinds in PADCHEST_UNIONS.items() if occurring.intersection(kinds)}
@@ -94,7 +97,7 @@ def _read_labels(csv: Path, raw: pd.DataFrame) -> tuple[tuple[str, ...], npt.NDA
 
 
 def _parse(text: str) -> list[str] | None:
-    """The labels of a Python list in a cell, in lower case, without stray blanks, nan and the like; None: no list."""
+    """Parse a cell with a Python list into labels in lower case, without blanks and nan. None if it is not a list."""
     inner = re.fullmatch(r"\[(.*)\]", text.strip(), re.S)
     if inner is None:
         return [] if text.strip().lower() in ("", "nan", "none") else None
@@ -103,10 +106,11 @@ def _parse(text: str) -> list[str] | None:
 
 
 def _ages(raw: pd.DataFrame) -> list[str]:
-    """The years between study and birth; where the two dates don't say them, the dates, so that they are counted."""
-    dates = [column(raw, name).str.strip() for name in ("StudyDate_DICOM", "PatientBirth")]
+    """The years from birth to study. If the dates can't be read, their text, which is counted as not understood."""
+    dates = [text_column(raw, name).str.strip() for name in ("StudyDate_DICOM", "PatientBirth")]
     day = r"^(\d{4})(?:(?:\d{4}|([-/.])\d\d?\2\d\d?)(?:[ T].*)?)?(?:\.0*)?$"
     study, birth = (pd.to_numeric(date.str.extract(day)[0]) for date in dates)
     age = study - birth
-    told = [f"born {born}, studied {studied}" if born and studied else "" for studied, born in zip(*dates, strict=True)]
-    return [text if pd.isna(value) or value < 0 else str(int(value)) for value, text in zip(age, told, strict=True)]
+    texts = [f"born {born}, studied {studied}" if born and studied else ""
+             for studied, born in zip(*dates, strict=True)]  # fmt: skip
+    return [text if pd.isna(value) or value < 0 else str(int(value)) for value, text in zip(age, texts, strict=True)]

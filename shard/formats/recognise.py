@@ -1,4 +1,4 @@
-"""Which format a folder holds, by the columns of its tables: a train.csv is not CheXpert's for its name."""
+"""Recognise the format of a folder or table by column names: a file called train.csv need not be CheXpert's."""
 
 from __future__ import annotations
 
@@ -8,49 +8,50 @@ import zlib
 from pathlib import Path
 
 from shard.errors import InputError
-from shard.formats.archives import ARCHIVES, archives_in
-from shard.formats.chexpert import is_chexpert, read_chexpert
-from shard.formats.mimic import is_mimic, read_mimic
-from shard.formats.nih import is_nih, read_nih
-from shard.formats.rows import Format
+from shard.formats.archives import archive_tables
+from shard.formats.registry import FORMATS, FolderFormat, TableFormat
 from shard.note import listed
-from shard.tabular.csv_file import form_of, tables_in
+from shard.tabular.csv_file import sniff, tables_in
 
-# A new format of folders is a line here, and a module beside this one.
-FOLDERS = (
-    Format("chexpert", is_chexpert, read_chexpert),
-    Format("nih", is_nih, read_nih),
-    Format("mimic", is_mimic, read_mimic),
-)
+
+def recognise_table(csv: Path) -> str | None:
+    """Return the name of the TableFormat that a table has, or None."""
+    known = ((name, known) for name, known in FORMATS.items() if isinstance(known, TableFormat))
+    return next((name for name, known in known if known.recognises(csv)), None)
 
 
 def recognise(src: Path) -> str:
-    """The name of the one format that a folder holds. Raises InputError where it is none, or more than one."""
-    found = [*(folder.name for folder in FOLDERS if folder.recognises(src)), *archives_in(src)]
+    """Return the name of the format that a folder has. Raises InputError if there is none, or more than one."""
+    tables = archive_tables(src)
+    found = [name for name, known in FORMATS.items()
+             if (known.recognises(src) if isinstance(known, FolderFormat) else any(map(known.recognises, tables)))]
     if "chexpert" in found and "chexlocalize" in found:  # CheXpert with its test labels
         found.remove("chexlocalize")
     if len(found) == 1:
         return found[0]
     if found:
-        raise InputError(f"{src}: holds tables of {' and of '.join(found)}; say which to read, as with "
+        raise InputError(f"{src}: contains tables of {' and of '.join(found)}; choose one, for example with "
                          f"--dataset={found[0]}")  # fmt: skip
+    raise _unknown(src)
+
+
+def _unknown(src: Path) -> InputError:
     tables = tables_in(src)
     if not tables:
-        raise InputError(f"{src}: neither train.csv (CheXpert) nor Data_Entry_2017*.csv (NIH) nor "
-                         "mimic-cxr-*-metadata.csv.gz (MIMIC-CXR-JPG) is in it, nor another table; name your own with "
-                         "--dataset=csv --table=PATH, or take every image in it, without labels, by --dataset=folder")
-    more = f", and {len(tables) - 1} more tables are there" if len(tables) > 1 else ""
-    known = ", ".join(known.name for known in (*FOLDERS, *ARCHIVES))
-    raise InputError(f"{src}: no table in it has the columns of an archive known here ({known}); "
-                     f"{_describe(tables[0])}{more}; read it as a table of your own, with columns path and "
-                     f"patient: --dataset=csv --table={shlex.quote(str(tables[0]))}; or take every image, "
-                     "without labels: --dataset=folder")
+        return InputError(f"{src}: neither train.csv (CheXpert) nor Data_Entry_2017*.csv (NIH) nor "
+                          "mimic-cxr-*-metadata.csv.gz (MIMIC-CXR-JPG) is in it, nor any other table; name your own "
+                          "with --dataset=csv --table=PATH, or read all images, without labels, with --dataset=folder")
+    more = f", and there are {len(tables) - 1} more tables" if len(tables) > 1 else ""
+    return InputError(f"{src}: no table in it has the columns of a known archive ({', '.join(FORMATS)}); "
+                      f"{_describe(tables[0])}{more}; read it as a table of your own, with columns path and "
+                      f"patient: --dataset=csv --table={shlex.quote(str(tables[0]))}; or read all images, "
+                      "without labels: --dataset=folder")
 
 
 def _describe(table: Path) -> str:
-    """A table's columns, for a message."""
+    """The column names of a table, for a message."""
     try:
-        form = form_of(table, head_only=True)
+        dialect = sniff(table, head_only=True)
     except (OSError, EOFError, ValueError, zlib.error, csv_module.Error) as error:
         return f"{table.name}: not a readable CSV ({' '.join(str(error).split()) or type(error).__name__})"
-    return f"{table.name} has {listed(form.header)} ({form})"
+    return f"{table.name} has {listed(dialect.header)} ({dialect})"

@@ -1,1 +1,1 @@
-"""Reading CSV tables: encodings, columns, and the values of their cells."""
+"""Read CSV tables: encodings, columns, and cell values."""

@@ -1,4 +1,4 @@
-"""Age: whole years, from numbers with and without units, in words or as DICOM writes them."""
+"""Age: whole years, read from numbers with or without units, from words and from DICOM's age strings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from shard.tabular.words import fold, says_unknown
 
-OLDEST = 120  # years: NIH's table has a patient of 414
+OLDEST = 120  # years; NIH's table has a patient aged 414
 AGES = ((0, 40, "under 40"), (40, 60, "40 to 59"), (60, 80, "60 to 79"), (80, float("inf"), "80 and older"))
 _PER_YEAR = {"years": 1, "months": 12, "weeks": 52, "days": 365, "hours": 8760}
 _UNITS = {
@@ -24,9 +24,9 @@ _UNITS = {
 _UNIT = {word: unit for unit, words in _UNITS.items() for word in words.split()}
 _NUMBER = r"(?:\d{1,5}(?:\.\d*|,\d{1,2})?|\.\d+)"  # 57, 57., 57.0, 57,5, .5; not 1,000
 _PAIR = re.compile(rf"({_NUMBER})\s*([^\W\d_]*)")
-_JOINED = r"(?:\s*(?:,|&|and|und|et|e|y|i)?\s*)"
-_AGE = re.compile(rf"{_NUMBER}\s*[^\W\d_]*(?:{_JOINED}{_NUMBER}\s*[^\W\d_]+){{0,2}}")
-_BOUNDS = {  # what is written before or after an age that has one end only
+_AND = r"(?:\s*(?:,|&|and|und|et|e|y|i)?\s*)"
+_AGE = re.compile(rf"{_NUMBER}\s*[^\W\d_]*(?:{_AND}{_NUMBER}\s*[^\W\d_]+){{0,2}}")
+_BOUNDS = {  # patterns before and after an age that is only bounded on one side
     "more": (r">|over|above|older than|more than|greater than|über|älter als|más de|mayor de|mayores de|plus de|oltre"
              r"|ouder dan|mais de", ""),
     "least": (r">=|=>|≥|⩾|at least|from|ab|mindestens",
@@ -39,31 +39,31 @@ _NEWBORN = ("newborn", "new born", "neonate", "neugeborenes", "neugeboren", "rec
 
 
 def read_age(text: str) -> str | None:
-    """Whole years of a cell, "" where it is blank or says that it isn't known, None where it isn't understood.
+    """Return the whole years in a cell, "" if it is blank or says "unknown", or None if it is not understood.
 
-    A number alone is years; with a unit it may be months, weeks or days (057Y, 18M, 13 months, 9D, 1 year 6 months,
-    45yrs). An age with one end is the youngest that it can be: "85 or more", "85+" and ">=85" are 85, ">89" is 90,
-    "<1" and "under 6 months" are 0. None: "<18", "40-49", a negative number, one beyond 120 years, any other word.
+    A bare number is years; units may be years, months, weeks, days or hours (057Y, 18M, 9D, 1 year 6 months, 45yrs). A
+    bounded age is the lowest that it can be: "85 or more", "85+" and ">=85" are 85, ">89" is 90, "<1" and
+    "under 6 months" are 0. Not understood: "<18", "40-49", negative numbers, ages over 120 years, other words.
     """
     folded = fold(text)
     if says_unknown(folded):
         return ""
     if folded in _NEWBORN:
         return "0"
-    bound, rest = _split_bound(_tidy(folded))
+    bound, rest = _split_bound(_strip_words(folded))
     if not _AGE.fullmatch(rest):
         return None
     pairs = [(Fraction(number.replace(",", ".").rstrip(".")), unit) for number, unit in _PAIR.findall(rest)]
-    default = "years" if len(pairs) == 1 else ""  # 57, but not "57, 6 months"
+    default = "years" if len(pairs) == 1 else ""  # a bare number is years, but not in "57, 6 months"
     pairs = [(number, _UNIT.get(unit or default, "")) for number, unit in pairs]
     order = [list(_PER_YEAR).index(unit) if unit else -1 for _, unit in pairs]
-    if -1 in order or order != sorted(set(order)):  # an unknown unit, or 3 days 2 years
+    if -1 in order or order != sorted(set(order)):  # an unknown unit, or units in wrong order: 3 days 2 years
         return None
     return _whole_years(pairs, bound)
 
 
-def _tidy(folded: str) -> str:
-    """An age without what only surrounds it: Age: 45-year-old → 45 year, 45 y/o → 45 yo, 45 yrs. → 45 yrs."""
+def _strip_words(folded: str) -> str:
+    """Remove words and marks around an age: Age: 45-year-old → 45 year, 45 y/o → 45 yo, 45 yrs. → 45 yrs."""
     text = re.sub(r"^(?:age[d]?|alter|edad)\s*[:=]?\s*(?=\S)", "", folded)
     text = re.sub(r"(?<=[^\W\d_])[./](?=[^\W\d_]|\s|$)", "", text)
     text = re.sub(r"(?<=\d)-(?=[^\W\d_])", " ", text)
@@ -71,7 +71,7 @@ def _tidy(folded: str) -> str:
 
 
 def _split_bound(text: str) -> tuple[str, str]:
-    """Which end an age has ("" where it is exact), and the age itself."""
+    """Split an age into its bound, a key of _BOUNDS or "" if it is exact, and the age itself."""
     for bound, (before, after) in sorted(_BOUNDS.items(), key=lambda item: item[0] not in ("least", "most")):
         if found := re.fullmatch(rf"(?:{before})\s*(\d.*)", text):
             return bound, found[1].strip()
@@ -91,8 +91,8 @@ def _whole_years(pairs: list[tuple[Fraction, str]], bound: str) -> str | None:
 
 
 def age_group(years: float) -> str:
-    """Which of the AGES years are in, by its name. Raises ValueError where they are in none."""
+    """Return the name of the AGES group that an age in years is in. Raises ValueError if it is in none."""
     for low, high, name in AGES:
         if low <= years < high:
             return name
-    raise ValueError(f"age {years} is none")
+    raise ValueError(f"age {years} is in no group")

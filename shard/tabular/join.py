@@ -1,4 +1,4 @@
-"""Join two tables by ids, and say what has no partner: labels that are not found must not look like blank ones."""
+"""Join two tables by ids, and note the rows without a counterpart: labels that are lost must not look like blanks."""
 
 from __future__ import annotations
 
@@ -9,38 +9,40 @@ import pandas as pd
 from shard.errors import InputError
 from shard.note import Note
 
-MOST = 0.5  # a share of the rows: where more are without a partner, the tables are not of each other
-
 
 def join(
-    csv: Path, rows: pd.DataFrame, other_csv: Path, other: pd.DataFrame, on: list[str], all_wanted: bool = False
+    csv: Path, rows: pd.DataFrame, other_csv: Path, other: pd.DataFrame, on: list[str], require_all: bool = False
 ) -> tuple[pd.DataFrame, list[Note]]:
-    """The rows of a table, each with the cells of the other table's row that has the same ids, NaN where there is none;
-    and notes of the rows on either side that have no partner, with an id.
+    """Left-join `other` to `rows`, with notes about rows of either table that have no counterpart.
 
-    on: columns of dtype str, ids in one form, unique in `other`. Raises InputError where more than half of the rows
-    find no partner or, with all_wanted, one does.
+    on: id columns of dtype str, normalised, unique in `other`. Cells of missing rows are NaN. Raises InputError if most
+    rows have no counterpart or, with require_all, one has none: then the tables don't belong together.
     """
-    own, others = _ids(rows, on), _ids(other, on)
-    assert others.is_unique, f"{other_csv}: ids of a table to join are unique"
+    own, others = _join_ids(rows, on), _join_ids(other, on)
+    assert others.is_unique, f"{other_csv}: the ids of a table to join must be unique"
     lost, unused = ~own.isin(others), ~others.isin(own)
     name, missing = "/".join(on), int(lost.sum())
-    has = others[unused].min() if unused.any() else others.min()
-    if missing and (all_wanted or missing > MOST * len(rows)):
+    example = others[unused].min() if unused.any() else others.min()
+    if missing and (require_all or is_majority(missing, len(rows))):
         raise InputError(f"{other_csv}: no row for {name} {own[lost].iloc[0]!r} ({missing} are missing, of {len(rows)} "
-                         f"in {csv.name}; one it has is {has!r}); replace it by the original, or make its ids those of "
+                         f"in {csv.name}; it has {example!r}); replace it by the original, or use the ids of "
                          f"{csv.name}")  # fmt: skip
     notes = []
     if missing:
         notes.append(Note(f"{other_csv.name}: no row for the {name} of {missing} of {len(rows)} rows of {csv.name}: "
-                          "blank there", f"{own[lost].min()}; it has {has}"))  # fmt: skip
+                          "blank there", f"{own[lost].min()}; it has {example}"))  # fmt: skip
     if unused.any():
-        notes.append(Note(f"{other_csv.name}: {int(unused.sum())} of its {len(other)} rows are of no row of "
-                          f"{csv.name}", f"{has}; that has {own.min()}"))  # fmt: skip
+        notes.append(Note(f"{other_csv.name}: {int(unused.sum())} of its {len(other)} rows match no row of "
+                          f"{csv.name}", f"{example}; that has {own.min()}"))  # fmt: skip
     return rows.merge(other, "left", on), notes
 
 
-def _ids(rows: pd.DataFrame, on: list[str]) -> pd.Series:
+def is_majority(count: int, total: int) -> bool:
+    """Whether more than half of `total` rows are meant: if so many lack a counterpart, tables don't belong together."""
+    return 2 * count > total
+
+
+def _join_ids(rows: pd.DataFrame, on: list[str]) -> pd.Series:
     ids: pd.Series = rows[on[0]]
     for name in on[1:]:
         ids = ids + "/" + rows[name]

@@ -1,4 +1,4 @@
-"""Sex: F or M, from a cell's words or from a column whose header says what its 1 and 0 stand for."""
+"""Read sex, F or M, from words or from codes that a column header defines, such as "Sex (1=M, 0=F)"."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pandas as pd
 
 from shard.tabular.words import fold, says_unknown
 
-# Words of one meaning, letters that mean the same wherever they are used among them (W, K and Ж are female in every
-# language that has them). Those that depend on the language, such as Spanish M for mujer, are in _letters.
+# Words, and letters that mean the same in all languages (W, K and Ж are female in every language that has them).
+# Letters whose meaning depends on the language, such as Spanish M for mujer, are in _ambiguous_letters.
 _WORDS = {
     "F": """female females woman women girl fem femal w k f ж 女 女性 女子 여 여자 여성
         weiblich frau mädchen femenino femenina mujer femme féminin feminin féminine feminine feminino feminina
@@ -29,23 +29,23 @@ _CODED = re.compile(r"(?:patient)?[\W_]*(?:sex|gender)(?![^\W\d_])(.*\d.*)")
 
 
 def read_sexes(texts: Iterable[str]) -> dict[str, str | None]:
-    """The cells of one column → F, M, "" (blank, or says that it isn't known) or None (not understood).
+    """Map the cells of one column to F, M, "" (blank or "unknown") or None (not understood).
 
-    A single letter is read by the others of its column: M is male, but not beside H or V and without F, where it may
-    be a Spanish mujer. A number is a code, and says nothing by itself.
+    Single letters are read in the context of the column: M is male, except with H or V and without F, where it may be
+    the Spanish mujer. Numbers are codes, which are not understood without a header.
     """
     folded = {text: fold(text) for text in texts}
-    known = {**_SEX, **_letters({word.rstrip(".") for word in folded.values()})}
-    return {text: _read(word, known) for text, word in folded.items()}
+    known = {**_SEX, **_ambiguous_letters({word.rstrip(".") for word in folded.values()})}
+    return {text: _read_words(word, known) for text, word in folded.items()}
 
 
 def read_sex(text: str) -> str | None:
-    """One cell's sex, as read_sexes has it, where there is no column around it: that of a DICOM file."""
+    """Return the sex in a single cell without a column, such as a DICOM tag; see read_sexes."""
     return read_sexes([text])[text]
 
 
-def _letters(letters: set[str]) -> dict[str, str | None]:
-    """What single letters mean, or that they can't be told, where others of the column change it."""
+def _ambiguous_letters(letters: set[str]) -> dict[str, str | None]:
+    """The letters whose meaning changes because of others in the column. None: not understood."""
     changed: dict[str, str | None] = {}
     if "f" not in letters and letters & {"h", "v"}:  # hombre, mujer; varón, mujer; man, vrouw; varón, hembra
         changed |= {"m": None}
@@ -57,41 +57,41 @@ def _letters(letters: set[str]) -> dict[str, str | None]:
     return changed
 
 
-def _read(word: str, known: dict[str, str | None]) -> str | None:
+def _read_words(word: str, known: dict[str, str | None]) -> str | None:
     if says_unknown(word) or word == "u":
         return ""
     parts = [part for part in re.split(r"[\s/|,;:()\[\]=.\-]+", word) if part]
-    words = [part for part in parts if not re.fullmatch(r"\d", part)]  # of "1 (male)", "0=F", "F - Female"
+    words = [part for part in parts if not re.fullmatch(r"\d", part)]  # in "1 (male)", "0=F", "F - Female"
     found = {known.get(part) for part in words}
     return found.pop() if len(found) == 1 else None
 
 
 def coded_columns(names: Iterable[str]) -> list[str]:
-    """Of a table's columns those that say a sex by their header: Male, is_female, "Sex (1=M, 0=F)"."""
-    return [name for name in names if _flagged(name) or _codes(name)]
+    """Return the columns whose header defines a sex: Male, is_female, "Sex (1=M, 0=F)"."""
+    return [name for name in names if _flagged_sex(name) or _codes(name)]
 
 
 def with_sex(raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """A table with a column sex: its own or, where it has none, one of the columns that say it by their header, whose
-    names come too."""
+    """Return a table with a column sex, its own or else decoded from coded_columns, and the names of those used."""
     coded = [] if "sex" in raw.columns else coded_columns(map(str, raw.columns))
-    return (raw.assign(sex=decode(raw[coded])) if coded else raw), coded
+    return (raw.assign(sex=decode_columns(raw[coded])) if coded else raw), coded
 
 
-def decode(columns: pd.DataFrame) -> pd.Series:
-    """The words that coded_columns stand for, a row each: Male, Female, blank, or the cell where it is no code.
+def decode_columns(columns: pd.DataFrame) -> pd.Series:
+    """Decode coded_columns into one word per row: Male, Female, blank, or the cell itself if it is not a code.
 
-    Of columns Female and Male both, a row where they agree; one where both are 1 keeps both, and is not understood.
+    If there are columns Female and Male, they must agree: a row where both are 1 becomes "Male / Female", which is not
+    understood.
     """
-    said = [_words_of(columns[name].astype("str").fillna(""), str(name)) for name in columns]
-    if len(said) == 1:
-        return said[0]
-    frame = pd.concat(said, axis=1)
+    decoded = [_decode(columns[name].astype("str").fillna(""), str(name)) for name in columns]
+    if len(decoded) == 1:
+        return decoded[0]
+    frame = pd.concat(decoded, axis=1)
     return frame.apply(lambda row: " / ".join(dict.fromkeys(word for word in row if word)), axis=1)
 
 
-def _words_of(cells: pd.Series, name: str) -> pd.Series:
-    sex, codes = _flagged(name), dict(_codes(name))
+def _decode(cells: pd.Series, name: str) -> pd.Series:
+    sex, codes = _flagged_sex(name), dict(_codes(name))
     if sex:
         other = _NAMES["M" if sex == "F" else "F"]
         codes = dict.fromkeys(_TRUE, _NAMES[sex]) | dict.fromkeys(_FALSE, other)
@@ -99,15 +99,15 @@ def _words_of(cells: pd.Series, name: str) -> pd.Series:
     return cells.map(words)
 
 
-def _flagged(name: str) -> str:
-    """F or M where a column is named after one of them, blank where not."""
+def _flagged_sex(name: str) -> str:
+    """F or M if a column is named after it, such as is_female, else blank."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)  # isMale
     found = _FLAG.fullmatch(re.sub(r"[\W_]+", " ", fold(spaced)).strip())
     return (_SEX[found[1] or found[2]]) if found else ""
 
 
 def _codes(name: str) -> dict[str, str]:
-    """Code → Female or Male, of a header such as "Sex (1=M, 0=F)" or "gender: male=1 female=2"; {} of others."""
+    """Map codes to Female or Male, for a header such as "Sex (1=M, 0=F)" or "gender: male=1 female=2"; else {}."""
     found = _CODED.fullmatch(fold(name))
     rest = found[1] if found else ""
     pairs = re.findall(r"(\d)\s*[=:\-]\s*([^\W\d_]+)", rest)
@@ -115,4 +115,4 @@ def _codes(name: str) -> dict[str, str]:
     sexes = {code: _SEX.get(word) for code, word in pairs}
     if sorted(filter(None, sexes.values())) != ["F", "M"] or len(sexes) != 2:
         return {}
-    return {spelt: _NAMES[str(sex)] for code, sex in sexes.items() for spelt in (code, f"{code}.0")}
+    return {spelling: _NAMES[str(sex)] for code, sex in sexes.items() for spelling in (code, f"{code}.0")}

@@ -1,4 +1,4 @@
-"""Tables for people, as CSV: what a table or a file name holds is data in a spreadsheet too, never a formula."""
+"""Write CSV tables in which a spreadsheet finds no formulas, whatever the cells contain."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-# What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection"), and the mark that undoes it.
-_FORMULA, _MARK = tuple("=+-@\t\n"), "'"
+# Characters that start a formula in a spreadsheet, and the prefix that prevents it. Source: OWASP, "CSV Injection".
+_FORMULA, _PREFIX = tuple("=+-@\t\n"), "'"
 
 
 def to_csv(frame: pd.DataFrame) -> bytes:
-    """The frame as CSV, without its index; a text that would be a formula has an apostrophe before it."""
+    """Encode a frame as CSV, without its index. Text that would be a formula gets an apostrophe as prefix."""
     safe = frame.rename(columns=_safe)
     for name in frame.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]]:
         safe[_safe(name)] = frame[name].astype("object").map(_safe)
@@ -22,12 +22,12 @@ def to_csv(frame: pd.DataFrame) -> bytes:
 
 
 def from_cell(text: str) -> str:
-    """What a cell that to_csv wrote stands for."""
-    return text[1:] if text.startswith(_MARK) and text[1:].startswith((*_FORMULA, _MARK)) else text
+    """Return the original text of a cell that to_csv wrote."""
+    return text[1:] if text.startswith(_PREFIX) and text[1:].startswith((*_FORMULA, _PREFIX)) else text
 
 
 def _safe(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    text = value.replace("\r", " ")  # which ends a line for some readers, and is not quoted by all writers
-    return _MARK + text if text.startswith((*_FORMULA, _MARK)) else text
+    text = value.replace("\r", " ")  # it ends a line for some readers, and not all writers quote it
+    return _PREFIX + text if text.startswith((*_FORMULA, _PREFIX)) else text

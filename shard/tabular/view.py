@@ -1,4 +1,4 @@
-"""View: AP, PA, lateral, frontal (which of the two isn't said) or oblique, from the words of archives."""
+"""Read the view from archives' words: AP, PA, lateral, oblique, or frontal (AP or PA is not specified)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _WORDS = {
         profile perfil""",
     "frontal": "frontal front frontale face",
     "oblique": "oblique obl lao rao lpo rpo oblicua oblicuo oblíqua schräg",
-    # What says how the patient lay or stood, or that it is a chest film, changes nothing.
-    "beside": """supine erect upright portable mobile bedside standing sitting seated semi semierect semiupright
+    # Words for the position of the patient or the kind of image, which don't change the view.
+    "neutral": """supine erect upright portable mobile bedside standing sitting seated semi semierect semiupright
         recumbent prone horizontal vertical bed icu axial lordotic grid nongrid inspiration expiration inspiratory
         expiratory insp exp chest cxr thorax thx lung lungs rx radiograph radiography view projection film image single
         de en position liegend stehend sitzend supino acostado acostada pie bipedestación couché debout""",
@@ -36,21 +36,22 @@ _WORDS = {
     "side": "left right lt rt l r izquierda izquierdo derecha derecho gauche droite links rechts",
 }
 _VIEW = {word: view for view in VIEWS for word in _WORDS[view].split()}
-_BESIDE, _DECUBITUS, _SIDES = ({*_WORDS[name].split()} for name in ("beside", "decubitus", "side"))
+_NEUTRAL, _DECUBITUS, _SIDES = ({*_WORDS[name].split()} for name in ("neutral", "decubitus", "side"))
 
 
 def read_views(texts: Iterable[str]) -> dict[str, str | None]:
-    """The cells of one column → what read_view says; but L beside R is a side, and not understood."""
+    """Map the cells of one column to their views, see read_view. L in a column with R is a side: not understood."""
     views = {text: read_view(text) for text in texts}
     letters = {text: fold(text) for text in views if len(text.strip()) == 1}
     return {**views, **{text: None for text in letters if "r" in letters.values()}}
 
 
 def read_view(text: str) -> str | None:
-    """The view of a cell, "" where it is blank or says that it isn't known, None where it isn't understood.
+    """Return the view in a cell, "" if it is blank or says "unknown", or None if it is not understood.
 
-    " pa " is PA, "AP SUPINE" and "ap_horizontal" are AP, "LL", "L" and "Left lateral" are lateral, "LAO" is oblique. A
-    decubitus film is no lateral one: its view is AP or PA where it says so. None: "PA and lateral", "LORDOTIC", "LLD".
+    " pa " is PA; "AP SUPINE" and "ap_horizontal" are AP; "LL", "L" and "Left lateral" are lateral; "LAO" is oblique. A
+    decubitus image is not lateral: its view is AP or PA if the cell says so. Not understood: "PA and lateral",
+    "LORDOTIC", "LLD".
     """
     folded = fold(text)
     if says_unknown(folded):
@@ -60,11 +61,11 @@ def read_view(text: str) -> str | None:
         folded = re.sub(phrase, word, folded)
     words = set(re.findall(r"[^\W_]+", folded))
     views = {_VIEW[word] for word in words if word in _VIEW}
-    rest = words - set(_VIEW) - _BESIDE
+    rest = words - set(_VIEW) - _NEUTRAL
     if words & _DECUBITUS:
         views -= {"lateral"} if len(views) > 1 else set()
         return _only(views, rest - _DECUBITUS - _SIDES) if views <= {"AP", "PA"} else None
-    if words == {"l"}:  # PadChest's
+    if words == {"l"}:  # in PadChest
         return "lateral"
     if "oblique" in views:
         return _only(views - {"AP", "PA", "frontal"}, rest - _SIDES - {"anterior", "posterior"})
@@ -74,9 +75,10 @@ def read_view(text: str) -> str | None:
 
 
 def join_views(side: pd.Series, projection: pd.Series) -> pd.Series:
-    """CheXpert's two columns as one: lateral where `side` says so, else what `projection` says.
+    """Combine CheXpert's two columns: lateral if `side` is lateral, else `projection`.
 
-    LL of a frontal image, as 17 in CheXpert have it, contradicts itself: both words are kept, and make no view.
+    A frontal image with projection LL, as 17 in CheXpert, contradicts itself: both words are kept, and are not
+    understood.
     """
     side, projection = side.str.strip(), projection.str.strip()
     views = {text: read_view(text) for text in (*side.unique(), *projection.unique())}
@@ -86,5 +88,5 @@ def join_views(side: pd.Series, projection: pd.Series) -> pd.Series:
 
 
 def _only(views: set[str], rest: set[str]) -> str | None:
-    """The one view, where there is one and no word is left over."""
+    """The view if there is exactly one and no unknown word, else None."""
     return views.pop() if len(views) == 1 and not rest else None

@@ -1,4 +1,4 @@
-"""Several readers of one image → one label a finding."""
+"""Combine the labels of several readers of one image by vote."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pandas as pd
 from shard.errors import InputError
 from shard.formats.rows import Rows
 from shard.note import Note
-from shard.tabular.columns import fold
-from shard.tabular.csv_file import header_of
+from shard.tabular.columns import fold_name
+from shard.tabular.csv_file import read_header
 from shard.tabular.demographics import READERS
 from shard.tabular.label import read_labels
 
@@ -23,12 +23,12 @@ _READERS = {"rad", "radid", "radiologist", "radiologistid", "reader", "readerid"
 
 
 def vote(labels: pd.DataFrame, image: pd.Series, votes: Votes) -> tuple[pd.DataFrame, list[Note]]:
-    """Rows of readers → one row an image, in the order of their first ones, with `image` as the index.
+    """Combine rows of readers into one row per image, indexed by image in order of first occurrence.
 
-    labels: 1, 0, -1 or NaN, a column a finding; image: which image a row is of. Of the labels that are given: majority
-    is what more than half of them say, and uncertain (-1) where none has so many, as in a tie; any is 1 where one is 1,
-    else -1 where one is -1, else 0; all is 1 where all are 1, 0 where one is 0, else -1. What no reader labels is NaN.
-    Notes how many labels the readers disagree on.
+    labels: 1, 0, -1 or NaN, one column per finding. image: the image of each row. NaN does not vote. "majority" is the
+    label of more than half of the votes, or uncertain (-1) if no label has so many, as in a tie. "any" is 1 if one vote
+    is 1, else -1 if one is -1, else 0. "all" is 1 if all votes are 1, 0 if one is 0, else -1. Without votes it is NaN.
+    Returns a note with the number of labels that readers disagree on.
     """
     grouped = labels.groupby(image.to_numpy(), sort=False)
     given = grouped.count()
@@ -40,49 +40,50 @@ def vote(labels: pd.DataFrame, image: pd.Series, votes: Votes) -> tuple[pd.DataF
     else:
         voted = np.select([given == 0, ones == given, zeros > 0], [np.nan, 1, 0], -1)
     result = pd.DataFrame(voted, index=given.index, columns=labels.columns)
-    return result, _say(labels, grouped.size(), given, (ones, zeros), result, votes)
+    return result, _note_disagreement(labels, grouped.size(), given, (ones, zeros), result, votes)
 
 
 def vote_rows(read: Rows, csv: Path, votes: Votes) -> Rows:
-    """A user's own table, with several rows of some images → one row an image, where they differ in labels alone."""
-    same = [name for name in read.frame.columns if name not in read.findings]
-    alike = read.frame[same].copy()
-    for name in set(READERS).intersection(same):  # 57 and 57.0 are one age
-        values = READERS[name](alike[name].astype("str").unique())
-        alike[name] = alike[name].astype("str").map(lambda text, of=values: text if of[text] is None else of[text])
-    whole = read.frame[~alike.duplicated()].reset_index(drop=True)
+    """Combine the rows of a user's own table that differ in labels alone into one row per image."""
+    others = [name for name in read.frame.columns if name not in read.findings]
+    identity = read.frame[others].copy()
+    for name in set(READERS).intersection(others):  # 57 and 57.0 are one age
+        values = READERS[name](identity[name].astype("str").unique())
+        identity[name] = identity[name].astype("str").map(
+            lambda text, of=values: text if of[text] is None else of[text])  # fmt: skip
+    combined = read.frame[~identity.duplicated()].reset_index(drop=True)
     if not read.findings:
-        return read._replace(frame=whole)
-    image = alike.astype("str").agg("\0".join, axis=1)
-    voted, notes = vote(as_numbers(csv, read.frame[list(read.findings)], read.frame["path"]), image, votes)
-    notes = [note._replace(example=note.example and note.example.split("\0")[same.index("path")]) for note in notes]
-    whole[list(read.findings)] = voted.to_numpy()
-    return read._replace(frame=whole, notes=(*read.notes, *notes))
+        return read._replace(frame=combined)
+    image = identity.astype("str").agg("\0".join, axis=1)
+    voted, notes = vote(labels_as_numbers(csv, read.frame[list(read.findings)], read.frame["path"]), image, votes)
+    notes = [note._replace(example=note.example and note.example.split("\0")[others.index("path")]) for note in notes]
+    combined[list(read.findings)] = voted.to_numpy()
+    return read._replace(frame=combined, notes=(*read.notes, *notes))
 
 
 def has_readers(csv: Path) -> bool:
-    """Whether a table has a column that says who read the image, so that several rows of one are votes."""
-    return bool(reader_columns(header_of(csv)))
+    """Whether a table has a column that names the reader, so that several rows of one image are votes."""
+    return bool(reader_columns(read_header(csv)))
 
 
 def reader_columns(names: Iterable[str]) -> list[str]:
-    """The columns of a table that say who read the image."""
-    return [name for name in names if fold(name) in _READERS]
+    """Return the columns that name the reader of an image."""
+    return [name for name in names if fold_name(name) in _READERS]
 
 
-def as_numbers(csv: Path, cells: pd.DataFrame, image: pd.Series) -> pd.DataFrame:
-    """Cells as 1, 0, -1 or, blank, NaN. Raises InputError, naming column, cell and image, where one is none of them."""
+def labels_as_numbers(csv: Path, cells: pd.DataFrame, image: pd.Series) -> pd.DataFrame:
+    """Parse cells into 1, 0, -1 or, for blanks, NaN. Raises InputError, naming finding and image, for other cells."""
     numbers = {}
     for name in cells.columns:
         numbers[name], wrong = read_labels(cells[name])
         if wrong.any():
             raise InputError(f"{csv}: finding {name!r}: label {str(cells[name][wrong].iloc[0])!r} of "
-                             f"{image[wrong].iloc[0]} is not 1, 0, -1 or blank; mend the table")  # fmt: skip
+                             f"{image[wrong].iloc[0]} is not 1, 0, -1 or blank; correct the table")  # fmt: skip
     frame: pd.DataFrame = pd.DataFrame(numbers, index=cells.index)
     return frame
 
 
-def _say(
+def _note_disagreement(
     labels: pd.DataFrame, readers: pd.Series, given: pd.DataFrame, counts: tuple[pd.DataFrame, pd.DataFrame],
     result: pd.DataFrame, votes: Votes,
 ) -> list[Note]:  # fmt: skip
@@ -90,14 +91,15 @@ def _say(
     if not several:
         return []
     ones, zeros = counts
-    differ = (given > 1) & (ones < given) & (zeros < given) & (given - ones - zeros < given)
-    tied = int(((result == -1) & differ).sum().sum())
-    of = int((given > 1).sum().sum())
+    disagree = (given > 1) & (ones < given) & (zeros < given) & (given - ones - zeros < given)
+    uncertain = int(((result == -1) & disagree).sum().sum())
+    total = int((given > 1).sum().sum())
     number = f"{readers.min()}" if readers.min() == readers.max() else f"{readers.min()} to {readers.max()}"
     text = (f"{several} of {len(readers)} images have several rows of labels ({number} each): their readers disagree "
-            f"on {int(differ.sum().sum())} of {of} labels, of {int(differ.any(axis=1).sum())} images; --votes={votes} "
-            f"decides, and leaves {tied} of them uncertain")  # fmt: skip
-    if not differ.any(axis=None):
+            f"on {int(disagree.sum().sum())} of {total} labels, of {int(disagree.any(axis=1).sum())} images; "
+            f"--votes={votes} decides, and leaves {uncertain} of them uncertain")  # fmt: skip
+    if not disagree.any(axis=None):
         return [Note(text)]
-    most = differ.sum().idxmax()
-    return [Note(f"{text}; most often on {most} ({int(differ[most].sum())} times)", str(differ.index[differ[most]][0]))]
+    most = disagree.sum().idxmax()
+    return [Note(f"{text}; most often on {most} ({int(disagree[most].sum())} times)",
+                 str(disagree.index[disagree[most]][0]))]  # fmt: skip

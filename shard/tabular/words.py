@@ -1,4 +1,4 @@
-"""How a cell of a table is compared with known words, and which words say that nothing is known."""
+"""Compare the cells of a table with known words, such as words for "unknown"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-_UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")  # zero-width characters, marks of direction, soft hyphens
+_INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")  # zero-width characters, direction marks, soft hyphens
 _QUOTES = "\"'`´‘’“”«»"
 _UNKNOWN = frozenset({
     "", "nan", "na", "n/a", "n.a.", "#n/a", "<na>", "nat", "nil", "none", "null", "(null)", "blank", "(blank)", "\\n",
@@ -22,18 +22,18 @@ _UNKNOWN = frozenset({
 })  # fmt: skip
 
 
-def places_of(cells: pd.Series) -> tuple[npt.NDArray[np.intp], list[str]]:
-    """A column as [N] places in a list of its different texts, so that each is read once; a missing cell is ""."""
-    places, texts = pd.factorize(cells)  # of a missing one -1, which is the last
-    return places, [*map(str, texts), ""]
+def factorize(cells: pd.Series) -> tuple[npt.NDArray[np.intp], list[str]]:
+    """Encode a column as indices [N] into its distinct texts, so that each is parsed once. A missing cell is ""."""
+    codes, texts = pd.factorize(cells)  # a missing cell has code -1, the index of the last text
+    return codes, [*map(str, texts), ""]
 
 
 def fold(text: str) -> str:
-    """The text in one spelling: composed, no capitals, no quotes around it, single blanks, nothing invisible."""
-    text = _UNSEEN.sub("", unicodedata.normalize("NFKC", text)).casefold()
+    """Normalise a text: composed, lower case, single blanks, no outer quotes, no invisible characters."""
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold()
     return " ".join(unicodedata.normalize("NFC", text).strip().strip(_QUOTES).split())
 
 
 def says_unknown(folded: str) -> bool:
-    """Whether a cell, folded, is blank or says that nothing is known: "", "N/A", "Unknown", "___"."""
+    """Whether a folded cell is blank or means "unknown": "", "n/a", "unknown", "___"."""
     return folded.strip("[]()") in _UNKNOWN or folded in _UNKNOWN or not folded.strip("-–—_.?*/ ")
