@@ -33,7 +33,7 @@ from shard.machine import cores
 from shard.phantom.archive import phantom
 from shard.pool import parallel_map
 from shard.record import UNFINISHED
-from shard.write import Job, write_shard
+from shard.write_shard import Job, write_shard
 
 QUALITY = 95
 TURN_S = 1.0  # about what a row's turn takes
@@ -150,7 +150,7 @@ def _shard(folder: Path, names: list[str], repeats: int, size: int, workers: int
     # Each worker writes four shards: few enough for the rows of an hour, many enough to end together.
     jobs = [job(f"warm-{number}", 1) for number in range(workers)]
     jobs += [job(f"turn-{number}", -(-repeats // 4)) for number in range(4 * workers)]
-    images = sum(len(one.planned.rows) for one in jobs[workers:])
+    images = sum(len(one.assigned.rows) for one in jobs[workers:])
     results = parallel_map(jobs, len(jobs), write_shard, images=images, label="bench", workers=workers)
     for _ in range(workers):
         next(results)

@@ -31,7 +31,7 @@ def move_to_shared_memory(batch: Any) -> Any:
         if info is None or not _is_shared_memory_error(error):
             raise
         needed = (PREFETCH_FACTOR * info.num_workers + IN_USE) * _bytes(batch)
-        raise shared_memory_error(_flags(info.num_workers), wanted_bytes=needed) from error
+        raise shared_memory_error(_flags(info.num_workers), needed_bytes=needed) from error
     return batch
 
 
@@ -43,7 +43,7 @@ def check_shared_memory(batch: Any, workers: int, batches: int, free: int) -> No
     """
     prefetched = min(PREFETCH_FACTOR * workers, batches or PREFETCH_FACTOR * workers)
     if prefetched * _bytes(batch) > free:
-        raise shared_memory_error(_flags(workers), wanted_bytes=(prefetched + IN_USE) * _bytes(batch))
+        raise shared_memory_error(_flags(workers), needed_bytes=(prefetched + IN_USE) * _bytes(batch))
 
 
 def _tensors(batch: Any) -> list[torch.Tensor]:

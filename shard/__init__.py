@@ -1,4 +1,4 @@
-"""Offline sharder: table → images → tar + index → manifest. Knows nothing of training."""
+"""The offline sharder: it reads a table and its images, and writes tars, indexes and a manifest."""
 
 from shard.caches import ensure_caches
 from shard.environment import check_environment

@@ -1,4 +1,4 @@
-"""Plan: a table → which rows go into which shard, in which order."""
+"""Assign the rows of a table to shards, in a reproducible random order."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from shard.table import Table
 
 
 class Row(NamedTuple):
-    """One image to shard. sex: F, M or blank; age: years; labels: 1, 0, -1 or None (not mentioned), as the findings;
-    date: of the study, YYYY-MM-DD or blank."""
+    """One image to shard.
+
+    sex: F, M or blank. age: in years. labels: one a finding, 1, 0, -1 or None (not mentioned).
+    date: of the study, YYYY-MM-DD or blank.
+    """
 
     key: str
     path: str
@@ -29,94 +32,106 @@ class Row(NamedTuple):
 
 
 class ShardRows(NamedTuple):
-    """One shard to write: its name without ending, its split, its rows in order."""
+    """The rows of one shard in order, its split, and its file name without the extension."""
 
     stem: str
     split: str
     rows: list[Row]
 
     def sha256(self) -> str:
-        """A hash of all that the shard's bytes depend on, but settings and images."""
+        """Hash everything that decides the shard's bytes, except the settings and the images."""
         return hashlib.sha256(json.dumps(self, allow_nan=False).encode()).hexdigest()
 
 
 class Assignment:
-    """All shards of a build, each made when it is asked for: the rows of an archive are not held twice."""
+    """The assignment of a table's rows to shards.
+
+    Stores row positions only and builds the rows of a shard on demand, so that memory holds the table once.
+    """
 
     def __init__(self, table: Table, shard_size: int, seed: int, partners: int = 0) -> None:
-        """partners: with how many other images of its patient an image is kept together. A patient with more is cut
-        into groups of up to partners + 1, as even as can be, of which several may come into one shard."""
+        """Assign all rows.
+
+        partners: keep each image in one shard with up to this many other images of its patient. A patient with more
+        images is split into groups of at most partners + 1, as even as possible; a shard may get several of them.
+        """
         self._table, self._partners = table, partners
         self._shards: list[tuple[str, str, np.ndarray]] = []
         for split in SPLITS:
             order = shuffle(table, split, seed)
             if partners and len(order):
                 patient = pd.factorize(table.rows["patient"].iloc[order])[0]
-                cut = [order[places] for places in pack_groups(group_by_patient(patient, partners + 1), shard_size)]
+                groups = group_by_patient(patient, partners + 1)
+                chunks = [order[positions] for positions in pack_groups(groups, shard_size)]
             else:
-                cut = [order[start : start + shard_size] for start in range(0, len(order), shard_size)]
-            self._shards += [(f"{split}-{number:06d}", split, places) for number, places in enumerate(cut)]
+                chunks = [order[start : start + shard_size] for start in range(0, len(order), shard_size)]
+            self._shards += [(f"{split}-{number:06d}", split, positions) for number, positions in enumerate(chunks)]
 
     def count(self, part: int, parts: int) -> tuple[int, int]:
-        """How many shards one part has, and how many rows."""
-        mine = self._shards[part::parts]
-        return len(mine), sum(len(places) for _, _, places in mine)
+        """Count the shards and the rows of one part."""
+        shards = self._shards[part::parts]
+        return len(shards), sum(len(positions) for _, _, positions in shards)
 
     def count_partners(self) -> tuple[int, int]:
-        """How many images are in one shard with others of their patient, and how many copies it would take to put up to
-        `partners` of those beside each."""
+        """Count the images that share a shard with another image of their patient.
+
+        Also counts the copies that it would take to store up to `partners` of those images next to each image.
+        """
         patient = pd.factorize(self._table.rows["patient"])[0]
-        counts = [np.unique(patient[places], return_counts=True)[1] for _, _, places in self._shards]
+        counts = [np.unique(patient[positions], return_counts=True)[1] for _, _, positions in self._shards]
         together = np.concatenate(counts) if counts else np.empty(0, int)
         return int(together[together > 1].sum()), int((together * np.minimum(together - 1, self._partners)).sum())
 
-    def part(self, part: int, parts: int) -> Iterator[ShardRows]:
-        """Every parts-th shard, from number `part` on."""
+    def iter_shards(self, part: int, parts: int) -> Iterator[ShardRows]:
+        """Yield the shards of one part: every parts-th shard, starting with number `part`."""
         findings = list(self._table.findings)
-        for stem, split, places in self._shards[part::parts]:
-            rows = self._table.rows.iloc[places]
+        for stem, split, positions in self._shards[part::parts]:
+            rows = self._table.rows.iloc[positions]
             labels = rows[findings].astype(object).where(rows[findings].notna(), None).to_numpy().tolist()
-            named = rows[["key", "path", "patient", "view", "sex", "age"]].to_numpy().tolist()
+            columns = rows[["key", "path", "patient", "view", "sex", "age"]].to_numpy().tolist()
             dates = rows["date"] if "date" in rows else [""] * len(rows)
             yield ShardRows(stem, split, [
                 Row(key, path, patient, view, sex, int(age) if age else None,
-                    tuple(None if label is None else int(label) for label in given), date)
-                for (key, path, patient, view, sex, age), given, date in zip(named, labels, dates, strict=True)
+                    tuple(None if label is None else int(label) for label in row_labels), date)
+                for (key, path, patient, view, sex, age), row_labels, date in zip(columns, labels, dates, strict=True)
             ])  # fmt: skip
 
 
 def shuffle(table: Table, split: str, seed: int) -> np.ndarray:
-    """[N] places in the table of a split's rows, shuffled whole, so that readers need only buffer.
+    """Return the positions [N] of a split's rows in the table, shuffled over the whole split.
 
-    By a hash of seed and key: the order is the same whatever the order of the table, the machine, and the version of
-    any library.
+    Sorts by a hash of seed and key, so the order does not depend on the order of the table, the machine or the version
+    of any library. Readers then need no shuffling beyond a buffer.
     """
-    places = np.flatnonzero((table.rows["split"] == split).to_numpy())
-    keys = table.rows["key"].iloc[places]
+    positions = np.flatnonzero((table.rows["split"] == split).to_numpy())
+    keys = table.rows["key"].iloc[positions]
     digests = np.array([hashlib.sha256(f"{seed} {key}".encode()).hexdigest() for key in keys], "S64")
-    return places[np.argsort(digests, kind="stable")]
+    return positions[np.argsort(digests, kind="stable")]
 
 
-def group_by_patient(patient: np.ndarray, most: int) -> list[np.ndarray]:
-    """[N] patients' numbers → groups of up to `most` places of one patient, as their first ones stand.
+def group_by_patient(patient: np.ndarray, max_size: int) -> list[np.ndarray]:
+    """Group the positions of [N] patient numbers by patient, in the order of each group's first position.
 
-    A patient with more is cut into groups as even as can be: where `most` is above 2 no image is left alone.
+    A patient with more than max_size images is split into groups as even as possible. If max_size is above 2, none of
+    these groups has a single image.
     """
-    places = np.argsort(patient, kind="stable")
-    ends = np.flatnonzero(np.diff(patient[places])) + 1
-    parts = (part for one in np.split(places, ends) for part in np.array_split(one, -(-len(one) // most)))
-    return sorted(parts, key=lambda part: int(part[0]))
+    positions = np.argsort(patient, kind="stable")
+    ends = np.flatnonzero(np.diff(patient[positions])) + 1
+    groups = (group for own in np.split(positions, ends) for group in np.array_split(own, -(-len(own) // max_size)))
+    return sorted(groups, key=lambda group: int(group[0]))
 
 
 def pack_groups(groups: list[np.ndarray], shard_size: int) -> list[np.ndarray]:
-    """Groups, none of them cut → shards of up to shard_size places, ascending: a group too large for what room is left
-    begins the next."""
+    """Pack groups of positions into shards of at most shard_size positions, without splitting a group.
+
+    A group that does not fit into the current shard starts the next one. The positions of a shard are ascending.
+    """
     shards: list[list[np.ndarray]] = []
     room = 0
-    for places in groups:
-        if len(places) > room:
+    for positions in groups:
+        if len(positions) > room:
             shards.append([])
             room = shard_size
-        shards[-1].append(places)
-        room -= len(places)
+        shards[-1].append(positions)
+        room -= len(positions)
     return [np.sort(np.concatenate(shard)) for shard in shards]

@@ -1,8 +1,8 @@
-"""Caches of the libraries that we use: each gets a folder that can be written where its usual one can't.
+"""Redirect the caches of libraries to a writable folder when their default locations are not writable.
 
-In a container the code is often read-only, and there is no home: Apptainer, `docker run --user --read-only`, a service
-account. numba then raises as its functions are defined, and Matplotlib and Triton warn or raise. They all read
-environment variables, which worker processes inherit.
+In a container the code is often read-only and there is no home directory, as under Apptainer, `docker run --user
+--read-only`, or a service account. numba then raises when it defines functions; Matplotlib and Triton warn or raise.
+All of them read environment variables, which worker processes inherit.
 """
 
 from __future__ import annotations
@@ -12,48 +12,49 @@ import stat
 import tempfile
 from pathlib import Path
 
-SHARED_MEMORY = Path("/dev/shm")  # the last resort: writable even where no disk is
-ROOM = b"\0" * 4096  # a home that is over its quota takes an empty file, and no byte in it
+SHARED_MEMORY = Path("/dev/shm")  # the last resort: writable even without a writable disk
+PROBE = b"\0" * 4096  # a home over its quota accepts an empty file, but no bytes in it
 
 
 def ensure_caches() -> None:
-    """Set the variables that say where numba, Matplotlib, PyTorch and Triton keep files, where this process can't write
-    to their usual places. Sets nothing where it can, or where no folder at all can be written.
+    """Set the cache variables of numba, Matplotlib, PyTorch and Triton whose locations are not writable.
+
+    Leaves a variable alone if its location is writable, or if no writable folder exists at all.
     """
     temporary = _ensure_temporary()
     home = _expand("~")
-    config = _of_variable("XDG_CONFIG_HOME") or home / ".config"
-    usual = {
-        "XDG_CACHE_HOME": _cache_home(),  # numba's where the code is read-only, PyTorch's hub, Matplotlib's fonts
-        "MPLCONFIGDIR": _of_variable("MPLCONFIGDIR") or config / "matplotlib",
-        "TRITON_CACHE_DIR": _of_variable("TRITON_CACHE_DIR") or home / ".triton",
+    config = _path_from_env("XDG_CONFIG_HOME") or home / ".config"
+    locations = {
+        "XDG_CACHE_HOME": _cache_home(),  # numba's if the code is read-only, PyTorch's hub, Matplotlib's fonts
+        "MPLCONFIGDIR": _path_from_env("MPLCONFIGDIR") or config / "matplotlib",
+        "TRITON_CACHE_DIR": _path_from_env("TRITON_CACHE_DIR") or home / ".triton",
     }
-    for name in ("NUMBA_CACHE_DIR", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR"):  # of no account unless they are set
-        if place := _of_variable(name):
-            usual[name] = place
-    refused = [name for name, place in usual.items() if not _can_write(place)]
-    if refused and temporary and (instead := _own_folder(temporary)):
-        os.environ.update({name: str(instead / name.lower()) for name in refused})
+    for name in ("NUMBA_CACHE_DIR", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR"):  # have an effect only if set
+        if location := _path_from_env(name):
+            locations[name] = location
+    unwritable = [name for name, location in locations.items() if not _is_writable(location)]
+    if unwritable and temporary and (fallback := _private_folder(temporary)):
+        os.environ.update({name: str(fallback / name.lower()) for name in unwritable})
 
 
 def numba_can_cache() -> bool:
-    """Whether numba has a folder to keep compiled code in: beside the source, or where ensure_caches has pointed it.
+    """Return whether numba has a folder for compiled code, next to the source or in the cache folder.
 
-    Where it has none it raises when it is asked to keep any.
+    Without one, numba raises for every function with cache=True.
     """
-    return _can_write(Path(__file__).parent / "__pycache__") or _can_write(_cache_home())
+    return _is_writable(Path(__file__).parent / "__pycache__") or _is_writable(_cache_home())
 
 
 def _cache_home() -> Path:
-    return _of_variable("XDG_CACHE_HOME") or _expand("~") / ".cache"
+    return _path_from_env("XDG_CACHE_HOME") or _expand("~") / ".cache"
 
 
-def _of_variable(name: str) -> Path | None:
+def _path_from_env(name: str) -> Path | None:
     return _expand(os.environ[name]) if os.environ.get(name) else None
 
 
 def _expand(path: str) -> Path:
-    """The path with its "~" replaced, or left there where there is no home: no HOME, and no entry in passwd."""
+    """Expand "~"; keep it if there is no home directory: no HOME, and no entry in passwd."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -61,14 +62,14 @@ def _expand(path: str) -> Path:
 
 
 def _ensure_temporary() -> Path | None:
-    """The folder for temporary files, which C libraries and worker processes are told of too; None where there is none.
+    """Return the folder for temporary files, or None if there is none.
 
-    Python passes over a TMPDIR that it can't write to.
+    Python silently skips a TMPDIR that is not writable. TMPDIR is then corrected for C libraries and worker processes.
     """
     try:
         found = tempfile.gettempdir()
     except FileNotFoundError:
-        if not _can_write(SHARED_MEMORY):
+        if not _is_writable(SHARED_MEMORY):
             return None
         found = tempfile.tempdir = str(SHARED_MEMORY)
     given = os.environ.get("TMPDIR")
@@ -77,25 +78,25 @@ def _ensure_temporary() -> Path | None:
     return Path(found)
 
 
-def _can_write(folder: Path) -> bool:
-    """Whether a file with something in it can be written there, or in the folder where it would be made."""
-    if not folder.is_absolute():  # "~" of nobody's
+def _is_writable(folder: Path) -> bool:
+    """Return whether a non-empty file can be written to the folder, or to its nearest existing parent."""
+    if not folder.is_absolute():  # "~" was not expanded
         return False
     try:
-        there = next(one for one in (folder, *folder.parents) if one.exists())
-        with tempfile.TemporaryFile(dir=there, buffering=0) as file:
-            return file.write(ROOM) == len(ROOM)
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing, buffering=0) as file:
+            return file.write(PROBE) == len(PROBE)
     except OSError:
         return False
 
 
-def _own_folder(temporary: Path) -> Path | None:
-    """A folder of this user's alone, the same the next time: numba and Triton run what they find in their caches."""
+def _private_folder(temporary: Path) -> Path | None:
+    """Create or reuse a folder that only this user can write to: numba and Triton execute what their caches contain."""
     folder = temporary / f"cxr-simclr-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        mine = not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
-        return folder if stat.S_ISDIR(found.st_mode) and mine else Path(tempfile.mkdtemp(dir=temporary))
+        status = folder.lstat()
+        private = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+        return folder if stat.S_ISDIR(status.st_mode) and private else Path(tempfile.mkdtemp(dir=temporary))
     except OSError:
         return None

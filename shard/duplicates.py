@@ -1,11 +1,11 @@
-"""The same picture in two splits or under two patients: find it, list it in duplicates.csv, and leave copies out."""
+"""Find images with equal pixels in two splits or under two patients, list them in duplicates.csv, and drop copies."""
 
 from __future__ import annotations
 
 import json
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,14 +25,14 @@ from shard.tar import TarWriter
 
 DUPLICATES = "duplicates.csv"
 Policy = Literal["drop", "keep", "error"]
-_KEPT_FIRST = ("test", "valid", "train")
+_PRIORITY = ("test", "valid", "train")  # drop keeps the copy of the first of these splits
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How many pictures are there more than once, in how many images, and what was done about them.
+    """How many pictures occur in several images, in how many images, and what the build did about them.
 
-    across_splits: those that are in more than one split. dropped: images left out. policy: drop, keep or error.
+    across_splits: the pictures that are in more than one split. dropped: the images that were excluded.
     """
 
     policy: Policy
@@ -42,14 +42,14 @@ class Summary:
     dropped: int = 0
 
     def __str__(self) -> str:
-        done = (f"{self.dropped} of them left out" if self.policy == "drop"
-                else "all kept (--duplicates=drop leaves copies out)")  # fmt: skip
+        done = (f"{self.dropped} of them excluded" if self.policy == "drop"
+                else "all kept (--duplicates=drop excludes copies)")  # fmt: skip
         return (f"{self.images} images show {self.pictures} picture{'s' * (self.pictures != 1)} under two patients or "
                 f"in two splits ({self.across_splits} in two splits), {done}; see {DUPLICATES}")  # fmt: skip
 
 
 class Picture(NamedTuple):
-    """What a record keeps of an image in a shard: a hash of its pixels, its part of the shard's sums, whose it is."""
+    """What a record stores about an image: a hash of its pixels, its part of the shard's sums, its patient and path."""
 
     digest: str
     pixels: int
@@ -60,12 +60,12 @@ class Picture(NamedTuple):
     path: str
 
     def pack(self) -> str:
-        """One text, which takes less memory than seven values: there is one for each image of an archive."""
+        """Pack the fields into one string: a record has one for each image, and strings take less memory."""
         return "\t".join(map(str, self))
 
 
 class Copy(NamedTuple):
-    """One image of a picture that is there more than once."""
+    """One of several images with the same picture."""
 
     digest: str
     split: str
@@ -78,9 +78,9 @@ class Copy(NamedTuple):
 def describe_picture(
     grey: npt.NDArray[np.uint8], counts: npt.NDArray[np.int64], not_encoded: bool, patient: str, path: str
 ) -> Picture:
-    """Describe an image by its pixels as they go into the shard, [H, W] uint8, and their histogram, [256].
+    """Describe an image by its pixels in the shard, [H, W] uint8, and their histogram, [256].
 
-    Two sources of equal decoded pixels have equal hashes, whatever their files are called and hold besides.
+    Images with equal decoded pixels have equal hashes, whatever their file names, formats and metadata.
     """
     levels = np.arange(256)
     digest = xxhash.xxh3_128_hexdigest(f"{grey.shape}".encode() + np.ascontiguousarray(grey).tobytes())
@@ -89,81 +89,88 @@ def describe_picture(
 
 
 def unpack(text: str) -> Picture:
-    """A picture from what pack() made of it. Raises ValueError if it is something else."""
+    """Restore a picture from Picture.pack's string. Raises ValueError if the string is not one."""
     digest, pixels, total, squares, not_encoded, patient, path = text.split("\t")
     return Picture(digest, int(pixels), int(total), int(squares), int(not_encoded), patient, path)
 
 
-def settle_duplicates(
+def resolve_duplicates(
     out: Path, records: list[ShardRecord], policy: Policy
 ) -> tuple[list[ShardRecord], list[Reject], Summary]:
-    """Find pictures that are there more than once, list them in duplicates.csv, and do about them what `policy` says.
+    """Find pictures under two patients or in two splits, list them in duplicates.csv, and apply the policy.
 
-    A picture twice for one patient in one split is no leak and stays. Of others drop keeps one copy: that of the test
-    split before that of valid, and that before that of train, so that official test sets stay whole; of several in one
-    split that of the first key; and further copies of the same patient in the same split. So the result does not depend
-    on workers or parts. Returns the records of the shards as they are now, the images left out as rejects, and counts.
+    Repeats of a picture for one patient in one split are no leak and stay. With "drop", the copy to keep is that of
+    test before valid before train, so that official test sets stay complete, and within a split that of the first key.
+    Other copies of the same patient in the same split stay too. The result does not depend on workers or parts.
+    Returns the updated records, the dropped images as rejects, and a summary.
 
-    Raises InputError with the first such picture where the policy is error.
+    Raises InputError that names the first such picture if the policy is "error".
     """
-    groups = _find(records)
+    groups = _find_groups(records)
     if not groups:
         return records, [], Summary(policy)
-    dropped = [(group[0], copy) for group in groups for copy in group
-               if policy == "drop" and (copy.patient, copy.split) != (group[0].patient, group[0].split)]  # fmt: skip
-    gone = {copy.key for _, copy in dropped}
-    rows = [{"picture": copy.digest, "key": copy.key, "path": copy.path, "patient": copy.patient, "split": copy.split,
-             "kept": "no" if copy.key in gone else "yes"} for group in groups for copy in group]  # fmt: skip
-    write_bytes(out / DUPLICATES, to_csv(pd.DataFrame(rows)))
-    across = sum(len({copy.split for copy in group}) > 1 for group in groups)
-    summary = Summary(policy, len(groups), len(rows), across, len(dropped))
+    dropped = [(kept, copy) for kept, copy in _leaks(groups) if policy == "drop"]
+    _write_list(out, groups, {copy.key for _, copy in dropped})
     if policy == "error":
-        first, other = next((group[0], copy) for group in groups for copy in group
-                            if (copy.patient, copy.split) != (group[0].patient, group[0].split))  # fmt: skip
+        first, other = next(_leaks(groups))
         raise InputError(
-            f"{out / DUPLICATES}: {len(groups)} pictures are there under two patients or in two splits, such as "
-            f"{first.key} ({first.patient}, {first.split}) and {other.key} ({other.patient}, {other.split}); mend the "
-            "table, or leave copies out with --duplicates=drop, or keep them with --duplicates=keep")
-    of_shard = defaultdict[str, set[str]](set)
+            f"{out / DUPLICATES}: {len(groups)} pictures occur under two patients or in two splits, such as "
+            f"{first.key} ({first.patient}, {first.split}) and {other.key} ({other.patient}, {other.split}); fix the "
+            "table, or exclude copies with --duplicates=drop, or keep them with --duplicates=keep")
+    keys_by_tar = defaultdict[str, set[str]](set)
     for _, copy in dropped:
-        of_shard[copy.tar].add(copy.key)
-    settled = [_leave_out(out, record, of_shard[record.shard.tar]) if record.shard.tar in of_shard else record
+        keys_by_tar[copy.tar].add(copy.key)
+    records = [_drop_samples(out, record, keys_by_tar[record.shard.tar]) if record.shard.tar in keys_by_tar else record
                for record in records]  # fmt: skip
-    rejects = [(copy.key, copy.path, f"the same picture as {first.key} ({first.patient}, {first.split})")
-               for first, copy in dropped]  # fmt: skip
-    return settled, rejects, summary
+    rejects = [(copy.key, copy.path, f"the same picture as {kept.key} ({kept.patient}, {kept.split})")
+               for kept, copy in dropped]  # fmt: skip
+    across = sum(len({copy.split for copy in group}) > 1 for group in groups)
+    return records, rejects, Summary(policy, len(groups), sum(map(len, groups)), across, len(dropped))
 
 
-def _find(records: Iterable[ShardRecord]) -> list[list[Copy]]:
-    """The copies of each picture that is in two splits or under two patients, those to keep first, by the first key."""
+def _find_groups(records: Iterable[ShardRecord]) -> list[list[Copy]]:
+    """Group the copies of each picture in two splits or under two patients, the copy to keep first; sort by its key."""
     counts = Counter(text.partition("\t")[0] for record in records for text in record.pictures.values())
-    twice = {digest for digest, count in counts.items() if count > 1}
+    repeated = {digest for digest, count in counts.items() if count > 1}
     copies = defaultdict[str, list[Copy]](list)
-    for record in records if twice else ():
+    for record in records if repeated else ():
         for key, text in record.pictures.items():
-            if (digest := text.partition("\t")[0]) in twice:
+            if (digest := text.partition("\t")[0]) in repeated:
                 picture = unpack(text)
                 copies[digest].append(Copy(digest, record.shard.split, key, picture.patient, picture.path,
                                            record.shard.tar))  # fmt: skip
-    groups = [sorted(group, key=lambda copy: (_KEPT_FIRST.index(copy.split), copy.key)) for group in copies.values()
+    groups = [sorted(group, key=lambda copy: (_PRIORITY.index(copy.split), copy.key)) for group in copies.values()
               if len({(copy.patient, copy.split) for copy in group}) > 1]  # fmt: skip
     return sorted(groups, key=lambda group: group[0].key)
 
 
-def _leave_out(out: Path, record: ShardRecord, keys: set[str]) -> ShardRecord:
-    """Write a shard again without some of its images; its bytes are as if they had never been in it.
+def _leaks(groups: list[list[Copy]]) -> Iterator[tuple[Copy, Copy]]:
+    """Yield (copy to keep, other copy) for each copy that has another patient or split than the one to keep."""
+    for kept, *others in groups:
+        yield from ((kept, copy) for copy in others if (copy.patient, copy.split) != (kept.patient, kept.split))
 
-    Reads the tar's own headers, not its index: a build that was killed in here may have written only one of the two.
-    Where it had written both, nothing is left out a second time.
+
+def _write_list(out: Path, groups: list[list[Copy]], dropped: set[str]) -> None:
+    """Write duplicates.csv. dropped: keys."""
+    rows = [{"picture": copy.digest, "key": copy.key, "path": copy.path, "patient": copy.patient, "split": copy.split,
+             "kept": "no" if copy.key in dropped else "yes"} for group in groups for copy in group]  # fmt: skip
+    write_bytes(out / DUPLICATES, to_csv(pd.DataFrame(rows)))
+
+
+def _drop_samples(out: Path, record: ShardRecord, keys: set[str]) -> ShardRecord:
+    """Rewrite a shard without some of its samples, to the bytes that it would have had without their rows.
+
+    Reads the headers of the tar, not the index, because a killed build may have replaced only one of the two files. If
+    it had replaced both, the keys are gone already and nothing else is dropped.
     """
     shard = record.shard
     tar, index = out / shard.tar, out / shard.index
     kept = len(record.pictures) - len(keys)
-    described = _copy_others(tar, index, keys) if kept else []
+    described = _copy_samples(tar, index, keys) if kept else []
     if not kept:
         tar.unlink(missing_ok=True)
         index.unlink(missing_ok=True)
-    gone = [unpack(record.pictures[key]) for key in keys]
+    dropped = [unpack(record.pictures[key]) for key in keys]
     labels = {finding: {name: sum(sample["labels"][finding] == label for sample in described)
                         for name, label in (("1", 1), ("0", 0), ("-1", -1), ("blank", None))}
               for finding in record.labels}  # fmt: skip
@@ -175,22 +182,22 @@ def _leave_out(out: Path, record: ShardRecord, keys: set[str]) -> ShardRecord:
             shard, samples=kept, tar_bytes=tar.stat().st_size if kept else 0,
             index_bytes=index.stat().st_size if kept else 0, tar_sha256=sha256_of(tar) if kept else "",
             index_sha256=sha256_of(index) if kept else "",
-            **{name: getattr(shard, name) - sum(getattr(picture, name) for picture in gone)
+            **{name: getattr(shard, name) - sum(getattr(picture, name) for picture in dropped)
                for name in ("pixels", "pixel_sum", "pixel_square_sum", "not_encoded")},
         ),
     )  # fmt: skip
 
 
-def _copy_others(tar: Path, index: Path, keys: set[str]) -> list[dict[str, Any]]:
-    """Write a tar and its index again without the samples `keys`; returns the JSON of the others."""
+def _copy_samples(tar: Path, index: Path, excluded: set[str]) -> list[dict[str, Any]]:
+    """Rewrite a tar and its index without the excluded keys. Returns the JSON of the remaining samples."""
     described, members = list[dict[str, Any]](), dict[str, bytes]()
     with tarfile.open(tar, "r:") as archive, atomic_write(tar) as file, TarWriter(file) as writer:
         for member in archive:
             key, _, ending = member.name.partition(".")
-            if key in keys:
+            if key in excluded:
                 continue
             reader = archive.extractfile(member)
-            assert reader is not None  # the sharder writes nothing but regular files
+            assert reader is not None  # the sharder writes regular files only
             members[ending] = reader.read()
             if len(members) == 2:  # the image and its JSON
                 writer.add(key, members)
@@ -201,5 +208,5 @@ def _copy_others(tar: Path, index: Path, keys: set[str]) -> list[dict[str, Any]]
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
-    """What the manifest says of them; {} where there are none, so that the policy decided nothing."""
+    """Return the summary for the manifest; {} if there are no duplicates, so that the policy had no effect."""
     return asdict(summary) if summary.pictures else {}

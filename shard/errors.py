@@ -1,18 +1,18 @@
-"""InputError: what a user can mend. Every other exception is ours to mend."""
+"""InputError, the exception for errors that the user can fix. Any other exception is a bug."""
 
-LONGEST = 2000  # which holds a command with three long paths in it
-# What goes wrong where JSON is read that is none of ours, or cut short.
+LONGEST = 2000  # characters, enough for a command with three long paths
+# What parsing JSON from elsewhere, or a truncated file, may raise.
 PARSE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 class InputError(Exception):
-    """A flag, file or table that can't be used; its one line names the thing, the value and the cure."""
+    """An unusable flag, file or table, described on one line by the thing, its value and the cure."""
 
     def __init__(self, text: str) -> None:
-        # What it quotes may hold line breaks, or be a megabyte long; two blanks in a path are of the path.
+        # Quoted content may contain line breaks or be a megabyte long. Keep double blanks: they may belong to a path.
         line = " ".join(part for line in text.splitlines() if (part := line.strip()))
-        cut = LONGEST // 2
-        super().__init__(line if len(line) <= LONGEST else f"{line[:cut]} … {line[-cut:]}")
+        half = LONGEST // 2
+        super().__init__(line if len(line) <= LONGEST else f"{line[:half]} … {line[-half:]}")
 
 
 class UnreadableImage(Exception):

@@ -1,4 +1,4 @@
-"""The images of a split by number, as they lie in the tars, each checked against what was written there."""
+"""Random access to the encoded images of a split, each verified against the hashes in the manifest."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from shard.manifest import Manifest, Shard, wrong_hash
 from shard.read import CURE, read_index
 from shard.tar import ENDINGS
 
-OPEN_TARS = 64  # far below the 1,024 files that a process may hold open by default
+OPEN_TARS = 64  # far below the default limit of 1,024 open files for a process
 
 
 @dataclass(frozen=True)
 class _Tar:
-    """A tar that was whole when it was first read: where its images lie, and a hash of each."""
+    """The offset, size and hash of each image in a tar that was intact when it was first read."""
 
     offsets: array[int]
     sizes: array[int]
@@ -36,9 +36,9 @@ class _Tar:
 class Fetcher:
     """Reads the images of a split by number, in the order of the shards.
 
-    A tar's sha256 is compared with the manifest's the first time one of its images is read; from then on each image
-    read is compared with what lay there then. Nothing is mapped, so that a tar cut short is an error, and not the
-    process's end. May be shared by threads; in each of several processes it checks anew.
+    The first read of an image from a tar compares the tar's sha256 with the manifest. Every later read compares the
+    image with its hash from then. Tars are not memory-mapped, so a truncated tar raises an error instead of killing the
+    process. Thread-safe. Pickling it for another process drops open files and hashes, so that process checks again.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
@@ -53,85 +53,85 @@ class Fetcher:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Fetcher, self._arguments  # another process opens the tars itself
+        return Fetcher, self._arguments  # each process opens and checks the tars itself
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def read(self, number: int) -> bytes:
-        """The bytes of an image, JPEG or raw. Raises InputError naming tar and key where they can't be had."""
-        shard, inside = self._place(number)
+        """Read an image, JPEG or raw. Raises InputError that names tar and key if it is missing or has changed."""
+        shard, position = self._locate(number)
         try:
             with self._lock:
                 file, tar = self._open(shard)
-            content = os.pread(file.fileno(), tar.sizes[inside], tar.offsets[inside])
+            content = os.pread(file.fileno(), tar.sizes[position], tar.offsets[position])
         except OSError as error:
             raise InputError(f"{self.where(number)}: {error.strerror or error}; {CURE}") from error
-        if len(content) < tar.sizes[inside]:
-            size, wanted = os.fstat(file.fileno()).st_size, self._shards[shard].tar_bytes
-            raise InputError(f"{self.where(number)}: ends at {size} bytes, the manifest says {wanted}; {CURE}")
-        if xxh3_64_intdigest(content) != tar.hashes[inside]:
+        if len(content) < tar.sizes[position]:
+            size, expected = os.fstat(file.fileno()).st_size, self._shards[shard].tar_bytes
+            raise InputError(f"{self.where(number)}: ends at {size} bytes, the manifest says {expected}; {CURE}")
+        if xxh3_64_intdigest(content) != tar.hashes[position]:
             raise InputError(f"{self.where(number)}: its bytes have changed since the run began; {CURE}")
         return content
 
     def key(self, number: int) -> str:
-        """The key of an image."""
-        shard, inside = self._place(number)
-        return read_index(self._folder / self._shards[shard].index)[inside].key
+        """Return the key of an image."""
+        shard, position = self._locate(number)
+        return read_index(self._folder / self._shards[shard].index)[position].key
 
     def where(self, number: int) -> str:
-        """An image's tar and key, for messages."""
-        shard, inside = self._place(number)
+        """Name an image by its tar and key, for messages."""
+        shard, position = self._locate(number)
         try:
             key = self.key(number)
-        except (OSError, InputError):  # the index is gone as well
-            key = f"number {inside}"
+        except (OSError, InputError):  # the index is missing or damaged too
+            key = f"number {position}"
         return f"{self._folder / self._shards[shard].tar}, image {key}"
 
     def reopen(self) -> None:
-        """Look for the tars anew, as a run does once an epoch."""
+        """Close all tars, so that the next reads open them by name again. A run does this once an epoch."""
         with self._lock:
             self._files.clear()
 
-    def _place(self, number: int) -> tuple[int, int]:
-        """The shard of an image and its number in there."""
+    def _locate(self, number: int) -> tuple[int, int]:
+        """Return the number of an image's shard and the image's position in that shard."""
         shard = bisect_right(self._ends, number)
         return shard, number - self._ends[shard] + self._shards[shard].samples
 
     def _open(self, number: int) -> tuple[IO[bytes], _Tar]:
-        """A shard's tar, checked when it is first opened. The caller holds the lock."""
+        """Open a shard's tar, and check it the first time. The caller holds the lock."""
         if number in self._files:
             self._files.move_to_end(number)
             return self._files[number], self._tars[number]
         path = self._folder / self._shards[number].tar
         file = path.open("rb", buffering=0)
-        if hasattr(os, "posix_fadvise"):  # its images are about to be read, in no order: better all at once
+        if hasattr(os, "posix_fadvise"):  # random reads follow: better load the tar at once
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         if number not in self._tars:
             self._tars[number] = _check(file, path, self._shards[number], self._ending,
                                          (self.raw_size or 0) ** 2)  # fmt: skip
         self._files[number] = file
         if len(self._files) > OPEN_TARS:
-            self._files.popitem(last=False)  # closed as soon as no thread reads from it
+            self._files.popitem(last=False)  # closes when no thread reads from it any more
         return file, self._tars[number]
 
 
 def _check(file: IO[bytes], path: Path, shard: Shard, ending: str, raw_bytes: int) -> _Tar:
-    """Read a tar from end to end and remember its images. Raises InputError where it is not as it was written."""
+    """Read a whole tar and record its images. Raises InputError if tar or index differ from the manifest."""
     if (size := os.fstat(file.fileno()).st_size) != shard.tar_bytes:
         raise InputError(f"{path}: {size} bytes, the manifest says {shard.tar_bytes}; {CURE}")
     index = path.with_name(shard.index)
     if (found := sha256_of(index)) != shard.index_sha256:
         raise InputError(f"{wrong_hash(index, found, shard.index_sha256)}; {CURE}")
     offsets, sizes, hashes = array("q"), array("q"), array("Q")
-    whole, position = hashlib.sha256(), 0
+    digest, position = hashlib.sha256(), 0
     for sample in read_index(index):
         offset, size = sample.members.get(ending, (-1, 0))
         if offset < position or offset + size > shard.tar_bytes or (ending == "raw" and size != raw_bytes):
-            raise InputError(f"{index}: image {sample.key} has no .{ending} of its size there; {CURE}")
-        before, content = file.read(offset - position), file.read(size)
-        whole.update(before)
-        whole.update(content)
+            raise InputError(f"{index}: image {sample.key} has no .{ending} of the stated size; {CURE}")
+        gap, content = file.read(offset - position), file.read(size)
+        digest.update(gap)
+        digest.update(content)
         offsets.append(offset)
         sizes.append(size)
         hashes.append(xxh3_64_intdigest(content))
@@ -139,7 +139,7 @@ def _check(file: IO[bytes], path: Path, shard: Shard, ending: str, raw_bytes: in
     if len(sizes) != shard.samples:
         raise InputError(f"{index}: {len(sizes)} images, the manifest says {shard.samples}; {CURE}")
     while rest := file.read(1 << 20):
-        whole.update(rest)
-    if whole.hexdigest() != shard.tar_sha256:
-        raise InputError(f"{wrong_hash(path, whole.hexdigest(), shard.tar_sha256)}; {CURE}")
+        digest.update(rest)
+    if digest.hexdigest() != shard.tar_sha256:
+        raise InputError(f"{wrong_hash(path, digest.hexdigest(), shard.tar_sha256)}; {CURE}")
     return _Tar(offsets, sizes, hashes)

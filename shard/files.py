@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, synced, renamed; their hashes; and locks."""
+"""Atomic writes, file hashes and file locks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shard.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks
+except ImportError:  # Windows lacks these locks
     fcntl = None  # type: ignore[assignment]  # a module's name, to mypy
 
 TEMPORARY = ".tmp"
@@ -24,10 +24,10 @@ TEMPORARY = ".tmp"
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, shared: bool = False, private: bool = False) -> Iterator[IO[bytes]]:
-    """Open a file that takes the name `path` when the block ends well, and leaves nothing when it does not.
+    """Open a temporary file that is synced and renamed to `path` if the block succeeds, and removed if it fails.
 
-    shared: other processes may be writing the same file; the last to end well wins. Else what a killed process left
-    under the temporary name is overwritten by the next. private: for its owner alone to read.
+    shared: several processes may write the same file; the last to succeed wins. Otherwise the temporary name is fixed,
+    so that the next process overwrites what a killed one left. private: only the owner can read the file.
     """
     owner = f".{socket.gethostname()}-{os.getpid()}" if shared else ""
     temporary = path.with_name(f".{path.name}{owner}{TEMPORARY}")
@@ -42,18 +42,18 @@ def atomic_write(path: Path, *, shared: bool = False, private: bool = False) -> 
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk doesn't say where
+            raise OSError(error.errno, error.strerror, str(path)) from None  # an error of a full disk lacks the path
         raise
 
 
 def write_bytes(path: Path, content: bytes | memoryview, *, shared: bool = False, private: bool = False) -> None:
-    """Write `content` to `path`, whole or not at all. shared, private: as in atomic_write."""
+    """Write `content` to `path` atomically. shared, private: as in atomic_write."""
     with atomic_write(path, shared=shared, private=private) as file:
         file.write(content)
 
 
 def sha256_of(path: Path) -> str:
-    """The hex sha256 of a file's bytes."""
+    """Return the sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -63,25 +63,25 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str, *, shared: bool = False, timeout_s: float = 0) -> Iterator[None]:
-    """Hold the lock `name` of a folder; it ends with its owner, however that ends.
+    """Hold the lock `name` of a folder. The system releases it when the process ends, even if it is killed.
 
-    shared: any number may hold it at once, but nobody beside one who doesn't share it. timeout_s: how long to wait for
-    it, as where an owner that was killed has workers that take a moment to notice.
-    Raises InputError where another process holds it. A file system without locks gives none.
+    shared: several processes may hold the lock if all of them share it. timeout_s: how long to wait for the lock, since
+    workers of a killed process may hold it a little longer.
+    Raises InputError if another process holds the lock. Does nothing on a file system without locks.
     """
     path = folder / f".{name}.lock"
     with path.open("ab") as file:
-        until = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
         while not _lock(file, shared):
-            if time.monotonic() >= until:
-                raise InputError(f"{folder}: another process is writing there, who holds {path.name}; let it end, or "
-                                 "end it")
+            if time.monotonic() >= deadline:
+                raise InputError(f"{folder}: another process is writing there and holds {path.name}; wait for it "
+                                 "to end, or stop it")
             time.sleep(0.1)
         yield
 
 
 def is_locked(folder: Path, name: str) -> bool:
-    """Whether somebody holds the lock `name` of a folder alone. Where there are no locks, nobody does."""
+    """Return whether a process holds the lock `name` of a folder exclusively; False on a file system without locks."""
     path = folder / f".{name}.lock"
     if not path.exists():
         return False
@@ -90,7 +90,7 @@ def is_locked(folder: Path, name: str) -> bool:
 
 
 def _lock(file: IO[bytes], shared: bool) -> bool:
-    """Whether the file could be locked, or there are no locks here."""
+    """Try to lock a file. Returns True also if the system or the file system lacks locks."""
     try:
         if fcntl is not None:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

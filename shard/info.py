@@ -1,4 +1,4 @@
-"""info: what is in the shards, as text, as a page, as a sheet of images."""
+"""info: describe shards as text, as an HTML page or as a contact sheet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from shard.manifest import Manifest, Shard, read_manifest
 from shard.read import CURE, Sample, read_index, read_members
 from shard.tar import ENDINGS
 
-SHEET = 64  # images on a contact sheet, eight a row
+SHEET = 64  # images on a contact sheet
+COLUMNS = 8
 TILE = 160  # pixels
 
 
@@ -31,23 +32,24 @@ def info(out: Path, *, png: Path | None = None, html: Path | None = None) -> Non
     manifest = read_manifest(out)
     text = describe(out, manifest)
     print(text)
-    tiles = [_tile(out, manifest, shard, sample) for shard, sample in choose(out, manifest)] if png or html else []
+    samples = choose_samples(out, manifest) if png or html else []
+    tiles = [_make_tile(out, manifest, shard, sample) for shard, sample in samples]
     if png:
         png.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(png, _sheet([(key, image) for key, _, image in tiles]))
+        write_bytes(png, _make_sheet([(key, image) for key, _, image in tiles]))
         print(f"{png} written")
     if html:
         html.parent.mkdir(parents=True, exist_ok=True)
         page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
             (Path(__file__).parent / "info.html.j2").read_text()
         )
-        shown = [(key, facts, base64.b64encode(_png(image)).decode()) for key, facts, image in tiles]
-        write_bytes(html, page.render(out=out, text=text, tiles=shown).encode())
+        encoded = [(key, facts, base64.b64encode(_png(image)).decode()) for key, facts, image in tiles]
+        write_bytes(html, page.render(out=out, text=text, tiles=encoded).encode())
         print(f"{html} written")
 
 
 def describe(out: Path, manifest: Manifest) -> str:
-    """All that the manifest knows, for people: settings, statistics, and a table of labels for each split."""
+    """Format the manifest for people: settings, statistics, and a table of labels for each split."""
     size = sum(shard.tar_bytes for shard in manifest.shards)
     images = sum(shard.samples for shard in manifest.shards)
     keys = [sample.key for sample in read_index(out / manifest.shards[0].index)[:3]]
@@ -59,48 +61,48 @@ def describe(out: Path, manifest: Manifest) -> str:
         f"pixels (train): mean {manifest.pixel_mean:.4f}, standard deviation {manifest.pixel_std:.4f} of full scale",
         f"fingerprint: {manifest.fingerprint()}",
         f"keys such as {', '.join(keys)}",
-        *_sources(manifest),
+        *_describe_encoding(manifest),
         *(f"table: {table['name']}, {table['rows']} rows, sha256 {table['sha256'][:12]}…" for table in manifest.tables),
         *([f"duplicates: {Summary(**manifest.duplicates)}"] if manifest.duplicates else []),
         *(f"note: {note}" for note in manifest.notes),
     ]
     for split, counts in manifest.counts.items():
         lines += ["", f"{split}: {counts['images']} images of {counts['patients']} patients",
-                  *(f"  {name}: " + ", ".join(f"{value} {count}" for value, count in of.items())
-                    for name, of in manifest.demographics.get(split, {}).items()),
+                  *(f"  {name}: " + ", ".join(f"{value} {count}" for value, count in values.items())
+                    for name, values in manifest.demographics.get(split, {}).items()),
                   f"  {'finding':28}{'1':>8}{'0':>8}{'-1':>8}{'blank':>8}"]  # fmt: skip
         for finding, labels in manifest.labels[split].items():
             lines.append(f"  {finding:28}{labels['1']:8}{labels['0']:8}{labels['-1']:8}{labels['blank']:8}")
     return "\n".join(lines)
 
 
-def _sources(manifest: Manifest) -> list[str]:
-    """How many JPEGs are their source's own and how many were encoded."""
+def _describe_encoding(manifest: Manifest) -> list[str]:
+    """Describe how many JPEGs are their source's own, and how many the build encoded."""
     if manifest.settings["encoding"] != "jpeg":
         return []
     images = sum(shard.samples for shard in manifest.shards)
     kept = sum(shard.not_encoded for shard in manifest.shards)
-    return [f"JPEGs: {kept} kept as their sources were, without metadata; {images - kept} encoded"]
+    return [f"JPEGs: {kept} copied from their sources, without metadata; {images - kept} encoded"]
 
 
-def choose(out: Path, manifest: Manifest) -> list[tuple[Shard, Sample]]:
-    """Up to 64 samples, evenly spaced over all; their order within a shard is random already."""
+def choose_samples(out: Path, manifest: Manifest) -> list[tuple[Shard, Sample]]:
+    """Choose up to 64 samples, evenly spaced over all shards, whose order is random already."""
     total = sum(shard.samples for shard in manifest.shards)
-    wanted = np.unique(np.linspace(0, total - 1, SHEET).round().astype(int))
+    numbers = np.unique(np.linspace(0, total - 1, SHEET).round().astype(int))
     chosen, start = [], 0
     for shard in manifest.shards:
-        own = wanted[(wanted >= start) & (wanted < start + shard.samples)] - start
+        own = numbers[(numbers >= start) & (numbers < start + shard.samples)] - start
         if len(own):
             samples = read_index(out / shard.index)
-            chosen += [(shard, samples[place]) for place in own]
+            chosen += [(shard, samples[number]) for number in own]
         start += shard.samples
     return chosen
 
 
-def _tile(out: Path, manifest: Manifest, shard: Shard, sample: Sample) -> tuple[str, str, Image.Image]:
-    """Key, facts and picture of one sample."""
-    size = manifest.settings["size"]
-    encoding, marks = manifest.settings["encoding"], {1: "", -1: " (uncertain)"}
+def _make_tile(out: Path, manifest: Manifest, shard: Shard, sample: Sample) -> tuple[str, str, Image.Image]:
+    """Return the key, a line of facts and a square thumbnail of one sample."""
+    size, encoding = manifest.settings["size"], manifest.settings["encoding"]
+    suffixes = {1: "", -1: " (uncertain)"}
     square = Image.new("L", (TILE, TILE))
     try:
         content, text = (next(read_members(out / shard.tar, [sample], ending))
@@ -108,8 +110,8 @@ def _tile(out: Path, manifest: Manifest, shard: Shard, sample: Sample) -> tuple[
         image = Image.frombytes("L", (size, size), content) if encoding == "raw" else Image.open(io.BytesIO(content))
         image.thumbnail((TILE, TILE))
         described = json.loads(text)
-        found = [name + marks[label] for name, label in described["labels"].items() if label in marks]
-        facts = f"{shard.split}, {described['view'] or 'view not said'}: {', '.join(found) or 'no finding marked'}"
+        found = [name + suffixes[label] for name, label in described["labels"].items() if label in suffixes]
+        facts = f"{shard.split}, {described['view'] or 'unknown view'}: {', '.join(found) or 'no finding'}"
     except (OSError, *PARSE_ERRORS) as error:
         raise InputError(f"{out / shard.tar}, image {sample.key}: can't be shown ({type(error).__name__}: {error}); "
                          f"{CURE}") from None  # fmt: skip
@@ -117,12 +119,13 @@ def _tile(out: Path, manifest: Manifest, shard: Shard, sample: Sample) -> tuple[
     return sample.key, facts, square
 
 
-def _sheet(tiles: list[tuple[str, Image.Image]]) -> bytes:
-    rows, line = -(-len(tiles) // 8), TILE + 14
-    sheet = Image.new("L", (8 * TILE, rows * line))
+def _make_sheet(tiles: list[tuple[str, Image.Image]]) -> bytes:
+    """Render (key, thumbnail) pairs as a PNG, eight in a row."""
+    rows, row_height = -(-len(tiles) // COLUMNS), TILE + 14
+    sheet = Image.new("L", (COLUMNS * TILE, rows * row_height))
     draw = ImageDraw.Draw(sheet)
     for number, (key, image) in enumerate(tiles):
-        left, top = number % 8 * TILE, number // 8 * line
+        left, top = number % COLUMNS * TILE, number // COLUMNS * row_height
         sheet.paste(image, (left, top))
         draw.text((left + 2, top + TILE + 1), key if len(key) <= 25 else f"{key[:12]}…{key[-12:]}", fill=200)
     return _png(sheet)

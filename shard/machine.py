@@ -1,4 +1,4 @@
-"""The machine this runs on: cores this process may use, its place in a Slurm array, versions and commit of the code."""
+"""The environment of this process: its CPU cores, its Slurm array task, and versions of libraries and code."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from shard.errors import InputError
 
 
 def cores() -> int:
-    """Cores this process may use, which on a cluster or in a container is not how many there are: those of its
-    affinity, and no more than its cgroup's quota of CPU time is worth."""
+    """Return the number of cores that this process may use, by its CPU affinity and its cgroup's CPU quota.
+
+    On a cluster or in a container this is often less than the machine has.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(allowed, cpu_quota())))
 
 
 def cpu_quota(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """How many cores' time the cgroups of this process allow, of version 1 or 2; infinite where none limits it.
+    """Return the CPU quota of this process's cgroups (version 1 or 2) in cores; infinite without a limit.
 
-    cgroups: where they are mounted; own: which of them this process is in. The limits of a group's parents hold too.
+    cgroups: the mount point. own: the file that lists the cgroups of this process. Limits of parent groups apply too.
     """
     quotas = [math.inf]
     with contextlib.suppress(OSError, ValueError):
         for line in own.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if not controllers:  # version 2; beside version 1 it is mounted as "unified"
+            if not controllers:  # version 2; mounted as "unified" if version 1 is in use too
                 mounts = [cgroups, cgroups / "unified"]
             elif "cpu" in controllers.split(","):
                 mounts = [cgroups / name for name in dict.fromkeys((controllers, "cpu", "cpu,cpuacct", "cpuacct,cpu"))]
             else:
                 continue
-            quotas += [_quota(group) for mount in mounts for group in _groups(mount, path)]
+            quotas += [_quota(group) for mount in mounts for group in _group_folders(mount, path)]
     return min(quotas)
 
 
-def _groups(mount: Path, path: str) -> list[Path]:
-    """A group's folder and those of its parents. A container may see its own group, or one above, as the mount."""
+def _group_folders(mount: Path, path: str) -> list[Path]:
+    """List a cgroup's folder and its parents. In a container the mount may be the cgroup itself or one above it."""
     parts = [part for part in path.split("/") if part not in ("", "..")]
     inside = next((mount.joinpath(*parts[first:]) for first in range(len(parts) + 1)
                    if mount.joinpath(*parts[first:]).is_dir()), mount)  # fmt: skip
@@ -47,7 +49,7 @@ def _groups(mount: Path, path: str) -> list[Path]:
 
 
 def _quota(group: Path) -> float:
-    """Microseconds of CPU time that a group may have in a period, by the period."""
+    """Return a cgroup's quota in cores: its CPU time a period, divided by the period."""
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = (group / "cpu.max").read_text().split()
         return math.inf if quota == "max" else int(quota) / int(period)
@@ -58,7 +60,7 @@ def _quota(group: Path) -> float:
 
 
 def version_of(package: str) -> str:
-    """The installed version of a package, or "not installed"."""
+    """Return the installed version of a package, or "not installed"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -66,7 +68,7 @@ def version_of(package: str) -> str:
 
 
 def commit() -> str:
-    """The commit of this code, "-dirty" after it where files differ; "not in a git checkout" where that is so."""
+    """Return the commit of this code, with "-dirty" if files differ from it, or "not in a git checkout"."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -75,7 +77,7 @@ def commit() -> str:
 
 
 def choose_part(part: int | None, parts: int | None) -> tuple[int, int]:
-    """(part, parts) as flags say or, where they don't, as this task of a Slurm job array has them; else (0, 1)."""
+    """Choose (part, parts): from the flags if given, else from the Slurm array task, else (0, 1)."""
     if (part is None) != (parts is None):
         raise InputError(f"--part={part} --parts={parts}: give both, or neither")
     if part is not None and parts is not None:
@@ -84,9 +86,9 @@ def choose_part(part: int | None, parts: int | None) -> tuple[int, int]:
 
 
 def array_task() -> tuple[int, int] | None:
-    """(part, parts) of this task in its Slurm job array, the first part being 0; None outside one.
+    """Return (part, parts) of this task in its Slurm job array, counted from 0; None outside an array.
 
-    Raises InputError where the array leaves open which part this is.
+    Raises InputError if the array does not determine the part.
     """
     names = ("ID", "MIN", "MAX", "COUNT")
     found = [os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names]
@@ -94,10 +96,11 @@ def array_task() -> tuple[int, int] | None:
         return None
     shown = f"SLURM_ARRAY_TASK_ID={found[0]}"
     if not all(text.isdigit() for text in found):
-        raise InputError(f"{shown}: its array can't be read; give --part and --parts")
+        raise InputError(f"{shown}: the variables of its array can't be read; give --part and --parts")
     task, low, high, parts = map(int, found)
-    if parts == 1 and task > 0:  # one task of an array, submitted again alone
-        raise InputError(f"{shown}: the only task of its array, of how many parts? Give --part and --parts")
+    if parts == 1 and task > 0:  # a single task of an array, submitted again
+        raise InputError(f"{shown}: the only task of its array, so the number of parts is unknown; give --part and "
+                         "--parts")
     step = (high - low) // (parts - 1) if parts > 1 else 1
     if low + step * (parts - 1) != high or (task - low) % max(step, 1):
         raise InputError(f"{shown}: {parts} tasks from {low} to {high} are not evenly spaced; give --part and --parts")

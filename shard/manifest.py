@@ -1,4 +1,4 @@
-"""Manifest: what is in the shards, and their hashes. It is written last: no manifest, no shards."""
+"""The manifest: contents and hashes of the shards. It is written last; a folder without one has no finished shards."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from shard.tabular.demographics import COLUMNS, Counts, are_counts
 MANIFEST = "manifest.json"
 FORMAT = "cxr-simclr-shards/2"
 DUPLICATES = {"policy", "pictures", "images", "across_splits", "dropped"}
-LARGEST_SIZE = 4096  # pixels, of --size
+LARGEST_SIZE = 4096  # the maximum of --size, in pixels
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar and its index: names, sizes in bytes, sha256; pixel sums for the mean and standard deviation.
+    """A tar and its index: names, sizes in bytes, sha256, and pixel sums for the mean and standard deviation.
 
-    not_encoded: how many samples hold their source's own JPEG; none did before this was counted.
+    not_encoded: how many samples are their source's JPEG, not encoded again; always 0 in shards of older versions.
     """
 
     tar: str
@@ -45,15 +45,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is in a folder of shards.
+    """The contents of a folder of shards.
 
-    settings: what decides which bytes are written; software: the versions of what wrote them.
+    settings: what decides the bytes of the shards. software: the versions of the sharder and its libraries.
     counts: split → {"images", "patients"}. labels: split → finding → {"1", "0", "-1", "blank"} → images.
-    rejected: rows left out; with the images they make settings["rows"]. pixel_mean, pixel_std: over the training
-    split, in grey levels divided by 255. notes: what the build said of the table; no ids where it hid them.
-    demographics: split → "sex", "age" (in groups), "view" → value or "blank" → images; {} of builds before there were.
-    tables: of each that was read, name, sha256 and rows; NIH, for one, has changed its labels.
-    duplicates: duplicates.Summary of pictures in two splits or under two patients; {} where there are none.
+    rejected: the number of rows without an image; images and rejected rows add up to settings["rows"].
+    pixel_mean, pixel_std: of the training split, in grey levels divided by 255.
+    notes: the build's notes on the table, without ids if it was de-identified.
+    demographics: split → "sex", "age" (in groups), "view" → value or "blank" → images; {} in older versions.
+    tables: name, sha256 and rows of each source table, since an archive may revise its labels, as NIH did.
+    duplicates: duplicates.Summary of pictures in two splits or under two patients; {} if there are none.
     """
 
     settings: dict[str, Any]
@@ -72,27 +73,27 @@ class Manifest:
     format: str = field(default=FORMAT)
 
     def of_split(self, split: str) -> tuple[Shard, ...]:
-        """The shards of one split, in order."""
+        """Return the shards of one split, in order."""
         return tuple(shard for shard in self.shards if shard.split == split)
 
     def images(self, split: str) -> int:
-        """How many images the split has; 0 where there is no such split."""
+        """Return the number of images in a split; 0 if the split does not exist."""
         return sum(shard.samples for shard in self.of_split(split))
 
     def fingerprint(self) -> str:
-        """A hash of the content of every tar: equal for equal shards wherever they lie."""
+        """Hash the contents of all tars, 16 hex digits: equal for equal shards in any folder."""
         return hashlib.sha256("".join(shard.tar_sha256 for shard in self.shards).encode()).hexdigest()[:16]
 
     def write(self, folder: Path) -> None:
-        """Write manifest.json, whole or not at all."""
+        """Write manifest.json atomically."""
         write_bytes(folder / MANIFEST, (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a folder's manifest and make sure, in milliseconds a shard, that its files are those it was written with.
+    """Read a folder's manifest and check file sizes and index hashes, which takes milliseconds a shard.
 
-    Done before anything is read: a stale index gives garbage, and a tar cut short kills a process that maps it.
-    Raises InputError naming the file, what is wrong with it and what to run.
+    Every reader does this first: a stale index yields garbage, and a truncated tar kills a process that maps it.
+    Raises InputError that names the file, the fault and the command to run.
     """
     manifest = parse_manifest(folder)
     for fault in quick_faults(folder, manifest.shards):
@@ -101,14 +102,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(folder: Path) -> Manifest:
-    """Read a folder's manifest without a look at what it describes. Raises InputError as read_manifest does."""
+    """Read a folder's manifest without checking the shards. Raises InputError as read_manifest does."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; make shards with: python -m shard build SRC {folder}")
+        raise InputError(f"{folder}: no such folder; build shards with: python -m shard build SRC {folder}")
     path = folder / MANIFEST
     if not path.exists():
         parts = len(list(folder.glob("part-*.json")))
         cure = f"merge its {parts} parts with: python -m shard merge {folder}" if parts else (
-            f"it holds no finished shards; make them with: python -m shard build SRC {folder}")
+            f"the folder has no finished shards; build them with: python -m shard build SRC {folder}")
         raise InputError(f"{path}: no such file; {cure}")
     try:
         content = json.loads(path.read_text("utf-8-sig"), parse_constant=refuse_constant)
@@ -126,42 +127,42 @@ def parse_manifest(folder: Path) -> Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    """Raise ValueError, TypeError, KeyError or AttributeError where a value is not what a build writes.
+    """Raise ValueError, TypeError, KeyError or AttributeError if a value is not what a build writes.
 
-    A manifest may come from anybody: its names are those of files in its own folder, its numbers are such as sizes are.
+    A manifest may come from an untrusted source, so file names must stay within its folder and numbers within range.
     """
     settings, counts, labels = manifest.settings, manifest.counts, manifest.labels
     splits = {shard.split for shard in manifest.shards}
     names = [name for shard in manifest.shards for name in (shard.tar, shard.index)]
-    wanted = {
-        "shards": bool(names) and len(set(names)) == len(names) and all(map(_is_as_built, manifest.shards)),
+    checks = {
+        "shards": bool(names) and len(set(names)) == len(names) and all(map(_is_valid_shard, manifest.shards)),
         "settings": _is_count(settings["rows"]) and 1 <= settings["size"] <= LARGEST_SIZE
         and isinstance(settings["size"], int) and settings["encoding"] in ("jpeg", "raw"),
-        "findings": _are_texts(manifest.findings) and len(set(manifest.findings)) == len(manifest.findings),
-        "counts": set(counts) == splits and all(set(of) == {"images", "patients"} for of in counts.values())
-        and all(_is_count(count) for of in counts.values() for count in of.values()),
+        "findings": _are_strings(manifest.findings) and len(set(manifest.findings)) == len(manifest.findings),
+        "counts": set(counts) == splits and all(set(own) == {"images", "patients"} for own in counts.values())
+        and all(_is_count(count) for own in counts.values() for count in own.values()),
         "labels": set(labels) == splits and all(
-            list(of) == list(manifest.findings) and all(set(by) == {"1", "0", "-1", "blank"} for by in of.values())
-            and all(_is_count(count) for by in of.values() for count in by.values()) for of in labels.values()),
+            list(own) == list(manifest.findings) and all(set(by) == {"1", "0", "-1", "blank"} for by in own.values())
+            and all(_is_count(count) for by in own.values() for count in by.values()) for own in labels.values()),
         "rejected": _is_count(manifest.rejected),
-        "pixel_mean": _is_share(manifest.pixel_mean),
-        "pixel_std": _is_share(manifest.pixel_std) and (manifest.pixel_std > 0 or "train" not in splits),
-        "notes": _are_texts(manifest.notes),
+        "pixel_mean": _is_fraction(manifest.pixel_mean),
+        "pixel_std": _is_fraction(manifest.pixel_std) and (manifest.pixel_std > 0 or "train" not in splits),
+        "notes": _are_strings(manifest.notes),
         "demographics": set(manifest.demographics) in (set(), splits) and all(
-            set(of) == set(COLUMNS) and are_counts(of) for of in manifest.demographics.values()),
-        "tables": all(set(table) == {"name", "sha256", "rows"} and _are_texts((table["name"], table["sha256"]))
+            set(own) == set(COLUMNS) and are_counts(own) for own in manifest.demographics.values()),
+        "tables": all(set(table) == {"name", "sha256", "rows"} and _are_strings((table["name"], table["sha256"]))
                       and _is_count(table["rows"]) for table in manifest.tables),
-        "software": _are_texts([*manifest.software, *manifest.software.values()]),
+        "software": _are_strings([*manifest.software, *manifest.software.values()]),
         "duplicates": manifest.duplicates == {} or (
             set(manifest.duplicates) == DUPLICATES and manifest.duplicates["policy"] in ("drop", "keep")
             and all(_is_count(count) for name, count in manifest.duplicates.items() if name != "policy")),
     }  # fmt: skip
-    for name, fits in wanted.items():
-        if not fits:
+    for name, valid in checks.items():
+        if not valid:
             raise ValueError(f"its {name} are not what a build writes")
 
 
-def _is_as_built(shard: Shard) -> bool:
+def _is_valid_shard(shard: Shard) -> bool:
     numbers = (shard.samples, shard.tar_bytes, shard.index_bytes, shard.pixels, shard.pixel_sum, shard.pixel_square_sum,
                shard.not_encoded)  # fmt: skip
     hashes = (shard.tar_sha256, shard.index_sha256)
@@ -172,7 +173,7 @@ def _is_as_built(shard: Shard) -> bool:
                     for name, ending in ((shard.tar, "tar"), (shard.index, "idx"))))  # fmt: skip
 
 
-def _is_share(value: float) -> bool:
+def _is_fraction(value: float) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
 
 
@@ -180,25 +181,25 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _are_texts(values: Iterable[object]) -> bool:
+def _are_strings(values: Iterable[object]) -> bool:
     return all(type(value) is str for value in values)
 
 
 def quick_faults(folder: Path, shards: Iterable[Shard]) -> Iterator[str]:
-    """Each tar or index that is missing or has another size, and each index whose bytes are not those written."""
+    """Describe each tar or index that is missing or has another size, and each index with another hash."""
     for shard in shards:
-        whole = True
+        complete = True
         for name, expected in ((shard.tar, shard.tar_bytes), (shard.index, shard.index_bytes)):
             file = folder / name
             found = file.stat().st_size if file.is_file() else None
             if found != expected:
-                whole = False
+                complete = False
                 yield f"{file}: " + (
                     "missing" if found is None else f"{found} bytes, the manifest says {expected}")
-        if whole and (found_hash := sha256_of(folder / shard.index)) != shard.index_sha256:
+        if complete and (found_hash := sha256_of(folder / shard.index)) != shard.index_sha256:
             yield wrong_hash(folder / shard.index, found_hash, shard.index_sha256)
 
 
 def wrong_hash(file: Path, found: str, expected: str) -> str:
-    """What to say of a file whose bytes are not those it was written with."""
+    """Describe a file whose hash is not the expected one."""
     return f"{file}: sha256 {found[:12]}…, the manifest says {expected[:12]}…"

@@ -1,4 +1,4 @@
-"""merge: the records of all parts of a build → one manifest over their shards."""
+"""merge: combine the records of all parts of a build into one manifest."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from shard.errors import PARSE_ERRORS, InputError
 from shard.finish import clear_away, finish, part_name, union_software
 from shard.manifest import MANIFEST, read_manifest
 from shard.record import first_difference, parse_record, parse_rejects
-
-REJECTS = "rejects.csv"
 
 
 def merge(out: Path, *, max_rejects: float = 0.01, duplicates: Policy | None = None) -> None:
@@ -33,14 +31,13 @@ def merge(out: Path, *, max_rejects: float = 0.01, duplicates: Policy | None = N
     if not parts:
         raise InputError(f"{out}: no part-*.json in it; run: python -m shard build SRC {out} --part=I --parts=N")
     first = parts[0]
-    software = union_software(parts)  # a part without DICOM files names no readers of theirs
+    software = union_software(parts)  # a part without DICOM files lists no DICOM readers
     for part in parts:
-        difference = first_difference(*({**one["settings"], **software, **one["software"], "parts": one["parts"]}
-                                        for one in (first, part)))  # fmt: skip
+        difference = first_difference(_identity(first, software), _identity(part, software))
         if difference:
             raise InputError(f"{out}: {part_name(part['part'], part['parts'])} is of another build than "
                              f"{part_name(first['part'], first['parts'])} ({difference}); "
-                             "remove the one that is wrong and build that part anew")
+                             "remove the wrong one and build that part again")
     missing = sorted(set(range(first["parts"])) - {part["part"] for part in parts})
     if missing:
         raise InputError(f"{out}: part {missing[0]} of {first['parts']} is missing ({len(missing)} in all); "
@@ -48,12 +45,18 @@ def merge(out: Path, *, max_rejects: float = 0.01, duplicates: Policy | None = N
     finish(out, parts, max_rejects, duplicates or first["duplicates"])
 
 
+def _identity(part: dict[str, Any], software: dict[str, str]) -> dict[str, Any]:
+    """Collect what must be equal in all parts of a build. software: the library versions of all parts."""
+    return {**part["settings"], **software, **part["software"], "parts": part["parts"]}
+
+
 def _read_part(file: Path) -> dict[str, Any]:
+    """Read a part's record. Raises InputError if the file is not one."""
     try:
         content: dict[str, Any] = json.loads(file.read_text())
         records = [parse_record(record) for record in content["shards"]]
-        notes = tuple(map(str, content.get("notes", ())))  # a part of before there were notes has none
+        notes = tuple(map(str, content.get("notes", ())))  # older versions wrote no notes
         return {**content, "shards": records, "rejects": parse_rejects(content["rejects"]), "notes": notes}
     except PARSE_ERRORS as error:
         reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{file}: not a part's record ({reason}); remove it and build that part again") from None
+        raise InputError(f"{file}: not the record of a part ({reason}); remove it and build that part again") from None

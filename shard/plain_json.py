@@ -1,4 +1,4 @@
-"""JSON that every reader takes: RFC 8259 has no NaN and no Infinity, which Python's json writes and reads."""
+"""Standard JSON: unlike Python's json module, RFC 8259 allows neither NaN nor Infinity."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, NoReturn
 
 
 def without_nan(value: Any) -> Any:
-    """A value of dicts, lists and numbers with None, JSON's null, for each number that is not finite."""
+    """Replace each NaN or infinite number in nested dicts and lists by None, JSON's null."""
     if isinstance(value, dict):
-        return {name: without_nan(of) for name, of in value.items()}
+        return {name: without_nan(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_nan(of) for of in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def refuse_constant(name: str) -> NoReturn:
-    """For json.loads(text, parse_constant=…): raise ValueError at NaN, Infinity or -Infinity."""
-    raise ValueError(f"{name} is in it, which is no JSON")
+    """Raise ValueError for NaN, Infinity or -Infinity, as json.loads(text, parse_constant=refuse_constant) needs."""
+    raise ValueError(f"contains {name}, which is not valid JSON")

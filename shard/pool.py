@@ -1,4 +1,4 @@
-"""parallel_map: apply a function to many jobs on all cores, in order, with progress and a clean end at any moment."""
+"""parallel_map: apply a function to many jobs on all cores, in order, with progress and a clean exit at any moment."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ from shard.errors import InputError
 from shard.progress import Progress
 from shard.shared_memory import explain_lock_errors
 
-PATIENCE_S = 3  # for the pool to end a worker that has no job
+IDLE_S = 3  # how long an idle worker waits for the pool to end it
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 class Stopped(Exception):
-    """Raised in a worker whose build was interrupted, so that it clears away what it has begun."""
+    """Raised in a worker when the run is interrupted, so that the worker removes unfinished files."""
 
 
-class _Own:
-    """A number as multiprocessing shares it, for one process alone: where there is no shared memory, nor any need."""
+class _LocalValue:
+    """A stand-in for multiprocessing.Value within one process, which needs neither shared memory nor a lock."""
 
     def __init__(self) -> None:
         self.value = 0
 
     def get_lock(self) -> contextlib.nullcontext[None]:
-        """No lock is needed."""
+        """Return a context manager that does nothing."""
         return contextlib.nullcontext()
 
 
 class _Counters:
-    """Shared by all processes of a run: images done, images rejected, and whether to stop.
+    """Values that all processes of a run share: images done, images rejected, and whether to stop.
 
-    context: multiprocessing's; None where the work is done in this process.
+    context: the multiprocessing context; None if the work runs in this process.
     """
 
     def __init__(self, context: Any) -> None:
-        self.done, self.rejected, self.stop = (context.Value("l", 0) if context else _Own() for _ in range(3))
+        self.done, self.rejected, self.stop = (context.Value("l", 0) if context else _LocalValue() for _ in range(3))
 
 
 _counters: _Counters | None = None
 _busy = False  # whether this worker has a job
-_progress: Progress | None = None  # where the work is done in the process that shows it
+_progress: Progress | None = None  # set if the work runs in the process that displays the progress
 
 
 def tick(images: int = 1, rejected: int = 0) -> None:
-    """Count images of the job at hand. Raises Stopped where the run was interrupted."""
-    assert _counters is not None, "only a function that parallel_map calls may tick"
+    """Count images of the current job. Raises Stopped if the run was interrupted."""
+    assert _counters is not None, "tick() may only be called within parallel_map"
     with _counters.done.get_lock():
         _counters.done.value += images
         _counters.rejected.value += rejected
@@ -72,49 +72,66 @@ def parallel_map(
     jobs: Iterable[Job], count: int, work: Callable[[Job], Result], *, images: int, label: str, workers: int,
     unit: str = "images",
 ) -> Iterator[Result]:  # fmt: skip
-    """Yield work(job) of each of `count` jobs, in order, on `workers` processes (in this one, where that is 1).
+    """Yield work(job) for each of `count` jobs, in order, from `workers` processes (from this process if 1).
 
-    images: what progress counts to, in `unit`; `work` calls tick() for each. When the caller stops, or is
-    interrupted, workers end at their next image; when it is killed, they end at once. Raises InputError where a worker
-    was killed.
+    images: the total of the progress display, in `unit`; `work` calls tick() for each. If the caller stops or is
+    interrupted, workers end at their next image; if it is killed, they end at once.
+    Raises InputError if a worker was killed.
     """
-    context = multiprocessing.get_context("forkserver")
     workers = min(workers, count)
     with Progress(label, images, unit) as progress:
         if workers <= 1:
-            _join(_Counters(None), progress)
+            _set_globals(_Counters(None), progress)
             yield from map(work, jobs)
             return
-        lower = f"--workers={workers} to 1, which wants none"
-        with explain_lock_errors(lower):
-            counters = _Counters(context)
-        context.set_forkserver_preload([work.__module__])  # imported once, not by each worker
-        _start_fork_server()
-        with explain_lock_errors(lower):
-            pool = ProcessPoolExecutor(workers, context, _start_worker, (counters,))
+        pool, counters = _start_pool(workers, work.__module__)
         try:
-            # Two jobs a worker are under way, not all: what waits would lie in memory.
-            coming = iter(jobs)
-            waiting: deque[Future[Result]] = deque(
-                pool.submit(_work_one, work, job) for job in islice(coming, 2 * workers))
-            while waiting:
-                first = waiting.popleft()
-                while not wait([first], timeout=0.2).done:
-                    progress.show(counters.done.value, counters.rejected.value)
-                waiting.extend(pool.submit(_work_one, work, job) for job in islice(coming, 1))
-                yield first.result()
-            progress.show(counters.done.value, counters.rejected.value)
+            yield from _map_in_pool(pool, counters, jobs, work, workers, progress)
         except BrokenProcessPool:
-            raise InputError(f"--workers={workers}: one was killed, likely for want of memory; lower it") from None
+            raise InputError(f"--workers={workers}: a worker was killed, probably because memory ran out; use fewer "
+                             "workers") from None
         finally:
             counters.stop.value = 1
             pool.shutdown(cancel_futures=True)
 
 
+def _start_pool(workers: int, module: str) -> tuple[ProcessPoolExecutor, _Counters]:
+    """Start worker processes. module: the one of the function to run."""
+    context = multiprocessing.get_context("forkserver")
+    cure = f"--workers={workers} to 1, which needs none"
+    with explain_lock_errors(cure):
+        counters = _Counters(context)
+    context.set_forkserver_preload([module])  # imported once, not by each worker
+    _start_fork_server()
+    with explain_lock_errors(cure):
+        return ProcessPoolExecutor(workers, context, _start_worker, (counters,)), counters
+
+
+def _map_in_pool(
+    pool: ProcessPoolExecutor, counters: _Counters, jobs: Iterable[Job], work: Callable[[Job], Result], workers: int,
+    progress: Progress,
+) -> Iterator[Result]:  # fmt: skip
+    # Only two jobs a worker are submitted at a time: all jobs at once would fill the memory.
+    remaining = iter(jobs)
+    pending: deque[Future[Result]] = deque(
+        pool.submit(_work_one, work, job) for job in islice(remaining, 2 * workers))
+    while pending:
+        first = pending.popleft()
+        while not wait([first], timeout=0.2).done:
+            progress.show(counters.done.value, counters.rejected.value)
+        pending.extend(pool.submit(_work_one, work, job) for job in islice(remaining, 1))
+        yield first.result()
+    progress.show(counters.done.value, counters.rejected.value)
+
+
 def _start_fork_server() -> None:
-    """Start it deaf to SIGTERM: a scheduler's, sent to every process, would end it and leave its workers for dead."""
+    """Start the fork server so that it ignores SIGTERM.
+
+    A scheduler sends SIGTERM to every process; it would end the fork server, and the pool would take its workers for
+    dead.
+    """
     if threading.current_thread() is not threading.main_thread():
-        return  # only the main thread may say what signals do
+        return  # only the main thread may set signal handlers
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         forkserver.ensure_running()
@@ -131,19 +148,19 @@ def _work_one(work: Callable[[Job], Result], job: Job) -> Result:
         _busy = False
 
 
-def _join(counters: _Counters, progress: Progress | None = None) -> None:
+def _set_globals(counters: _Counters, progress: Progress | None = None) -> None:
     global _counters, _progress
     _counters, _progress = counters, progress
 
 
 def _start_worker(counters: _Counters) -> None:
-    """Leave signals to the parent, who has all the workers stop tidily, and end when it ends.
+    """Ignore the signals that the parent handles, and exit when the parent exits.
 
-    A terminal and a scheduler send theirs to every process; a worker without a parent would write into the files of
-    its successor. One that has no job when all are to stop ends by itself after some seconds: it may wait for a lock of
-    the pool's queues that a killed worker held.
+    A terminal and a scheduler signal every process, and the parent stops all workers cleanly. A worker that outlives
+    its parent would write into the files of the next run. When all workers are to stop, an idle one exits after some
+    seconds: it may be waiting for a lock of the pool's queues that a killed worker held.
     """
-    _join(counters)
+    _set_globals(counters)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -151,7 +168,7 @@ def _start_worker(counters: _Counters) -> None:
 
     def watch() -> None:
         idle = 0
-        while not wait_for([parent.sentinel], timeout=1) and idle < PATIENCE_S:
+        while not wait_for([parent.sentinel], timeout=1) and idle < IDLE_S:
             idle = idle + 1 if counters.stop.value and not _busy else 0
         os._exit(1)
 

@@ -1,4 +1,4 @@
-"""Shards back to samples: index lines, raw members, labels."""
+"""Read shards: indexes, members and labels."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from shard.errors import PARSE_ERRORS, InputError
 from shard.manifest import Manifest, Shard
 from shard.tar import INDEX_VERSION
 
-CURE = "put back the shards as they were built (python -m shard verify says which differ), then run the same command"
+CURE = "put back the shards as they were built (see python -m shard verify), then run the same command"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Where one sample lies in its tar: ending → (offset, size) in bytes."""
+    """The location of a sample in its tar: file extension → (offset, size) in bytes."""
 
     key: str
     members: dict[str, tuple[int, int]]
 
 
 def read_index(index: Path) -> list[Sample]:
-    """The samples of a tar, in order, from its DALI index (v1.2: ending, offset, size, name of each member).
+    """Read the samples of a tar, in order, from its DALI index (v1.2: extension, offset, size and name of each member).
 
-    Raises InputError where it is not one.
+    Raises InputError if the file is not such an index.
     """
     try:
         header, *lines = index.read_text().splitlines()
@@ -41,7 +41,7 @@ def read_index(index: Path) -> list[Sample]:
             words = line.split()
             members = {words[i]: (int(words[i + 1]), int(words[i + 2])) for i in range(0, len(words), 4)}
             if not all(0 <= number < 2**62 for place in members.values() for number in place):
-                raise ValueError(f"{line[:60]!r} is no place in a file")
+                raise ValueError(f"{line[:60]!r} has an invalid offset or size")
             samples.append(Sample(words[3].split(".")[0], members))
     except (ValueError, IndexError) as error:
         raise InputError(f"{index}: not an index {INDEX_VERSION} ({error}); copy it again or rebuild it") from None
@@ -49,28 +49,29 @@ def read_index(index: Path) -> list[Sample]:
 
 
 def read_members(tar: Path, samples: list[Sample], ending: str) -> Iterator[bytes]:
-    """The bytes of one member of each sample, in order. Raises InputError where the tar has none there."""
+    """Read one member of each sample, in order. Raises InputError if the tar ends before it."""
     with tar.open("rb") as file:
         end = os.fstat(file.fileno()).st_size
         for sample in samples:
             offset, size = sample.members.get(ending, (0, end + 1))
             if offset + size > end:
-                raise InputError(f"{tar}, image {sample.key}: its .{ending} is not in it; {CURE}")
+                raise InputError(f"{tar}, image {sample.key}: its .{ending} is missing; {CURE}")
             file.seek(offset)
             yield file.read(size)
 
 
 def read_labels(folder: Path, manifest: Manifest, splits: tuple[str, ...]) -> pd.DataFrame:
-    """One row an image in the order of the shards: key, patient, split, view, sex, age, findings (1, 0, -1, NaN).
+    """Read the labels of splits, a row an image in the order of the shards.
 
-    sex: F, M or blank; age: years or NaN. Shards of before they were kept have neither.
+    Columns: key, patient, split, view, sex (F, M or blank), age (years or NaN) and the findings (1, 0, -1 or NaN).
+    Shards of older versions have neither sex nor age.
     """
     shards = [shard for split in splits for shard in manifest.of_split(split)]
     return label_frame(folder, shards, manifest.findings)
 
 
 def label_frame(folder: Path, shards: list[Shard], findings: tuple[str, ...]) -> pd.DataFrame:
-    """The labels of the given shards, read from their tars."""
+    """Read the labels of the given shards from their tars, in the columns of read_labels."""
     rows = []
     for shard in shards:
         samples = read_index(folder / shard.index)
@@ -78,7 +79,7 @@ def label_frame(folder: Path, shards: list[Shard], findings: tuple[str, ...]) ->
         try:
             for sample, text in zip(samples, read_members(folder / shard.tar, samples, "json"), strict=True):
                 key = sample.key
-                rows.append({"key": key, **_describe(json.loads(text), findings)})
+                rows.append({"key": key, **_label_row(json.loads(text), findings)})
         except (OSError, *PARSE_ERRORS) as error:
             raise InputError(f"{folder / shard.tar}, image {key}: its labels can't be read ({error}); {CURE}") from None
     columns = ["key", "patient", "split", "view", "sex", "age", *findings]
@@ -86,8 +87,8 @@ def label_frame(folder: Path, shards: list[Shard], findings: tuple[str, ...]) ->
     return frame
 
 
-def _describe(content: Any, findings: tuple[str, ...]) -> dict[str, Any]:
-    """A row of the labels' frame from a sample's JSON. Raises one of PARSE_ERRORS where it is none."""
+def _label_row(content: Any, findings: tuple[str, ...]) -> dict[str, Any]:
+    """Convert a sample's JSON to a row of labels. Raises one of PARSE_ERRORS if it is malformed."""
     labels = {name: content["labels"].get(name) for name in findings}
     if not all(label in (1, 0, -1, None) for label in labels.values()):
         raise ValueError(f"labels {labels}")

@@ -1,4 +1,4 @@
-"""What an unfinished build remembers in OUT/build: the settings it began with, and a record of each finished shard."""
+"""The state of an unfinished build in OUT/build: its settings, and a record of each finished shard."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from shard.table import Reject
 from shard.tabular.demographics import Counts, are_counts
 
 UNFINISHED = "build"
-# Of the sharder itself. Raise it when the same sources and settings would give other bytes than before: an unfinished
-# build of another version is then not gone on with, nor are parts of both merged.
+# The version of the sharder. Raise it when equal sources and settings give other bytes than before: unfinished builds
+# of the old version are then not continued, and parts of both versions are not merged.
 SHARDER = "2"
 _BEGUN = "begun.json"
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A finished shard: the hash of the rows it was made from, label → count a finding, patients, rejected rows.
+    """A finished shard: the hash of its rows, the label counts of each finding, its patients and its rejected rows.
 
-    readers: the versions of what read DICOM files for it; {} where none of its files is one. demographics: sex, age,
-    view → value → images, which a record of before they were counted lacks. pictures: key → what
-    duplicates.Picture.pack makes of each image.
+    readers: the versions of the DICOM libraries that read its files; {} if none of them is DICOM.
+    demographics: "sex", "age", "view" → value → images; {} in a record of an older version.
+    pictures: key → the string of duplicates.Picture.pack.
     """
 
     rows_sha256: str
@@ -39,36 +39,36 @@ class ShardRecord:
     pictures: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path, stem: str) -> None:
-        """Write it beside the shard, whole or not at all; the shard is finished when this is there."""
+        """Write the record atomically. The shard counts as finished when this file exists."""
         write_bytes(folder / UNFINISHED / f"{stem}.json", json.dumps(asdict(self), allow_nan=False).encode())
 
 
 def parse_record(content: dict[str, Any]) -> ShardRecord:
-    """A record from its JSON. Raises one of PARSE_ERRORS where it is none."""
+    """Restore a record from its JSON. Raises one of PARSE_ERRORS if it is malformed."""
     record = ShardRecord(**{**content, "shard": Shard(**content["shard"]),
                             "rejects": parse_rejects(content["rejects"])})  # fmt: skip
     if len(record.pictures) != record.shard.samples or not all(type(text) is str for text in record.pictures.values()):
-        raise ValueError(f"it describes {len(record.pictures)} pictures of {record.shard.samples} samples")
+        raise ValueError(f"{len(record.pictures)} pictures for {record.shard.samples} samples")
     if not are_counts(record.demographics):
-        raise ValueError(f"its counts are {record.demographics}")
+        raise ValueError(f"invalid counts {record.demographics}")
     return record
 
 
 def parse_rejects(content: Any) -> list[Reject]:
-    """Rejected rows from JSON. Raises one of PARSE_ERRORS where they are none."""
+    """Restore rejected rows from JSON. Raises one of PARSE_ERRORS if they are malformed."""
     return [(str(key), str(path), str(reason)) for key, path, reason in content]
 
 
 def read_record(folder: Path, stem: str) -> ShardRecord | None:
-    """The record of a finished shard; None where there is none that can be used, and the shard is written anew."""
+    """Read the record of a finished shard. Returns None if it is missing or unusable, so that the shard is rebuilt."""
     try:
         return parse_record(json.loads((folder / UNFINISHED / f"{stem}.json").read_text()))
-    except (FileNotFoundError, *PARSE_ERRORS):  # of another build or version, or cut short by a disk that filled up
+    except (FileNotFoundError, *PARSE_ERRORS):  # of another version, or truncated because the disk was full
         return None
 
 
-def begin(out: Path, settings: dict[str, Any], software: dict[str, str]) -> None:
-    """Remember what is built in `out`. Raises InputError where something else is, half done."""
+def begin_build(out: Path, settings: dict[str, Any], software: dict[str, str]) -> None:
+    """Store settings and software of a build in `out`. Raises InputError if another build is unfinished there."""
     path, now = out / UNFINISHED / _BEGUN, {"settings": settings, "software": software}
     if path.exists():
         try:
@@ -77,14 +77,14 @@ def begin(out: Path, settings: dict[str, Any], software: dict[str, str]) -> None
         except PARSE_ERRORS:
             difference = f"{path} can't be read"
         if difference:
-            raise InputError(f"{out}: holds an unfinished build with other settings ({difference}); "
+            raise InputError(f"{out}: contains an unfinished build with other settings ({difference}); "
                              f"choose another folder or remove this one")
     else:
-        write_bytes(path, json.dumps(now, allow_nan=False).encode(), shared=True)  # all tasks of an array begin at once
+        write_bytes(path, json.dumps(now, allow_nan=False).encode(), shared=True)  # array tasks start together
 
 
 def first_difference(there: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """The first setting in which two builds differ, for an error; None where they don't."""
+    """Describe the first setting in which two builds differ, for an error message; None if they are equal."""
     for name in {**there, **now}:
         if there.get(name) != now.get(name):
             return f"{name} {there.get(name)!r} there, {now.get(name)!r} now"

@@ -1,4 +1,4 @@
-"""/dev/shm: worker processes hand over results and locks through it, and a container may have 64 MB of it, or none."""
+"""Shared memory, /dev/shm: worker processes pass results and locks through it; a container may have 64 MB or none."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from math import ceil
 from shard.errors import InputError
 
 PLACE = "/dev/shm"
-# What the system says of a lock or a file that can't be made there; of other files it says their names.
+# Errors from creating a lock or a file in it. The errors of other files carry a file name.
 REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOSYS)
 
 
 def free_bytes() -> int:
-    """How much of it is free."""
+    """Return the free shared memory in bytes."""
     return _size()[1]
 
 
 def _size() -> tuple[int, int]:
-    """How large it is and how much of it is free; 0 where there is none."""
+    """Return the total and the free shared memory in bytes; 0 if there is none."""
     try:
         found = os.statvfs(PLACE)
     except OSError:
@@ -29,16 +29,17 @@ def _size() -> tuple[int, int]:
     return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
 
-def shared_memory_error(lower: str, *, why: str = "", wanted_bytes: int = 0) -> InputError:
-    """What to say where there is too little shared memory. lower: the flags that want less of it, with their values.
+def shared_memory_error(lower: str, *, why: str = "", needed_bytes: int = 0) -> InputError:
+    """Create the error for too little shared memory.
 
-    why: what the system says, where it isn't that there is no room. wanted_bytes: as far as is known.
+    lower: the flags to lower, with their values. why: the system's reason, if it is not a lack of space.
+    needed_bytes: 0 if unknown.
     """
     total, free = map(_megabytes, _size())
-    wanted = f", and about {_megabytes(wanted_bytes)} are wanted" if wanted_bytes else ""
-    state = f"can't be used ({why})" if why else f"is too small (it has {total}, {free} of them free{wanted})"
-    gigabytes = max(1, ceil(wanted_bytes / 2**30))
-    return InputError(f"{PLACE} {state}: worker processes hand over what they make through it; give the container more "
+    needed = f", and about {_megabytes(needed_bytes)} are needed" if needed_bytes else ""
+    state = f"can't be used ({why})" if why else f"is too small (it has {total}, {free} of them free{needed})"
+    gigabytes = max(1, ceil(needed_bytes / 2**30))
+    return InputError(f"{PLACE} {state}: worker processes pass their results through it; give the container more "
                       f"(docker run --shm-size={gigabytes}g, or --ipc=host), or lower {lower}")  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def _megabytes(size: int) -> str:
 
 @contextlib.contextmanager
 def explain_lock_errors(lower: str) -> Iterator[None]:
-    """Within the block locks and queues for worker processes are made; where they can't be, an InputError says so."""
+    """Turn an error from creating locks or queues within the block into an InputError. lower: the flags to lower."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""TarWriter: samples → a tar whose bytes depend on nothing else, and the lines of its DALI index."""
+"""TarWriter: write samples to a reproducible tar, and its DALI index."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import tarfile
 from typing import IO
 
 INDEX_VERSION = "v1.2"
-ENDINGS = {"jpeg": "jpg", "raw": "raw"}  # of an image's member, by encoding
+ENDINGS = {"jpeg": "jpg", "raw": "raw"}  # encoding → file extension of the image's member
 
 
 class TarWriter:
-    """Writes samples as members KEY.ENDING of a tar, time and owner left out: the same samples give the same bytes.
+    """Writes samples as members KEY.ENDING of a tar, without times and owners: equal samples give equal bytes.
 
-    A context manager around an open binary file. Plain USTAR: every member is one header of 512 bytes and its content,
-    which is what the index relies on.
+    A context manager around an open binary file. In plain USTAR every member has exactly one header of 512 bytes, which
+    the offsets in the index rely on.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -24,12 +24,12 @@ class TarWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:  # two empty blocks end a tar, and whole records are customary
+        if kind is None:  # two empty blocks end a tar, and its size is a multiple of a record's
             self._file.write(bytes(2 * tarfile.BLOCKSIZE))
             self._file.write(bytes(-(self._offset + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE))
 
     def add(self, key: str, members: dict[str, bytes]) -> None:
-        """Append one sample: ending → content. The key is of 90 characters at most."""
+        """Append one sample. members: extension → content. The key has at most 90 characters."""
         words = []
         for ending, content in members.items():
             info = tarfile.TarInfo(f"{key}.{ending}")
@@ -43,5 +43,5 @@ class TarWriter:
         self._lines.append(" ".join(words) + "\n")
 
     def index(self) -> bytes:
-        """DALI's index v1.2: a line a sample, the ending, offset, size and name of each member."""
+        """Return the DALI index v1.2: a line a sample with extension, offset, size and name of each member."""
         return f"{INDEX_VERSION} {len(self._lines)}\n{''.join(self._lines)}".encode()

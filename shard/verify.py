@@ -1,4 +1,4 @@
-"""verify: are the shards what the manifest says?"""
+"""verify: compare shards with their manifest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shard.tar import ENDINGS, INDEX_VERSION
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to look at."""
+    """One shard to check."""
 
     folder: Path
     shard: Shard
@@ -36,15 +36,15 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is in one shard, and what is wrong with it."""
+class Contents:
+    """The contents of one shard, and its faults."""
 
     split: str
     faults: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     patients: set[str] = field(default_factory=set)
     labels: Counter[tuple[str, str]] = field(default_factory=Counter)  # (finding, label) → images
-    people: list[Counts] = field(default_factory=list)  # of sex, age and view
+    demographics: list[Counts] = field(default_factory=list)  # empty, or a single sum over the samples
 
 
 def verify(out: Path, *, quick: bool = False, decode: bool = False, workers: int = 0) -> None:
@@ -75,54 +75,50 @@ def _deep_faults(out: Path, manifest: Manifest, decode: bool, workers: int) -> l
     jobs = [Job(out, shard, manifest.findings, settings["encoding"], settings["size"], decode)
             for shard in manifest.shards]  # fmt: skip
     images = sum(shard.samples for shard in manifest.shards)
-    seen = list(parallel_map(jobs, len(jobs), look_at, images=images, label="verifying", workers=workers))
-    faults = [fault for one in seen for fault in one.faults]
-    if faults:  # they explain whatever the totals lack
+    shards = list(parallel_map(jobs, len(jobs), check_shard, images=images, label="verifying", workers=workers))
+    faults = [fault for contents in shards for fault in contents.faults]
+    if faults:  # they explain any difference in the totals
         return faults
-    keys = Counter(key for one in seen for key in one.keys)
+    keys = Counter(key for contents in shards for key in contents.keys)
     faults = [f"{out}: key {key!r} is in the shards {count} times" for key, count in keys.items() if count > 1]
     if images + manifest.rejected != settings["rows"]:
-        faults.append(f"{out}: {images} images and {manifest.rejected} rejects are not its {settings['rows']} rows")
-    return faults + _leaks(out, seen) + _wrong_counts(out, manifest, seen)
+        faults.append(f"{out}: {images} images and {manifest.rejected} rejects, not {settings['rows']} rows in all")
+    return faults + _find_leaks(out, shards) + _wrong_counts(out, manifest, shards)
 
 
-def look_at(job: Job) -> Seen:
-    """Read one shard whole: its hashes, its tar from end to end, its index, every sample."""
-    shard, seen = job.shard, Seen(job.shard.split)
-    tar = job.folder / shard.tar
-    found = sha256_of(tar)
-    if found != shard.tar_sha256:
-        seen.faults.append(wrong_hash(tar, found, shard.tar_sha256))
+def check_shard(job: Job) -> Contents:
+    """Read one shard completely: its hashes, its tar from end to end, its index, every sample."""
+    shard, contents = job.shard, Contents(job.shard.split)
+    tar, index = job.folder / shard.tar, job.folder / shard.index
+    if (found := sha256_of(tar)) != shard.tar_sha256:
+        contents.faults.append(wrong_hash(tar, found, shard.tar_sha256))
         tick(shard.samples)
-        return seen
+        return contents
     try:
-        members = _walk(tar)
+        members = _list_members(tar)
     except (tarfile.TarError, ValueError) as error:
-        seen.faults.append(f"{tar}: not a tar of samples ({error})")
+        contents.faults.append(f"{tar}: not a tar of samples ({error})")
         tick(shard.samples)
-        return seen
-    lines = [f"{INDEX_VERSION} {len(members)}"]
+        return contents
     with tar.open("rb") as file:
-        for key, places in members.items():
-            contents = {}
-            for ending, (offset, size) in places.items():
+        for key, locations in members.items():
+            sample = {}
+            for ending, (offset, size) in locations.items():
                 file.seek(offset)
-                contents[ending] = file.read(size)
-            lines.append(" ".join(f"{ending} {offset} {size} {key}.{ending}"
-                                  for ending, (offset, size) in places.items()))  # fmt: skip
-            seen.faults.extend(f"{tar}: {key}: {fault}" for fault in _sample_faults(job, contents, seen))
-            seen.keys.append(key)
+                sample[ending] = file.read(size)
+            contents.faults.extend(f"{tar}: {key}: {fault}" for fault in _sample_faults(job, sample, contents))
+            contents.keys.append(key)
             tick()
     if len(members) != shard.samples:
-        seen.faults.append(f"{tar}: {len(members)} samples, the manifest says {shard.samples}")
-    if (job.folder / shard.index).read_bytes().decode(errors="replace").splitlines() != lines:
-        read_index(job.folder / shard.index)  # says so where it is none at all
-        seen.faults.append(f"{job.folder / shard.index}: does not point at the members of {shard.tar}")
-    return seen
+        contents.faults.append(f"{tar}: {len(members)} samples, the manifest says {shard.samples}")
+    if index.read_bytes().decode(errors="replace").splitlines() != _index_lines(members):
+        read_index(index)  # raises if the file is not an index at all
+        contents.faults.append(f"{index}: does not point at the members of {shard.tar}")
+    return contents
 
 
-def _walk(tar: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """key → ending → (offset, size) of every member, as the tar itself has them."""
+def _list_members(tar: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """List key → extension → (offset, size) of every member, from the headers of the tar."""
     members: dict[str, dict[str, tuple[int, int]]] = {}
     with tarfile.open(tar) as archive:
         for member in archive:
@@ -135,68 +131,79 @@ def _walk(tar: Path) -> dict[str, dict[str, tuple[int, int]]]:
     return members
 
 
-def _sample_faults(job: Job, contents: dict[str, bytes], seen: Seen) -> list[str]:
+def _index_lines(members: dict[str, dict[str, tuple[int, int]]]) -> list[str]:
+    """Return the lines of the index that a tar with these members has."""
+    samples = [" ".join(f"{ending} {offset} {size} {key}.{ending}" for ending, (offset, size) in locations.items())
+               for key, locations in members.items()]  # fmt: skip
+    return [f"{INDEX_VERSION} {len(members)}", *samples]
+
+
+def _sample_faults(job: Job, sample: dict[str, bytes], contents: Contents) -> list[str]:
+    """Check a sample, extension → bytes, and add its labels to the contents of the shard."""
     ending = ENDINGS[job.encoding]
-    if set(contents) != {ending, "json"}:
-        return [f"has {sorted(contents)}, not {ending} and json"]
-    return _image_faults(job, contents[ending]) + _label_faults(job, contents["json"], seen)
+    if set(sample) != {ending, "json"}:
+        return [f"has {sorted(sample)}, not {ending} and json"]
+    return _image_faults(job, sample[ending]) + _label_faults(job, sample["json"], contents)
 
 
-def _image_faults(job: Job, content: bytes) -> list[str]:
+def _image_faults(job: Job, image: bytes) -> list[str]:
     if job.encoding == "raw":
-        wanted = job.size * job.size
-        return [] if len(content) == wanted else [f"{len(content)} raw bytes, not {wanted}"]
+        expected = job.size * job.size
+        return [] if len(image) == expected else [f"{len(image)} raw bytes, not {expected}"]
     try:
         if not job.decode:
-            simplejpeg.decode_jpeg_header(content)
-        elif min(simplejpeg.decode_jpeg(content, "GRAY").shape[:2]) > job.size:
+            simplejpeg.decode_jpeg_header(image)
+        elif min(simplejpeg.decode_jpeg(image, "GRAY").shape[:2]) > job.size:
             return [f"its short side is longer than {job.size} pixels"]
     except ValueError as error:
         return [f"its JPEG does not decode ({error})"]
     return []
 
 
-def _label_faults(job: Job, content: bytes, seen: Seen) -> list[str]:
+def _label_faults(job: Job, text: bytes, contents: Contents) -> list[str]:
     try:
-        described: dict[str, Any] = json.loads(content, parse_constant=refuse_constant)
+        described: dict[str, Any] = json.loads(text, parse_constant=refuse_constant)
         patient, split, labels = described["patient"], described["split"], described["labels"]
         sex, age, view = described.get("sex", ""), described.get("age"), described["view"]
         if list(labels) != list(job.findings) or not all(label in (1, 0, -1, None) for label in labels.values()):
             return [f"its labels are {labels}"]
         if sex not in ("F", "M", "") or type(age) not in (int, float, type(None)) or type(view) is not str:
             return [f"its sex, age and view are {sex!r}, {age!r} and {view!r}"]
-        people = count_demographics([(sex, age, view)])
+        demographics = count_demographics([(sex, age, view)])
     except PARSE_ERRORS as error:
         return [f"its json can't be read ({type(error).__name__}: {error})"]
-    seen.patients.add(patient)
+    contents.patients.add(patient)
     for finding, label in labels.items():
-        seen.labels[finding, "blank" if label is None else str(label)] += 1
-    seen.people[:] = [add_counts([*seen.people, people])]
+        contents.labels[finding, "blank" if label is None else str(label)] += 1
+    contents.demographics[:] = [add_counts([*contents.demographics, demographics])]
     return [] if split == job.shard.split else [f"is of split {split!r} in a shard of {job.shard.split!r}"]
 
 
-def _wrong_counts(out: Path, manifest: Manifest, seen: list[Seen]) -> list[str]:
+def _wrong_counts(out: Path, manifest: Manifest, shards: list[Contents]) -> list[str]:
+    """Describe each total of images, patients, labels and demographics that differs from the manifest."""
     faults = []
     for split, counts in manifest.counts.items():
-        own = [one for one in seen if one.split == split]
-        labels = sum((one.labels for one in own), Counter[tuple[str, str]]())
-        found = {"images": sum(len(one.keys) for one in own),
-                 "patients": len(set().union(*(one.patients for one in own)))}  # fmt: skip
+        own = [contents for contents in shards if contents.split == split]
+        labels = sum((contents.labels for contents in own), Counter[tuple[str, str]]())
+        found = {"images": sum(len(contents.keys) for contents in own),
+                 "patients": len(set().union(*(contents.patients for contents in own)))}  # fmt: skip
         faults += [f"{out}: {found[name]} {name} in {split}, the manifest says {count}"
                    for name, count in counts.items() if found[name] != count]  # fmt: skip
         faults += [f"{out}: {labels[name, label]} images in {split} have {name} {label}, the manifest says {count}"
-                   for name, known in manifest.labels[split].items()
-                   for label, count in known.items() if labels[name, label] != count]  # fmt: skip
-        people, known_people = add_counts(part for one in own for part in one.people), manifest.demographics.get(split)
-        faults += [f"{out}: {name} in {split} is {people[name]}, the manifest says {known}"
-                   for name, known in (known_people or {}).items() if people[name] != known]  # fmt: skip
+                   for name, expected in manifest.labels[split].items()
+                   for label, count in expected.items() if labels[name, label] != count]  # fmt: skip
+        demographics = add_counts(part for contents in own for part in contents.demographics)
+        faults += [f"{out}: {name} in {split} is {demographics[name]}, the manifest says {expected}"
+                   for name, expected in manifest.demographics.get(split, {}).items()
+                   if demographics[name] != expected]  # fmt: skip
     return faults
 
 
-def _leaks(out: Path, seen: list[Seen]) -> list[str]:
+def _find_leaks(out: Path, shards: list[Contents]) -> list[str]:
+    """Describe each patient that is in more than one split."""
     splits: dict[str, set[str]] = {}
-    for one in seen:
-        for patient in one.patients:
-            splits.setdefault(patient, set()).add(one.split)
-    return [f"{out}: patient {patient!r} is in {' and '.join(sorted(of))}" for patient, of in splits.items()
-            if len(of) > 1]  # fmt: skip
+    for contents in shards:
+        for patient in contents.patients:
+            splits.setdefault(patient, set()).add(contents.split)
+    return [f"{out}: patient {patient!r} is in {' and '.join(sorted(names))}" for patient, names in splits.items()
+            if len(names) > 1]  # fmt: skip

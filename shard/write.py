@@ -1,53 +1,31 @@
-"""build: a table and its images → tars, indexes, and the record of what is in them."""
+"""build: write the images of a table as tars with indexes and a manifest."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from shard.assignment import Assignment, Row, ShardRows
+from shard.assignment import Assignment
 from shard.cli import check_numbers
 from shard.deidentify import Pseudonyms, read_secret
-from shard.dicom import image as dicom
-from shard.duplicates import Picture, Policy, describe_picture
-from shard.errors import InputError, UnreadableImage
-from shard.files import atomic_write, locked, sha256_of, write_bytes
+from shard.dicom.image import any_dicom_suffix
+from shard.duplicates import Policy
+from shard.errors import InputError
+from shard.files import locked, write_bytes
 from shard.finish import check_max_rejects, clear_away, finish, part_name
 from shard.formats import Votes
-from shard.image import center_crop, encode_jpeg, histogram, load_grey_and_bytes
-from shard.jpeg.metadata import strip_metadata
 from shard.machine import choose_part, cores, version_of
-from shard.manifest import LARGEST_SIZE, MANIFEST, Shard, read_manifest
+from shard.manifest import LARGEST_SIZE, MANIFEST, read_manifest
 from shard.phantom.archive import is_phantom
-from shard.pool import parallel_map, tick
-from shard.record import SHARDER, UNFINISHED, ShardRecord, begin, first_difference, read_record
-from shard.table import Dataset, Reject, Table, read_table
-from shard.tabular.demographics import count_demographics
-from shard.tar import ENDINGS, TarWriter
-
-Encoding = Literal["jpeg", "raw"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One shard to write, and how."""
-
-    planned: ShardRows
-    findings: tuple[str, ...]
-    src: Path
-    out: Path
-    size: int
-    encoding: Encoding
-    quality: int
-    hide_paths: bool = False  # which may name the patient
+from shard.pool import parallel_map
+from shard.record import SHARDER, UNFINISHED, begin_build, first_difference
+from shard.table import Dataset, Table, read_table
+from shard.write_shard import Encoding, Job, dicom_readers, write_shard
 
 
 def build(
@@ -100,161 +78,83 @@ def build(
     check_max_rejects(content.rejects, rows, max_rejects, place=f"the table of {src}")
     pseudonyms = Pseudonyms(read_secret(deidentify, out)) if deidentify else None
     if pseudonyms:
-        content = pseudonyms.hide(content)
-    # Neither of the first and last has a name where there is none: shards of before they had one are still those.
-    settings = {
-        **({"deidentified": pseudonyms.fingerprint()} if pseudonyms else {}), "dataset": content.dataset, "size": size,
-        "encoding": encoding, "quality": quality, "shard_size": shard_size, "seed": seed, "rows": rows,
-        "table": _table_hash(content), "synthetic": is_phantom(src), **({"partners": partners} if partners else {}),
-    }  # fmt: skip
-    software = {"sharder": SHARDER, **{name: version_of(name) for name in ("pillow", "simplejpeg")}}
-    if dicom.any_dicom_suffix(content.rows["path"]):
-        software |= _dicom_readers()
+        content = pseudonyms.apply(content)
+    settings = _make_settings(content, pseudonyms, partners, is_phantom(src), size=size, encoding=encoding,
+                              quality=quality, shard_size=shard_size, seed=seed, rows=rows)  # fmt: skip
+    software = _make_software(content)
     if _is_built(out, settings, duplicates):
         return
-    (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
-    with locked(out / UNFINISHED, "whole", shared=parts > 1), locked(out / UNFINISHED, f"part-{part}-of-{parts}"):
-        begin(out, settings, software)
+    with _lock_part(out, part, parts):
+        begin_build(out, settings, software)
         notes = [note.text if pseudonyms else str(note) for note in content.notes]
-        for note in notes if part == 0 else ():
-            print(f"{src if content.dataset == 'folder' else table or src}: {note}")
-        plan = Assignment(content, shard_size, seed, partners)
-        if partners and part == 0:
-            _say_partners(plan, len(content.rows))
-        jobs = (Job(planned, content.findings, src, out, size, encoding, quality, pseudonyms is not None)
-                for planned in plan.part(part, parts))  # fmt: skip
-        shards, images = plan.count(part, parts)
+        assignment = Assignment(content, shard_size, seed, partners)
+        if part == 0:
+            for note in notes:
+                print(f"{src if content.dataset == 'folder' else table or src}: {note}")
+            if partners:
+                _print_partners(assignment, len(content.rows))
+        jobs = (Job(assigned, content.findings, src, out, size, encoding, quality, pseudonyms is not None)
+                for assigned in assignment.iter_shards(part, parts))  # fmt: skip
+        shards, images = assignment.count(part, parts)
         records = list(parallel_map(jobs, shards, write_shard, images=images, label="sharding",
                                     workers=workers or cores()))
-        for record in records:  # those of DICOM files with any other ending
+        for record in records:  # includes the readers of DICOM files with another extension
             software |= record.readers
-        whole = {"settings": settings, "software": software, "findings": content.findings, "part": part,
-                 "parts": parts, "duplicates": duplicates, "rejects": content.rejects if part == 0 else [],
-                 "shards": records, "notes": notes, "tables": content.tables}  # fmt: skip
+        result = {"settings": settings, "software": software, "findings": content.findings, "part": part,
+                  "parts": parts, "duplicates": duplicates, "rejects": content.rejects if part == 0 else [],
+                  "shards": records, "notes": notes, "tables": content.tables}  # fmt: skip
         if parts == 1:
-            finish(out, [whole], max_rejects, duplicates)
+            finish(out, [result], max_rejects, duplicates)
         else:
-            _write_part(out, whole, images)
+            _write_part(out, result, images)
 
 
-def _write_part(out: Path, whole: dict[str, Any], images: int) -> None:
-    """Write what `merge` needs to know of a part with so many rows."""
-    part, parts = whole["part"], whole["parts"]
-    write_bytes(out / part_name(part, parts), json.dumps(whole, default=asdict, allow_nan=False).encode())
-    rejected = sum(len(record.rejects) for record in whole["shards"])
+def _make_settings(
+    table: Table, pseudonyms: Pseudonyms | None, partners: int, synthetic: bool, **flags: Any
+) -> dict[str, Any]:
+    """Collect everything that decides the bytes of the shards, except the images.
+
+    Omits "deidentified" and "partners" if they are not in use: older versions wrote shards without these settings.
+    """
+    return {
+        **({"deidentified": pseudonyms.fingerprint()} if pseudonyms else {}), "dataset": table.dataset, **flags,
+        "table": _table_hash(table), "synthetic": synthetic, **({"partners": partners} if partners else {}),
+    }  # fmt: skip
+
+
+def _make_software(table: Table) -> dict[str, str]:
+    """Collect the versions of the sharder and of the libraries that decide the bytes of the shards."""
+    software = {"sharder": SHARDER, **{name: version_of(name) for name in ("pillow", "simplejpeg")}}
+    return software | (dicom_readers() if any_dicom_suffix(table.rows["path"]) else {})
+
+
+@contextlib.contextmanager
+def _lock_part(out: Path, part: int, parts: int) -> Iterator[None]:
+    """Lock one part of a build in `out`. Several parts may run at once, but not next to a build of a single part."""
+    folder = out / UNFINISHED
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "whole", shared=parts > 1), locked(folder, f"part-{part}-of-{parts}"):
+        yield
+
+
+def _print_partners(assignment: Assignment, images: int) -> None:
+    with_partners, copies = assignment.count_partners()
+    print(f"--partners: {with_partners} of {images} images ({with_partners / max(1, images):.0%}) share a shard with "
+          f"others of their patient; this takes no disk space (copies next to each image would be {copies} images, "
+          f"{copies / max(1, images):.1f} times as many again)")  # fmt: skip
+
+
+def _write_part(out: Path, result: dict[str, Any], images: int) -> None:
+    """Write the record of a part, which merge reads. images: the number of rows of the part."""
+    part, parts = result["part"], result["parts"]
+    write_bytes(out / part_name(part, parts), json.dumps(result, default=asdict, allow_nan=False).encode())
+    rejected = sum(len(record.rejects) for record in result["shards"])
     print(f"{out}: part {part} of {parts} (counted from 0) done, {images - rejected} images, {rejected} rejected; when "
-          f"all parts are: python -m shard merge {out}")
-
-
-def _say_partners(plan: Assignment, images: int) -> None:
-    with_partners, copies = plan.count_partners()
-    print(f"--partners: {with_partners} of {images} images ({with_partners / max(1, images):.0%}) lie in one shard "
-          f"with others of their patient; 0 bytes more on the disk (copies beside each image would be {copies} images, "
-          f"{copies / max(1, images):.1f} times as much again)")  # fmt: skip
-
-
-def write_shard(job: Job) -> ShardRecord:
-    """Write one tar, its index and its record, or return the record where all that is done already."""
-    stem, split, rows = job.planned
-    done = read_record(job.out, stem)
-    if done is not None and _is_still_true(done, job):
-        tick(len(rows), len(done.rejects))
-        return done
-    tar, index = job.out / f"{stem}.tar", job.out / f"{stem}.idx"
-    kept, rejects, pictures = [], [], dict[str, Picture]()
-    readers: dict[str, str] = {}
-    with atomic_write(tar) as file, TarWriter(file) as writer:
-        for row in rows:
-            readers = readers or (_dicom_readers() if dicom.is_dicom_file(job.src / row.path) else {})
-            try:
-                grey, content, as_is = _encode(job, row)
-            except UnreadableImage as error:
-                rejects.append(_reject(job, row, error))
-                tick(rejected=1)
-                continue
-            writer.add(row.key, {ENDINGS[job.encoding]: content, "json": _describe(job, row)})
-            pictures[row.key] = describe_picture(grey, histogram(grey), as_is, row.patient,
-                                                 "" if job.hide_paths else row.path)  # fmt: skip
-            kept.append(row)
-            tick()
-    write_bytes(index, writer.index())
-    if not kept:
-        tar.unlink()
-        index.unlink()
-    shard = Shard(
-        tar=tar.name, index=index.name, split=split, samples=len(kept),
-        tar_bytes=tar.stat().st_size if kept else 0, index_bytes=index.stat().st_size if kept else 0,
-        tar_sha256=sha256_of(tar) if kept else "", index_sha256=sha256_of(index) if kept else "",
-        **{name: sum(getattr(picture, name) for picture in pictures.values())
-           for name in ("pixels", "pixel_sum", "pixel_square_sum", "not_encoded")},
-    )  # fmt: skip
-    patients = sorted({row.patient for row in kept})
-    record = ShardRecord(job.planned.sha256(), shard, _count_labels(kept, job.findings), patients, rejects, readers,
-                         count_demographics((row.sex, row.age, row.view) for row in kept),
-                         {key: picture.pack() for key, picture in pictures.items()})  # fmt: skip
-    record.write(job.out, stem)
-    return record
-
-
-def _encode(job: Job, row: Row) -> tuple[npt.NDArray[np.uint8], bytes, bool]:
-    """The pixels of a row, their bytes in the shard, and whether those are the source's. Raises UnreadableImage."""
-    grey, source = load_grey_and_bytes(job.src / row.path, job.size)
-    if job.encoding == "raw":
-        grey = center_crop(grey, job.size)
-        return grey, grey.tobytes(), False
-    kept = strip_metadata(source, grey)
-    return grey, kept or encode_jpeg(grey, job.quality), kept is not None
-
-
-def _dicom_readers() -> dict[str, str]:
-    return {name: version_of(name) for name in dicom.DECODER_PACKAGES}
-
-
-def _reject(job: Job, row: Row, error: UnreadableImage) -> Reject:
-    """A line of rejects.csv. With the path go a reason's details: a decoder may quote the file's header."""
-    if job.hide_paths:
-        return row.key, "", str(error).partition(":")[0]
-    return row.key, row.path, str(error)
-
-
-def _describe(job: Job, row: Row) -> bytes:
-    labels = dict(zip(job.findings, row.labels, strict=True))
-    date = {"date": row.date} if row.date else {}
-    return json.dumps({"patient": row.patient, "split": job.planned.split, "view": row.view, "sex": row.sex,
-                       "age": row.age, **date, "labels": labels}, allow_nan=False).encode()  # fmt: skip
-
-
-def _count_labels(rows: list[Row], findings: tuple[str, ...]) -> dict[str, dict[str, int]]:
-    counts = {}
-    for number, finding in enumerate(findings):
-        found = Counter(row.labels[number] for row in rows)
-        counts[finding] = {"1": found[1], "0": found[0], "-1": found[-1], "blank": found[None]}
-    return counts
-
-
-def _is_still_true(done: ShardRecord, job: Job) -> bool:
-    """Whether a finished shard is there, of these rows and readers, and what it left out is still not to be had."""
-    if done.readers not in ({}, _dicom_readers()):
-        return False
-    shard = done.shard
-    for name, size in ((shard.tar, shard.tar_bytes), (shard.index, shard.index_bytes)):
-        file = job.out / name
-        if size and not (file.is_file() and file.stat().st_size == size):
-            return False
-    return done.rows_sha256 == job.planned.sha256() and done.rejects == list(_rejected_again(done.rejects, job))
-
-
-def _rejected_again(rejects: list[Reject], job: Job) -> Iterator[Reject]:
-    rows = {row.key: row for row in job.planned.rows}
-    for key, _, _ in rejects:
-        try:
-            _encode(job, rows[key])
-        except UnreadableImage as error:
-            yield _reject(job, rows[key], error)
+          f"all parts are done: python -m shard merge {out}")
 
 
 def _table_hash(table: Table) -> str:
-    """A hash of all rows, kept and rejected, whatever their order."""
+    """Hash all rows, kept and rejected, in any order."""
     digest = hashlib.sha256()
     rows = table.rows.sort_values("key")
     for start in range(0, len(rows), 10_000):
@@ -264,18 +164,18 @@ def _table_hash(table: Table) -> str:
 
 
 def _is_built(out: Path, settings: dict[str, Any], duplicates: Policy) -> bool:
-    """Whether `out` holds these very shards; another build's are never overwritten."""
+    """Return whether `out` contains these very shards. Raises InputError if it contains those of another build."""
     if not (out / MANIFEST).exists():
         return False
     found = read_manifest(out)
-    # A policy has no effect where no picture is there twice: then the manifest names none.
+    # Without duplicates the policy has no effect, and the manifest contains none.
     policy = {"duplicates": duplicates} if found.duplicates else {}
     difference = first_difference({**found.settings, **({"duplicates": found.duplicates["policy"]} if policy else {})},
                                   {**settings, **policy})  # fmt: skip
     if difference:
-        raise InputError(f"{out}: holds shards of another build ({difference}); "
+        raise InputError(f"{out}: contains shards of another build ({difference}); "
                          "choose another folder or remove this one")
     clear_away(out)
     print(f"{out}: these shards are built already; nothing to do" + (
-        f" (to try its {found.rejected} rejected rows again, build into a new folder)" if found.rejected else ""))
+        f" (to try the {found.rejected} rejected rows again, build into a new folder)" if found.rejected else ""))
     return True

@@ -95,7 +95,7 @@ def test_copies_are_left_out_of_train_before_valid_before_test(
     out = make(source, tmp_path / "out")
     last = capsys.readouterr().out.splitlines()[-1]
     assert "7 images in" in last and "4 of 11 rows rejected" in last
-    assert "7 images show 3 pictures under two patients or in two splits (2 in two splits), 4 of them left out" in last
+    assert "7 images show 3 pictures under two patients or in two splits (2 in two splits), 4 of them excluded" in last
     kept = samples(out)
     assert set(kept) == {"a_1", "a_2", "b_1", "b_again", "d_1", "g_1", "i_1"}
     assert listed(out) == {"a_2": "yes", "c_1": "no", "d_1": "yes", "e_1": "no", "f_1": "no", "g_1": "yes", "h_1": "no"}
@@ -135,7 +135,7 @@ def test_by_default_they_are_kept_and_told_of(
     out = tmp_path / "out"
     build(source, out, dataset="csv", table=source / "t.csv", size=64, shard_size=4, workers=1)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert "7 images show 3 pictures" in last and "all kept (--duplicates=drop leaves copies out)" in last
+    assert "7 images show 3 pictures" in last and "all kept (--duplicates=drop excludes copies)" in last
     assert len(samples(out)) == 11 and set(listed(out).values()) == {"yes"}
     assert "all kept" in describe(out, read_manifest(out))
     make(source, out, duplicates="keep")
@@ -146,7 +146,7 @@ def test_by_default_they_are_kept_and_told_of(
 
 def test_error_names_two_and_the_same_build_with_drop_goes_on(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(InputError, match=r"3 pictures .* a_2 \(a, train\) and c_1 \(c, train\); mend the table, or"):
+    with pytest.raises(InputError, match=r"3 pictures .* a_2 \(a, train\) and c_1 \(c, train\); fix the table, or"):
         make(source, out, duplicates="error")
     assert not (out / "manifest.json").exists() and set(listed(out)) == {*DROPPED, "a_2", "d_1", "g_1"}
     before = {tar: tar.stat().st_mtime_ns for tar in out.glob("*.tar")}
@@ -253,7 +253,7 @@ merge(pathlib.Path({str(out)!r}), max_rejects=0.0)
 
 
 def test_a_hundred_thousand_pictures_are_compared_in_seconds(tmp_path: Path) -> None:
-    from shard.duplicates import Picture, settle_duplicates
+    from shard.duplicates import Picture, resolve_duplicates
     from shard.manifest import Shard
     from shard.record import ShardRecord
 
@@ -264,7 +264,7 @@ def test_a_hundred_thousand_pictures_are_compared_in_seconds(tmp_path: Path) -> 
         shard = Shard(f"{number}.tar", f"{number}.idx", "train", 1000, 1, 1, "", "", 1, 1, 1)
         records.append(ShardRecord("", shard, {}, [], [], pictures=pictures))
     begun = time.perf_counter()
-    _, rejects, summary = settle_duplicates(tmp_path, records, "drop")
+    _, rejects, summary = resolve_duplicates(tmp_path, records, "drop")
     assert rejects == [] and summary.pictures == 0 and time.perf_counter() - begun < 30
 
 

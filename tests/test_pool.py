@@ -34,7 +34,7 @@ def run() -> None:
     try:
         assert list(parallel_map(range(2), 2, job, images=2, label="working", workers=2)) == [0, 1]
     except InputError as error:  # where the pool noticed before the last job was done
-        assert "--workers=2: one was killed" in str(error)
+        assert "--workers=2: a worker was killed" in str(error)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a fork server's children are found by psutil on Linux")

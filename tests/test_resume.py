@@ -110,7 +110,7 @@ def test_a_killed_worker_ends_the_build_with_a_line(radiographs: Path, archive: 
     process = start(radiographs, archive, tmp_path / "out")
     os.kill(wait_for_workers(process, 2)[0], signal.SIGKILL)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 1 and "--workers=2: one was killed" in error and error.count("\n") == 1
+    assert process.returncode == 1 and "--workers=2: a worker was killed" in error and error.count("\n") == 1
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -261,7 +261,7 @@ def test_merge_names_a_missing_part_an_alien_one_and_a_torn_one(radiographs: Pat
     with pytest.raises(InputError, match=r"part-00001-of-00002.json is of another build .* \(size 96 there, 64 now\)"):
         merge(tmp_path)
     (tmp_path / "part-00001-of-00002.json").write_text("{")
-    with pytest.raises(InputError, match=r"part-00001-of-00002\.json: not a part's record"):
+    with pytest.raises(InputError, match=r"part-00001-of-00002\.json: not the record of a part"):
         merge(tmp_path)
 
 

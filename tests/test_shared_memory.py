@@ -74,7 +74,7 @@ def test_loaders_with_little_shared_memory_say_so(shards: Shards) -> None:
     rival, enough, few, *short = done.stdout.splitlines()
     assert (enough, few) == ("3 batches", "3 batches")
     assert len(short) == 3 and all(map(names_the_cure, [rival, *short])), done.stdout
-    assert "it has 2.0 MB, " in short[0] and "about 3.4 MB are wanted" in short[0]
+    assert "it has 2.0 MB, " in short[0] and "about 3.4 MB are needed" in short[0]
 
 
 def test_a_training_with_little_shared_memory_ends(shards: Shards, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_build_without_shared_memory_says_so_and_one_worker_wants_none(radiogr
     full = "head -c 1m /dev/zero > /dev/shm/full || true; "
     done = unshared(full + shlex.join([*build, "--workers=2", "--shard-size=40"]), size="64k")
     assert done.returncode == 1 and "/dev/shm is too small" in done.stderr, done.stderr
-    assert "--workers=2 to 1, which wants none" in done.stderr
+    assert "--workers=2 to 1, which needs none" in done.stderr
     done = unshared(full + shlex.join([*build, "--workers=1", "--shard-size=40"]), size="64k")
     assert done.returncode == 0, done.stderr
 

@@ -257,5 +257,5 @@ def test_a_finished_shard_of_dicom_files_is_built_again_by_other_readers(
         return str(json.loads(record.read_text())["readers"]["pydicom"])
 
     first = readers()
-    monkeypatch.setattr("shard.write.version_of", lambda name: "0.0" if name == "pydicom" else version_of(name))
+    monkeypatch.setattr("shard.write_shard.version_of", lambda name: "0.0" if name == "pydicom" else version_of(name))
     assert first != "0.0" and readers() == "0.0"

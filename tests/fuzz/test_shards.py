@@ -20,7 +20,7 @@ from shard.files import sha256_of
 from shard.manifest import MANIFEST, Manifest, Shard, parse_manifest, read_manifest
 from shard.read import read_labels
 from shard.tar import TarWriter
-from shard.verify import Job, look_at, verify
+from shard.verify import Job, check_shard, verify
 from tests.conftest import DALI, Shards
 from tests.fuzz import SEED, attempt, inputs, mutate, mutate_values, report_counts
 
@@ -72,7 +72,7 @@ def test_a_mutated_file_is_refused_and_one_that_was_meant_so_does_no_harm(
             assert attempt(read_manifest, copy)[0] or attempt(read_all, copy, shard, shards.manifest)[0]
         lied = signed(shard, copy)  # its hashes are right: what is in it may still be anything
         unread, _ = attempt(read_all, copy, lied, shards.manifest)
-        said, seen = attempt(look_at, dataclasses.replace(job, shard=lied))
+        said, seen = attempt(check_shard, dataclasses.replace(job, shard=lied))
         meant += not unread and not said and not seen.faults
     assert meant < number
     report_counts(f"{which}: files", number, number)
