@@ -84,7 +84,7 @@ class BatchInputs:
                 return found
         # An image that only DALI fails to decode. It reports the position in the batch, but not which batch.
         if position := re.search(r"decode sample #(\d+)", str(error)):
-            images = [self._fetcher.where(index) for batch, *_ in self._recent
+            images = [self._fetcher.describe(index) for batch, *_ in self._recent
                       for index in batch.images.tolist()[int(position[1]) :: len(batch.indices)]]  # and its partner
             return InputError(f"{' or '.join(images)}: can't be decoded by DALI; {CURE}")
         return out_of_memory(error)
@@ -95,7 +95,7 @@ class BatchInputs:
             try:
                 simplejpeg.decode_jpeg(content, colorspace="GRAY")
             except ValueError as error:
-                return InputError(f"{self._fetcher.where(index)}: can't be decoded ({error}); {CURE}")
+                return InputError(f"{self._fetcher.describe(index)}: can't be decoded ({error}); {CURE}")
         return None
 
 

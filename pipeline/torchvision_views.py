@@ -158,7 +158,7 @@ def decode(fetcher: Fetcher, index: int) -> torch.Tensor:
         try:
             grey = np.asarray(Image.open(io.BytesIO(content), formats=["JPEG"]).convert("L"))
         except Exception as error:  # Pillow may raise any exception on corrupt bytes
-            raise InputError(f"{fetcher.where(index)}: can't be decoded ({error}); {CURE}") from None
+            raise InputError(f"{fetcher.describe(index)}: can't be decoded ({error}); {CURE}") from None
     return torch.from_numpy(grey.astype(np.float32) / 255)[None]
 
 

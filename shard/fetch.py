@@ -66,12 +66,12 @@ class Fetcher:
                 file, tar = self._open(shard)
             content = os.pread(file.fileno(), tar.sizes[position], tar.offsets[position])
         except OSError as error:
-            raise InputError(f"{self.where(number)}: {error.strerror or error}; {CURE}") from error
+            raise InputError(f"{self.describe(number)}: {error.strerror or error}; {CURE}") from error
         if len(content) < tar.sizes[position]:
             size, expected = os.fstat(file.fileno()).st_size, self._shards[shard].tar_bytes
-            raise InputError(f"{self.where(number)}: ends at {size} bytes, the manifest says {expected}; {CURE}")
+            raise InputError(f"{self.describe(number)}: ends at {size} bytes, the manifest says {expected}; {CURE}")
         if xxh3_64_intdigest(content) != tar.hashes[position]:
-            raise InputError(f"{self.where(number)}: its bytes have changed since the run began; {CURE}")
+            raise InputError(f"{self.describe(number)}: its bytes have changed since the run began; {CURE}")
         return content
 
     def key(self, number: int) -> str:
@@ -79,7 +79,7 @@ class Fetcher:
         shard, position = self._locate(number)
         return read_index(self._folder / self._shards[shard].index)[position].key
 
-    def where(self, number: int) -> str:
+    def describe(self, number: int) -> str:
         """Name an image by its tar and key, for messages."""
         shard, position = self._locate(number)
         try:

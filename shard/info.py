@@ -111,7 +111,7 @@ def _make_tile(out: Path, manifest: Manifest, shard: Shard, sample: Sample) -> t
         image.thumbnail((TILE, TILE))
         described = json.loads(text)
         found = [name + suffixes[label] for name, label in described["labels"].items() if label in suffixes]
-        facts = f"{shard.split}, {described['view'] or 'unknown view'}: {', '.join(found) or 'no finding'}"
+        facts = f"{shard.split}, {described['view'] or 'unknown view'}: {', '.join(found) or 'no finding marked'}"
     except (OSError, *PARSE_ERRORS) as error:
         raise InputError(f"{out / shard.tar}, image {sample.key}: can't be shown ({type(error).__name__}: {error}); "
                          f"{CURE}") from None  # fmt: skip

@@ -17,7 +17,7 @@ UNFINISHED = "build"
 # The version of the sharder. Raise it when equal sources and settings give other bytes than before: unfinished builds
 # of the old version are then not continued, and parts of both versions are not merged.
 SHARDER = "2"
-_BEGUN = "begun.json"
+_SETTINGS = "begun.json"
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ def read_record(folder: Path, stem: str) -> ShardRecord | None:
 
 def begin_build(out: Path, settings: dict[str, Any], software: dict[str, str]) -> None:
     """Store settings and software of a build in `out`. Raises InputError if another build is unfinished there."""
-    path, now = out / UNFINISHED / _BEGUN, {"settings": settings, "software": software}
+    path, now = out / UNFINISHED / _SETTINGS, {"settings": settings, "software": software}
     if path.exists():
         try:
-            begun = json.loads(path.read_text())
-            difference = first_difference({**begun["settings"], **begun["software"]}, {**settings, **software})
+            stored = json.loads(path.read_text())
+            difference = first_difference({**stored["settings"], **stored["software"]}, {**settings, **software})
         except PARSE_ERRORS:
             difference = f"{path} can't be read"
         if difference:

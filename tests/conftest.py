@@ -1,4 +1,4 @@
-"""Phantom radiographs and their shards, made once a session; nothing here needs real data."""
+"""Fixtures and helpers: phantom radiographs, shards and a run, created once a session. No test needs real data."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from train.journal import METRICS
 from train.loop import pretrain
 
 ROOT = Path(__file__).parent.parent
-REAL = ROOT.parent / "shared" / "data"  # real radiographs, where they are at hand; no test may need them
+REAL = ROOT.parent / "shared" / "data"  # real radiographs, if available; no test may require them
 
-# Where the tests run in the background, a shell has them ignore Ctrl-C, and so would every process that they start.
+# A shell makes background processes ignore Ctrl-C, and every process that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast ones first: what needs a trained run, or trains one, comes last."""
+    """Run fast tests first, and tests that train or need a trained run last."""
     items.sort(key=lambda item: "trained" in getattr(item, "fixturenames", ()) or "test_train" in item.nodeid)
 
 
@@ -57,7 +57,7 @@ def radiographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    """Those radiographs at 96 px, in shards of 40."""
+    """Shards of 40 of these radiographs at 96 px, as JPEGs."""
     out = tmp_path_factory.mktemp("shards")
     build(radiographs, out, size=96, shard_size=40, workers=1)
     return Shards(out, read_manifest(out))
@@ -65,7 +65,7 @@ def shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shard
 
 @pytest.fixture(scope="session")
 def raw_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    """The same, not compressed: 96 × 96 bytes a sample."""
+    """The same shards with raw images: 96 × 96 bytes a sample."""
     out = tmp_path_factory.mktemp("raw-shards")
     build(radiographs, out, size=96, shard_size=40, encoding="raw", workers=1)
     return Shards(out, read_manifest(out))
@@ -73,7 +73,7 @@ def raw_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> S
 
 @pytest.fixture(scope="session")
 def partner_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    """Those radiographs in shards of up to 40, each image with up to two others of its patient."""
+    """Shards of up to 40 of these radiographs, each image with up to two others of its patient."""
     out = tmp_path_factory.mktemp("partner-shards")
     build(radiographs, out, size=96, shard_size=40, partners=2, workers=1)
     return Shards(out, read_manifest(out))
@@ -81,7 +81,7 @@ def partner_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def trained(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs, made by the command a user would give."""
+    """A run of two epochs, trained by the command line."""
     out = tmp_path_factory.mktemp("runs") / "trained"
     done = run_module("train", f"--shards={shards.folder}", f"--out={out}", DALI, "--epochs=2", *SMALL)
     assert done.returncode == 0, done.stderr
@@ -90,19 +90,20 @@ def trained(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1.5 MB, which a remount enlarges."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", place], capture_output=True, text=True)
+    """A file system of 1.5 MB, which a remount can enlarge."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", folder]
+    mount = subprocess.run(command, capture_output=True, text=True)
     if mount.returncode != 0:
-        pytest.skip(f"a small file system can't be mounted here: {mount.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", place], check=True)
+        pytest.skip(f"a small file system can't be mounted: {mount.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture
 def labels() -> pd.DataFrame:
-    """400 images of 130 patients: Mass 1, 0, -1 or blank; a third of the patients in test."""
+    """400 images of 130 patients with Mass 1, 0, -1 or blank; a third of the patients is in test."""
     rng = np.random.default_rng(0)
     patient = rng.integers(0, 130, 400)
     split = np.where(patient % 3 == 0, "test", "train")
@@ -110,9 +111,9 @@ def labels() -> pd.DataFrame:
     return pd.DataFrame({"key": np.arange(400).astype(str), "patient": patient, "split": split, "Mass": mass})
 
 
-KILLS = int(os.environ.get("KILLS", "0"))  # of each campaign; make kills has 20, the tests a few
+KILLS = int(os.environ.get("KILLS", "0"))  # kills a campaign: 20 in make kills; 0 means a few
 DALI = "--dali" if has_dali() else "--nodali"
-# On the CPU, where equal means equal: cuDNN's backward is not the same twice.
+# On the CPU results are reproducible; cuDNN's backward pass is not.
 SMALL = ("--device=cpu", "--arch=resnet18", "--size=32", "--batch-size=16", "--lr=1e-3", "--precision=fp32",
          "--log-every=2")  # fmt: skip
 
@@ -124,17 +125,17 @@ SETTINGS: dict[str, Any] = {
 
 
 def train_here(shards: Shards, out: Path, **settings: Any) -> None:
-    """What the command does with SMALL, two epochs and --dali where there is DALI, in this process: seconds sooner."""
+    """Train in this process as the command does with SMALL and two epochs, which is seconds faster than a command."""
     pretrain(Config(shards=shards.folder, out=out, **{**SETTINGS, **settings}))
 
 
 def newest(run: Path) -> dict[str, Any]:
-    """The state in a run's newest checkpoint."""
+    """Load the newest checkpoint of a run."""
     return load_checkpoint(list_checkpoints(run)[0])
 
 
 def equal_states(one: Any, other: Any) -> bool:
-    """Whether two states are equal to the last bit, tensors within them too."""
+    """Return whether two nested states, tensors included, are equal to the last bit."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -145,7 +146,7 @@ def equal_states(one: Any, other: Any) -> bool:
 
 
 def same_run(one: Path, other: Path) -> bool:
-    """Whether two runs ended with the same weights, optimiser, generators, loader and journal, to the last bit."""
+    """Return whether two runs ended with bitwise equal weights, optimizer, random states, loader and journal."""
     names = ("step", "epoch", "model", "optimizer", "scaler", "rng_state", "loader", "loss_sum", "losses", "milestones",
              "best", "journal_lines")  # fmt: skip
     states = [newest(run) for run in (one, other)]
@@ -154,23 +155,23 @@ def same_run(one: Path, other: Path) -> bool:
 
 
 def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run python -m MODULE from the root of the repository, as a user does."""
+    """Run python -m MODULE from the root of the repository."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "" if not torch.cuda.is_available() else "0"}
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
 
 def run_main(module: str) -> None:
-    """What python -m MODULE does, with sys.argv as it is, in this process: starting PyTorch anew takes seconds."""
+    """Run a module as python -m does, with the current sys.argv, in this process, which saves importing PyTorch."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)  # others' imports of it
+        warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)  # another test imported it
         runpy.run_module(module if "." in module else f"{module}.__main__", run_name="__main__")
 
 
 def commands_of(module: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
-    """Its name and what a module hands to run() when it is run."""
-    handed = list[tuple[str, Any]]()
+    """Return the program name and the commands that a module passes to run()."""
+    calls = list[tuple[str, Any]]()
     with monkeypatch.context() as patched:
-        patched.setattr("shard.cli.run", lambda name, commands: handed.append((name, commands)))
+        patched.setattr("shard.cli.run", lambda name, commands: calls.append((name, commands)))
         run_main(module)
-    return handed[0]
+    return calls[0]

@@ -1,4 +1,4 @@
-"""A model small enough for float64: what ours has, in few weights."""
+"""A small float64 model with all kinds of layers of the real one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
 class SmallModel(nn.Module):
-    """A stem, residual blocks of both kinds and a projector, in float64; dropout, so that chance not replayed shows."""
+    """A stem, residual blocks of both kinds and a projector. Dropout reveals a random state that is not replayed."""
 
     def __init__(self, dropout: float = 0.2) -> None:
         super().__init__()
         torch.manual_seed(0)
-        narrow = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
+        downsample = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
         self.stem = nn.Sequential(nn.Conv2d(1, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        blocks = [BasicBlock(8, 8), BasicBlock(8, 16, 2, narrow), Bottleneck(16, 4), Bottleneck(16, 4)]
+        blocks = [BasicBlock(8, 8), BasicBlock(8, 16, 2, downsample), Bottleneck(16, 4), Bottleneck(16, 4)]
         self.blocks = nn.Sequential(*blocks)
         self.projector = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 128))
         self.double().train()

@@ -109,7 +109,7 @@ def test_a_build_keeps_and_encodes_says_how_many_and_holds_no_metadata(
     kept = {name for name in found if found[name] in (without(jpeg), without(odd["camera.jpg"]))}
     assert kept == {"grey", "stray", "camera"} and len(found) == 9
     assert [shard.not_encoded for shard in manifest.shards] == [3]
-    assert "JPEGs: 3 kept as their sources were, without metadata; 6 encoded" in describe(tmp_path / "out", manifest)
+    assert "JPEGs: 3 copied from their sources, without metadata; 6 encoded" in describe(tmp_path / "out", manifest)
     for content in found.values():
         assert SECRET not in content and b"Adobe" not in content
         assert min(simplejpeg.decode_jpeg_header(content)[:2]) == 88
@@ -141,7 +141,7 @@ def test_shards_of_before_this_was_counted_are_read(tmp_path: Path) -> None:
     for shard in content["shards"]:
         del shard["not_encoded"]
     path.write_text(json.dumps(content))
-    assert "JPEGs: 0 kept" in describe(tmp_path / "out", read_manifest(tmp_path / "out"))
+    assert "JPEGs: 0 copied" in describe(tmp_path / "out", read_manifest(tmp_path / "out"))
     for forged in (-1, 2, None):
         content["shards"][0]["not_encoded"] = forged
         path.write_text(json.dumps(content))

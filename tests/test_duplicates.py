@@ -1,4 +1,4 @@
-"""The same picture in two splits or under two patients: found, listed, counted, and left out, kept or refused."""
+"""Pictures in two splits or under two patients are found, listed, counted, and dropped, kept or refused."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from tests.odd_files import write_dicom
 
 
 def picture(number: int) -> Image.Image:
-    """Another one for each number."""
+    """Return a random picture; each number gives a different one."""
     rng = np.random.default_rng(number)
     return Image.fromarray(rng.integers(0, 256, (6, 8), np.uint8)).resize((96, 72), Image.Resampling.BICUBIC)
 
 
-# path, patient, split, number of the picture
+# path, patient, split, picture number
 ROWS = [
     ("a/1.png", "a", "train", 1), ("a/2.png", "a", "train", 2), ("b/1.png", "b", "train", 3),
-    ("b/again.png", "b", "train", 3),  # one patient's, in one split: no leak
-    ("c/1.png", "c", "train", 2),  # of a's 2: two patients
+    ("b/again.png", "b", "train", 3),  # the same patient and split: no leak
+    ("c/1.png", "c", "train", 2),  # also a/2: two patients
     ("d/1.png", "d", "test", 4), ("e/1.png", "e", "train", 4),  # two splits
     ("f/1.png", "f", "valid", 5), ("g/1.png", "g", "test", 5), ("h/1.png", "h", "train", 5),
     ("i/1.png", "i", "test", 6),
@@ -62,15 +62,15 @@ def write_table(src: Path, rows: list[tuple[str, str, str, int]]) -> None:
     (src / "t.csv").write_text("path,patient,split,Edema\n" + "".join(lines))
 
 
-def make(src: Path, out: Path, **settings: Any) -> Path:
-    given = {"dataset": "csv", "table": src / "t.csv", "size": 64, "shard_size": 4, "workers": 1, "max_rejects": 0.0,
+def build_shards(src: Path, out: Path, **settings: Any) -> Path:
+    defaults = {"dataset": "csv", "table": src / "t.csv", "size": 64, "shard_size": 4, "workers": 1, "max_rejects": 0.0,
              "duplicates": "drop"}  # fmt: skip
-    build(src, out, **{**given, **settings})
+    build(src, out, **{**defaults, **settings})
     return out
 
 
 def samples(out: Path) -> dict[str, dict[str, Any]]:
-    """key → its JSON, of all shards."""
+    """Read key → JSON from all shards."""
     found = {}
     for tar in sorted(out.glob("*.tar")):
         with tarfile.open(tar) as archive:
@@ -85,14 +85,14 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def listed(out: Path) -> dict[str, str]:
-    """key → kept, of duplicates.csv."""
+    """Read key → kept from duplicates.csv."""
     return {row["key"]: row["kept"] for row in csv.DictReader((out / DUPLICATES).open())}
 
 
-def test_copies_are_left_out_of_train_before_valid_before_test(
+def test_drop_keeps_the_copy_in_test_before_valid_before_train(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = make(source, tmp_path / "out")
+    out = build_shards(source, tmp_path / "out")
     last = capsys.readouterr().out.splitlines()[-1]
     assert "7 images in" in last and "4 of 11 rows rejected" in last
     assert "7 images show 3 pictures under two patients or in two splits (2 in two splits), 4 of them excluded" in last
@@ -107,29 +107,29 @@ def test_copies_are_left_out_of_train_before_valid_before_test(
     verify(out, decode=True)
 
 
-def test_the_shards_are_those_of_a_table_without_the_copies(source: Path, tmp_path: Path) -> None:
-    """Tars, indexes, labels, counts and pixel statistics, where all are in one shard of each split."""
-    out = make(source, tmp_path / "out", shard_size=100)
+def test_drop_gives_the_shards_of_a_table_without_the_copies(source: Path, tmp_path: Path) -> None:
+    """With one shard a split, tars, indexes, labels, counts and pixel statistics are equal."""
+    out = build_shards(source, tmp_path / "out", shard_size=100)
     write_table(source, [row for row in ROWS if row[0].replace("/", "_")[:-4] not in DROPPED])
-    alone = make(source, tmp_path / "alone", shard_size=100)
+    unique = build_shards(source, tmp_path / "unique", shard_size=100)
     assert {name: content for name, content in files(out).items() if name.endswith((".tar", ".idx"))} == {
-        name: content for name, content in files(alone).items() if name.endswith((".tar", ".idx"))}  # fmt: skip
-    found, wanted = read_manifest(out), read_manifest(alone)
+        name: content for name, content in files(unique).items() if name.endswith((".tar", ".idx"))}  # fmt: skip
+    found, expected = read_manifest(out), read_manifest(unique)
     for name in ("counts", "labels", "pixel_mean", "pixel_std", "demographics", "shards"):
-        assert getattr(found, name) == getattr(wanted, name), name
+        assert getattr(found, name) == getattr(expected, name), name
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])
 def test_parts_and_workers_drop_the_same_copies(source: Path, tmp_path: Path, encoding: str) -> None:
-    whole = make(source, tmp_path / "whole", encoding=encoding)
-    many = make(source, tmp_path / "many", encoding=encoding, workers=2)
+    whole = build_shards(source, tmp_path / "whole", encoding=encoding)
+    many = build_shards(source, tmp_path / "many", encoding=encoding, workers=2)
     for part in range(3):
-        make(source, tmp_path / "parts", encoding=encoding, part=part, parts=3)
+        build_shards(source, tmp_path / "parts", encoding=encoding, part=part, parts=3)
     merge(tmp_path / "parts", max_rejects=0.0)
     assert files(whole) == files(many) == files(tmp_path / "parts")
 
 
-def test_by_default_they_are_kept_and_told_of(
+def test_default_keeps_and_counts_duplicates(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
@@ -138,52 +138,52 @@ def test_by_default_they_are_kept_and_told_of(
     assert "7 images show 3 pictures" in last and "all kept (--duplicates=drop excludes copies)" in last
     assert len(samples(out)) == 11 and set(listed(out).values()) == {"yes"}
     assert "all kept" in describe(out, read_manifest(out))
-    make(source, out, duplicates="keep")
+    build_shards(source, out, duplicates="keep")
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"another build \(duplicates 'keep' there, 'drop' now\)"):
-        make(source, out)
+        build_shards(source, out)
 
 
-def test_error_names_two_and_the_same_build_with_drop_goes_on(source: Path, tmp_path: Path) -> None:
+def test_error_names_a_duplicate_and_drop_resumes_the_build(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(InputError, match=r"3 pictures .* a_2 \(a, train\) and c_1 \(c, train\); fix the table, or"):
-        make(source, out, duplicates="error")
+        build_shards(source, out, duplicates="error")
     assert not (out / "manifest.json").exists() and set(listed(out)) == {*DROPPED, "a_2", "d_1", "g_1"}
     before = {tar: tar.stat().st_mtime_ns for tar in out.glob("*.tar")}
-    shutil.rmtree(source / "a")  # what is finished is not read again
-    make(source, out)
+    shutil.rmtree(source / "a")  # a finished shard's sources are not read again
+    build_shards(source, out)
     assert set(samples(out)).isdisjoint(DROPPED) and len(before) > 2
 
 
-def test_copies_of_the_kept_image_for_its_own_patient_and_split_stay(source: Path, tmp_path: Path) -> None:
+def test_drop_keeps_further_copies_of_the_same_patient_and_split(source: Path, tmp_path: Path) -> None:
     picture(5).save(source / "g" / "2.png")
     write_table(source, [*ROWS, ("g/2.png", "g", "test", 5)])
-    kept = samples(make(source, tmp_path / "out"))
+    kept = samples(build_shards(source, tmp_path / "out"))
     assert {"g_1", "g_2"} <= set(kept) and set(kept).isdisjoint(DROPPED)
 
 
-def test_a_finished_shard_of_which_no_pictures_are_known_is_built_again(source: Path, tmp_path: Path) -> None:
+def test_finished_shard_whose_record_lacks_pictures_is_rebuilt(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(InputError):
-        make(source, out, duplicates="error")
+        build_shards(source, out, duplicates="error")
     for record in (out / "build").glob("t*-0*.json"):
         content = json.loads(record.read_text())
         del content["pictures"]
         record.write_text(json.dumps(content))
-    assert files(make(source, out)) == files(make(source, tmp_path / "whole"))
+    assert files(build_shards(source, out)) == files(build_shards(source, tmp_path / "whole"))
 
 
-def test_one_part_may_be_told_error_and_the_merge_drop(source: Path, tmp_path: Path) -> None:
+def test_merge_policy_overrides_the_policy_of_the_parts(source: Path, tmp_path: Path) -> None:
     for part in range(2):
-        make(source, tmp_path / "out", part=part, parts=2, duplicates="error")
+        build_shards(source, tmp_path / "out", part=part, parts=2, duplicates="error")
     with pytest.raises(InputError, match="3 pictures"):
         merge(tmp_path / "out", max_rejects=0.0)
     merge(tmp_path / "out", max_rejects=0.0, duplicates="drop")
-    assert files(tmp_path / "out") == files(make(source, tmp_path / "whole"))
+    assert files(tmp_path / "out") == files(build_shards(source, tmp_path / "whole"))
 
 
-def test_a_picture_is_the_same_whatever_its_file_is_called_and_holds_besides(tmp_path: Path) -> None:
-    """A PNG, the same with a comment, a DICOM, a lossless WebP, a JPEG and that JPEG's pixels as a PNG."""
+def test_equal_pixels_are_duplicates_in_any_format_and_with_any_metadata(tmp_path: Path) -> None:
+    """A PNG, the same with metadata, a TIFF and a DICOM; a JPEG, its pixels as a PNG, and its copy."""
     src = tmp_path / "src"
     src.mkdir()
     image = picture(1)
@@ -196,53 +196,55 @@ def test_a_picture_is_the_same_whatever_its_file_is_called_and_holds_besides(tmp
     (src / "g.jpg").write_bytes((src / "e.jpg").read_bytes())
     names = [path.name for path in sorted(src.iterdir())]
     (src / "t.csv").write_text("path,patient,split\n" + "".join(f"{name},{name},train\n" for name in names))
-    out = make(src, tmp_path / "out", size=72, duplicates="keep", max_rejects=1.0)
+    out = build_shards(src, tmp_path / "out", size=72, duplicates="keep", max_rejects=1.0)
     groups: dict[str, set[str]] = {}
     for row in csv.DictReader((out / DUPLICATES).open()):
         groups.setdefault(row["picture"], set()).add(row["path"])
     assert sorted(map(sorted, groups.values())) == [["a.png", "b.png", "c.tif", "d.dcm"], ["e.jpg", "f.png", "g.jpg"]]
 
 
-def test_no_ids_or_paths_where_a_build_hides_them(source: Path, tmp_path: Path) -> None:
-    out = make(source, tmp_path / "out", deidentify=tmp_path / "secret")
+def test_deidentified_duplicates_reveal_no_ids_or_paths(source: Path, tmp_path: Path) -> None:
+    out = build_shards(source, tmp_path / "out", deidentify=tmp_path / "secret")
     text = (out / DUPLICATES).read_text() + (out / "rejects.csv").read_text() + (out / "manifest.json").read_text()
     assert not any(path in text or path.replace("/", "_")[:-4] in text for path, *_ in ROWS)
     assert len(samples(out)) == 7
 
 
-def test_no_file_without_duplicates(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_build_without_duplicates_writes_no_list(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     with pytest.raises(InputError):
-        make(source, out, duplicates="error")
+        build_shards(source, out, duplicates="error")
     write_table(source, [ROWS[0], ROWS[2], ROWS[3], ROWS[10]])
-    made = make(source, tmp_path / "clean", duplicates="error")
-    assert not (made / DUPLICATES).exists() and read_manifest(made).duplicates == {}
+    clean = build_shards(source, tmp_path / "clean", duplicates="error")
+    assert not (clean / DUPLICATES).exists() and read_manifest(clean).duplicates == {}
     assert "picture" not in capsys.readouterr().out
-    make(source, made, duplicates="drop")  # a policy without effect makes no other shards
+    build_shards(source, clean, duplicates="drop")  # without duplicates, another policy is no other build
 
 
 @pytest.mark.parametrize("shard_size", [1, 4])
-def test_a_build_killed_while_copies_are_left_out_ends_as_one_never_killed(
+def test_build_killed_while_dropping_copies_resumes_to_equal_shards(
     source: Path, tmp_path: Path, shard_size: int
 ) -> None:
-    whole = make(source, tmp_path / "whole", shard_size=shard_size)
+    whole = build_shards(source, tmp_path / "whole", shard_size=shard_size)
     for moment in (2, 3, 5):
         out = tmp_path / f"killed-{moment}"
         for part in range(2):
-            make(source, out, shard_size=shard_size, part=part, parts=2)
+            build_shards(source, out, shard_size=shard_size, part=part, parts=2)
         code = f"""
 import os, pathlib, shard.duplicates as duplicates
 count = [0]
-def dying(place, name):
-    real = getattr(place, name)
+def kill_in(owner, name):
+    real = getattr(owner, name)
     def call(*arguments, **named):
         count[0] += 1
         if count[0] == {moment}:
             os.kill(os.getpid(), 9)
         return real(*arguments, **named)
-    setattr(place, name, call)
-dying(duplicates, "write_bytes"); dying(duplicates, "atomic_write"); dying(duplicates, "sha256_of")
-dying(pathlib.Path, "unlink")
+    setattr(owner, name, call)
+kill_in(duplicates, "write_bytes"); kill_in(duplicates, "atomic_write"); kill_in(duplicates, "sha256_of")
+kill_in(pathlib.Path, "unlink")
 from shard.merge import merge
 merge(pathlib.Path({str(out)!r}), max_rejects=0.0)
 """
@@ -252,7 +254,7 @@ merge(pathlib.Path({str(out)!r}), max_rejects=0.0)
         assert files(out) == files(whole)
 
 
-def test_a_hundred_thousand_pictures_are_compared_in_seconds(tmp_path: Path) -> None:
+def test_comparing_100_000_pictures_takes_seconds(tmp_path: Path) -> None:
     from shard.duplicates import Picture, resolve_duplicates
     from shard.manifest import Shard
     from shard.record import ShardRecord
@@ -268,7 +270,7 @@ def test_a_hundred_thousand_pictures_are_compared_in_seconds(tmp_path: Path) -> 
     assert rejects == [] and summary.pictures == 0 and time.perf_counter() - begun < 30
 
 
-def test_jpegs_kept_as_they_are_are_compared_by_their_pixels(tmp_path: Path) -> None:
+def test_jpegs_that_are_not_encoded_again_are_compared_by_pixels(tmp_path: Path) -> None:
     src = tmp_path / "src"
     src.mkdir()
     buffer = io.BytesIO()
@@ -278,4 +280,4 @@ def test_jpegs_kept_as_they_are_are_compared_by_their_pixels(tmp_path: Path) -> 
     (src / "b.jpg").write_bytes(content[:2] + b"\xff\xfe\x00\x07hello" + content[2:])  # a comment
     (src / "t.csv").write_text("path,patient,split\na.jpg,a,train\nb.jpg,b,test\n")
     with pytest.raises(InputError, match="not one of 2 rows gave a training image"):
-        make(src, tmp_path / "out", size=96, max_rejects=1.0)
+        build_shards(src, tmp_path / "out", size=96, max_rejects=1.0)

@@ -1,4 +1,4 @@
-"""Images fetched by number are those written; a tar that goes, shrinks or rots is an error that says which and why."""
+"""Fetcher returns images as written; a missing, truncated or corrupt tar raises an error that names it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import shard.fetch
@@ -19,80 +20,82 @@ from tests.conftest import Shards
 
 
 @pytest.fixture
-def copied(shards: Shards, tmp_path: Path) -> Shards:
+def shards_copy(shards: Shards, tmp_path: Path) -> Shards:
     folder = tmp_path / "shards"
     shutil.copytree(shards.folder, folder)
     return Shards(folder, read_manifest(folder))
 
 
-def written(made: Shards, split: str) -> list[tuple[str, bytes]]:
-    extension = made.manifest.settings["encoding"].replace("jpeg", "jpg")
+def written(built: Shards, split: str) -> list[tuple[str, bytes]]:
+    """Read all (key, image) of a split through the indexes."""
+    extension = built.manifest.settings["encoding"].replace("jpeg", "jpg")
     pairs = []
-    for part in made.manifest.of_split(split):
-        samples = read_index(made.folder / part.index)
+    for part in built.manifest.of_split(split):
+        samples = read_index(built.folder / part.index)
         keys = (sample.key for sample in samples)
-        pairs += list(zip(keys, read_members(made.folder / part.tar, samples, extension), strict=True))
+        pairs += list(zip(keys, read_members(built.folder / part.tar, samples, extension), strict=True))
     return pairs
 
 
-def test_images_come_as_written_in_any_order_and_from_many_threads(
+def test_threads_read_images_as_written_in_any_order(
     shards: Shards, raw_shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard.fetch, "OPEN_TARS", 1)  # files are closed and opened all the time
-    for made in (shards, raw_shards):
-        fetcher, wanted = Fetcher(made.folder, made.manifest, "train"), written(made, "train")
-        assert len(fetcher) == len(wanted) == made.manifest.images("train") > 40  # in two tars at least
-        order = np.random.default_rng(0).permutation(np.tile(np.arange(len(wanted)), 5)).tolist()
+    monkeypatch.setattr(shard.fetch, "OPEN_TARS", 1)  # so that tars are closed and opened all the time
+    for built in (shards, raw_shards):
+        fetcher, expected = Fetcher(built.folder, built.manifest, "train"), written(built, "train")
+        assert len(fetcher) == len(expected) == built.manifest.images("train") > 40  # in two tars at least
+        order = np.random.default_rng(0).permutation(np.tile(np.arange(len(expected)), 5)).tolist()
         with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(fetcher.read, order)) == [wanted[number][1] for number in order]
-        assert [fetcher.key(number) for number in range(0, len(wanted), 7)] == [key for key, _ in wanted[::7]]
-        assert len(fetcher._files) == 1
+            assert list(pool.map(fetcher.read, order)) == [expected[number][1] for number in order]
+        assert [fetcher.key(number) for number in range(0, len(expected), 7)] == [key for key, _ in expected[::7]]
+        assert len([file for file in psutil.Process().open_files() if file.path.startswith(f"{built.folder}/")]) == 1
 
 
-def test_it_goes_to_other_processes(shards: Shards) -> None:
+def test_fetcher_can_be_pickled(shards: Shards) -> None:
     fetcher = Fetcher(shards.folder, shards.manifest, "train")
     content = fetcher.read(3)
     assert pickle.loads(pickle.dumps(fetcher)).read(3) == content
 
 
-def first_tar(made: Shards) -> Path:
-    return made.folder / made.manifest.of_split("train")[0].tar
+def first_tar(built: Shards) -> Path:
+    return built.folder / built.manifest.of_split("train")[0].tar
 
 
-def middle_of(made: Shards, number: int) -> int:
-    sample = read_index(first_tar(made).with_suffix(".idx"))[number]
+def middle_of(built: Shards, number: int) -> int:
+    """Return the offset of the middle byte of an image in the first tar."""
+    sample = read_index(first_tar(built).with_suffix(".idx"))[number]
     offset, size = sample.members["jpg"]
     return offset + size // 2
 
 
-def flip_byte(path: Path, place: int) -> None:
-    """In place, as a disk would: the same file, size and inode."""
+def flip_bit(path: Path, offset: int) -> None:
+    """Flip a bit in place, as a faulty disk would: size and inode stay."""
     with path.open("r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         (byte,) = file.read(1)
-        file.seek(place)
+        file.seek(offset)
         file.write(bytes([byte ^ 0x10]))
 
 
 @pytest.mark.parametrize("reopened", [False, True])
-def test_what_rots_or_shrinks_after_it_was_read_is_named_with_tar_and_key(copied: Shards, reopened: bool) -> None:
-    fetcher, tar = Fetcher(copied.folder, copied.manifest, "train"), first_tar(copied)
+def test_corruption_after_the_first_read_is_named_by_tar_and_key(shards_copy: Shards, reopened: bool) -> None:
+    fetcher, tar = Fetcher(shards_copy.folder, shards_copy.manifest, "train"), first_tar(shards_copy)
     before = fetcher.read(5)
-    flip_byte(tar, middle_of(copied, 4))
+    flip_bit(tar, middle_of(shards_copy, 4))
     if reopened:
         fetcher.reopen()
-    assert fetcher.read(5) == before  # its neighbour is as good as before
+    assert fetcher.read(5) == before  # the image next to it is intact
     with pytest.raises(InputError, match=rf"{tar}, image {fetcher.key(4)}: its bytes have changed.*verify.*run"):
         fetcher.read(4)
     with tar.open("r+b") as file:
-        file.truncate(middle_of(copied, 6))
+        file.truncate(middle_of(shards_copy, 6))
     assert fetcher.read(5) == before
     with pytest.raises(InputError, match=rf"{tar}, image {fetcher.key(6)}: ends at \d+ bytes, the manifest says \d+"):
         fetcher.read(6)
 
 
-def test_what_goes_is_missed_when_it_is_looked_for_anew(copied: Shards) -> None:
-    fetcher, tar = Fetcher(copied.folder, copied.manifest, "train"), first_tar(copied)
+def test_missing_tar_is_noticed_when_it_is_reopened(shards_copy: Shards) -> None:
+    fetcher, tar = Fetcher(shards_copy.folder, shards_copy.manifest, "train"), first_tar(shards_copy)
     before = fetcher.read(5)
     tar.rename(tar.with_suffix(".gone"))
     assert fetcher.read(5) == before  # still open
@@ -103,23 +106,24 @@ def test_what_goes_is_missed_when_it_is_looked_for_anew(copied: Shards) -> None:
     assert fetcher.read(5) == before
 
 
-@pytest.mark.parametrize("harm", ["rot", "rot beside the images", "shrink", "grow", "gone", "stale index"])
-def test_what_was_harmed_before_its_first_reading(copied: Shards, harm: str) -> None:
-    fetcher, tar = Fetcher(copied.folder, copied.manifest, "train"), first_tar(copied)
-    if harm == "rot":
-        flip_byte(tar, middle_of(copied, 20))
-    elif harm == "rot beside the images":
-        flip_byte(tar, 3)
-    elif harm == "shrink":
+@pytest.mark.parametrize("damage", ["corrupt image", "corrupt header", "truncated", "longer", "missing", "index"])
+def test_damage_before_the_first_read_is_named(shards_copy: Shards, damage: str) -> None:
+    fetcher, tar = Fetcher(shards_copy.folder, shards_copy.manifest, "train"), first_tar(shards_copy)
+    if damage == "corrupt image":
+        flip_bit(tar, middle_of(shards_copy, 20))
+    elif damage == "corrupt header":
+        flip_bit(tar, 3)
+    elif damage == "truncated":
         with tar.open("r+b") as file:
             file.truncate(tar.stat().st_size - 512)
-    elif harm == "grow":
+    elif damage == "longer":
         with tar.open("ab") as file:
             file.write(b"\0")
-    elif harm == "gone":
+    elif damage == "missing":
         tar.unlink()
     else:
-        flip_byte(tar.with_suffix(".idx"), 40)
-    told = {"gone": "No such file", "shrink": "bytes, the manifest says", "grow": "bytes, the manifest says"}
-    with pytest.raises(InputError, match=f"{told.get(harm, 'sha256 .*the manifest says')}.*put back the shards"):
+        flip_bit(tar.with_suffix(".idx"), 40)
+    size_fault = "bytes, the manifest says"
+    messages = {"missing": "No such file", "truncated": size_fault, "longer": size_fault}
+    with pytest.raises(InputError, match=f"{messages.get(damage, 'sha256 .*the manifest says')}.*put back the shards"):
         fetcher.read(0)

@@ -1,4 +1,4 @@
-"""The house keeps its order: who may import whom, and what importing may do."""
+"""Rules for the code base: which package may import which, private names, side effects of imports, and JSON."""
 
 import ast
 import re
@@ -20,6 +20,7 @@ MAY_IMPORT = {
 
 
 def imports_of(file: Path) -> set[str]:
+    """List the modules that a file imports."""
     modules = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -29,40 +30,66 @@ def imports_of(file: Path) -> set[str]:
     return modules
 
 
-def test_imports_run_one_way() -> None:
+def test_packages_import_lower_packages_only() -> None:
     files = {package: sorted((ROOT / package).glob("**/*.py")) for package in MAY_IMPORT}
     assert all(files.values())
-    wrong = [
+    violations = [
         f"{file.relative_to(ROOT)} imports {module}"
         for package, allowed in MAY_IMPORT.items()
         for file in files[package]
         for module in imports_of(file)
         if module.split(".")[0] in set(MAY_IMPORT) - allowed
     ]
-    assert not wrong
+    assert not violations
 
 
-def test_only_pipeline_dali_and_the_benchs_rival_import_dali() -> None:
-    users = [file.relative_to(ROOT).as_posix() for package in MAY_IMPORT for file in (ROOT / package).glob("**/*.py")
+def test_only_two_files_import_dali() -> None:
+    files = [file.relative_to(ROOT).as_posix() for package in MAY_IMPORT for file in (ROOT / package).glob("**/*.py")
              if any(module.startswith("nvidia") for module in imports_of(file))]  # fmt: skip
-    assert users == ["pipeline/dali.py", "bench/rivals.py"]
+    assert files == ["pipeline/dali.py", "bench/rivals.py"]
+
+
+def private_uses(file: Path) -> list[str]:
+    """List the private names of other files of ours that a file imports, or accesses on a name that it imported."""
+    tree = ast.parse(file.read_text())
+    imported, uses = set[str](), list[tuple[int, str]]()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            for name in node.names:
+                if f"{module}.{name.name}".lstrip(".").split(".")[0] in {*MAY_IMPORT, "tests"}:
+                    imported.add(name.asname or name.name)
+                    uses += [(node.lineno, f"{module}.{name.name}")] * is_private(name.name)
+    uses += [(node.lineno, ast.unparse(node)) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+             and is_private(node.attr) and ast.unparse(node.value) in imported]  # fmt: skip
+    return [f"{file.relative_to(ROOT)}:{line}: {name}" for line, name in uses]
+
+
+def is_private(name: str) -> bool:
+    """Return whether a name is private. The underscore methods of named tuples are public."""
+    return bool(re.match("_[^_]", name)) and name not in ("_replace", "_asdict", "_make", "_fields")
+
+
+def test_no_file_uses_private_names_of_another_file() -> None:
+    files = [file for package in MAY_IMPORT for file in (ROOT / package).glob("**/*.py")]
+    assert [use for file in files for use in private_uses(file)] == []
 
 
 @pytest.mark.parametrize("module", ["shard", "pipeline", "train", "probe", "bench.io"])
-def test_a_python_without_our_libraries_is_told_of_its_environment(module: str) -> None:
+def test_python_without_the_libraries_gets_a_one_line_error(module: str) -> None:
     done = subprocess.run([sys.executable, "-S", "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1 and "source .venv/bin/activate" in done.stderr
 
 
-def test_importing_everything_prints_nothing_and_loads_no_dali() -> None:
+def test_imports_print_nothing_and_do_not_load_dali() -> None:
     modules = "shard.write, shard.verify, pipeline.loader, train.loop, probe.report, bench.io"
     code = f"import sys, {modules}; print('nvidia.dali' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
-def test_all_json_that_is_written_is_json_to_every_reader() -> None:
+def test_all_json_is_written_without_nan() -> None:
     files = [file for package in MAY_IMPORT for file in (ROOT / package).glob("**/*.py")]
     calls = [(file.name, node) for file in files for node in ast.walk(ast.parse(file.read_text()))
              if isinstance(node, ast.Call) and re.fullmatch(r"(json\.)?dumps?", ast.unparse(node.func))]  # fmt: skip

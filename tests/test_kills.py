@@ -1,4 +1,4 @@
-"""Killed with -9 at random moments and started again, a run ends as if nothing had been. KILLS=20: make kills."""
+"""A run that is killed with SIGKILL at random moments and resumed ends like one that was not. make kills: KILLS=20."""
 
 from __future__ import annotations
 
@@ -16,41 +16,45 @@ WANTED = KILLS or 2
 SEED = 0
 
 
-def _live(process: subprocess.Popen[str], run: Path, chance: random.Random, starting: float, lasted: float) -> None:
-    """Return at the moment to kill: three times in ten while it starts, else some time after a step of its own."""
-    if chance.random() < 0.3:
-        time.sleep(chance.uniform(0, starting))
+def wait_to_kill(process: subprocess.Popen[str], run: Path, rng: random.Random, startup: float, steps_s: float) -> None:
+    """Wait for a random moment: with a probability of 0.3 during the start, else after a new step in the journal.
+
+    startup: seconds that a run takes to its first step. steps_s: seconds of all steps.
+    """
+    if rng.random() < 0.3:
+        time.sleep(rng.uniform(0, startup))
         return
     lines = len(read_journal(run, SPEED))
     while process.poll() is None and len(read_journal(run, SPEED)) < lines + 2:
         time.sleep(0.02)
-    time.sleep(chance.uniform(0, 2 * lasted / WANTED))
+    time.sleep(rng.uniform(0, 2 * steps_s / WANTED))
 
 
-def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(shards: Shards, tmp_path: Path) -> None:
+def test_run_killed_at_random_moments_ends_like_an_uninterrupted_one(shards: Shards, tmp_path: Path) -> None:
     epochs = max(2, WANTED // 2)
     flags = [f"--shards={shards.folder}", DALI, f"--epochs={epochs}", "--checkpoint-minutes=0.005", "--online-every=1",
              *SMALL]  # fmt: skip
-    whole = tmp_path / "whole"
-    begun = time.time()
-    subprocess.run([sys.executable, "-m", "train", *flags, f"--out={whole}"], cwd=ROOT, check=True, capture_output=True)
-    speed = read_journal(whole, SPEED)
-    starting, lasted = speed[0]["time"] - begun, speed[-1]["time"] - speed[0]["time"]
-    chance, stood, folder = random.Random(SEED), list[int](), 0
-    while folder == 0 or len(stood) < WANTED or (tmp_path / str(folder)).exists():
-        parts, still = tmp_path / str(folder), len(stood) < WANTED
-        process = subprocess.Popen([sys.executable, "-m", "train", *flags, f"--out={parts}"], cwd=ROOT,
+    uninterrupted = tmp_path / "uninterrupted"
+    start = time.time()
+    subprocess.run([sys.executable, "-m", "train", *flags, f"--out={uninterrupted}"], cwd=ROOT, check=True,
+                   capture_output=True)  # fmt: skip
+    speed = read_journal(uninterrupted, SPEED)
+    startup, steps_s = speed[0]["time"] - start, speed[-1]["time"] - speed[0]["time"]
+    rng, killed_at, number = random.Random(SEED), list[int](), 0
+    while number == 0 or len(killed_at) < WANTED or (tmp_path / str(number)).exists():
+        run, kill = tmp_path / str(number), len(killed_at) < WANTED
+        process = subprocess.Popen([sys.executable, "-m", "train", *flags, f"--out={run}"], cwd=ROOT,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-        if still:
-            _live(process, parts, chance, starting, lasted)
+        if kill:
+            wait_to_kill(process, run, rng, startup, steps_s)
             process.kill()
-        _, complaint = process.communicate()
+        _, error = process.communicate()
         if process.returncode == -signal.SIGKILL:
-            stood.append(max([line["step"] for line in read_journal(parts)], default=0))
+            killed_at.append(max([line["step"] for line in read_journal(run)], default=0))
             continue
-        assert process.returncode == 0, complaint
-        assert same_run(whole, parts)
-        folder += 1  # it came to its end before it had been killed often enough: another, killed at other moments
-    steps = newest(whole)["step"]
-    print(f"killed {len(stood)} times, at steps {stood} of {steps}; the whole took {starting:.1f} + {lasted:.1f} s")
-    assert max(stood) > 0
+        assert process.returncode == 0, error
+        assert same_run(uninterrupted, run)
+        number += 1  # if it ended before enough kills, another run is killed at other moments
+    steps = newest(uninterrupted)["step"]
+    print(f"killed {len(killed_at)} times, at steps {killed_at} of {steps}; a run took {startup:.1f} + {steps_s:.1f} s")
+    assert max(killed_at) > 0

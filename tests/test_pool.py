@@ -1,4 +1,4 @@
-"""Work on all cores ends when a worker is killed, whatever that worker was about."""
+"""parallel_map ends even if an idle worker is killed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 
 def job(number: int) -> int:
-    """The second one kills the worker that did the first, and now waits for more under the lock of the queue."""
+    """Let the second job kill the idle worker of the first, which holds the lock of the queue."""
     tick()
     if number == 1:
         time.sleep(1)
@@ -33,12 +33,12 @@ def job(number: int) -> int:
 def run() -> None:
     try:
         assert list(parallel_map(range(2), 2, job, images=2, label="working", workers=2)) == [0, 1]
-    except InputError as error:  # where the pool noticed before the last job was done
+    except InputError as error:  # the pool noticed before the last job was done
         assert "--workers=2: a worker was killed" in str(error)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a fork server's children are found by psutil on Linux")
-def test_the_work_ends_though_an_idle_worker_was_killed() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="psutil finds the fork server's children only on Linux")
+def test_parallel_map_ends_after_an_idle_worker_is_killed() -> None:
     code = "from tests.test_pool import run; run()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

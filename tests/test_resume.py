@@ -22,7 +22,7 @@ from shard.files import locked
 from shard.machine import array_task
 from shard.manifest import read_manifest
 from shard.merge import merge
-from shard.record import begin
+from shard.record import begin_build
 from shard.verify import verify
 from shard.write import build
 from tests.conftest import KILLS, ROOT
@@ -242,7 +242,7 @@ def test_a_finished_shard_that_was_lost_is_written_again(
     (tmp_path / "train-000003.tar").unlink()
     (tmp_path / "train-000004.idx").write_bytes(b"short")
     (tmp_path / "build" / "train-000006.json").write_text('{"half": ')
-    with pytest.raises(InputError, match=r"train-000003\.tar: missing; run the part that made it again"):
+    with pytest.raises(InputError, match=r"train-000003\.tar: missing; run the part that wrote it again"):
         merge(tmp_path, max_rejects=0.1)
     for part in (0, 1):
         build(radiographs, tmp_path, table=archive, size=96, shard_size=30, workers=1, part=part, parts=2)
@@ -303,7 +303,7 @@ def test_a_slurm_array_says_which_part_this_is(
 
 @pytest.mark.parametrize(
     ("task", "low", "high", "count", "wanted"),
-    [(3, 3, 3, 1, "the only task of its array, of how many parts"), (1, 1, 1, 1, "the only task"),
+    [(3, 3, 3, 1, "the only task of its array, so the number of parts is unknown"), (1, 1, 1, 1, "the only task"),
      (3, 1, 7, 3, "3 tasks from 1 to 7"),
      (3, 1, 8, 3, "not evenly spaced"), (4, 0, 4, 3, None), (3, "", "", "", "can't be read")],
 )  # fmt: skip
@@ -351,7 +351,7 @@ def test_a_log_gets_a_line_now_and_then(
 
 
 def _begin(place: str) -> None:
-    begin(Path(place), {"size": 96}, {"pillow": "1"})
+    begin_build(Path(place), {"size": 96}, {"pillow": "1"})
 
 
 def test_the_tasks_of_an_array_may_begin_at_the_same_moment(tmp_path: Path) -> None:

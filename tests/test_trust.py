@@ -1,4 +1,4 @@
-"""Shards, tables and pages of others can do no harm here, and ours say nothing of patients where they are not to."""
+"""Untrusted shards and tables do no harm, and de-identified shards reveal nothing about patients."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SURNAME = "Przybylski"
 
 @pytest.fixture
 def archive(radiographs: Path, tmp_path: Path) -> Path:
-    """24 images whose names, paths and patients hold a surname; one is broken, one is missing, one row is repeated."""
+    """24 images with a surname in names, paths and patients; one is broken, one is missing, one row is repeated."""
     source, rows = tmp_path / f"of {SURNAME}", []
     source.mkdir()
     for number, image in enumerate(sorted(radiographs.rglob("*.jpg"))[:24]):
@@ -59,17 +59,17 @@ def archive(radiographs: Path, tmp_path: Path) -> Path:
     return source
 
 
-def build_hidden(archive: Path, out: Path, secret: Path, *flags: str) -> tuple[int, str]:
-    """Build as a user does; the status and all that was printed."""
+def build_deidentified(archive: Path, out: Path, secret: Path, *flags: str) -> tuple[int, str]:
+    """Run the build command; return its exit status and its output."""
     done = run_module("shard", "build", str(archive), str(out), f"--table={archive / 'table.csv'}", "--size=64",
                       f"--deidentify={secret}", "--max-rejects=0.5", "--shard-size=10", *flags)  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
 
-def test_nothing_that_is_written_says_whose_image_it_is(archive: Path, tmp_path: Path) -> None:
+def test_deidentified_shards_contain_no_names_or_secret(archive: Path, tmp_path: Path) -> None:
     secret, out = tmp_path / "secret", tmp_path / "shards"
-    status, said = build_hidden(archive, out, secret)
-    assert status == 0 and SURNAME not in said, said
+    status, output = build_deidentified(archive, out, secret)
+    assert status == 0 and SURNAME not in output, output
     assert secret.stat().st_mode & 0o777 == 0o600 and len(secret.read_text().strip()) == 64
     verify(out)
     run_module("shard", "info", str(out), f"--html={out / 'info.html'}", f"--png={out / 'info.png'}")
@@ -83,62 +83,63 @@ def test_nothing_that_is_written_says_whose_image_it_is(archive: Path, tmp_path:
     assert labels["key"].str.fullmatch("[0-9a-f]{20}").all() and labels["patient"].str.fullmatch("[0-9a-f]{20}").all()
     assert labels["age"].max() == 90 and labels["age"].min() == 80
     groups = labels.groupby("patient")["age"].agg(list)
-    assert len(groups) == 8 and sorted(groups.map(len)) == [2, 2, *[3] * 6]  # still three images a patient
+    assert len(groups) == 8 and sorted(groups.map(len)) == [2, 2, *[3] * 6]  # three images a patient, as in the source
     rejects = pd.read_csv(out / "rejects.csv", keep_default_na=False)
     assert sorted(rejects["reason"]) == ["no such file", "not an image in a known format", "repeats an earlier row"]
     assert (rejects["path"] == "").all()
 
 
-def test_who_has_the_secret_can_tell_and_the_same_secret_gives_the_same_shards(archive: Path, tmp_path: Path) -> None:
+def test_same_secret_gives_equal_shards_and_resolves_names(archive: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
-    assert build_hidden(archive, tmp_path / "one", secret)[0] == 0
+    assert build_deidentified(archive, tmp_path / "one", secret)[0] == 0
     for part in range(2):
-        assert build_hidden(archive, tmp_path / "parts", secret, f"--part={part}", "--parts=2")[0] == 0
+        assert build_deidentified(archive, tmp_path / "parts", secret, f"--part={part}", "--parts=2")[0] == 0
         left = b"".join(file.read_bytes() for file in (tmp_path / "parts").rglob("*") if file.is_file())
-        assert SURNAME.encode() not in left  # nor does a half-done build
+        assert SURNAME.encode() not in left  # nor does an unfinished build
     assert run_module("shard", "merge", str(tmp_path / "parts"), "--max-rejects=0.5").returncode == 0
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "parts" / file.name).read_bytes(), file
     names(archive, tmp_path / "names.csv", deidentify=secret, table=archive / "table.csv")
     assert stat.S_IMODE((tmp_path / "names.csv").stat().st_mode) == 0o600
-    told = pd.read_csv(tmp_path / "names.csv", keep_default_na=False)
+    resolved = pd.read_csv(tmp_path / "names.csv", keep_default_na=False)
     labels = read_labels(tmp_path / "one", read_manifest(tmp_path / "one"), ("train", "test")).set_index("key")
     rejects = pd.read_csv(tmp_path / "one" / "rejects.csv")
-    assert set(told["key_in_shards"]) == {*labels.index, *rejects["key"]} and len(told) == 25
-    for row in told[told["key_in_shards"].isin(labels.index) & (told["patient"] != "")].to_dict("records"):
+    assert set(resolved["key_in_shards"]) == {*labels.index, *rejects["key"]} and len(resolved) == 25
+    for row in resolved[resolved["key_in_shards"].isin(labels.index) & (resolved["patient"] != "")].to_dict("records"):
         number = int(Path(row["path"]).stem)
         assert labels.loc[row["key_in_shards"], "Mass"] == number % 2
         assert row["patient"] == f"{SURNAME}-{number // 3}"
         assert labels.loc[row["key_in_shards"], "patient"] == row["patient_in_shards"]
 
 
-def test_a_secret_that_is_none_or_another_is_refused(archive: Path, tmp_path: Path) -> None:
+def test_build_refuses_an_unsuitable_or_different_secret(archive: Path, tmp_path: Path) -> None:
     out, secret = tmp_path / "shards", tmp_path / "secret"
     (tmp_path / "short").write_text("swordfish\n")
-    status, said = build_hidden(archive, out, tmp_path / "short")
-    assert status == 1 and "holds 9 bytes, a secret wants 16 or more" in said and not out.exists()
-    status, said = build_hidden(archive, out, out / "secret")
-    assert status == 1 and "would be handed on with it; keep it elsewhere" in said and not out.exists()
-    assert build_hidden(archive, out, secret)[0] == 0
-    status, said = build_hidden(archive, out, tmp_path / "lost")
-    assert status == 1 and "no such file, and" in said and not (tmp_path / "lost").exists()
+    status, output = build_deidentified(archive, out, tmp_path / "short")
+    assert status == 1 and "has 9 bytes, a secret needs 16 or more" in output and not out.exists()
+    status, output = build_deidentified(archive, out, out / "secret")
+    assert status == 1 and "would be shared with the shards; keep it elsewhere" in output and not out.exists()
+    assert build_deidentified(archive, out, secret)[0] == 0
+    status, output = build_deidentified(archive, out, tmp_path / "lost")
+    assert status == 1 and "no such file, and" in output and not (tmp_path / "lost").exists()
     (tmp_path / "other").write_text("a" * 32)
-    status, said = build_hidden(archive, out, tmp_path / "other")
-    assert status == 1 and "contains shards of another build (deidentified" in said
+    status, output = build_deidentified(archive, out, tmp_path / "other")
+    assert status == 1 and "contains shards of another build (deidentified" in output
     with pytest.raises(InputError, match="lost: no such file; give the one"):
         names(archive, tmp_path / "names.csv", deidentify=tmp_path / "lost", table=archive / "table.csv")
 
 
-def test_pseudonyms_are_hmacs() -> None:
+def test_pseudonyms_are_truncated_hmacs() -> None:
     one, other = Pseudonyms(b"0" * 32), Pseudonyms(b"1" * 32)
     # printf 'patient a' | openssl dgst -sha256 -hmac 00000000000000000000000000000000
-    assert one.of("patient", "a") == "7434f2f3ecf098e706d0"
-    assert len({one.of("patient", "a"), one.of("key", "a"), other.of("patient", "a"), one.fingerprint()}) == 4
+    assert one.pseudonym("patient", "a") == "7434f2f3ecf098e706d0"
+    assert len({one.pseudonym("patient", "a"), one.pseudonym("key", "a"), other.pseudonym("patient", "a"),
+                one.fingerprint()}) == 4  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", "../secret.jpg", "a/../../secret.jpg", "..", r"..\secret.jpg",
                                   r"C:\secret.jpg", r"\\host\secret.jpg"])  # fmt: skip
-def test_paths_that_leave_the_source_are_refused_unless_asked_for(radiographs: Path, tmp_path: Path, path: str) -> None:
+def test_paths_outside_the_source_need_allow_outside(radiographs: Path, tmp_path: Path, path: str) -> None:
     image = next(radiographs.rglob("*.jpg"))
     source = tmp_path / "source"
     source.mkdir()
@@ -155,7 +156,7 @@ def test_paths_that_leave_the_source_are_refused_unless_asked_for(radiographs: P
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "\n=1", "'=1", "''", "-", "plain", "",
                                   "'a"])  # fmt: skip
-def test_a_table_holds_no_formula_and_reads_back(tmp_path: Path, text: str) -> None:
+def test_csv_cells_contain_no_formulas_and_read_back(tmp_path: Path, text: str) -> None:
     frame = pd.DataFrame({f"{text}x": [text, "b\r=1"], "number": [-1.5, 2]}).astype({f"{text}x": "category"})
     (tmp_path / "table.csv").write_bytes(to_csv(frame))
     read = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
@@ -166,13 +167,13 @@ def test_a_table_holds_no_formula_and_reads_back(tmp_path: Path, text: str) -> N
 
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil", ".", "..", "-rf", "$(evil)", "évil\n"])
-def test_a_key_names_a_member_of_a_tar_and_nothing_else(name: str) -> None:
+def test_key_is_a_safe_file_name(name: str) -> None:
     key = make_key(name)
     assert key and "/" not in key and "." not in key and key.isascii() and not set(key) & set("$()\n ")
 
 
 @pytest.mark.parametrize("kind", ["outside", "absolute", "link", "device"])
-def test_a_tar_with_members_that_are_no_samples_is_refused(radiographs: Path, tmp_path: Path, kind: str) -> None:
+def test_verify_refuses_a_tar_with_unsafe_members(radiographs: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "shards"
     build(radiographs, out, size=64, workers=1)
     path = out / "manifest.json"
@@ -192,7 +193,7 @@ def test_a_tar_with_members_that_are_no_samples_is_refused(radiographs: Path, tm
 
 @pytest.mark.parametrize("field", ["tar", "index"])
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/b.tar", "", "."])
-def test_a_manifest_names_files_of_its_own_folder_alone(
+def test_manifest_with_file_names_outside_its_folder_is_refused(
     radiographs: Path, tmp_path: Path, field: str, name: str
 ) -> None:
     out = tmp_path / "shards"
@@ -206,13 +207,13 @@ def test_a_manifest_names_files_of_its_own_folder_alone(
         read_manifest(out)
 
 
-def test_pages_and_tables_hold_what_a_table_names_as_text(radiographs: Path, tmp_path: Path) -> None:
-    """Findings, keys and encoders that would be markup, a formula for TeX, a heading or a cell of its own."""
-    told = read_table(radiographs).rows
+def test_pages_and_tables_escape_names_from_the_source_table(radiographs: Path, tmp_path: Path) -> None:
+    """Findings, keys and encoders with HTML markup, TeX, Markdown and spreadsheet formulas."""
+    source = read_table(radiographs).rows
     hostile = ["<script>alert(1)</script>", "$x_{$ & \\input{/etc/passwd}", "=HYPERLINK(1)|# b"]
     table = pd.DataFrame({
-        "path": told["path"], "patient": "<b>" + told["patient"], "split": told["split"], "sex": told["sex"],
-        **{name: told[task].to_numpy() for name, task in zip(hostile, TASKS, strict=False)},
+        "path": source["path"], "patient": "<b>" + source["patient"], "split": source["split"], "sex": source["sex"],
+        **{name: source[task].to_numpy() for name, task in zip(hostile, TASKS, strict=False)},
     })  # fmt: skip
     table.to_csv(tmp_path / "table.csv", index=False)
     shards, out = tmp_path / "shards", tmp_path / "out"
@@ -239,10 +240,10 @@ def test_pages_and_tables_hold_what_a_table_names_as_text(radiographs: Path, tmp
 
 
 @pytest.mark.parametrize(("offset", "size"), [(-512, 100), (512, -1), (512, 2**60), (10**9, 100), (2**70, 1)])
-def test_an_index_that_points_out_of_its_tar_reads_nothing(
+def test_index_that_points_outside_its_tar_is_refused(
     shards: Shards, tmp_path: Path, offset: int, size: int
 ) -> None:
-    """Its hash is right: whoever wrote it meant it so."""
+    """The hash of the index matches the manifest, as if a malicious author wrote both."""
     shutil.copytree(shards.folder, tmp_path / "shards")
     shard = shards.manifest.shards[0]
     index = tmp_path / "shards" / shard.index
@@ -258,22 +259,22 @@ def test_an_index_that_points_out_of_its_tar_reads_nothing(
             read_labels(tmp_path / "shards", manifest, (shard.split,))
 
 
-@pytest.mark.parametrize("harm", ["shape", "no tensor", "step", "settings"])
-def test_a_run_goes_on_from_no_optimiser_of_other_weights(
-    shards: Shards, trained: Path, tmp_path: Path, harm: str
+@pytest.mark.parametrize("damage", ["shape", "no tensor", "step", "settings"])
+def test_resume_refuses_an_invalid_optimizer_state(
+    shards: Shards, trained: Path, tmp_path: Path, damage: str
 ) -> None:
     state = newest(trained)
     first = state["optimizer"]["state"][0]
-    if harm == "shape":
+    if damage == "shape":
         first["exp_avg"] = torch.zeros(3, 3)
-    elif harm == "no tensor":
+    elif damage == "no tensor":
         first["exp_avg_sq"] = "x"
-    elif harm == "step":
+    elif damage == "step":
         state["step"] = -4
-    else:  # those stay our own, whatever is in the file
+    else:  # the run ignores these and uses its own settings
         state["optimizer"]["param_groups"][0] |= {"betas": "x", "eps": None, "weight_decay": 7.0}
     save_checkpoint(tmp_path, 12, state)
-    if harm == "settings":
+    if damage == "settings":
         train_here(shards, tmp_path, epochs=3, limit_steps=13, accept=("epochs",))
         assert newest(tmp_path)["optimizer"]["param_groups"][0]["weight_decay"] == 0
         return

@@ -1,4 +1,4 @@
-"""verify names what is damaged; info shows what is there."""
+"""verify names damaged shards; info describes them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.conftest import Shards
 Samples = dict[str, dict[str, bytes]]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "index", "gone", "stale"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "index", "missing", "stale"])
 def test_verify_names_the_damaged_file(shards: Shards, tmp_path: Path, damage: str) -> None:
     verify(shards.folder, workers=1)
     copy = tmp_path / "copy"
@@ -36,7 +36,7 @@ def test_verify_names_the_damaged_file(shards: Shards, tmp_path: Path, damage: s
     shard, other = shards.manifest.shards[:2]
     victim = copy / (shard.index if damage in ("index", "stale") else shard.tar)
     content = bytearray(victim.read_bytes())
-    if damage == "cut":
+    if damage == "truncate":
         del content[-512:]
     elif damage == "stale":
         content = bytearray((copy / other.index).read_bytes()[: len(content)])
@@ -44,20 +44,20 @@ def test_verify_names_the_damaged_file(shards: Shards, tmp_path: Path, damage: s
     else:
         content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    if damage == "gone":
+    if damage == "missing":
         victim.unlink()
     with pytest.raises(InputError, match=rf"{victim.name}.* \(1 fault in all\)"):
         verify(copy, workers=1)
     if damage == "flip":
-        verify(copy, quick=True)  # only reading it all shows that
+        verify(copy, quick=True)  # only reading the whole tar reveals it
     else:
         with pytest.raises(InputError, match=victim.name):
             verify(copy, quick=True)
         with pytest.raises(InputError, match=victim.name):
-            read_manifest(copy)  # what every loader does first
+            read_manifest(copy)  # as every loader does first
 
 
-def test_every_fault_is_counted(shards: Shards, tmp_path: Path) -> None:
+def test_verify_counts_all_faults(shards: Shards, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(shards.folder, copy)
     for shard in shards.manifest.shards[:3]:
@@ -69,7 +69,7 @@ def test_every_fault_is_counted(shards: Shards, tmp_path: Path) -> None:
 
 
 def forge(folder: Path, change: Callable[[Samples], None]) -> None:
-    """Rewrite the first shard with other samples, and index and manifest to match: no hash gives it away."""
+    """Change the samples of the first shard, and update index and manifest, so that all hashes match."""
     manifest = parse_manifest(folder)
     first = manifest.shards[0]
     samples: Samples = {}
@@ -105,7 +105,7 @@ def labels_of(samples: Samples) -> dict[str, Any]:
     return described
 
 
-def cut_image(samples: Samples) -> None:
+def truncate_image(samples: Samples) -> None:
     members = next(iter(samples.values()))
     members["jpg"] = members["jpg"][:-300]
 
@@ -117,7 +117,7 @@ def flip_label(samples: Samples) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "wanted"),
+    ("change", "expected"),
     [
         (lambda samples: samples.pop(next(iter(samples))), "39 samples, the manifest says 40"),
         (lambda samples: next(iter(samples.values())).pop("json"), r"has \['jpg'\], not jpg and json"),
@@ -136,14 +136,14 @@ def flip_label(samples: Samples) -> None:
         (lambda samples: relabel(samples, sex=1), "its sex, age and view are 1, "),
     ],
 )
-def test_samples_that_are_not_what_the_manifest_says_are_named(
-    shards: Shards, tmp_path: Path, change: Callable[[Samples], None], wanted: str
+def test_verify_describes_samples_that_differ_from_the_manifest(
+    shards: Shards, tmp_path: Path, change: Callable[[Samples], None], expected: str
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(shards.folder, copy)
     forge(copy, change)
     verify(copy, quick=True)
-    with pytest.raises(InputError, match=wanted):
+    with pytest.raises(InputError, match=expected):
         verify(copy, workers=1)
 
 
@@ -151,7 +151,7 @@ def test_samples_that_are_not_what_the_manifest_says_are_named(
     "change", [lambda samples: next(iter(samples.values())).update(jpg=b"no image"),
                lambda samples: next(iter(samples.values())).update(json=b"{}"),
                lambda samples: relabel(samples, labels=None)])  # fmt: skip
-def test_an_image_that_can_not_be_shown_is_named(
+def test_info_names_an_image_that_cannot_be_shown(
     shards: Shards, tmp_path: Path, change: Callable[[Samples], None]
 ) -> None:
     copy = tmp_path / "copy"
@@ -163,7 +163,7 @@ def test_an_image_that_can_not_be_shown_is_named(
 
 
 @pytest.mark.parametrize("labels", [None, {"Edema": "yes"}, {"Edema": 7}, []])
-def test_labels_that_are_none_are_named_when_they_are_read(shards: Shards, tmp_path: Path, labels: object) -> None:
+def test_read_labels_names_a_sample_with_invalid_labels(shards: Shards, tmp_path: Path, labels: object) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(shards.folder, copy)
     forge(copy, lambda samples: relabel(samples, labels=labels))
@@ -171,7 +171,7 @@ def test_labels_that_are_none_are_named_when_they_are_read(shards: Shards, tmp_p
         read_labels(copy, read_manifest(copy), ("train",))
 
 
-def test_a_key_in_two_shards_is_named(shards: Shards, tmp_path: Path) -> None:
+def test_verify_names_a_key_in_two_shards(shards: Shards, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(shards.folder, copy)
     with tarfile.open(copy / shards.manifest.shards[1].tar) as archive:
@@ -185,17 +185,17 @@ def test_a_key_in_two_shards_is_named(shards: Shards, tmp_path: Path) -> None:
         verify(copy, workers=1)
 
 
-def test_decode_finds_what_only_decoding_shows(shards: Shards, tmp_path: Path) -> None:
+def test_verify_decode_finds_a_truncated_image(shards: Shards, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(shards.folder, copy)
-    forge(copy, cut_image)
+    forge(copy, truncate_image)
     verify(copy, workers=1)
     with pytest.raises(InputError, match="its JPEG does not decode"):
         verify(copy, decode=True, workers=1)
     verify(shards.folder, decode=True, workers=1)
 
 
-def test_an_index_that_points_elsewhere_is_named(shards: Shards, tmp_path: Path) -> None:
+def test_verify_names_an_index_with_wrong_offsets(shards: Shards, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(shards.folder, copy)
     index = copy / shards.manifest.shards[0].index
@@ -208,7 +208,7 @@ def test_an_index_that_points_elsewhere_is_named(shards: Shards, tmp_path: Path)
         verify(copy, workers=1)
 
 
-def test_raw_samples_of_another_size_are_named(raw_shards: Shards, tmp_path: Path) -> None:
+def test_verify_names_raw_samples_of_another_size(raw_shards: Shards, tmp_path: Path) -> None:
     verify(raw_shards.folder, decode=True, workers=1)
     copy = tmp_path / "copy"
     shutil.copytree(raw_shards.folder, copy)
@@ -219,23 +219,25 @@ def test_raw_samples_of_another_size_are_named(raw_shards: Shards, tmp_path: Pat
 
 def test_info_prints_counts_labels_and_settings(shards: Shards, capsys: pytest.CaptureFixture[str]) -> None:
     info(shards.folder)
-    page = capsys.readouterr().out
+    text = capsys.readouterr().out
     train = shards.manifest.counts["train"]
     labels = shards.manifest.labels["train"]["Cardiomegaly"]
-    assert f"train: {train['images']} images of {train['patients']} patients" in page
-    assert f"{labels['1']:8}{labels['0']:8}{labels['-1']:8}{labels['blank']:8}" in page
-    assert "size=96" in page and shards.manifest.fingerprint() in page and "pillow " in page
-    assert f"mean {shards.manifest.pixel_mean:.4f}" in page
-    people = shards.manifest.demographics["train"]
-    assert f"  sex: F {people['sex']['F']}, M {people['sex']['M']}\n" in page
-    assert f"  age: under 40 {people['age']['under 40']}, 40 to 59 " in page
-    assert f"  view: AP {people['view']['AP']}, PA {people['view']['PA']}, lateral " in page
+    assert f"train: {train['images']} images of {train['patients']} patients" in text
+    assert f"{labels['1']:8}{labels['0']:8}{labels['-1']:8}{labels['blank']:8}" in text
+    assert "size=96" in text and shards.manifest.fingerprint() in text and "pillow " in text
+    assert f"mean {shards.manifest.pixel_mean:.4f}" in text
+    counts = shards.manifest.demographics["train"]
+    assert f"  sex: F {counts['sex']['F']}, M {counts['sex']['M']}\n" in text
+    assert f"  age: under 40 {counts['age']['under 40']}, 40 to 59 " in text
+    assert f"  view: AP {counts['view']['AP']}, PA {counts['view']['PA']}, lateral " in text
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])
-def test_info_draws_sixty_four_images(encoding: str, shards: Shards, raw_shards: Shards, tmp_path: Path) -> None:
-    made = raw_shards if encoding == "raw" else shards
-    info(made.folder, png=tmp_path / "new" / "sheet.png", html=tmp_path / "sheet.html")
+def test_info_writes_a_sheet_and_a_page_of_64_images(
+    encoding: str, shards: Shards, raw_shards: Shards, tmp_path: Path
+) -> None:
+    built = raw_shards if encoding == "raw" else shards
+    info(built.folder, png=tmp_path / "new" / "sheet.png", html=tmp_path / "sheet.html")
     sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png"))
     tiles = [sheet[top * 174 : top * 174 + 160, left * 160 : left * 160 + 160] for top in range(8) for left in range(8)]
     assert all(tile.std() > 20 for tile in tiles)
@@ -247,7 +249,7 @@ def test_info_draws_sixty_four_images(encoding: str, shards: Shards, raw_shards:
 
 
 @pytest.mark.parametrize(("name", "value"), [("pixel_std", 0.0), ("pixel_std", True), ("pixel_mean", 1.5)])
-def test_a_manifest_by_whose_pixels_no_view_can_be_normalised_is_none(
+def test_manifest_with_invalid_pixel_statistics_is_refused(
     shards: Shards, tmp_path: Path, name: str, value: float
 ) -> None:
     dataclasses.replace(shards.manifest, **{name: value}).write(tmp_path)
@@ -255,7 +257,7 @@ def test_a_manifest_by_whose_pixels_no_view_can_be_normalised_is_none(
         parse_manifest(tmp_path)
 
 
-def test_shards_of_before_sex_age_and_view_were_counted_are_still_good(
+def test_shards_without_demographics_of_older_versions_are_valid(
     shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "copy"
@@ -269,7 +271,7 @@ def test_shards_of_before_sex_age_and_view_were_counted_are_still_good(
     assert "as written" in printed and "  view:" not in printed
 
 
-def test_a_manifest_with_nan_is_none(shards: Shards, tmp_path: Path) -> None:
+def test_manifest_with_nan_is_refused(shards: Shards, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(shards.folder, copy)
     text = (copy / "manifest.json").read_text()

@@ -1,4 +1,4 @@
-"""build: what goes in comes out, the same bytes whatever the workers, parts and order; what can't go in is named."""
+"""build: shards contain every row, have the same bytes for any workers, parts and row order, and list all rejects."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def hashes_of(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
 
-def test_every_row_comes_out_with_its_image_and_labels(radiographs: Path, shards: Shards) -> None:
+def test_shards_contain_the_image_and_labels_of_every_row(radiographs: Path, shards: Shards) -> None:
     rows = read_table(radiographs).rows.set_index("key")
     found = 0
     for shard in shards.manifest.shards:
@@ -58,20 +58,20 @@ def test_webdataset_and_dali_read_the_same_samples(
 ) -> None:
     fn = pytest.importorskip("nvidia.dali.fn", reason="DALI is not installed")
     dali = pytest.importorskip("nvidia.dali")
-    made = raw_shards if encoding == "raw" else shards
+    built = raw_shards if encoding == "raw" else shards
     paths = {row["key"]: row["path"] for row in read_table(radiographs).rows.to_dict("records")}
-    for shard in made.manifest.shards:
+    for shard in built.manifest.shards:
         pipe = dali.Pipeline(batch_size=1, num_threads=1, device_id=None)
         with pipe:
             pipe.set_outputs(*fn.readers.webdataset(
-                paths=[str(made.folder / shard.tar)], index_paths=[str(made.folder / shard.index)],
+                paths=[str(built.folder / shard.tar)], index_paths=[str(built.folder / shard.index)],
                 ext=[encoding, "json"], missing_component_behavior="error"))  # fmt: skip
         pipe.build()
         count = 0
-        for sample in webdataset.WebDataset(str(made.folder / shard.tar), shardshuffle=False):
+        for sample in webdataset.WebDataset(str(built.folder / shard.tar), shardshuffle=False):
             image, content = (output.at(0).tobytes() for output in pipe.run())
             assert (image, content) == (sample[encoding], sample["json"])
-            if encoding == "raw":  # the centre 96 × 96 of the shrunk image
+            if encoding == "raw":  # the center 96 × 96 of the resized image
                 pixels = np.frombuffer(image, np.uint8).reshape(96, 96)
                 grey = load_grey(radiographs / paths[sample["__key__"]], 96)
                 top, left = (grey.shape[0] - 96) // 2, (grey.shape[1] - 96) // 2
@@ -80,7 +80,7 @@ def test_webdataset_and_dali_read_the_same_samples(
         assert count == shard.samples
 
 
-def test_workers_and_parts_change_no_byte(radiographs: Path, shards: Shards, tmp_path: Path) -> None:
+def test_workers_and_parts_do_not_change_the_bytes(radiographs: Path, shards: Shards, tmp_path: Path) -> None:
     build(radiographs, tmp_path / "two", size=96, shard_size=40, workers=2)
     for part in (4, 2, 0, 1, 3):
         build(radiographs, tmp_path / "parts", size=96, shard_size=40, workers=1, part=part, parts=5)
@@ -89,10 +89,10 @@ def test_workers_and_parts_change_no_byte(radiographs: Path, shards: Shards, tmp
     assert hashes_of(tmp_path / "parts") == hashes_of(shards.folder)
 
 
-def test_neither_the_order_of_files_and_rows_nor_the_process_changes_a_byte(
+def test_file_order_row_order_and_process_do_not_change_the_bytes(
     radiographs: Path, shards: Shards, tmp_path: Path
 ) -> None:
-    """Files made in reverse, rows in reverse, another folder, hash seed, locale, umask, and process."""
+    """Reverses the creation of files and the rows; changes folder, hash seed, locale, umask and process."""
     source = tmp_path / "another name, with blanks"
     for file in sorted(radiographs.rglob("*.jpg"), reverse=True):
         copy = source / file.relative_to(radiographs)
@@ -106,31 +106,32 @@ def test_neither_the_order_of_files_and_rows_nor_the_process_changes_a_byte(
                "--shard-size=40"]  # fmt: skip
     env = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=ROOT, env=env, check=True, umask=0o027)
-    made = read_manifest(tmp_path / "out")
-    assert [table["sha256"] for table in made.tables] == [
+    built = read_manifest(tmp_path / "out")
+    assert [table["sha256"] for table in built.tables] == [
         hashlib.sha256((source / f"{split}.csv").read_bytes()).hexdigest() for split in ("train", "valid")]
-    replace(made, tables=shards.manifest.tables).write(tmp_path / "out")  # those of the other order of rows
+    replace(built, tables=shards.manifest.tables).write(tmp_path / "out")  # the tables' own bytes differ
     assert hashes_of(tmp_path / "out") == hashes_of(shards.folder)
 
 
-def test_the_order_is_shuffled_by_the_seed(radiographs: Path, shards: Shards, tmp_path: Path) -> None:
+def test_seed_determines_the_order(radiographs: Path, shards: Shards, tmp_path: Path) -> None:
     build(radiographs, tmp_path / "other", size=96, shard_size=40, workers=1, seed=5)
-    keys, others = (list(read_labels(folder, read_manifest(folder), ("train",))["key"])
+    keys, other_keys = (list(read_labels(folder, read_manifest(folder), ("train",))["key"])
                     for folder in (shards.folder, tmp_path / "other"))  # fmt: skip
-    assert sorted(keys) == sorted(others)
-    assert keys != others and keys != sorted(keys)
+    assert sorted(keys) == sorted(other_keys)
+    assert keys != other_keys and keys != sorted(keys)
 
 
-def test_the_index_is_the_one_dali_would_make(shards: Shards, tmp_path: Path) -> None:
-    wds2idx = pytest.importorskip("wds2idx", reason="DALI, whose index maker is the twin, is not installed")
+def test_index_equals_the_one_of_dalis_own_script(shards: Shards, tmp_path: Path) -> None:
+    wds2idx = pytest.importorskip("wds2idx", reason="DALI, whose script writes the expected index, is not installed")
     for shard in shards.manifest.shards:
-        with wds2idx.IndexCreator(str(shards.folder / shard.tar), str(tmp_path / "twin.idx"), verbose=False) as creator:
+        index = tmp_path / "expected.idx"
+        with wds2idx.IndexCreator(str(shards.folder / shard.tar), str(index), verbose=False) as creator:
             creator.create_index()
-        twin, ours = read_index(tmp_path / "twin.idx"), read_index(shards.folder / shard.index)
-        assert ours == twin and len(ours) == shard.samples
+        samples = read_index(shards.folder / shard.index)
+        assert samples == read_index(index) and len(samples) == shard.samples
 
 
-def test_statistics_of_the_manifest_are_those_of_the_pixels(raw_shards: Shards) -> None:
+def test_manifest_has_mean_and_standard_deviation_of_the_pixels(raw_shards: Shards) -> None:
     pixels = []
     for shard in raw_shards.manifest.of_split("train"):
         for sample in webdataset.WebDataset(str(raw_shards.folder / shard.tar), shardshuffle=False):
@@ -140,7 +141,7 @@ def test_statistics_of_the_manifest_are_those_of_the_pixels(raw_shards: Shards) 
     assert raw_shards.manifest.pixel_std == pytest.approx(np.std(pixels), abs=1e-6)
 
 
-def test_label_and_patient_counts_are_those_of_the_table(radiographs: Path, shards: Shards) -> None:
+def test_manifest_counts_equal_the_tables(radiographs: Path, shards: Shards) -> None:
     rows = read_table(radiographs).rows
     for split, findings in shards.manifest.labels.items():
         own = rows[rows["split"] == split]
@@ -149,31 +150,31 @@ def test_label_and_patient_counts_are_those_of_the_table(radiographs: Path, shar
             values = own[finding]
             assert counts == {"1": (values == 1).sum(), "0": (values == 0).sum(), "-1": (values == -1).sum(),
                               "blank": values.isna().sum()}  # fmt: skip
-        people = shards.manifest.demographics[split]
-        assert people["sex"] == {sex: (own["sex"] == sex).sum() for sex in "FM"}
-        assert people["view"] == own["view"].value_counts().to_dict()
-        assert people["age"]["40 to 59"] == own["age"].astype(int).between(40, 59).sum()
-        assert sum(people["age"].values()) == len(own)
+        demographics = shards.manifest.demographics[split]
+        assert demographics["sex"] == {sex: (own["sex"] == sex).sum() for sex in "FM"}
+        assert demographics["view"] == own["view"].value_counts().to_dict()
+        assert demographics["age"]["40 to 59"] == own["age"].astype(int).between(40, 59).sum()
+        assert sum(demographics["age"].values()) == len(own)
 
 
 @pytest.fixture
 def damaged(radiographs: Path, tmp_path: Path) -> Path:
-    """The radiographs, three of 121 not to be read, one row twice, and one key with two different rows."""
+    """The radiographs with three of 121 unreadable, one row repeated twice, and one key in two different rows."""
     source = tmp_path / "source"
     shutil.copytree(radiographs, source)
-    torn, text, gone, twice, unsure = sorted(source.glob("train/*/*/*.jpg"))[:5]
-    torn.write_bytes(torn.read_bytes()[:2000])
+    truncated, text, missing, repeated, ambiguous = sorted(source.glob("train/*/*/*.jpg"))[:5]
+    truncated.write_bytes(truncated.read_bytes()[:2000])
     text.write_text("no image")
-    gone.unlink()
+    missing.unlink()
     header, *lines = (source / "train.csv").read_text().splitlines()
-    (row,) = (line for line in lines if twice.relative_to(source).as_posix() in line)
-    (other,) = (line for line in lines if unsure.relative_to(source).as_posix() in line)
+    (row,) = (line for line in lines if repeated.relative_to(source).as_posix() in line)
+    (other,) = (line for line in lines if ambiguous.relative_to(source).as_posix() in line)
     differing = other.rsplit(",", 1)[0] + ("," if other.endswith("1.0") else ",1.0")  # Support Devices
     (source / "train.csv").write_text("\n".join([header, *lines, row, row, differing]) + "\n")
     return source
 
 
-def test_what_can_not_be_used_is_left_out_listed_and_counted(damaged: Path, tmp_path: Path) -> None:
+def test_build_excludes_lists_and_counts_unusable_rows(damaged: Path, tmp_path: Path) -> None:
     build(damaged, tmp_path / "shards", size=96, workers=1, max_rejects=0.1)
     manifest = read_manifest(tmp_path / "shards")
     rejects = pd.read_csv(tmp_path / "shards" / "rejects.csv")
@@ -187,21 +188,21 @@ def test_what_can_not_be_used_is_left_out_listed_and_counted(damaged: Path, tmp_
     assert set(kept["key"]) & set(rejects["key"]) == set(rejects["key"][rejects["reason"].str.startswith("repeats")])
 
 
-def test_too_many_rejects_end_in_an_error_and_the_next_build_goes_on(damaged: Path, tmp_path: Path) -> None:
+def test_too_many_rejects_raise_and_the_next_build_continues(damaged: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
-    wanted = r"the table of .*: 4 of 124 rows rejected \(3\.2%; --max-rejects allows 1\.0%\), .*--max-rejects=0\.033"
-    with pytest.raises(InputError, match=wanted):
+    expected = r"the table of .*: 4 of 124 rows rejected \(3\.2%; --max-rejects allows 1\.0%\), .*--max-rejects=0\.033"
+    with pytest.raises(InputError, match=expected):
         build(damaged, out, size=96, workers=1, shard_size=40)
-    assert not out.exists()  # the table alone said so, before any work
+    assert not out.exists()  # the rejects of the table alone stopped it
     with pytest.raises(InputError, match=r"rejects\.csv: 7 of 124 rows rejected \(5\.6%; --max-rejects allows 4\.0%\)"):
         build(damaged, out, size=96, workers=1, shard_size=40, max_rejects=0.04)
     assert not (out / "manifest.json").exists() and len(pd.read_csv(out / "rejects.csv")) == 7
     before = {tar: tar.stat().st_mtime_ns for tar in out.glob("*.tar")}
     build(damaged, out, size=96, workers=1, shard_size=40, max_rejects=0.06)
-    assert {tar: tar.stat().st_mtime_ns for tar in out.glob("*.tar")} == before  # nothing was written twice
+    assert {tar: tar.stat().st_mtime_ns for tar in out.glob("*.tar")} == before  # no shard was written twice
 
 
-def test_a_mended_source_is_taken_up_by_the_next_build(damaged: Path, radiographs: Path, tmp_path: Path) -> None:
+def test_next_build_uses_a_repaired_source(damaged: Path, radiographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     with pytest.raises(InputError, match="7 of 124 rows"):
         build(damaged, out, size=96, workers=1, shard_size=40, max_rejects=0.04)
@@ -210,11 +211,11 @@ def test_a_mended_source_is_taken_up_by_the_next_build(damaged: Path, radiograph
     shutil.copytree(radiographs / "train", damaged / "train", dirs_exist_ok=True)
     build(damaged, out, size=96, workers=1, shard_size=40, max_rejects=0.04)
     assert read_manifest(out).rejected == 4
-    build(damaged, tmp_path / "anew", size=96, workers=1, shard_size=40, max_rejects=0.04)
-    assert hashes_of(out) == hashes_of(tmp_path / "anew")
+    build(damaged, tmp_path / "fresh", size=96, workers=1, shard_size=40, max_rejects=0.04)
+    assert hashes_of(out) == hashes_of(tmp_path / "fresh")
 
 
-def test_a_source_without_a_readable_image_leaves_no_manifest(tmp_path: Path) -> None:
+def test_source_without_a_readable_image_leaves_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("no image")
     (tmp_path / "table.csv").write_text("path,patient,split,Mass\na.jpg,p,train,1\n")
     with pytest.raises(InputError, match=r"not one of 1 rows gave a training image \(a\.jpg: not an image"):
@@ -222,7 +223,7 @@ def test_a_source_without_a_readable_image_leaves_no_manifest(tmp_path: Path) ->
     assert not list((tmp_path / "shards").glob("*.tar")) and not (tmp_path / "shards" / "manifest.json").exists()
 
 
-def test_building_again_does_nothing_and_another_build_is_refused(radiographs: Path, shards: Shards) -> None:
+def test_repeated_build_does_nothing_and_another_build_is_refused(radiographs: Path, shards: Shards) -> None:
     before = hashes_of(shards.folder)
     build(radiographs, shards.folder, size=96, shard_size=40, workers=1)
     with pytest.raises(InputError, match=r"another build \(size 96 there, 64 now\)"):
@@ -230,7 +231,7 @@ def test_building_again_does_nothing_and_another_build_is_refused(radiographs: P
     assert hashes_of(shards.folder) == before
 
 
-def test_keys_as_long_as_they_may_be_fit_into_a_tars_header(tmp_path: Path) -> None:
+def test_longest_key_fits_into_a_tar_header(tmp_path: Path) -> None:
     name = "/".join(["a-long-folder-name"] * 9) + "/" + "1.2.840." * 8 + "9.png"
     image = tmp_path / name
     image.parent.mkdir(parents=True)
@@ -241,10 +242,10 @@ def test_keys_as_long_as_they_may_be_fit_into_a_tars_header(tmp_path: Path) -> N
     assert len(sample["__key__"]) == 90 and set(sample) >= {"jpg", "json"}
 
 
-def test_a_finished_shard_of_dicom_files_is_built_again_by_other_readers(
+def test_other_dicom_readers_rebuild_a_finished_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files whose names don't say that they are DICOM: only the shard's record knows what read them."""
+    """The file name does not reveal DICOM, so that only the shard's record lists the readers."""
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     values = np.random.default_rng(0).integers(0, 4096, (64, 64)).astype(np.uint16)

@@ -1,6 +1,6 @@
-"""Seeded mutations of all that is read: each ends in what was meant, in a named refusal, and never in anything else.
+"""Fuzz tests with seeded mutations of all input formats. Each input must be read correctly or raise InputError.
 
-FUZZ is the number of inputs a target, FUZZ_SEED another campaign; make fuzz has 1,200 of each, make test a few.
+FUZZ sets the number of inputs a target: 1,200 in make fuzz, a few in make test. FUZZ_SEED selects another campaign.
 """
 
 from __future__ import annotations
@@ -20,68 +20,70 @@ ODD: tuple[Any, ...] = (None, True, -1, 0, 1, 2**31, 2**70, -0.5, 1e308, float("
 
 
 def inputs(few: int) -> int:
-    """How many to try: FUZZ of them, or a few where it is not set."""
+    """Return the number of inputs to try: FUZZ, or `few` if it is not set."""
     return INPUTS or few
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
-    """One to four bytes flipped, cut out, doubled, blanked or put in, mostly near the front, where headers are."""
+    """Apply one to four mutations: flip, randomize, delete, duplicate or zero bytes, or truncate.
+
+    Favors the front, where headers are.
+    """
     content = bytearray(content)
     for _ in range(rng.integers(1, 5)):
-        place = int(min(rng.integers(0, len(content)), rng.integers(0, len(content))))
+        offset = int(min(rng.integers(0, len(content)), rng.integers(0, len(content))))
         length = int(rng.choice([1, 2, 8, 60, 2000]))
-        span = bytes(content[place : place + length])
+        span = bytes(content[offset : offset + length])
         match rng.integers(0, 6):
             case 0:
-                content[place] ^= 1 << int(rng.integers(0, 8))
+                content[offset] ^= 1 << int(rng.integers(0, 8))
             case 1:
-                content[place : place + length] = rng.bytes(length)
+                content[offset : offset + length] = rng.bytes(length)
             case 2:
-                del content[place : place + length]
+                del content[offset : offset + length]
             case 3:
-                content[place:place] = span
+                content[offset:offset] = span
             case 4:
-                content[place : place + length] = bytes(len(span))
+                content[offset : offset + length] = bytes(len(span))
             case 5:
-                del content[place + length :]
+                del content[offset + length :]
         if not content:
             return b""
     return bytes(content)
 
 
-def places_in(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to each value within nested dicts and lists."""
+def iter_paths(value: Any, parent: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path, a tuple of keys and indices, of each value within nested dicts and lists."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
-        yield (*above, key)
-        yield from places_in(inner, (*above, key))
+        yield (*parent, key)
+        yield from iter_paths(inner, (*parent, key))
 
 
 def mutate_values(value: Any, rng: np.random.Generator) -> Any:
-    """A copy of nested dicts and lists in which one to three values are odd ones, gone, or those of a neighbour."""
+    """Return a copy of nested dicts and lists with one to three values deleted, or replaced by odd or other values."""
     changed = _copy(value)
     for _ in range(rng.integers(1, 4)):
-        places = list(places_in(changed))
-        if not places:
+        paths = list(iter_paths(changed))
+        if not paths:
             return changed
-        *way, last = places[rng.integers(0, len(places))]
-        holder = changed
-        for key in way:
-            holder = holder[key]
+        *path, last = paths[rng.integers(0, len(paths))]
+        parent = changed
+        for key in path:
+            parent = parent[key]
         match rng.integers(0, 4):
-            case 0 if isinstance(holder, dict) or len(holder) > 1:
-                del holder[last]
+            case 0 if isinstance(parent, dict) or len(parent) > 1:
+                del parent[last]
             case 1:
-                other = places[rng.integers(0, len(places))]
-                taken = changed
-                for key in other:
+                other = changed
+                for key in paths[rng.integers(0, len(paths))]:
                     try:
-                        taken = taken[key]
+                        other = other[key]
                     except (KeyError, IndexError, TypeError):
                         break
-                holder[last] = _copy(taken)
+                parent[last] = _copy(other)
             case _:
-                holder[last] = _copy(ODD[rng.integers(0, len(ODD))])
+                parent[last] = _copy(ODD[rng.integers(0, len(ODD))])
     return changed
 
 
@@ -92,7 +94,7 @@ def _copy(value: Any) -> Any:
 
 
 def attempt(use: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[str, Any]:
-    """The one line in which an input is refused, blank where it is not, and what came of it; no other exception."""
+    """Call `use`. Return the one-line message of its InputError, or "", and its result. Other exceptions propagate."""
     try:
         return "", use(*args, **kwargs)
     except InputError as error:
@@ -102,6 +104,6 @@ def attempt(use: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[str, An
 
 
 def report_counts(target: str, tried: int, refused: int) -> None:
-    """Print a line of the campaign's table, where there is one."""
+    """Print a row of the campaign's table, if FUZZ is set."""
     if INPUTS:
         print(f"| {target} | {tried:,} | {refused:,} | {tried - refused:,} |")
