@@ -1,1 +1,1 @@
-"""Synthetic radiographs in CheXpert's layout, for tests and the demo."""
+"""Render synthetic radiographs in CheXpert's layout, for tests and the demo."""
