@@ -20,6 +20,7 @@ from probe.published_protocol import NOISE
 from probe.weights import FOLDER_FILES, Weights, read_weights
 from shard.errors import InputError
 from train.accepted import changes_of, with_changes
+from train.architectures import build_encoder
 from train.checkpoint import (
     FORMAT,
     UnreadableTensors,
@@ -30,7 +31,7 @@ from train.checkpoint import (
     translate_load_errors,
 )
 from train.journal import CARD
-from train.model import encoder_of, grey_resnet
+from train.model import encoder_of
 from train.presets import say_recipe
 from train.unreadable import plain
 
@@ -262,7 +263,7 @@ def scratch_encoder(arch: str, seed: int, wanted: Input) -> Encoder:
     """The same architecture with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module, _ = grey_resnet(arch)
+        module, _ = build_encoder(arch)
     return Encoder(SCRATCH, f"{arch}, random weights, seed {seed}", module.eval(), wanted)
 
 

@@ -17,8 +17,8 @@ from probe.names import split_key
 from probe.preprocessing import Stated
 from probe.preprocessing_configs import HUGGING_FACE, TIMM, read_json, stated_beside
 from shard.errors import InputError
+from train.architectures import build_encoder
 from train.checkpoint import UnreadableTensors, read_tensors
-from train.model import grey_resnet
 from train.unreadable import AGAIN, cut_safetensors, is_safetensors, plain
 
 # Residual blocks in each of the four layers, and whether they are bottlenecks.
@@ -70,7 +70,7 @@ def read_weights(path: Path) -> Weights:
     state = {name: value for name, value in found.state.items() if not name.startswith("fc.")}
     arch = _arch_of(state, path)
     colour = state["conv1.weight"].ndim == 4 and state["conv1.weight"].shape[1] == 3
-    resnet = torchvision.models.get_model(arch, weights=None) if colour else grey_resnet(arch)[0]
+    resnet = torchvision.models.get_model(arch, weights=None) if colour else build_encoder(arch)[0]
     resnet.fc = nn.Identity()
     if misfit := _misfit(resnet.state_dict(), state):
         raise InputError(f"{path}: not {arch}'s weights ({misfit}); {WANTED}")

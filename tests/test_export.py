@@ -23,9 +23,10 @@ from torch import nn
 from pipeline.augmentation import Augmentation
 from shard.errors import InputError
 from tests.conftest import ROOT
+from train.architectures import build_encoder
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.export import export
-from train.model import SimCLR, grey_resnet
+from train.model import SimCLR
 from train.model_card import CARD_INSIDE, NOTES, Format
 
 MEAN, STD, SIZE, STEP = 0.5031, 0.2907, 64, 40
@@ -74,7 +75,7 @@ def make_run(folder: Path, arch: str, seed: int = 0, step: int = STEP, **known: 
         "augmentation": dataclasses.asdict(Augmentation(size=SIZE, mean=MEAN, std=STD)),
         "model": model.state_dict(), "epoch": 2, "step_in_epoch": 0, "step": step, **known,
     })  # fmt: skip
-    encoder, _ = grey_resnet(arch)
+    encoder, _ = build_encoder(arch)
     encoder.load_state_dict(model.encoder.state_dict())
     return Run(folder, encoder.eval())
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torchvision
 
-from train.model import SimCLR, grey_resnet
+from train.architectures import build_encoder
+from train.model import SimCLR
 
 WIDTHS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
 
@@ -24,7 +25,7 @@ def test_it_is_torchvisions_resnet_but_for_stem_and_classifier(arch: str, featur
 
 
 def test_a_grey_stem_equals_a_colour_stem_fed_the_image_once() -> None:
-    grey, _ = grey_resnet("resnet18")
+    grey, _ = build_encoder("resnet18")
     colour = torchvision.models.resnet18(weights=None)
     colour.fc = torch.nn.Identity()
     weights = grey.state_dict()

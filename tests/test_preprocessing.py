@@ -20,7 +20,7 @@ from probe.page.table import MAIN, layout, say_assumed
 from probe.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input, Stated, read_flag, settle
 from probe.preprocessing_configs import stated_beside
 from shard.errors import InputError
-from train.model import grey_resnet
+from train.architectures import build_encoder
 
 OTHERWISE = Input(224, 0.53, 0.24)
 GREY_HALF = Stated((0.5,), (0.5,))
@@ -30,7 +30,7 @@ GREY_HALF = Stated((0.5,), (0.5,))
 def encoder() -> torch.nn.Module:
     """An encoder of grey images less 0.53 by 0.24."""
     torch.manual_seed(0)
-    module = grey_resnet("resnet18")[0].eval()
+    module = build_encoder("resnet18")[0].eval()
     with torch.no_grad():
         module.bn1.running_mean.normal_(0, 0.1)
     return module

@@ -22,7 +22,7 @@ from probe.encoders import open_encoder
 from probe.preprocessing import Input
 from probe.weights import read_weights
 from shard.errors import InputError
-from train.model import grey_resnet
+from train.architectures import build_encoder
 from train.unreadable import plain
 
 INPUT = Input(32, 0.5, 0.25)
@@ -38,7 +38,7 @@ class Harm:
 @pytest.fixture(scope="module")
 def resnet() -> nn.Module:
     torch.manual_seed(0)
-    return grey_resnet("resnet18")[0]
+    return build_encoder("resnet18")[0]
 
 
 def refusal(path: Path) -> str:

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parent.parent
 CODE = (
     *(f"pipeline/{name}.py" for name in ("augmentation", "sampler", "partners", "view_parameters", "prefetch", "fused",
                                          "dali_inputs", "dali", "torchvision_views", "loader")),
-    *(f"train/{name}.py" for name in ("setup", "device", "model", "loss", "large_batch", "distributed", "optim",
-                                      "step")),
+    *(f"train/{name}.py" for name in ("setup", "device", "architectures", "model", "loss", "large_batch", "distributed",
+                                      "optim", "step")),
 )
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "numba", "numpy", "pillow", "timm")
 RANKS, THREADS = "ranks", "threads"
