@@ -28,7 +28,7 @@ from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.manifest import read_manifest
 from tests.conftest import DALI, SMALL, Shards, run_module
-from tests.test_fetch import first_tar, flip_byte, middle_of
+from tests.test_fetch import first_tar, flip_bit, middle_of
 
 CPU = torch.device("cpu")
 VIEW_BACKENDS = ["torchvision", *(["dali-fused", "dali-stock"] if has_dali() else [])]
@@ -247,7 +247,7 @@ def test_shard_damaged_between_epochs_raises_input_error_naming_tar_and_key(
     loader, tar = loader_of(copied, backend, batch_size=8), first_tar(copied)
     epoch_of(loader)
     if damage == "flipped":
-        flip_byte(tar, middle_of(copied, 7))
+        flip_bit(tar, middle_of(copied, 7))
     elif damage == "truncated":
         with tar.open("r+b") as file:
             file.truncate(middle_of(copied, 7))
@@ -262,7 +262,7 @@ def test_shard_damaged_between_epochs_raises_input_error_naming_tar_and_key(
 def test_train_command_reports_a_corrupt_shard_in_one_line(shards: Shards, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     shutil.copytree(shards.folder, folder)
-    flip_byte(folder / shards.manifest.of_split("train")[0].tar, 5000)
+    flip_bit(folder / shards.manifest.of_split("train")[0].tar, 5000)
     done = run_module("train", f"--shards={folder}", f"--out={tmp_path / 'run'}", "--epochs=1", DALI, *SMALL)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "sha256" in done.stderr.splitlines()[-1] and "put back the shards" in done.stderr.splitlines()[-1]
