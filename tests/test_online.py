@@ -17,8 +17,8 @@ from shard.phantom.archive import phantom
 from shard.read import read_labels
 from shard.write import build
 from tests.conftest import Shards, newest, train_here
-from train import online
 from train.config import Config
+from train.frozen_features import knn_vote
 from train.journal import read_journal
 from train.online import OnlineProbe, score_features
 from train.setup import set_up
@@ -82,7 +82,7 @@ def test_votes_are_those_of_a_slow_twin() -> None:
     rng = np.random.default_rng(0)
     known, asked = rng.normal(size=(50, 8)).astype(np.float32), rng.normal(size=(7, 8)).astype(np.float32)
     truth = rng.integers(0, 2, 50)
-    for one, vote in zip(asked, online._vote(known, truth, asked), strict=True):
+    for one, vote in zip(asked, knn_vote(known, truth, asked), strict=True):
         cosines = sorted(((float(one @ other / np.linalg.norm(one) / np.linalg.norm(other)), label)
                           for other, label in zip(known, truth, strict=True)), reverse=True)[:20]  # fmt: skip
         weights = [np.exp(cosine / 0.07) for cosine, _ in cosines]

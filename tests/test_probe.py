@@ -12,11 +12,11 @@ from torch import nn
 
 from probe.fewshot import Rows, make_draws
 from probe.finetune import finetune
-from probe.knn import NEIGHBOURS, TEMPERATURE, knn_draws
+from probe.knn import knn_draws
 from probe.linear import fit_all, probe_draws
 from probe.published_protocol import EPOCHS, LR, noise_features, published_draws
 from probe.statistics import resample, score
-from train.frozen_features import Features, standardise
+from train.frozen_features import NEIGHBOURS, TEMPERATURE, Features, standardise
 
 
 def test_standardising_looks_at_training_rows_alone_and_gives_length_one() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pipeline.augmentation import Augmentation
@@ -20,7 +19,7 @@ from shard.manifest import Manifest
 from shard.read import read_labels
 from train.config import Config
 from train.device import autocast
-from train.frozen_features import NEIGHBOURS, TEMPERATURE, Features, standardise
+from train.frozen_features import Features, knn_vote, standardise
 from train.ranks import Ranks
 from train.signals import StopRequest
 from train.state import TrainState
@@ -141,16 +140,8 @@ def score_features(features: Features, images: ProbeImages) -> dict[str, float]:
         truth = images.labels[finding].to_numpy()
         known = np.isin(truth, (0, 1))
         fit, test = known & ~images.held_out, known & images.held_out
-        votes = _vote(features[fit], truth[fit], features[test])
+        votes = knn_vote(features[fit], truth[fit], features[test])
         probe = LogisticRegression(max_iter=1000).fit(features[fit], truth[fit])
         scores["knn_auroc"].append(roc_auc_score(truth[test], votes))
         scores["linear_auroc"].append(roc_auc_score(truth[test], probe.decision_function(features[test])))
     return {name: float(np.mean(values)) for name, values in scores.items()}
-
-
-def _vote(known: Any, truth: Any, asked: Any) -> Any:
-    """The weighted share of positives among each one's nearest neighbours by cosine."""
-    cosine = F.normalize(torch.from_numpy(asked), dim=1) @ F.normalize(torch.from_numpy(known), dim=1).T
-    nearest, which = cosine.topk(min(NEIGHBOURS, len(known)), dim=1)
-    weight = torch.softmax(nearest / TEMPERATURE, dim=1)
-    return (weight * torch.from_numpy(truth.astype(np.float32))[which]).sum(1).numpy()
