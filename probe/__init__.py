@@ -1,4 +1,4 @@
-"""Few-shot linear probing of frozen features: Scratch, ImageNet, SimCLR."""
+"""Few-shot probes of frozen encoders, with baselines, intervals and a report page."""
 
 from shard.environment import check_environment
 

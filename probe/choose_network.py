@@ -1,4 +1,4 @@
-"""Which network of a file of weights is taken: its one ResNet, or of several the one that its makers take."""
+"""Choose the network in a file of weights: its only ResNet, or of several the one that its authors evaluate."""
 
 from __future__ import annotations
 
@@ -13,60 +13,70 @@ from shard.errors import InputError
 from train.unreadable import plain
 
 State = dict[str, torch.Tensor]
-DEPTH = 6  # of mappings within mappings
-STEM, LAYER = "conv1.weight", "layer1."  # what every ResNet has by torchvision's and timm's names
-TOP = "(top)"  # how the key of a network that lies at the top is shown
+DEPTH = 6  # of nested mappings
+STEM, LAYER = "conv1.weight", "layer1."  # in every ResNet of torchvision or timm
+TOP = "(top)"  # the displayed key of a network at the top level
 AVERAGED = r"(^|[._])(ema|swa|averaged)([._]|$)"
-# Of several networks in a file: the one whose key says this, and why.
+# Pattern of the key → why this network is taken. The first pattern that matches exactly one network decides.
 CHOICES = (
-    (AVERAGED, "the averaged weights, as timm does"),
-    (r"(^|[._])teacher([._]|$)", "the teacher, as DINO's evaluation does"),
-    (r"(^|[._])encoder_q([._]|$)", "the query encoder, as MoCo's evaluation does"),
+    (AVERAGED, "the averaged weights, as in timm"),
+    (r"(^|[._])teacher([._]|$)", "the teacher, as in DINO's evaluation"),
+    (r"(^|[._])encoder_q([._]|$)", "the query encoder, as in MoCo's evaluation"),
 )
 
 
-class Found(NamedTuple):
-    """A network's tensors by name, and what there is to say of why these were taken, in whole lines."""
+class ChosenState(NamedTuple):
+    """A network's state dict, and notes on why it was chosen, a line each."""
 
     state: State
-    said: list[str]
+    notes: list[str]
 
 
-def tensors_of(content: Any) -> State:
-    """All tensors in nested mappings, by their names joined with dots."""
+def flatten_tensors(content: Any) -> State:
+    """Collect all tensors in nested mappings under dotted names."""
     return dict(_flatten(content, "", DEPTH))
 
 
-def choose_state(tensors: State, path: Path, wanted: str) -> Found | None:
-    """The ResNet among a file's tensors; None where there is none. wanted: its key, or how that begins; "" for any.
+def choose_state(tensors: State, path: Path, key: str) -> ChosenState | None:
+    """Choose the state dict of a ResNet among a file's tensors; None if there is none.
 
-    Raises InputError where none has the key, and where there are several and nothing says which is meant.
+    key: the network's key or the start of it; "" for any. Raises InputError if no or several networks have the key, or
+    if there are several networks and nothing decides between them.
     """
     prefixes = [name.removesuffix(STEM) for name in tensors if name == STEM or name.endswith("." + STEM)]
-    prefixes = [one for one in prefixes if any(name.startswith(one + LAYER) for name in tensors)]
-    states = {one.rstrip("."): _under(tensors, one, prefixes) for one in prefixes}
-    listed = ", ".join(plain(key) or TOP for key in states)
-    if wanted:
-        chosen = [key for key in states if wanted in (key, key or TOP)] or [
-            key for key in states if key.startswith(wanted + ".")]  # fmt: skip
-        if len(chosen) != 1:
-            raise InputError(f"{path}::{wanted}: {f'{len(chosen)} networks have' if chosen else 'no network has'} that "
-                             f"key; there are: {listed or 'none'}")  # fmt: skip
-        return Found(states[chosen[0]], [f"weights of {plain(chosen[0]) or TOP}, as asked; the file has {listed}"])
-    distinct = [key for number, key in enumerate(states)
-                if not any(_equal(states[key], states[other]) for other in list(states)[:number])]  # fmt: skip
+    prefixes = [prefix for prefix in prefixes if any(name.startswith(prefix + LAYER) for name in tensors)]
+    states = {prefix.rstrip("."): _under(tensors, prefix, prefixes) for prefix in prefixes}
+    if key:
+        return _state_of_key(states, path, key)
+    distinct = [name for number, name in enumerate(states)
+                if not any(_equal(states[name], states[other]) for other in list(states)[:number])]  # fmt: skip
     if len(distinct) == 1:
-        return Found(states[distinct[0]], [] if any(re.search(AVERAGED, key, re.I) for key in states) else
-                     _not_read(tensors, distinct[0]))  # fmt: skip
-    for pattern, why in CHOICES:
-        chosen = [key for key in distinct if re.search(pattern, key, re.I)]
+        averaged = any(re.search(AVERAGED, name, re.I) for name in states)
+        return ChosenState(states[distinct[0]], [] if averaged else _averaged_skipped(tensors, distinct[0]))
+    for pattern, reason in CHOICES:
+        chosen = [name for name in distinct if re.search(pattern, name, re.I)]
         if len(chosen) == 1:
-            others = [plain(key) or TOP for key in distinct if key != chosen[0]]
-            line = f"weights of {plain(chosen[0])}, {why}; for those of {' or '.join(others)}: {path}::{others[0]}"
-            return Found(states[chosen[0]], [line])
+            others = [plain(name) or TOP for name in distinct if name != chosen[0]]
+            note = f"weights of {plain(chosen[0])}, {reason}; for those of {' or '.join(others)}: {path}::{others[0]}"
+            return ChosenState(states[chosen[0]], [note])
     if distinct:
-        raise InputError(f"{path}: {len(distinct)} networks, {listed}; say which: {path}::{plain(distinct[0]) or TOP}")
+        raise InputError(f"{path}: {len(distinct)} networks, {_list(states)}; choose one: "
+                         f"{path}::{plain(distinct[0]) or TOP}")  # fmt: skip
     return None
+
+
+def _state_of_key(states: Mapping[str, State], path: Path, key: str) -> ChosenState:
+    chosen = [name for name in states if key in (name, name or TOP)] or [
+        name for name in states if name.startswith(key + ".")]  # fmt: skip
+    if len(chosen) != 1:
+        raise InputError(f"{path}::{key}: {f'{len(chosen)} networks have' if chosen else 'no network has'} that key; "
+                         f"available: {_list(states) or 'none'}")  # fmt: skip
+    note = f"weights of {plain(chosen[0]) or TOP}, as requested; the file contains {_list(states)}"
+    return ChosenState(states[chosen[0]], [note])
+
+
+def _list(states: Mapping[str, State]) -> str:
+    return ", ".join(plain(name) or TOP for name in states)
 
 
 def _flatten(content: Any, prefix: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -78,19 +88,19 @@ def _flatten(content: Any, prefix: str, depth: int) -> Iterator[tuple[str, torch
 
 
 def _under(tensors: State, prefix: str, prefixes: list[str]) -> State:
-    """The tensors of a prefix by the rest of their names, without those of networks that lie within."""
-    within = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+    """The tensors under a prefix, without it in their names, and without those of networks nested deeper."""
+    nested = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
     return {name.removeprefix(prefix): value for name, value in tensors.items()
-            if name.startswith(prefix) and not name.startswith(within)}  # fmt: skip
+            if name.startswith(prefix) and not name.startswith(nested)}  # fmt: skip
 
 
-def _equal(one: State, other: State) -> bool:
-    """Whether two names stand for one network, as where a module is held under both."""
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def _equal(first: State, second: State) -> bool:
+    """Whether two state dicts are one network, such as a module registered under two names."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def _not_read(tensors: State, taken: str) -> list[str]:
-    """A line where averaged weights lie in the file that are no ResNet by name, beside the raw ones that are taken."""
-    other = next((name for name in tensors if re.search(AVERAGED, name.split(".")[0], re.I)), None)
-    said = f"weights of {plain(taken) or TOP}; the averaged ones ({plain(other)}, …) are no ResNet by name"
-    return [said] if other else []
+def _averaged_skipped(tensors: State, chosen: str) -> list[str]:
+    """A note if the file also has averaged weights that are no ResNet by name, so that the raw ones are taken."""
+    averaged = next((name for name in tensors if re.search(AVERAGED, name.split(".")[0], re.I)), None)
+    note = f"weights of {plain(chosen) or TOP}; the averaged ones ({plain(averaged)}, …) are no ResNet by name"
+    return [note] if averaged else []

@@ -8,45 +8,44 @@ from dataclasses import replace
 
 import numpy as np
 
-from probe.encoders import Encoder
+from probe.encoder import Encoder
 from probe.study import Study
 from train.collapse import say_collapse
 from train.frozen_features import Features
 from train.journal import read_journal
 
-# Of what the rank could be, and a rank that is low for any width: a ResNet with random weights has a quarter, one whose
-# run collapsed a thirtieth and less.
+# An effective rank below LOW_SHARE of the largest possible, or below LOW_RANK, is a collapse. A ResNet with random
+# weights has a quarter of the largest possible rank, collapsed runs a thirtieth or less.
 LOW_SHARE, LOW_RANK = 0.02, 1.5
-MOST_CONSTANT = 0.95  # of the features
-MOST_ROWS = 1000  # images that a rank is taken of, evenly spaced
-ROUNDING = 1e-5  # a feature that varies by less of its size does so by float32's rounding
+MOST_CONSTANT = 0.95  # share of constant features that is still no collapse
+MOST_ROWS = 1000  # images used for the rank, evenly spaced
+ROUNDING = 1e-5  # a feature whose range is below this share of its size is constant up to float32's rounding
 
 
 def mark_collapsed(study: Study, features: Mapping[str, Features]) -> Study:
-    """The study, with what is wrong in `collapsed` of each encoder that has collapsed; says so on stdout."""
-    encoders = [replace(one, collapsed=_say(one, features[one.name])) if one.name in features else one
-                for one in study.encoders]  # fmt: skip
-    for one in encoders:
-        if one.collapsed:
-            print(f"warning: {one.name} has collapsed: {one.collapsed}")
+    """Set `collapsed` of each collapsed encoder of the study, and print a warning for it."""
+    encoders = [replace(encoder, collapsed=_describe(encoder, features[encoder.name])) if encoder.name in features
+                else encoder for encoder in study.encoders]  # fmt: skip
+    for encoder in encoders:
+        if encoder.collapsed:
+            print(f"warning: {encoder.name} has collapsed: {encoder.collapsed}")
     return replace(study, encoders=encoders)
 
 
-def _say(encoder: Encoder, features: Features) -> str:
-    if said := say_collapsed_features(features):
-        return said
+def _describe(encoder: Encoder, features: Features) -> str:
+    if evidence := describe_collapse(features):
+        return evidence
     if encoder.run is None or encoder.state is None:
         return ""
     lines = [line for line in read_journal(encoder.run) if line["step"] <= encoder.state["step"]]
     return say_collapse(lines, encoder.state["config"]).removeprefix("collapsed: ")
 
 
-def say_collapsed_features(features: Features) -> str:
-    """What is wrong with features [N, F] that tell no images apart, by how many are constant and by their effective
-    rank; "" where they do.
+def describe_collapse(features: Features) -> str:
+    """Describe the collapse of features [N, F] by constant features or a low effective rank; "" if not collapsed.
 
-    The rank is the exponential of the entropy of the singular values (Garrido et al., 2023), of centred features of up
-    to 1,000 rows.
+    The effective rank is the exponential of the entropy of the singular values (Garrido et al., 2023), of centred
+    features of up to 1,000 images.
     """
     width = features.shape[1]
     spread, size = np.ptp(features, axis=0), np.abs(features).max(axis=0)

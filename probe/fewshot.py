@@ -1,4 +1,4 @@
-"""Draws: which images a probe learns from and which it is tested on; made once, shared by all encoders."""
+"""Few-shot draws: the support set and the balanced test set of each draw, sampled once and shared by all encoders."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-Shots = int | Literal["all"]  # labelled examples a class: so many, or all that there are
+Shots = int | Literal["all"]  # labelled examples per class
 Rows = npt.NDArray[np.int64]
 Uncertain = Literal["exclude", "positive", "negative"]
 Blank = Literal["exclude", "negative"]
 
 
 class NotMeasurable(Exception):
-    """A task that has too few examples; its text says of what, and how many there are."""
+    """Raised for a task with too few examples; the message says of which, and how many there are."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The draws of one task, by row numbers: what each of D probes learns from, and what all are tested on.
+    """The D draws of one task, as row numbers of the labels table.
 
-    positive, negative: [D, most], in the order in which they are taken; test: [N], every labelled test image;
-    test_labels: theirs; balanced: [D, N], the images of each draw's balanced test set; train: every labelled training
-    image; train_labels: theirs.
+    positive, negative: [D, most shots]; the first k of each row are the k-shot support set. test, test_labels: [N], all
+    labelled test images. balanced: [D, N], the members of each draw's balanced test set. train, train_labels: all
+    labelled training images.
     """
 
     positive: Rows
@@ -38,9 +38,10 @@ class Draws:
     train_labels: Rows
 
     def support(self, shots: Shots) -> tuple[Rows, Rows]:
-        """The k-shot support sets, [D, 2·shots], positives first, and their labels [D, 2·shots]. Raises NotMeasurable.
+        """Select the support sets [D, 2·shots], positives first, and their labels; "all" is one set [1, n].
 
-        Of "all" there is one set, [1, n]: every labelled training image, however many are positive.
+        That set has all labelled training images, whatever the share of positives. Raises NotMeasurable if there are
+        too few.
         """
         if shots == "all":
             if min(self.train_labels.sum(), (1 - self.train_labels).sum()) < 1:
@@ -48,13 +49,13 @@ class Draws:
             return self.train[None], self.train_labels[None]
         for name, rows in (("positive", self.positive), ("negative", self.negative)):
             if rows.shape[1] < shots:
-                raise NotMeasurable(f"{rows.shape[1]} patients with {name} training images, {shots} wanted")
+                raise NotMeasurable(f"{rows.shape[1]} patients with {name} training images, {shots} needed")
         rows = np.concatenate([self.positive[:, :shots], self.negative[:, :shots]], axis=1)
         return rows, np.tile(np.repeat([1, 0], shots), (len(rows), 1))
 
 
 def resolve_labels(labels: pd.DataFrame, findings: Sequence[str], uncertain: Uncertain, blank: Blank) -> pd.DataFrame:
-    """The findings as 1, 0 or NaN (left out): what becomes of the uncertain (-1) and of those not mentioned (NaN)."""
+    """Map labels to 1, 0 or NaN (excluded): apply the policies for uncertain (-1) and blank (NaN) labels."""
     resolved: pd.DataFrame = labels.copy()
     for finding in findings:
         values = labels[finding].fillna(0.0) if blank == "negative" else labels[finding]
@@ -63,11 +64,11 @@ def resolve_labels(labels: pd.DataFrame, findings: Sequence[str], uncertain: Unc
 
 
 def make_draws(labels: pd.DataFrame, task: str, *, shots: int, draws: int, seed: int) -> Draws:
-    """Seeded draws for one task: support from split train, test from all other splits, so no patient is in both.
+    """Sample the draws of one task: support sets from split train, test sets from all other splits.
 
-    labels: shard.read.read_labels of all splits, resolved. Only 1 and 0 count. A support set has up to 2·shots images,
-    each of another patient; a balanced test set all images of the rarer class and as many of the other, drawn anew
-    each time. Raises NotMeasurable where it can't be tested.
+    labels: shard.read.read_labels of all splits, after resolve_labels; only 1 and 0 are used. A support set has up to
+    2·shots images, each of a different patient. A balanced test set has all images of the rarer class and an equal
+    random number of the other. Splits share no patients. Raises NotMeasurable if there are too few test images.
     """
     numbers = np.arange(len(labels))
     train = (labels["split"] == "train").to_numpy()
@@ -77,15 +78,15 @@ def make_draws(labels: pd.DataFrame, task: str, *, shots: int, draws: int, seed:
     balanced, chosen = np.zeros((draws, len(test)), bool), []
     for draw in range(draws):
         rng = np.random.default_rng([seed, draw])
-        chosen.append(_draw_support(labels, numbers[positive & train], numbers[negative & train], shots, rng))
+        chosen.append(_sample_support(labels, numbers[positive & train], numbers[negative & train], shots, rng))
         for rows in classes:
             balanced[draw, rng.choice(rows, smaller, replace=False)] = True
-    positives, negatives = (even(rows) for rows in zip(*chosen, strict=True))
+    positives, negatives = (stack_shortest(rows) for rows in zip(*chosen, strict=True))
     return Draws(positives, negatives, test, test_labels, balanced, *train_images(labels, task))
 
 
 def test_images(labels: pd.DataFrame, task: str) -> tuple[Rows, Rows, list[Rows]]:
-    """Rows of the labelled test images, their labels, and where among them those of each class stand."""
+    """Rows of the labelled test images, their labels, and the positions of positives and of negatives among them."""
     held_out = (labels["split"] != "train").to_numpy() & labels[task].isin([0, 1]).to_numpy()
     test = np.flatnonzero(held_out)
     test_labels = labels[task].to_numpy()[test].astype(np.int64)
@@ -101,20 +102,20 @@ def train_images(labels: pd.DataFrame, task: str) -> tuple[Rows, Rows]:
     return rows, labels[task].to_numpy()[rows].astype(np.int64)
 
 
-def _draw_support(
+def _sample_support(
     labels: pd.DataFrame, positive: Rows, negative: Rows, shots: int, rng: np.random.Generator
 ) -> tuple[Rows, Rows]:
-    """Up to `shots` positives and negatives, no patient twice: one random image of each drawn patient."""
+    """Sample up to `shots` positives and as many negatives: patients without replacement, one random image of each."""
     patients = labels["patient"].to_numpy()
     chosen: list[Rows] = []
     for rows in (positive, negative):
-        fresh = rng.permutation(rows[~np.isin(patients[rows], patients[np.concatenate([*chosen, rows[:0]])])])
-        _, first = np.unique(patients[fresh], return_index=True)
-        chosen.append(fresh[rng.permutation(first)[:shots]])
+        others = rng.permutation(rows[~np.isin(patients[rows], patients[np.concatenate([*chosen, rows[:0]])])])
+        _, first = np.unique(patients[others], return_index=True)
+        chosen.append(others[rng.permutation(first)[:shots]])
     return chosen[0], chosen[1]
 
 
-def even(rows: tuple[Rows, ...]) -> Rows:
-    """Of each draw as many as all have."""
-    least = min(map(len, rows))
-    return np.array([some[:least] for some in rows], np.int64)
+def stack_shortest(rows: tuple[Rows, ...]) -> Rows:
+    """Stack the rows of all draws [D, n], truncated to the shortest."""
+    shortest = min(map(len, rows))
+    return np.array([draw[:shortest] for draw in rows], np.int64)

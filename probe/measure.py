@@ -1,6 +1,6 @@
-"""A study and its features → what is measured of each encoder on each task; all of it, or a part for another machine.
+"""Measure the encoders of a study on its tasks, in units of work that any number of processes can share.
 
-What is measured of a block of draws adds up to what is measured of all, so that any parts give the same to the bit.
+The results of a block of draws add up to those of all draws, so that any division into parts gives the same bits.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import torch
 from sklearn.metrics import roc_curve
 from tqdm import tqdm
 
-from probe.encoders import Encoder
+from probe.encoder import Encoder
 from probe.features import read_images
 from probe.fewshot import Shots
 from probe.finetune import finetune
 from probe.knn import knn_draws
 from probe.linear import fit_all, probe_draws
 from probe.published_protocol import NOISE, Peaks, noise_features, published_draws
-from probe.slices import count, find_slices, is_large_enough
+from probe.slices import count_in_slice, find_slices, is_large_enough
 from probe.statistics import Resamples, Scores, join, resample, score
 from probe.study import Study
 from shard.errors import InputError
 from train.frozen_features import Features, standardise
 
 LINEAR, KNN, FINETUNE = "linear", "knn", "finetune"
-BALANCED, ALL = "balanced", "all"  # test sets; the slices of the second are others
-BLOCK = 50  # draws
-GRID = np.linspace(0, 1, 101)  # false positive rates of a mean ROC curve
+BALANCED, ALL = "balanced", "all"  # test sets; slices of ALL are further ones
+BLOCK = 50  # draws in a unit
+GRID = np.linspace(0, 1, 101)  # false positive rates of the mean ROC curves
 Curve = npt.NDArray[np.float64]
 
 
 class Key(NamedTuple):
-    """Of what a score is: an encoder's name, how it was probed, with how many shots, on which task and test set."""
+    """What a score belongs to: encoder, probe, number of shots, task and test set."""
 
     encoder: str
     probe: str
@@ -47,7 +47,7 @@ class Key(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A piece of the work, in which no other shares: some draws of one encoder on one task; or all labels at once."""
+    """A unit of work, independent of all others: some draws of an encoder on a task, or its probe of all labels."""
 
     kind: Literal["draws", "all", "finetune"]
     encoder: str
@@ -58,8 +58,8 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What units found. rocs: true positive rates on GRID, summed over draws, by encoder and task; peaks: the published
-    protocol, by encoder, task and test set; both with the headline's shots."""
+    """Results of units. rocs: true positive rates on GRID, summed over draws, by encoder and task. peaks: the published
+    protocol, by encoder, task and test set. Both are at the headline's number of shots."""
 
     scores: dict[Key, Scores]
     rocs: dict[tuple[str, str], Curve]
@@ -67,65 +67,66 @@ class Measured:
 
 
 def list_units(study: Study) -> list[Unit]:
-    """All the work there is, encoder by encoder."""
+    """List all units of work, encoder by encoder."""
     units = []
-    for encoder in [*(one.name for one in study.present), NOISE]:
+    for encoder in [*(encoder.name for encoder in study.available), NOISE]:
         for task in study.drawn:
             units += [Unit("draws", encoder, task, first, min(first + BLOCK, study.draws))
                       for first in range(0, study.draws, BLOCK)]  # fmt: skip
             if encoder != NOISE and "all" in study.measured[task]:
                 units.append(Unit("all", encoder, task, 0, 1))
-            if encoder in _learners(study) and study.headline in study.measured[task]:
+            if encoder in _trainable(study) and study.headline in study.measured[task]:
                 units += [Unit("finetune", encoder, task, draw, draw + 1)
                           for draw in range(min(study.settings.finetune, study.draws))]  # fmt: skip
     return units
 
 
-def _learners(study: Study) -> list[str]:
-    """The encoders that have something to fine-tune."""
-    return [one.name for one in study.present if one.module is not None and any(True for _ in one.module.parameters())]
+def _trainable(study: Study) -> list[str]:
+    """Names of the encoders that have parameters to fine-tune."""
+    return [encoder.name for encoder in study.available
+            if encoder.module is not None and any(True for _ in encoder.module.parameters())]  # fmt: skip
 
 
 def measure(
     study: Study, units: Sequence[Unit], features: Mapping[str, Features], device: torch.device
 ) -> list[Measured]:
-    """What each unit finds, in their order; features as read_features gives them.
+    """Measure each unit, in order. features: from read_features.
 
-    Raises InputError where a probe does not converge.
+    Raises InputError if a probe does not converge.
     """
     raw: dict[str, Features] = {}
     standard: dict[str, Features] = {}
-    found = []
+    results = []
     for unit in tqdm(units, desc="probing", unit=" units", disable=None):
-        if unit.encoder not in raw:  # one at a time: an archive's features are gigabytes
+        if unit.encoder not in raw:  # keep one encoder at a time: an archive's features take gigabytes
             raw = {unit.encoder: _features(unit.encoder, features, study)}
             standard = {unit.encoder: standardise(raw[unit.encoder], study.train)}
         try:
             if unit.kind == "draws":
-                found.append(_measure_draws(study, unit, raw[unit.encoder], standard[unit.encoder]))
+                results.append(_measure_draws(study, unit, raw[unit.encoder], standard[unit.encoder]))
             elif unit.kind == "all":
-                found.append(_measure_all(study, unit, standard[unit.encoder]))
+                results.append(_measure_all(study, unit, standard[unit.encoder]))
             else:
-                found.append(_measure_finetuned(study, unit, device))
+                results.append(_measure_finetuned(study, unit, device))
         except ArithmeticError as reason:
-            raise InputError(f"{unit.encoder}, {unit.task}: {reason}; leave out the encoder, or the task by naming "
-                             "others with --tasks") from reason  # fmt: skip
-    return found
+            raise InputError(f"{unit.encoder}, {unit.task}: {reason}; omit the encoder, or choose other tasks with "
+                             "--tasks") from reason  # fmt: skip
+    return results
 
 
-def add_up(units: Sequence[Unit], found: Sequence[Measured]) -> Measured:
-    """The units' findings as one; in the order of list_units whatever order they were found in."""
+def combine(units: Sequence[Unit], results: Sequence[Measured]) -> Measured:
+    """Combine the results of all units, in the order of list_units whatever order they come in."""
     order = sorted(range(len(units)), key=lambda number: units[number].first)
     scores: dict[Key, list[Scores]] = defaultdict(list)
     rocs: dict[tuple[str, str], list[Curve]] = defaultdict(list)
     peaks: dict[tuple[str, str, str], list[Peaks]] = defaultdict(list)
     for number in order:
-        for key, part in found[number].scores.items():
+        for key, part in results[number].scores.items():
             scores[key].append(part)
-        for pair, curve in found[number].rocs.items():
+        for pair, curve in results[number].rocs.items():
             rocs[pair].append(curve)
-        for triple, some in found[number].peaks.items():
-            peaks[triple].append(some)
+        for triple, part_peaks in results[number].peaks.items():
+            peaks[triple].append(part_peaks)
     return Measured(
         {key: join(parts) for key, parts in scores.items()},
         {pair: np.sum(curves, axis=0) for pair, curves in rocs.items()},
@@ -144,8 +145,8 @@ def _resample(study: Study, draws: int) -> Resamples:
 
 
 def _measure_draws(study: Study, unit: Unit, raw: Features, features: Features) -> Measured:
-    """raw: as the encoder gives them, and as the published protocol takes them; features: standardised."""
-    draws, some = study.drawn[unit.task], slice(unit.first, unit.last)
+    """Measure a block of draws. raw: the encoder's features, for the published protocol; features: standardised."""
+    draws, block = study.drawn[unit.task], slice(unit.first, unit.last)
     measured = Measured({}, {}, {})
     headline = study.headline
     if unit.encoder != NOISE:
@@ -153,25 +154,25 @@ def _measure_draws(study: Study, unit: Unit, raw: Features, features: Features) 
         for shots in study.measured[unit.task]:
             if shots == "all":
                 continue
-            rows, classes = (part[some] for part in draws.support(shots))
+            rows, classes = (part[block] for part in draws.support(shots))
             decisions = probe_draws(features, rows, classes, draws.test)
-            _score(measured, study, Key(unit.encoder, LINEAR, shots, unit.task, ALL), decisions, resamples, some)
+            _score(measured, study, Key(unit.encoder, LINEAR, shots, unit.task, ALL), decisions, resamples, block)
             if shots == headline:
                 measured.rocs[unit.encoder, unit.task] = _sum_of_rocs(decisions, draws.test_labels)
                 decisions = knn_draws(features, rows, classes, draws.test)
-                _score(measured, study, Key(unit.encoder, KNN, shots, unit.task, ALL), decisions, resamples, some)
+                _score(measured, study, Key(unit.encoder, KNN, shots, unit.task, ALL), decisions, resamples, block)
     if headline != "all" and headline in study.measured[unit.task]:
-        rows, classes = (part[some] for part in draws.support(headline))
-        sets = {ALL: np.ones((len(rows), len(draws.test)), bool), BALANCED: draws.balanced[some]}
+        rows, classes = (part[block] for part in draws.support(headline))
+        sets = {ALL: np.ones((len(rows), len(draws.test)), bool), BALANCED: draws.balanced[block]}
         peaks = published_draws(raw, rows, classes, draws.test, draws.test_labels, list(sets.values()),
                                 seed=study.settings.seed, first=unit.first)  # fmt: skip
-        for test, found in zip(sets, peaks, strict=True):
-            measured.peaks[unit.encoder, unit.task, test] = found
+        for test, set_peaks in zip(sets, peaks, strict=True):
+            measured.peaks[unit.encoder, unit.task, test] = set_peaks
     return measured
 
 
 def _measure_all(study: Study, unit: Unit, features: Features) -> Measured:
-    """One probe that learns from every labelled training image: no draws, so intervals over patients alone."""
+    """Measure one probe trained on all labelled training images: without draws, so intervals are over patients."""
     draws, measured = study.drawn[unit.task], Measured({}, {}, {})
     decisions = fit_all(features, draws.train, draws.train_labels, draws.test)
     if study.headline == "all":
@@ -183,7 +184,7 @@ def _measure_all(study: Study, unit: Unit, features: Features) -> Measured:
 
 def _measure_finetuned(study: Study, unit: Unit, device: torch.device) -> Measured:
     draws, measured = study.drawn[unit.task], Measured({}, {}, {})
-    (encoder,) = (one for one in study.encoders if one.name == unit.encoder)
+    (encoder,) = (encoder for encoder in study.encoders if encoder.name == unit.encoder)
     rows, classes = (part[unit.first] for part in draws.support(study.headline))
     examples, tested = (_images(study, encoder, numbers, device) for numbers in (rows, draws.test))
     assert encoder.module is not None
@@ -202,33 +203,33 @@ def _images(study: Study, encoder: Encoder, rows: npt.NDArray[np.int64], device:
 
 
 def _score(
-    measured: Measured, study: Study, key: Key, decisions: Curve, resamples: Resamples, some: slice
+    measured: Measured, study: Study, key: Key, decisions: Curve, resamples: Resamples, block: slice
 ) -> None:
-    """Score decision values on all test images; with the headline's shots on balanced ones and in slices as well."""
+    """Score decision values on all test images; at the headline's shots also on balanced test sets and on slices."""
     draws = study.drawn[key.task]
     patients = study.patients[draws.test]
-    measured.scores[key] = score(decisions, draws.test_labels, patients, resamples, first=some.start)
+    measured.scores[key] = score(decisions, draws.test_labels, patients, resamples, first=block.start)
     if key.shots != study.headline:
         return
-    if key.shots != "all":  # whose one probe has no draws of its own, and no balanced test sets
+    if key.shots != "all":  # the probe of all labels has no draws, and so no balanced test sets
         measured.scores[key._replace(test=BALANCED)] = score(
-            decisions, draws.test_labels, patients, resamples, draws.balanced[some], first=some.start
+            decisions, draws.test_labels, patients, resamples, draws.balanced[block], first=block.start
         )
     if key.probe != LINEAR:
         return
     for part in find_slices(study.labels):
-        if is_large_enough(count(part, draws.test, draws.test_labels, study.patients)):
+        if is_large_enough(count_in_slice(part, draws.test, draws.test_labels, study.patients)):
             inside = part.members[draws.test]
             measured.scores[key._replace(test=part.name)] = score(
-                decisions[:, inside], draws.test_labels[inside], patients[inside], resamples, first=some.start
+                decisions[:, inside], draws.test_labels[inside], patients[inside], resamples, first=block.start
             )
 
 
 def _sum_of_rocs(decisions: Curve, labels: npt.NDArray[np.int64]) -> Curve:
     """True positive rates on GRID, summed over draws."""
     curves = []
-    for one in decisions:
-        false, true, _ = roc_curve(labels, one)
-        curves.append(np.interp(GRID, false, true))
+    for decision in decisions:
+        false_rates, true_rates, _ = roc_curve(labels, decision)
+        curves.append(np.interp(GRID, false_rates, true_rates))
     total: Curve = np.sum(curves, axis=0)
     return total

@@ -1,4 +1,4 @@
-"""Names that users choose: of encoders, findings and paths; kept apart from the names of our own rows and columns."""
+"""Names that users choose for encoders, findings and paths, kept distinct from the report's own rows and columns."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from pathlib import Path
 
 from shard.errors import InputError
 
-MEAN = "Mean"  # the column over all tasks, where no finding is called so
-# What labels of rows add to an encoder's name: "A (collapsed)", "A (… assumed)", "A − B".
+MEAN = "Mean"  # the column over all tasks, unless a finding has this name
+# What row labels add to an encoder's name: "A (collapsed)", "A (… assumed)", "A − B".
 _ADDED = re.compile(r"\((?:.*, )?collapsed(?:, .*)?\)$|\(.*assumed\)$|\s−\s")
 MAJORITY, GUESSING = "Majority class", "Guessing (share of positives)"  # rows of tables
 
 
 def split_spec(spec: str) -> tuple[str, Path]:
-    """An encoder as it was asked for → (its name or "", its path).
+    """Split NAME=PATH or PATH into the encoder's name, "" if none is given, and its path.
 
-    A path may hold "=", as in epoch=9-step=1000.ckpt, and so may a name. The whole text is taken if it is an existing
-    path; else it is NAME=PATH, split at the first "=" with an existing path behind it. Else the path does not exist.
-    PATH may be PATH::KEY, see split_key.
+    Paths may contain "=", as in epoch=9-step=1000.ckpt, and so may names. If the whole text is an existing path, there
+    is no name. Otherwise it is split at the first "=" that an existing path follows. PATH may be PATH::KEY (split_key).
     """
     splits = [(spec[:place].strip(), spec[place + 1 :]) for place in range(len(spec)) if spec[place] == "="]
     for name, text in [("", spec), *splits]:
@@ -35,44 +34,44 @@ def split_spec(spec: str) -> tuple[str, Path]:
 
 
 def split_key(path: Path) -> tuple[Path, str]:
-    """PATH::KEY → the file, and the key of a network in it; "" where none is given. A path that exists has none."""
-    before, mark, key = str(path).rpartition("::")
-    return (path, "") if path.exists() or not mark else (Path(before), key)
+    """Split PATH::KEY into the file and the key of a network in it, "" if none is given. An existing path has none."""
+    file, separator, key = str(path).rpartition("::")
+    return (path, "") if path.exists() or not separator else (Path(file), key)
 
 
 def absolute_spec(spec: str) -> str:
-    """The same encoder, asked for from any folder."""
+    """Make an encoder's path absolute, so that it is valid from any folder."""
     name, path = split_spec(spec)
     return f"{name}={path.absolute()}" if name else str(path.absolute())
 
 
-def check_name(name: str, ours: Collection[str]) -> None:
-    """Raise InputError where an encoder's name could be read as one of ours, or is not one line of text."""
+def check_name(name: str, reserved: Collection[str]) -> None:
+    """Raise InputError if an encoder's name could be read as a reserved one, or is not one line of text."""
     if any(unicodedata.category(letter) == "Cc" for letter in name):
-        raise InputError(f"{name!r}: not an encoder's name, which is one line of text; name it: NAME=PATH")
-    for taken in ours:
+        raise InputError(f"{name!r}: an encoder's name must be one line of text; name it: NAME=PATH")
+    for taken in reserved:
         rest = _plain(name).removeprefix(_plain(taken))
         # Row labels add to a name: "Scratch, 10", "ImageNet (…)", "Scratch − Thumbnail".
         if rest != _plain(name) and re.match(r"\s*([(,−]|$)", rest):
             raise InputError(f"an encoder called {name} would be read as the report's own {taken}; give it another "
                              "name: NAME=PATH")  # fmt: skip
     if found := _ADDED.search(_plain(name)):
-        raise InputError(f"an encoder called {name}: {found[0].strip()} is what a report itself adds to names; give it "
+        raise InputError(f"an encoder called {name}: {found[0].strip()} is a mark that reports add to names; give it "
                          "another name: NAME=PATH")  # fmt: skip
 
 
 def name_mean(findings: Collection[str]) -> str:
-    """What the mean over tasks is called beside these findings: "Mean", or else a name that none of them has."""
+    """Name the column of the mean over tasks: "Mean", or a name that none of these findings has."""
     taken = {_plain(finding) for finding in findings}
     names = (MEAN, "Mean over tasks", *(f"Mean over tasks ({number})" for number in range(2, len(taken) + 3)))
     return next(name for name in names if _plain(name) not in taken)
 
 
 def split_tasks(text: str, findings: Sequence[str]) -> tuple[str, ...]:
-    """The findings that a text such as "A,B" lists; one that holds a comma is known whole, or quoted as in a CSV.
+    """Split a list such as "A,B" into findings; those with a comma are recognised, or quoted as in CSV.
 
-    A finding's exact name comes first, then a list whose every name is a finding, then the longest names that fit. What
-    is no finding is returned as it stands, for the caller to refuse.
+    The first of these decides: the text is a finding; all items are findings; the longest findings that match. Items
+    that are no finding are returned unchanged, for the caller to reject.
     """
     if text in findings:
         return (text,)
@@ -95,7 +94,7 @@ def split_tasks(text: str, findings: Sequence[str]) -> tuple[str, ...]:
 
 
 def join_tasks(tasks: Sequence[str]) -> str:
-    """The list that split_tasks reads as these tasks."""
+    """Join tasks into a list that split_tasks splits again."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(tasks)
     return text.getvalue()
@@ -104,11 +103,11 @@ def join_tasks(tasks: Sequence[str]) -> str:
 def _exists(path: Path) -> bool:
     try:
         return split_key(path)[0].exists()
-    except OSError:  # a name that is too long for a file
+    except OSError:  # too long for a file name
         return False
 
 
 def _plain(name: str) -> str:
-    """A name as a reader takes it in: without regard to case, width, zero-width characters and runs of blanks."""
+    """Normalise a name as readers perceive it: without case, width, zero-width characters and repeated blanks."""
     visible = "".join(letter for letter in unicodedata.normalize("NFKC", name) if unicodedata.category(letter) != "Cf")
     return " ".join(visible.casefold().split())

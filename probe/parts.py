@@ -1,4 +1,4 @@
-"""Parts of a report, measured by the tasks of a job array, as files: OUT/parts/3-of-8.npz, each whole or not there."""
+"""Files with the results of a part of a report, written by a task of a job array: OUT/parts/3-of-8.npz."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from shard.files import write_bytes
 FOLDER, FORMAT = "parts", "cxr-simclr-probe-part/1"
 
 
-def units_of(units: Sequence[Unit], part: int, parts: int) -> list[Unit]:
-    """One part's share: neighbours in the list, so that a task of an array needs the features of few encoders."""
+def units_of_part(units: Sequence[Unit], part: int, parts: int) -> list[Unit]:
+    """Select the units of a part: consecutive ones, so that a task needs the features of few encoders."""
     return list(units[len(units) * part // parts : len(units) * (part + 1) // parts])
 
 
 def write_part(study: Study, part: int, parts: int, units: Sequence[Unit], found: Sequence[Measured]) -> Path:
-    """Write what a part found, with what it was asked for."""
+    """Write a part's results, with its settings and units; return the path."""
     arrays: dict[str, Any] = {}
     entries = []
-    for number, one in enumerate(found):
-        for kind, items in (("scores", one.scores), ("rocs", one.rocs), ("peaks", one.peaks)):
+    for number, measured in enumerate(found):
+        for kind, items in (("scores", measured.scores), ("rocs", measured.rocs), ("peaks", measured.peaks)):
             for key, value in items.items():
                 entries.append([number, kind, list(key)])
                 for place, array in enumerate(value if isinstance(value, Peaks) else _arrays(value)):
@@ -52,15 +52,15 @@ def _arrays(value: Any) -> tuple[Any, ...]:
 
 
 def read_settings(out: Path) -> Settings:
-    """What the parts in a folder were asked for. Raises InputError where there are none."""
+    """Read the settings of the parts in a folder. Raises InputError if there are none."""
     files = sorted((out / FOLDER).glob("*-of-*.npz"))
     if not files:
-        raise InputError(f"{out}: no parts in {out / FOLDER}; make them with --part=K --parts=N --out={out}")
+        raise InputError(f"{out}: no parts in {out / FOLDER}; measure them with --part=K --parts=N --out={out}")
     return from_plain(_read(files[0])[0]["settings"])
 
 
 def read_parts(study: Study) -> tuple[list[Unit], list[Measured]]:
-    """The units of all parts and what they found. Raises InputError where some are missing or of another report."""
+    """Read the units of all parts and their results. Raises InputError if some are missing or of another report."""
     folder = study.settings.out / FOLDER
     files = {path: _read(path) for path in sorted(folder.glob("*-of-*.npz"))}
     parts = {head["parts"] for head, _ in files.values()}
@@ -70,28 +70,28 @@ def read_parts(study: Study) -> tuple[list[Unit], list[Measured]]:
                          f"{folder}/*-of-{many}.npz")  # fmt: skip
     for path, (head, _) in files.items():
         if head["fingerprint"] != study.fingerprint:
-            raise InputError(f"{path}: of other settings, draws, shards or weights than there are now; remove it, and "
-                             f"make it again with --part={head['part']} --parts={head['parts']}")  # fmt: skip
-    there = {head["part"] for head, _ in files.values()}
-    missing = sorted(set(range(*parts)) - there)
+            raise InputError(f"{path}: measured with other settings, draws, shards or weights; remove it and measure "
+                             f"it again with --part={head['part']} --parts={head['parts']}")  # fmt: skip
+    present = {head["part"] for head, _ in files.values()}
+    missing = sorted(set(range(*parts)) - present)
     if missing:
         rest = f" and so on for {', '.join(map(str, missing[1:8]))}" if missing[1:] else ""
-        raise InputError(f"{folder}: {len(missing)} of {max(parts)} parts missing; make them with --part={missing[0]} "
-                         f"--parts={max(parts)}{rest}")  # fmt: skip
+        raise InputError(f"{folder}: {len(missing)} of {max(parts)} parts missing; measure them with "
+                         f"--part={missing[0]} --parts={max(parts)}{rest}")  # fmt: skip
     units: list[Unit] = []
     found: list[Measured] = []
     for _, (head, arrays) in sorted(files.items(), key=lambda item: int(item[1][0]["part"])):
-        some = [Measured({}, {}, {}) for _ in head["units"]]
+        results = [Measured({}, {}, {}) for _ in head["units"]]
         for entry, (number, kind, key) in enumerate(head["entries"]):
             values = [arrays[name] for place in range(3) if (name := f"{entry}.{place}") in arrays]
             if kind == "scores":
-                some[number].scores[Key(*key)] = Scores(*values)
+                results[number].scores[Key(*key)] = Scores(*values)
             elif kind == "rocs":
-                some[number].rocs[key[0], key[1]] = values[0]
+                results[number].rocs[key[0], key[1]] = values[0]
             else:
-                some[number].peaks[key[0], key[1], key[2]] = Peaks(*values)
+                results[number].peaks[key[0], key[1], key[2]] = Peaks(*values)
         units += [Unit(*unit) for unit in head["units"]]
-        found += some
+        found += results
     return units, found
 
 
@@ -101,7 +101,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             arrays = dict(file)
         head = json.loads(arrays.pop("head").tobytes())
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{path}: not a part that can be read ({error}); remove it and make it again") from None
+        raise InputError(f"{path}: not a readable part ({error}); remove it and measure it again") from None
     if head.get("format") != FORMAT:
-        raise InputError(f"{path}: format {head.get('format')!r}, this version reads {FORMAT!r}; make it again")
+        raise InputError(f"{path}: format {head.get('format')!r}, this version reads {FORMAT!r}; measure it again")
     return head, arrays

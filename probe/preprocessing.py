@@ -1,4 +1,4 @@
-"""How an encoder wants its images: as a config beside it says, or --input."""
+"""How an encoder's images are made: resolve what --input, a config next to the weights, and defaults state."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bilinear", "bicubic")
 MOST = 4096  # pixels a side
-AS_IN = "--input=NAME:imagenet, NAME:torchxrayvision, or NAME:mean=M,std=S (and size=, range=LOW/HIGH, interpolation=)"
+USAGE = "--input=NAME:imagenet, NAME:torchxrayvision, or NAME:mean=M,std=S (and size=, range=LOW/HIGH, interpolation=)"
 
 
 @dataclass(frozen=True)
 class Input:
-    """How an encoder wants its images: resized to size × size, grey 0..1, less the mean, by the std."""
+    """The images of an encoder: resized to size × size, grey levels in 0..1, minus mean, divided by std."""
 
     size: int
     mean: float
@@ -30,10 +30,10 @@ class Input:
 
 
 class Stated(NamedTuple):
-    """What is stated of an encoder's input; None where nothing is.
+    """What one source states about an encoder's input; None for what it does not state.
 
-    mean, std: of grey in 0..1, one for all channels or one for each. source: who states it. aside: what it states that
-    is not followed, in words.
+    mean, std: of grey levels in 0..1, one for all channels or one per channel. source: where they come from, in words.
+    ignored: what it states that is not followed, in words.
     """
 
     mean: tuple[float, ...] | None = None
@@ -41,7 +41,7 @@ class Stated(NamedTuple):
     size: int | None = None
     interpolation: str | None = None
     source: str = ""
-    aside: str = ""
+    ignored: str = ""
 
 
 PRESETS = {
@@ -50,24 +50,26 @@ PRESETS = {
 }
 
 
-def read_flag(text: str, names: Sequence[str]) -> dict[str, Stated]:
-    """--input's NAME:WHAT,NAME:WHAT,… by the names of the encoders; WHAT is a preset or mean=, std=, size=, range=,
-    interpolation=, with commas between. Raises InputError where it can't be understood."""
+def parse_input_flag(text: str, names: Sequence[str]) -> dict[str, Stated]:
+    """Parse --input=NAME:WHAT,NAME:WHAT,… into what it states for each encoder name.
+
+    WHAT is a preset or mean=, std=, size=, range=, interpolation=, separated by commas. Raises InputError.
+    """
     if not text:
         return {}
-    starts = sorted({place: name for name in sorted(names, key=len) for place in _places(text, name)}.items())
+    starts = sorted({place: name for name in sorted(names, key=len) for place in _entries(text, name)}.items())
     if not starts or starts[0][0] != 0:
-        raise InputError(f"--input={text}: begins with none of the encoders' names ({', '.join(names)}); {AS_IN}")
+        raise InputError(f"--input={text}: starts with none of the encoders' names ({', '.join(names)}); use {USAGE}")
     stated: dict[str, Stated] = {}
     for (start, name), end in zip(starts, [*(place for place, _ in starts[1:]), len(text)], strict=True):
         if name in stated:
-            raise InputError(f"--input={text}: {name} is there twice; keep one")
-        stated[name] = _read_words(text[start + len(name) + 1 : end].strip(", "), f"--input={name}:")
+            raise InputError(f"--input={text}: {name} is given twice; keep one")
+        stated[name] = _parse_words(text[start + len(name) + 1 : end].strip(", "), f"--input={name}:")
     return stated
 
 
-def _places(text: str, name: str) -> list[int]:
-    """Where an entry for the encoder begins: at the start, or after a comma."""
+def _entries(text: str, name: str) -> list[int]:
+    """Positions of "name:" in the text: at its start, or after a comma."""
     found, place = [], -1
     while (place := text.find(f"{name}:", place + 1)) >= 0:
         if not place or text[:place].rstrip().endswith(","):
@@ -75,108 +77,108 @@ def _places(text: str, name: str) -> list[int]:
     return found
 
 
-def _read_words(text: str, flag: str) -> Stated:
-    stated, low, high = Stated(source="as --input says"), 0.0, 1.0
+def _parse_words(text: str, flag: str) -> Stated:
+    stated, low, high = Stated(source="from --input"), 0.0, 1.0
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
-        raise InputError(f"{flag} says nothing; {AS_IN}")
+        raise InputError(f"{flag} is empty; use {USAGE}")
     for word in words:
-        key, mark, value = word.partition("=")
-        if not mark and key in PRESETS:
+        key, equals, value = word.partition("=")
+        if not equals and key in PRESETS:
             mean, std = PRESETS[key].mean, PRESETS[key].std
         elif key == "mean":
-            mean = _numbers(value, flag + word)
+            mean = _parse_numbers(value, flag + word)
         elif key == "std":
-            std = _numbers(value, flag + word)
+            std = _parse_numbers(value, flag + word)
         elif key == "range":
-            bounds = _numbers(value, flag + word)
+            bounds = _parse_numbers(value, flag + word)
             if len(bounds) != 2 or not bounds[0] < bounds[1]:
-                raise InputError(f"{flag}{word}: wants two numbers, the lower first, as in range=-1024/1024")
+                raise InputError(f"{flag}{word}: needs two numbers, the lower first, such as range=-1024/1024")
             (low, high), mean, std = bounds, mean or (0.0,), std or (1.0,)
         elif key == "size" and value.isascii() and value.isdigit() and 1 <= int(value) <= MOST:
             stated = stated._replace(size=int(value))
         elif key == "interpolation" and value in INTERPOLATIONS:
             stated = stated._replace(interpolation=value)
         else:
-            raise InputError(f"{flag}{word}: not understood; {AS_IN}")
+            raise InputError(f"{flag}{word}: not understood; use {USAGE}")
     if (mean is None) != (std is None):
-        raise InputError(f"{flag}{text}: mean and std are wanted together")
+        raise InputError(f"{flag}{text}: mean and std must be given together")
     if mean is not None and std is not None:
-        stated = stated._replace(mean=tuple((one - low) / (high - low) for one in mean),
-                                 std=tuple(one / (high - low) for one in std))  # fmt: skip
+        stated = stated._replace(mean=tuple((value - low) / (high - low) for value in mean),
+                                 std=tuple(value / (high - low) for value in std))  # fmt: skip
     return check_stated(stated, flag + text)
 
 
-def _numbers(text: str, flag: str) -> tuple[float, ...]:
+def _parse_numbers(text: str, flag: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in text.split("/"))
     except ValueError:
-        raise InputError(f"{flag}: wants a number, or three with / between, as in mean=0.485/0.456/0.406") from None
+        raise InputError(f"{flag}: needs a number, or three separated by /, such as mean=0.485/0.456/0.406") from None
 
 
 def check_stated(stated: Stated, source: str) -> Stated:
-    """The same; raises InputError where no image can be made by it."""
+    """Return `stated`; raise InputError if no image can be made with it."""
     numbers = [*(stated.mean or ()), *(stated.std or ())]
-    if not all(map(math.isfinite, numbers)) or not all(one > 0 for one in stated.std or ()):
-        raise InputError(f"{source}: mean {stated.mean} and std {stated.std}: wants numbers, and std above 0")
+    if not all(map(math.isfinite, numbers)) or not all(value > 0 for value in stated.std or ()):
+        raise InputError(f"{source}: mean {stated.mean} and std {stated.std}: needs finite numbers, and std above 0")
     if not 1 <= (stated.size or 1) <= MOST:
-        raise InputError(f"{source}: {stated.size} px: wants 1 to {MOST}")
+        raise InputError(f"{source}: {stated.size} px: needs 1 to {MOST}")
     return stated
 
 
-class Settled(NamedTuple):
-    """An encoder's input as it is used: the images, the statistics a channel, in a line, and what of it was assumed."""
+class ResolvedInput(NamedTuple):
+    """An encoder's input as it is used. mean, std: per channel; note: all of it in a line; assumed: what is assumed."""
 
     images: Input
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    said: str
+    note: str
     assumed: str
 
 
-def settle(
-    path: Path, name: str, channels: int, asked: Stated, stated: Stated, *, otherwise: Input, size: int
-) -> Settled:
-    """The input of weights from elsewhere: as --input says, else as a config beside them does.
+def resolve_input(
+    path: Path, name: str, channels: int, requested: Stated, stated: Stated, *, default: Input, size: int
+) -> ResolvedInput:
+    """Resolve the input of weights that are not ours: --input first, then the config next to them.
 
-    asked: --input's; stated: the config's; otherwise: the statistics in which images are handed on, and the size where
-    nobody states one; size: --size's, 0 for none. Three channels of which nothing is stated are taken for ImageNet's,
-    and said to be; one channel is refused. Raises InputError.
+    requested: from --input. stated: from the config. default: the statistics of the images that the loader returns, and
+    the size if nothing states one. size: the flag --size, 0 if not given. Three channels without statistics are assumed
+    to be ImageNet's, and reported as such. Raises InputError for one channel without statistics.
     """
-    by = asked if asked.mean is not None else stated
-    mean, std, source, assumed = by.mean, by.std, by.source, ""
+    chosen = requested if requested.mean is not None else stated
+    mean, std, source, assumed = chosen.mean, chosen.std, chosen.source, ""
     if mean is None or std is None:
         if channels != 3:
-            raise InputError(f"{path}: weights for one channel, and nothing says of which mean and std; say it: "
-                             f"{AS_IN.replace('NAME', name)}")  # fmt: skip
-        mean, std, source = IMAGENET_MEAN, IMAGENET_STD, "ImageNet's are ASSUMED, as nothing says which: --input="
-        source += f"{name}:… says others"
+            raise InputError(f"{path}: weights for one channel, with no mean and std stated; state them: "
+                             f"{USAGE.replace('NAME', name)}")  # fmt: skip
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        source = f"ASSUMED to be ImageNet's, as none are stated; override with --input={name}:…"
         assumed = "ImageNet's mean and std assumed"
-    mean, std = (_for_channels(one, channels, path, name) for one in (mean, std))
-    interpolation = asked.interpolation or stated.interpolation or "bilinear"
+    mean, std = (_per_channel(values, channels, path, name) for values in (mean, std))
+    interpolation = requested.interpolation or stated.interpolation or "bilinear"
     if interpolation not in INTERPOLATIONS:
-        raise InputError(f"{path}: wants images resized by {plain(interpolation)}, and there are "
+        raise InputError(f"{path}: needs images resized by {plain(interpolation)}; available: "
                          f"{' and '.join(INTERPOLATIONS)}; choose: --input={name}:interpolation=bilinear")  # fmt: skip
-    side = asked.size or size or stated.size or otherwise.size
-    images = replace(otherwise, size=side, interpolation=interpolation)
-    aside = f", {stated.aside}" if stated.aside else ""
-    black, white = (_shown([(grey - m) / s for m, s in zip(mean, std, strict=True)]) for grey in (0, 1))
-    said = (f"images whole{aside}, at {side} px, {interpolation}; mean {_shown(mean)}, std {_shown(std)} (black is "
+    side = requested.size or size or stated.size or default.size
+    images = replace(default, size=side, interpolation=interpolation)
+    ignored = f", {stated.ignored}" if stated.ignored else ""
+    black, white = (_format([(grey - m) / s for m, s in zip(mean, std, strict=True)]) for grey in (0, 1))
+    note = (f"whole images{ignored}, at {side} px, {interpolation}; mean {_format(mean)}, std {_format(std)} (black is "
             f"{black}, white {white}), {source}")  # fmt: skip
-    return Settled(images, mean, std, said, assumed)
+    return ResolvedInput(images, mean, std, note, assumed)
 
 
-def _for_channels(values: tuple[float, ...], channels: int, path: Path, name: str) -> tuple[float, ...]:
-    alike = values[:1] if len(set(values)) == 1 else values
-    if channels == 1 and len(alike) == 3:  # as timm does: of a stem that was summed over its channels
-        alike = (sum(alike) / 3,)
-    if len(alike) not in (1, channels):
-        raise InputError(f"{path}: {len(alike)} means and stds for {channels} channel{'s'[: channels - 1]}; say it: "
+def _per_channel(values: tuple[float, ...], channels: int, path: Path, name: str) -> tuple[float, ...]:
+    distinct = values[:1] if len(set(values)) == 1 else values
+    if channels == 1 and len(distinct) == 3:  # as timm does for a stem summed over its channels
+        distinct = (sum(distinct) / 3,)
+    if len(distinct) not in (1, channels):
+        raise InputError(f"{path}: {len(distinct)} means and stds for {channels} channel{'s'[: channels - 1]}; give "
                          f"--input={name}:mean=M,std=S")  # fmt: skip
-    return alike * channels if len(alike) == 1 else alike
+    return distinct * channels if len(distinct) == 1 else distinct
 
 
-def _shown(values: Sequence[float]) -> str:
-    return "/".join(f"{one:.4g}" for one in (values[:1] if len(set(values)) == 1 else values))
+def _format(values: Sequence[float]) -> str:
+    return "/".join(f"{value:.4g}" for value in (values[:1] if len(set(values)) == 1 else values))

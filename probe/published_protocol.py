@@ -1,4 +1,4 @@
-"""The published protocol, to be shown beside ours: its figure is the best of many looks at the test images."""
+"""The published protocol, shown next to ours: peak accuracy over epochs, selected on the test images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from probe.fewshot import Rows
 from train.frozen_features import Features
 
-EPOCHS, LR = 100, 1e-3  # the study names neither: Adam's own rate, and as many epochs as its pre-training had
+EPOCHS, LR = 100, 1e-3  # the study states neither: Adam's default, and its number of pre-training epochs
 NOISE = "Pure noise"
 
 
 class Peaks(NamedTuple):
-    """Of each draw [D]: accuracy at its best epoch, chosen on the test images themselves, and after the last epoch."""
+    """Accuracy of each draw [D] at its best epoch, selected on the test images themselves, and after the last epoch."""
 
     peak: npt.NDArray[np.float64]
     final: npt.NDArray[np.float64]
@@ -27,42 +27,41 @@ def published_draws(
     features: Features, support: Rows, labels: Rows, test: Rows, test_labels: Rows,
     sets: Sequence[npt.NDArray[np.bool_]], *, seed: int, first: int = 0,
 ) -> list[Peaks]:  # fmt: skip
-    """The published protocol on each draw: a linear layer on frozen features, Adam, all examples a step, peak accuracy.
+    """Train a linear layer on frozen features with Adam and full batches, as published; return the peaks by test set.
 
-    features: [images, F], as the encoder gives them; support, labels: [D, n]; test: [N] rows; sets: test sets, [D, N]
-    each, the images that each draw is tested on, for which there are as many peaks; first: the number of the first
-    draw. A step is an epoch.
+    features: [images, F], not standardised. support, labels: [D, n]. test: [N] rows. sets: for each test set, the
+    images [D, N] that each draw is tested on. first: the number of the first draw. A step is an epoch.
     """
     examples = torch.from_numpy(features[support])  # [D, n, F]
-    wanted = torch.from_numpy(labels).float()
+    targets = torch.from_numpy(labels).float()
     tested = torch.from_numpy(features[test])
     truth = torch.from_numpy(test_labels == 1)
     counted = torch.from_numpy(np.stack(sets)).float()  # [sets, D, N]
-    weights, bias = _start(features.shape[1], seed, range(first, first + len(support)))
+    weights, bias = _initial_layer(features.shape[1], seed, range(first, first + len(support)))
     optimizer = torch.optim.Adam([weights, bias], lr=LR)
     accuracies = []
     for _ in range(EPOCHS):
         optimizer.zero_grad()
-        said = (examples @ weights[..., None])[..., 0] + bias[:, None]
-        # The sum over draws of each one's mean: the draws do not touch one another.
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(said, wanted, reduction="none").mean(1).sum()
+        logits = (examples @ weights[..., None])[..., 0] + bias[:, None]
+        # Summed over draws, so that each draw's gradient is its own.
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1).sum()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
             right = ((weights @ tested.T + bias[:, None] > 0) == truth).float() * counted
             accuracies.append(right.sum(2) / counted.sum(2))
     over_epochs = torch.stack(accuracies, 1).double().numpy()  # [sets, EPOCHS, D]
-    return [Peaks(one.max(axis=0), one[-1]) for one in over_epochs]
+    return [Peaks(accuracy.max(axis=0), accuracy[-1]) for accuracy in over_epochs]
 
 
-def _start(width: int, seed: int, draws: range) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [D, F] and biases [D] as torch.nn.Linear begins, those of a draw by its number."""
+def _initial_layer(width: int, seed: int, draws: range) -> tuple[torch.Tensor, torch.Tensor]:
+    """Initialise weights [D, F] and biases [D] as torch.nn.Linear does, seeded by the number of the draw."""
     rows = [torch.rand(width + 1, generator=torch.Generator().manual_seed(seed * 10**6 + draw)) for draw in draws]
     both = (2 * torch.stack(rows) - 1) * width**-0.5
     return both[:, :-1].clone().requires_grad_(), both[:, -1].clone().requires_grad_()
 
 
 def noise_features(like: Features, seed: int) -> Features:
-    """Features that know nothing of the images and look like others: those, dealt out to the images at random."""
+    """Permute features among the images: the same distribution, without any information about the images."""
     noise: Features = np.random.default_rng(seed).permutation(like)
     return noise

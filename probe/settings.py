@@ -1,4 +1,4 @@
-"""Settings: everything that a report was asked for, checked once, and the command that asks for it again."""
+"""The settings of a report: checked once, saved with its parts, and printed as the command that repeats it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from train.config import Device
 
 Protocol = Literal["ours", "paper"]
 BASELINES = ("scratch", "thumbnail", "imagenet")
-HEADLINE = 10  # shots, where they were asked for
+HEADLINE = 10  # shots, if they are among the requested ones
 # Name → lowest, highest value.
 LIMITS = {"draws": (1, 10**5), "finetune": (0, 10**5), "size": (0, 4096), "seed": (0, 2**31), "batch_size": (1, 10**6),
           "workers": (0, 4096)}  # fmt: skip
-# Where and how fast the same figures are computed.
-DO_NOT_CHANGE_FIGURES = {"shards", "out", "cache", "batch_size", "workers"}
-# Files, of which the content decides, wherever they lie.
+# Settings that change where and how fast results are computed, not the results.
+KEEP_RESULTS = {"shards", "out", "cache", "batch_size", "workers"}
+# Files, whose content decides and not their path.
 FILES = {"encoders", "draws_file", "imagenet_weights"}
 
 
@@ -56,48 +56,51 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_numbers(**{name: (getattr(self, name), *limits) for name, limits in LIMITS.items()})
+        from probe.baselines import BASELINES as KNOWN  # imports PyTorch, which --help need not wait for
+
         for word in self.baselines:
-            if word not in BASELINES:
-                raise InputError(f"--baselines={word}: not one of {', '.join(BASELINES)}")
+            if word not in KNOWN:
+                raise InputError(f"--baselines={word}: not one of {', '.join(KNOWN)}")
         if not self.all_shots:
-            raise InputError("--shots: wants numbers of labelled examples a class, or all, as in --shots=1,5,10,all")
+            raise InputError("--shots: needs numbers of examples per class, or all, such as --shots=1,5,10,all")
         if self.headline == "all" and (self.finetune or self.protocol == "paper"):
-            raise InputError("--shots=all: --finetune and --protocol=paper learn from few examples; add such as 10")
+            raise InputError("--shots=all: --finetune and --protocol=paper need a number of shots; add one, such as 10")
 
     @property
     def all_shots(self) -> tuple[Shots, ...]:
-        """The numbers of shots, ascending, "all" last."""
+        """The numbers of shots, ascending, with "all" last."""
         numbers = sorted({_number(word) for word in self.shots if word != "all"})
         return (*numbers, *(("all",) if "all" in self.shots else ()))
 
     @property
     def headline(self) -> Shots:
-        """What tables and headline are of, where they are of one: 10, where it was asked for, else the most."""
+        """The number of shots of the headline and of most tables: 10 if requested, otherwise the largest number."""
         numbers = [shots for shots in self.all_shots if shots != "all"]
         return HEADLINE if HEADLINE in numbers else numbers[-1] if numbers else "all"
 
     @property
     def most_shots(self) -> int:
-        """How many examples of each class a draw must hold."""
+        """The number of examples per class in a draw."""
         return max((shots for shots in self.all_shots if shots != "all"), default=1)
 
     @property
-    def labels_said(self) -> str:
-        """What became of the labels that are neither yes nor no, in words."""
-        fates = ["left out" if fate == "exclude" else f"counted as {fate}" for fate in (self.uncertain, self.blank)]
-        return f"Uncertain (-1) labels are {fates[0]}, blank ones {fates[1]}."
+    def label_policy(self) -> str:
+        """How uncertain and blank labels are treated, as a sentence."""
+        policies = ["excluded" if policy == "exclude" else f"counted as {policy}"
+                    for policy in (self.uncertain, self.blank)]  # fmt: skip
+        return f"Uncertain (-1) labels are {policies[0]}, blank labels {policies[1]}."
 
     def plain(self) -> dict[str, Any]:
-        """All settings as JSON has them; paths are absolute, as they may be read from another folder."""
+        """All settings as JSON values, with absolute paths, as they may be read from another folder."""
         plain = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
         return {**plain, "encoders": [absolute_spec(spec) for spec in self.encoders]}
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that change a figure, but for files."""
-        return {name: value for name, value in self.plain().items() if name not in DO_NOT_CHANGE_FIGURES | FILES}
+        """The settings that change results, except files."""
+        return {name: value for name, value in self.plain().items() if name not in KEEP_RESULTS | FILES}
 
     def command(self) -> str:
-        """The command that asks for this report: each setting that is not the default."""
+        """The command that makes this report, with each setting that is not the default."""
         defaults = {field.name: _plain(field.default) for field in fields(self)}
         given = {name: value for name, value in self.plain().items()
                  if name != "encoders" and value != defaults[name]}  # fmt: skip
@@ -109,7 +112,7 @@ class Settings:
 
 
 def from_plain(plain: dict[str, Any]) -> Settings:
-    """The settings that `plain` was made of."""
+    """Build the settings from the output of Settings.plain."""
     paths = ("shards", "out", "draws_file", "imagenet_weights", "cache")
     read = dict(plain)
     for name, value in plain.items():
@@ -126,5 +129,5 @@ def _plain(value: Any) -> Any:
 
 def _number(word: str) -> int:
     if not (word.isascii() and word.isdigit() and 1 <= int(word) <= 10**6):
-        raise InputError(f"--shots={word}: wants whole numbers from 1 to 1000000, or all, as in --shots=1,5,10,all")
+        raise InputError(f"--shots={word}: needs whole numbers from 1 to 1000000, or all, such as --shots=1,5,10,all")
     return int(word)

@@ -1,4 +1,4 @@
-"""Slices of the test images, by sex, age and view where the shards have them, and whether they are large enough."""
+"""Slices of the test images by sex, age and view, and the number of patients that an interval requires."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pandas as pd
 from probe.fewshot import Rows
 from shard.tabular.age import AGES
 
-LEAST = 10  # patients with a positive image, and as many with a negative one: below it nothing is claimed
+LEAST = 10  # patients with a positive image, and with a negative one; with fewer, no interval is given
 
 
 class Slice(NamedTuple):
-    """One slice of the images, named such as "sex: women", and which it holds [images]."""
+    """A slice of the images: a name such as "sex: women", and its members, a mask [images]."""
 
     name: str
     members: npt.NDArray[np.bool_]
 
 
 def find_slices(labels: pd.DataFrame) -> list[Slice]:
-    """The slices of the images of shard.read.read_labels; none by what all share or what is not known."""
+    """List the slices of the images of shard.read.read_labels; a group of which only one value occurs gives none."""
     sex, age, view = labels["sex"], labels["age"], labels["view"].fillna("")
     groups = {
         "sex": [(name, sex == letter) for letter, name in (("F", "women"), ("M", "men"))],
@@ -33,18 +33,18 @@ def find_slices(labels: pd.DataFrame) -> list[Slice]:
     held_out = labels["split"] != "train"
     slices = []
     for group, parts in groups.items():
-        there = [Slice(f"{group}: {name}", members.to_numpy()) for name, members in parts if (members & held_out).any()]
-        slices += there if len(there) > 1 else []
+        found = [Slice(f"{group}: {name}", members.to_numpy()) for name, members in parts if (members & held_out).any()]
+        slices += found if len(found) > 1 else []
     return slices
 
 
 def count_patients(test: Rows, test_labels: Rows, patients: Rows) -> tuple[int, int]:
-    """How many test patients have a positive image, and how many a negative one."""
-    return count(Slice("all", np.ones(len(patients), bool)), test, test_labels, patients)
+    """Count the test patients with a positive image, and those with a negative one."""
+    return count_in_slice(Slice("all", np.ones(len(patients), bool)), test, test_labels, patients)
 
 
 def too_few(counts: tuple[int, int]) -> str:
-    """Why nothing is claimed of so many patients with a positive and with a negative image; "" where it may be."""
+    """Why these counts of (positive, negative) patients allow no interval; "" if they do."""
     if is_large_enough(counts):
         return ""
     number, kind = min(zip(counts, ("positive", "negative"), strict=True))
@@ -52,24 +52,24 @@ def too_few(counts: tuple[int, int]) -> str:
 
 
 def withhold(counts: Mapping[str, tuple[int, int]], mean: str) -> dict[str, str]:
-    """The tasks with too few test patients, and what their mean is called, with the reasons.
+    """Map each task with too few test patients, and then the column `mean` too, to the reason.
 
-    A bootstrap over few patients of a class can't show how much the figure would be another with others of them: its
-    intervals are much too narrow, and its p values too small.
+    Resampling few patients of a class underestimates how much other patients would change the result: intervals are
+    much too narrow, and p values too small.
     """
-    reasons = {task: reason for task, some in counts.items() if (reason := too_few(some))}
+    reasons = {task: reason for task, count in counts.items() if (reason := too_few(count))}
     if reasons and len(counts) > 1:
         reasons[mean] = "over these too"
     return reasons
 
 
-def count(part: Slice, test: Rows, test_labels: Rows, patients: Rows) -> tuple[int, int]:
-    """How many test patients of a slice have a positive image, and how many a negative one."""
+def count_in_slice(part: Slice, test: Rows, test_labels: Rows, patients: Rows) -> tuple[int, int]:
+    """Count the test patients of a slice with a positive image, and those with a negative one."""
     inside = part.members[test]
     positive, negative = (len(np.unique(patients[test][inside & (test_labels == label)])) for label in (1, 0))
     return positive, negative
 
 
 def is_large_enough(counts: tuple[int, int]) -> bool:
-    """Whether anything can be said of a slice of so many patients."""
+    """Whether counts of (positive, negative) patients allow an interval."""
     return min(counts) >= LEAST

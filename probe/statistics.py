@@ -1,9 +1,12 @@
-"""Decision values of many draws on many patients → metrics, their intervals over both, and paired differences."""
+"""Metrics of decision values, their 95 % intervals (two-level bootstrap over draws and patients), paired tests.
+
+To add a metric, add an entry to METRICS.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,15 +20,43 @@ from shard.caches import numba_can_cache
 from shard.machine import cores
 
 Floats = npt.NDArray[np.float64]
-METRICS = ("accuracy", "balanced_accuracy", "auroc", "auprc", "ece")
-BINS = 10  # of the calibration error, equally wide
+BINS = 10  # equal-width probability bins of the calibration error
 REPLICATES = 2000
-CHUNK = 50  # replicates that a thread does at a time
+CHUNK = 50  # replicates that a thread scores at a time
+
+
+class Counts(NamedTuple):
+    """Sums over a weighted test set, each of any one shape: all that a metric may depend on.
+
+    positives, negatives: the weight of each class. true_positives, false_positives: of it, with a decision value above
+    0. roc_area: under the curve of true over false positives (not rates). precision_sum: the precision at each
+    threshold times the positives gained there. calibration_sum: over bins, |Σ (probability - label)|.
+    """
+
+    positives: Floats
+    negatives: Floats
+    true_positives: Floats
+    false_positives: Floats
+    roc_area: Floats
+    precision_sum: Floats
+    calibration_sum: Floats
+
+
+Metric = Callable[[Counts], Floats]
+# The column `metric` of table.csv → the metric. Return NaN where it is undefined; 0 / 0 does.
+METRICS: dict[str, Metric] = {
+    "accuracy": lambda n: (n.true_positives + n.negatives - n.false_positives) / (n.positives + n.negatives),
+    "balanced_accuracy": lambda n: (n.true_positives / n.positives
+                                    + (n.negatives - n.false_positives) / n.negatives) / 2,
+    "auroc": lambda n: n.roc_area / (n.positives * n.negatives),
+    "auprc": lambda n: np.where(n.negatives > 0, n.precision_sum / n.positives, np.nan),
+    "ece": lambda n: n.calibration_sum / (n.positives + n.negatives),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """How often each draw [R, D] and each test patient [R, P] is taken; in the first replicate each once."""
+    """How often each replicate takes each draw [R, D] and each test patient [R, P]; the first takes each once."""
 
     draws: npt.NDArray[np.int32]
     patients: npt.NDArray[np.int32]
@@ -33,10 +64,10 @@ class Resamples:
 
 @dataclass(frozen=True)
 class Scores:
-    """One metric, or all in the last axis, of each replicate; differences and means of Scores are Scores again.
+    """One metric, or all METRICS in the last axis, in each replicate. Differences and means of Scores are Scores.
 
-    both: [R], draws and patients taken with replacement; patients: [R], patients alone; draws: [D], each draw on all
-    patients. The first of `both` and `patients` is the estimate itself: the mean of `draws`.
+    both: [R], draws and patients resampled; patients: [R], patients alone resampled; draws: [D], each draw on all
+    patients. The first entry of `both` and of `patients` is the estimate: the mean of `draws`.
     """
 
     both: Floats
@@ -44,8 +75,8 @@ class Scores:
     draws: Floats
 
     def of(self, metric: str) -> Scores:
-        """The one metric of METRICS."""
-        number = METRICS.index(metric)
+        """Select one metric of METRICS."""
+        number = list(METRICS).index(metric)
         return Scores(self.both[:, number], self.patients[:, number], self.draws[:, number])
 
     def __sub__(self, other: Scores) -> Scores:
@@ -53,21 +84,21 @@ class Scores:
 
 
 def join(parts: Sequence[Scores]) -> Scores:
-    """The scores of all draws from those of some of them each, in the order of the draws."""
-    both, patients = (np.sum([getattr(one, name) for one in parts], axis=0) for name in ("both", "patients"))
-    return Scores(both, patients, np.concatenate([one.draws for one in parts]))
+    """Combine the scores of consecutive blocks of draws into the scores of all draws."""
+    both, patients = (np.sum([getattr(part, name) for part in parts], axis=0) for name in ("both", "patients"))
+    return Scores(both, patients, np.concatenate([part.draws for part in parts]))
 
 
 def mean_of(scores: Sequence[Scores]) -> Scores:
-    """The mean of several, replicate by replicate."""
-    both, patients, draws = (np.mean([getattr(one, name) for one in scores], axis=0)
+    """Average several Scores, replicate by replicate."""
+    both, patients, draws = (np.mean([getattr(score, name) for score in scores], axis=0)
                              for name in ("both", "patients", "draws"))  # fmt: skip
     return Scores(both, patients, draws)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over draws with its 95 % interval, and the standard error over replicates; all NaN where undefined."""
+    """A mean over draws with its 95 % interval and the standard error over replicates; all NaN where undefined."""
 
     mean: float
     low: float
@@ -76,9 +107,9 @@ class Estimate:
 
 
 def resample(draws: int, patients: int, *, replicates: int = REPLICATES, seed: int = 0) -> Resamples:
-    """A two-level bootstrap: in each replicate draws, and independently of them patients, are taken with replacement.
+    """Sample the two-level bootstrap: each replicate takes draws, and independently patients, with replacement.
 
-    One set serves all encoders: their differences are paired.
+    All encoders share one Resamples, so their differences are paired.
     """
     rng = np.random.default_rng(seed)
     rows = [rng.multinomial(number, np.full(number, 1 / number), size=replicates) for number in (draws, patients)]
@@ -90,60 +121,64 @@ def score(
     decisions: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], patients: npt.NDArray[np.integer],
     resamples: Resamples, members: npt.NDArray[np.bool_] | None = None, first: int = 0,
 ) -> Scores:  # fmt: skip
-    """METRICS of each replicate, each the mean over its draws; of some draws alone, their share of it (see `join`).
+    """Compute METRICS in each replicate, as the mean over its draws; for a block of draws, their share of it (`join`).
 
-    decisions: [D, N], above 0 for positive, whose logistic is the probability; labels: [N] of 0 and 1; patients: [N],
-    numbers from 0; members: [D, N], the images that each draw is tested on, all where None. A metric that its images
-    leave undefined is NaN: AUROC, AUPRC and balanced accuracy where one class is missing. first: the number of the
-    first draw, where these are not all that `resamples` is of.
+    decisions: [D, N], positive above 0; their logistic is the probability. labels: [N], 0 or 1. patients: [N], numbered
+    from 0. members: [D, N], the images that each draw is tested on; None for all. first: the number of the first draw,
+    for a block. A metric is NaN where its images leave it undefined: AUROC, AUPRC and balanced accuracy need both
+    classes.
     """
     draw_counts = np.ascontiguousarray(resamples.draws[:, first : first + len(decisions)])
     order = np.argsort(-decisions, axis=1, kind="stable").astype(np.int32)
     ranked = np.take_along_axis(decisions, order, axis=1)
-    last = np.ones(order.shape, bool)  # of those with the same decision value
+    last = np.ones(order.shape, bool)  # of a group of equal decision values
     last[:, :-1] = ranked[:, :-1] != ranked[:, 1:]
     probability = 1 / (1 + np.exp(-np.clip(ranked, -500, 500).astype(np.float64)))
-    held = np.ones(order.shape, bool) if members is None else np.take_along_axis(members, order, axis=1)
-    both, of_patients = np.empty((2, len(resamples.draws), len(METRICS)))
+    tested = np.ones(order.shape, bool) if members is None else np.take_along_axis(members, order, axis=1)
+    both, of_patients = np.zeros((2, len(resamples.draws), len(METRICS)))
     of_draws = np.empty((len(decisions), len(METRICS)))
-    given = (order, last, ranked > 0, probability, held, labels.astype(np.int8), patients.astype(np.int32))
+    ranking = (order, last, ranked > 0, probability, tested, labels.astype(np.int8), patients.astype(np.int32))
 
-    def score_some(start: int) -> None:
-        some = slice(start, start + CHUNK)
-        kept = of_draws[: len(of_draws) if start == 0 else 0]  # the first replicate is of all patients
-        _score(*given, resamples.draws.shape[1], draw_counts[some], resamples.patients[some], both[some],
-               of_patients[some], kept)  # fmt: skip
+    def score_chunk(start: int) -> None:
+        chunk = slice(start, start + CHUNK)
+        counts = np.empty((len(Counts._fields), len(both[chunk]), len(decisions)))
+        _count(*ranking, resamples.patients[chunk], counts)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = np.stack([metric(Counts(*counts)) for metric in METRICS.values()], axis=-1)  # [chunk, D, metrics]
+        for draw in range(len(decisions)):
+            both[chunk] += draw_counts[chunk, draw, None] * found[:, draw] / resamples.draws.shape[1]
+            of_patients[chunk] += found[:, draw] / resamples.draws.shape[1]
+        if start == 0:  # the first replicate takes each patient once
+            of_draws[:] = found[0]
 
     with ThreadPoolExecutor(cores()) as threads:
-        list(threads.map(score_some, range(0, len(both), CHUNK)))
+        list(threads.map(score_chunk, range(0, len(both), CHUNK)))
     return Scores(both, of_patients, of_draws)
 
 
-# Untyped: numba takes the types from what it is called with.
-@numba.njit(cache=numba_can_cache(), nogil=True, error_model="numpy")  # 0 / 0 is NaN
-def _score(order, last, said, probability, held, labels, patients, all_draws,  # type: ignore[no-untyped-def]
-           draw_counts, patient_counts, both, of_patients, of_draws):  # fmt: skip
-    draws, images = order.shape
+# Without annotations: numba infers the types from the arguments.
+@numba.njit(cache=numba_can_cache(), nogil=True, error_model="numpy")
+def _count(order, last, above, probability, tested, labels, patients, patient_counts,  # type: ignore[no-untyped-def]
+           counts):  # fmt: skip
+    """Fill counts [fields of Counts, R, D], walking down each draw's ranking."""
     sums = np.empty(BINS)
-    found = np.empty(5)
-    for replicate in range(len(both)):
-        both[replicate], of_patients[replicate] = 0.0, 0.0
-        for draw in range(draws):
+    for replicate in range(len(patient_counts)):
+        for draw in range(len(order)):
             sums[:] = 0.0
-            # Down the ranking: true and false positives so far, and at the last threshold.
+            # True and false positives down to here, and at the previous threshold.
             true, false, true_before, false_before, area, precision = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-            true_said, false_said = 0.0, 0.0
-            for place in range(images):
+            true_above, false_above = 0.0, 0.0
+            for place in range(order.shape[1]):
                 row = order[draw, place]
-                weight = patient_counts[replicate, patients[row]] if held[draw, place] else 0
+                weight = patient_counts[replicate, patients[row]] if tested[draw, place] else 0
                 if weight > 0:
                     label = labels[row]
                     if label == 1:
                         true += weight
-                        true_said += weight * said[draw, place]
+                        true_above += weight * above[draw, place]
                     else:
                         false += weight
-                        false_said += weight * said[draw, place]
+                        false_above += weight * above[draw, place]
                     bin = min(int(probability[draw, place] * BINS), BINS - 1)
                     sums[bin] += weight * (probability[draw, place] - label)
                 if last[draw, place] and true + false > true_before + false_before:
@@ -153,60 +188,54 @@ def _score(order, last, said, probability, held, labels, patients, all_draws,  #
             error = 0.0
             for bin in range(BINS):
                 error += abs(sums[bin])
-            right = true_said + false - false_said
-            found[0] = right / (true + false)
-            found[1] = (true_said / true + (false - false_said) / false) / 2
-            found[2] = area / (true * false)
-            found[3] = precision / true if false > 0 else np.nan
-            found[4] = error / (true + false)
-            both[replicate] += draw_counts[replicate, draw] * found / all_draws
-            of_patients[replicate] += found / all_draws
-            if replicate == 0 and len(of_draws) > 0:
-                of_draws[draw] = found
+            counts[0, replicate, draw], counts[1, replicate, draw] = true, false
+            counts[2, replicate, draw], counts[3, replicate, draw] = true_above, false_above
+            counts[4, replicate, draw], counts[5, replicate, draw] = area, precision
+            counts[6, replicate, draw] = error
 
 
 def estimate(scores: Scores) -> Estimate:
-    """The mean over draws with its percentile interval; replicates in which it is undefined are left out."""
-    value, drawn = float(scores.both[0]), _replicates(scores)
-    if not np.isfinite(value) or len(drawn) < 2:
+    """Estimate the mean over draws with its percentile interval, from the replicates in which it is defined."""
+    value, replicates = float(scores.both[0]), _replicates(scores)
+    if not np.isfinite(value) or len(replicates) < 2:
         return Estimate(value, *(float("nan"),) * 3)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(value, float(low), float(high), float(drawn.std(ddof=1)))
+    low, high = np.percentile(replicates, [2.5, 97.5])
+    return Estimate(value, float(low), float(high), float(replicates.std(ddof=1)))
 
 
 def p_value(difference: Scores) -> float:
-    """The two-sided p value of a paired difference by its bootstrap replicates; NaN where it is undefined."""
-    drawn = _replicates(difference)
-    if not np.isfinite(difference.both[0]) or len(drawn) < 2:
+    """The two-sided bootstrap p value of a paired difference; NaN where it is undefined."""
+    replicates = _replicates(difference)
+    if not np.isfinite(difference.both[0]) or len(replicates) < 2:
         return float("nan")
-    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
+    tail = min((replicates <= 0).sum(), (replicates >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (len(replicates) + 1)))
 
 
 def _replicates(scores: Scores) -> Floats:
-    """Replicates of one metric around the estimate, as far from it as its variance is large.
+    """The replicates of one metric, centred on the estimate and scaled to its variance.
 
-    With draws and patients crossed, the mean's variance is D/n_d + P/n_p + I: of the draws, the patients, and what is
-    of neither alone. Resampling draws gives D/n_d + I, patients P/n_p + I, both D/n_d + P/n_p + 3 I (Owen 2007, "The
-    pigeonhole bootstrap"): three times too much of I, which is most of it where probes agree on little. So I is taken
-    from the three, and the replicates of both are drawn closer. They are centred on the estimate: a calibration error,
-    which is never below zero, grows with every resampling, and its interval would lie above it.
+    Draws and patients are crossed, so the mean has the variance D/n_d + P/n_p + I: of draws, of patients, and of their
+    interaction. Resampling draws gives D/n_d + I, patients P/n_p + I, and both D/n_d + P/n_p + 3 I (Owen 2007, "The
+    pigeonhole bootstrap"). The last counts I three times, and I dominates where probes agree on little. So I is solved
+    from the three variances, and the replicates of both are shrunk. They are centred because a calibration error,
+    never below 0, grows with every resampling: its interval would lie above the estimate.
     """
     both, patients = (values[1:][np.isfinite(values[1:])] for values in (scores.both, scores.patients))
     number = len(scores.draws)
     if len(both) < 2 or not both.var():
         return both
     variance = of_both = both.var(ddof=1)
-    if number > 1:  # of one draw alone there is nothing to be said but how it does on other patients
+    if number > 1:  # a single draw says nothing about other draws; its interval is over patients alone
         of_patients, of_draws = patients.var(ddof=1), scores.draws.var(ddof=1) / number
-        of_neither = of_both - of_patients - of_draws * (number - 1) / number
-        variance = max(of_patients + of_draws - of_neither, of_patients, of_draws)
-    drawn: Floats = scores.both[0] + (both - both.mean()) * np.sqrt(min(variance / of_both, 1.0))
-    return drawn
+        interaction = of_both - of_patients - of_draws * (number - 1) / number
+        variance = max(of_patients + of_draws - interaction, of_patients, of_draws)
+    shrunk: Floats = scores.both[0] + (both - both.mean()) * np.sqrt(min(variance / of_both, 1.0))
+    return shrunk
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm 1979), in the order given; NaN stays, and is not counted."""
+    """Correct p values for multiple testing (Holm 1979), in the order given. NaN stays NaN and is not counted."""
     given = np.asarray(p_values, float)
     result, largest = np.full(len(given), np.nan), 0.0
     tested = [index for index in np.argsort(given) if np.isfinite(given[index])]
@@ -217,9 +246,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 class Effect(NamedTuple):
-    """A mean over seeds of trainings with its 95 % interval over draws, patients and seeds, and a two-sided p value.
+    """A mean over training seeds with its 95 % interval over draws, patients and seeds, and a two-sided p value.
 
-    seeds: how many; of one, the interval is over draws and patients alone.
+    seeds: their number; with one seed the interval is over draws and patients alone.
     """
 
     mean: float
@@ -230,20 +259,20 @@ class Effect(NamedTuple):
 
 
 def over_seeds(seeds: Sequence[Scores]) -> Effect:
-    """The mean of what each seed's training gave, mostly a paired difference, and how sure it is.
+    """Average the scores of several training seeds, mostly paired differences, with an interval and a p value.
 
-    The variance is that of the seeds' mean over draws and patients, which all share, and that between seeds over their
-    number; Student's t with Satterthwaite's degrees of freedom, since seeds are few, and draws may be. What a seed's
-    score owes to draws and patients of its own is in both: the interval is rather too wide.
+    The variance is that of the seeds' mean over the draws and patients that they share, plus the variance between seeds
+    over their number. Seeds, and maybe draws, are few, so the interval uses Student's t with Satterthwaite's degrees of
+    freedom. A seed's own dependence on draws and patients enters both terms: the interval is conservative.
     """
     within = estimate(mean_of(seeds))
-    values = np.array([float(one.both[0]) for one in seeds])
+    values = np.array([float(scores.both[0]) for scores in seeds])
     between = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
     error = math.sqrt(within.error**2 + between)
     if not error > 0:
         return Effect(within.mean, *(float("nan"),) * 3, len(seeds))
-    least = max(1, len(seeds[0].draws) - 1)  # of the first: what is of draws is known to so many
-    freedom = error**4 / (within.error**4 / least + (between**2 / (len(values) - 1) if between else 0.0))
+    draws = max(1, len(seeds[0].draws) - 1)  # degrees of freedom of the variance over draws
+    freedom = error**4 / (within.error**4 / draws + (between**2 / (len(values) - 1) if between else 0.0))
     half = float(student.ppf(0.975, freedom)) * error
     p = 2 * float(student.sf(abs(within.mean) / error, freedom))
     return Effect(within.mean, within.mean - half, within.mean + half, p, len(seeds))

@@ -1,4 +1,4 @@
-"""A study: settings → everything a report measures with: the encoders, the labels, and the draws of each task."""
+"""A study: what a report compares, opened and checked from its settings: encoders, labels, and draws of each task."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.augmentation import Augmentation
+from probe.baselines import baseline_names
 from probe.draws_file import read_draws, write_draws
-from probe.encoders import Encoder, open_encoders
+from probe.encoder import Encoder
+from probe.encoders import open_encoders
 from probe.fewshot import Draws, NotMeasurable, Rows, Shots, make_draws, resolve_labels
 from probe.names import name_mean
 from probe.preprocessing import Input
@@ -28,10 +30,10 @@ from shard.read import read_labels
 
 @dataclass(frozen=True)
 class Study:
-    """What is measured, and on what.
+    """Encoders and the data that they are measured on.
 
-    labels: shard.read.read_labels, resolved to 1, 0 and NaN; tasks: those asked for; drawn: the draws of those that can
-    be measured; measured: with how many shots each; unmeasured: why not the others, in words.
+    labels: shard.read.read_labels, resolved to 1, 0 and NaN. tasks: the requested ones. drawn: the draws of each
+    measurable task; measured: its numbers of shots. unmeasured: why the others are not measured, in words.
     """
 
     settings: Settings
@@ -44,38 +46,43 @@ class Study:
     unmeasured: list[str]
 
     @property
-    def present(self) -> list[Encoder]:
-        """The encoders that can be had."""
-        return [one for one in self.encoders if one.module is not None]
+    def available(self) -> list[Encoder]:
+        """The encoders whose weights are available."""
+        return [encoder for encoder in self.encoders if encoder.module is not None]
+
+    @property
+    def given(self) -> list[Encoder]:
+        """The encoders that the report is about: all but the baselines."""
+        return [encoder for encoder in self.encoders if encoder.name not in baseline_names()]
 
     @functools.cached_property
     def mean(self) -> str:
-        """What the mean over tasks is called: as no finding of the archive is."""
+        """The name of the mean over tasks, which no finding of the archive has."""
         return name_mean(self.manifest.findings)
 
     @functools.cached_property
     def train(self) -> npt.NDArray[np.bool_]:
-        """[images] whether an image is of the training split."""
+        """Mask of the training images, [images]."""
         return np.asarray(self.labels["split"] == "train")
 
     @property
     def draws(self) -> int:
-        """How many draws there are of each task."""
+        """The number of draws of each task."""
         return len(next(iter(self.drawn.values())).balanced)
 
     @property
     def headline(self) -> Shots:
-        """The number of shots that most tables are of: what was wished for, or the nearest fewer that was measured."""
-        wanted, found = self.settings.headline, {shots for some in self.measured.values() for shots in some}
+        """The number of shots of most tables: the settings' headline, or the next smaller that was measured."""
+        headline, found = self.settings.headline, {shots for task in self.measured.values() for shots in task}
         fewer = [shots for shots in self.settings.all_shots if shots in found and shots != "all"
-                 and (wanted == "all" or shots <= wanted)]  # fmt: skip
-        return wanted if wanted in found else max(fewer) if fewer else next(iter(found))
+                 and (headline == "all" or shots <= headline)]  # fmt: skip
+        return headline if headline in found else max(fewer) if fewer else next(iter(found))
 
     @functools.cached_property
     def patients(self) -> Rows:
-        """[images] a number for each held-out patient whatever the task, -1 for training images.
+        """The number of each image's held-out patient, [images]; -1 for training images.
 
-        The same for all tasks, so that a mean over tasks is of the same patients in each replicate.
+        All tasks share the numbers, so that each replicate of a mean over tasks resamples the same patients.
         """
         numbers = np.full(len(self.train), -1)
         numbers[~self.train] = np.unique(self.labels["patient"].to_numpy()[~self.train], return_inverse=True)[1]
@@ -83,32 +90,32 @@ class Study:
 
     @functools.cached_property
     def withheld(self) -> dict[str, str]:
-        """The tasks, and their mean, of which no interval, p value or verdict is given, and why."""
+        """The tasks, and their mean, for which no interval, p value or verdict is given, with the reason."""
         return withhold({task: count_patients(draws.test, draws.test_labels, self.patients)
                          for task, draws in self.drawn.items()}, self.mean)  # fmt: skip
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of all that the figures depend on, but the versions of libraries."""
-        decides = [self.settings.decisive(), self.manifest.fingerprint(),
-                   *((one.name, one.sha256()) for one in self.encoders),
-                   hashlib.sha256(write_draws(self.drawn, self.labels)).hexdigest()]  # fmt: skip
-        return hashlib.sha256(json.dumps(decides, allow_nan=False).encode()).hexdigest()
+        """Hash everything that the results depend on, except the versions of libraries."""
+        inputs = [self.settings.decisive(), self.manifest.fingerprint(),
+                  *((encoder.name, encoder.sha256()) for encoder in self.encoders),
+                  hashlib.sha256(write_draws(self.drawn, self.labels)).hexdigest()]  # fmt: skip
+        return hashlib.sha256(json.dumps(inputs, allow_nan=False).encode()).hexdigest()
 
 
 def open_study(settings: Settings) -> Study:
-    """Read and check all of it. Raises InputError, before any work, where something can't be used."""
+    """Open and check everything that a report needs. Raises InputError before any work if something can't be used."""
     manifest = read_manifest(settings.shards)
     tasks = choose_tasks(settings, manifest)
     if not [split for split in manifest.counts if split != "train"]:
-        raise InputError(f"{settings.shards}: has a training split alone; a probe is tested on patients of another")
-    otherwise = Input(settings.size or Augmentation.size, manifest.pixel_mean, manifest.pixel_std)
-    encoders = open_encoders(settings.encoders, settings.baselines, otherwise=otherwise, size=settings.size,
+        raise InputError(f"{settings.shards}: has only a training split; a probe is tested on patients of another")
+    default = Input(settings.size or Augmentation.size, manifest.pixel_mean, manifest.pixel_std)
+    encoders = open_encoders(settings.encoders, settings.baselines, default=default, size=settings.size,
                              imagenet_weights=settings.imagenet_weights, seed=settings.seed,
                              inputs=settings.input)  # fmt: skip
     labels = resolve_labels(read_labels(settings.shards, manifest, tuple(manifest.counts)), manifest.findings,
                             settings.uncertain, settings.blank)  # fmt: skip
-    drawn, unmeasured = _draw(settings, labels, tasks)
+    drawn, unmeasured = _draws_of_tasks(settings, labels, tasks)
     if settings.draws_file is not None and not settings.tasks:
         tasks = [task for task in tasks if task in drawn]
     measured: dict[str, list[Shots]] = {}
@@ -123,38 +130,39 @@ def open_study(settings: Settings) -> Study:
         if not measured[task]:
             del drawn[task], measured[task]
     if not drawn:
-        raise InputError(f"--shots={','.join(settings.shots)}: no task can be measured ({'; '.join(unmeasured)}); ask "
-                         "for fewer shots, other --tasks or draws, or give shards with more labels")  # fmt: skip
+        raise InputError(f"--shots={','.join(settings.shots)}: no task can be measured ({'; '.join(unmeasured)}); give "
+                         "fewer shots, other --tasks or draws, or shards with more labels")  # fmt: skip
     return Study(settings, manifest, labels, encoders, tasks, drawn, measured, unmeasured)
 
 
 def choose_tasks(settings: Settings, manifest: Manifest) -> list[str]:
-    """The findings to probe: those asked for, else those of the published study that the archive has.
+    """Choose the findings to probe: the requested ones, else those of the published study that the archive has.
 
-    Says so, and what else there is, where it lacks one. Raises InputError where there is nothing to probe.
+    If it lacks some of these, prints the chosen and the other findings to stderr. Raises InputError if none is left.
     """
     for task in settings.tasks:
         if task not in manifest.findings:
             raise InputError(f"--tasks={task}: not a finding of {settings.shards}; "
-                             f"it has: {', '.join(manifest.findings)}")  # fmt: skip
+                             f"available: {', '.join(manifest.findings)}")  # fmt: skip
     if settings.tasks:
         return list(dict.fromkeys(settings.tasks))
     chosen = [task for task in TASKS if task in manifest.findings]
     if not chosen:
-        raise InputError(f"{settings.shards}: none of {', '.join(TASKS)} is a finding of it; "
-                         "name some with --tasks=A,B")  # fmt: skip
-    if len(chosen) < len(TASKS):  # another archive, which may call the same thing by another name
-        print(f"tasks: {', '.join(chosen)}, as in the published study; --tasks=A,B takes others of: "
+        raise InputError(f"{settings.shards}: none of {', '.join(TASKS)} is one of its findings; "
+                         "choose some with --tasks=A,B")  # fmt: skip
+    if len(chosen) < len(TASKS):  # another archive may name the same finding differently
+        print(f"tasks: {', '.join(chosen)}, as in the published study; --tasks=A,B chooses others of: "
               f"{', '.join(name for name in manifest.findings if name not in chosen)}", file=sys.stderr)  # fmt: skip
     return chosen
 
 
-def _draw(settings: Settings, labels: pd.DataFrame, tasks: list[str]) -> tuple[dict[str, Draws], list[str]]:
-    """The draws of each task that has test images, made or read, and why the others have none."""
+def _draws_of_tasks(settings: Settings, labels: pd.DataFrame, tasks: list[str]) -> tuple[dict[str, Draws], list[str]]:
+    """Sample the draws of each task, or read them from --draws-file; also return why some tasks have none."""
     drawn, unmeasured = {}, []
     given = read_draws(settings.draws_file, labels) if settings.draws_file is not None else {}
     if len({len(draws.balanced) for draws in given.values()}) > 1:
-        raise InputError(f"--draws-file={settings.draws_file}: not as many draws for one task as for another")
+        raise InputError(f"--draws-file={settings.draws_file}: the number of draws differs between tasks; give a "
+                         "draws.csv that a report wrote")  # fmt: skip
     for task in tasks:
         try:
             if settings.draws_file is None:

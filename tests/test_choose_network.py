@@ -1,4 +1,4 @@
-"""Which network of a file is taken: the only one, the one its makers take and that is said, or the one asked for."""
+"""The network chosen from a file: the only one, the one that its authors evaluate, or the one of PATH::KEY."""
 
 from __future__ import annotations
 
@@ -32,148 +32,149 @@ def under(prefix: str, state: State) -> State:
     return {prefix + name: value for name, value in state.items()}
 
 
-def taken(path: Path, states: list[State]) -> int:
-    """The number of the encoder whose weights were read."""
+def chosen(path: Path, states: list[State]) -> int:
+    """The number of the state dict that was read."""
     stem = read_weights(path).resnet.state_dict()["conv1.weight"]
     (number,) = [number for number, state in enumerate(states) if torch.equal(stem, state["conv1.weight"])]
     return number
 
 
 @pytest.mark.parametrize(
-    ("wrap", "key", "why", "other"),
+    ("wrap", "key", "reason", "other"),
     [(lambda a, b: {"model": a, "EMA": {"Model": b}}, "EMA.Model", "averaged", "model"),
      (lambda a, b: {"epoch": 1, "arch": "resnet18", "state_dict": a, "state_dict_ema": b}, "state_dict_ema",
-      "averaged weights, as timm does", "state_dict"),
+      "averaged weights, as in timm", "state_dict"),
      (lambda a, b: {"model": a, "model_ema": {"n_averaged": torch.tensor(5), **under("module.", b)}},
-      "model_ema.module", "averaged weights, as timm does", "model"),
+      "model_ema.module", "averaged weights, as in timm", "model"),
      (lambda a, b: {"state_dict": under("model.", a), "ema_state_dict": under("model.", b)}, "ema_state_dict.model",
       "averaged", "state_dict.model"),
      (lambda a, b: {"model": a, "ema": {"module": b}}, "ema.module", "averaged", "model"),
      (lambda a, b: {"student": under("module.backbone.", a), "teacher": under("backbone.", b)}, "teacher.backbone",
-      "the teacher, as DINO's", "student.module.backbone"),
+      "the teacher, as in DINO's", "student.module.backbone"),
      (lambda a, b: {"state_dict": {**under("module.encoder_k.", a), **under("module.encoder_q.", b)}},
-      "state_dict.module.encoder_q", "the query encoder, as MoCo's", "state_dict.module.encoder_k")],
+      "state_dict.module.encoder_q", "the query encoder, as in MoCo's", "state_dict.module.encoder_k")],
     ids=["by case", "timm", "torchvision's references", "Lightning", "another ema", "DINO", "MoCo"],
 )  # fmt: skip
-def test_of_raw_and_averaged_weights_those_that_their_makers_take_are_taken_and_it_is_said(
-    states: list[State], tmp_path: Path, wrap: Any, key: str, why: str, other: str
+def test_network_that_the_authors_evaluate_is_chosen_and_reported(
+    states: list[State], tmp_path: Path, wrap: Any, key: str, reason: str, other: str
 ) -> None:
     path = tmp_path / "a.pth"
     torch.save(wrap(*states), path)
-    assert taken(path, states) == 1
-    said = open_encoder(path, "x", INPUT, 0)[1].said[0]
-    assert said.startswith(f"weights of {key}, ") and why in said and said.endswith(f"{path}::{other}")
-    asked = Path(f"{path}::{other}")
-    assert taken(asked, states) == 0
-    assert taken(asked if "MoCo" in why else Path(f"{path}::{other.split('.')[0]}"), states) == 0
-    assert f"weights of {other}, as asked; the file has " in open_encoder(asked, "x", INPUT, 0)[1].said[0]
+    assert chosen(path, states) == 1
+    note = open_encoder(path, "x", INPUT, 0)[1].notes[0]
+    assert note.startswith(f"weights of {key}, ") and reason in note and note.endswith(f"{path}::{other}")
+    requested = Path(f"{path}::{other}")
+    assert chosen(requested, states) == 0
+    assert chosen(requested if "MoCo" in reason else Path(f"{path}::{other.split('.')[0]}"), states) == 0
+    note = open_encoder(requested, "x", INPUT, 0)[1].notes[0]
+    assert f"weights of {other}, as requested; the file contains " in note
 
 
-def test_it_is_timms_own_choice(states: list[State], tmp_path: Path) -> None:
+def test_choice_equals_that_of_timm(states: list[State], tmp_path: Path) -> None:
     for first, second in (("state_dict", "state_dict_ema"), ("model", "model_ema")):
         torch.save({first: states[0], second: states[1]}, tmp_path / "a.pth")
-        timms = load_state_dict(str(tmp_path / "a.pth"))
-        assert torch.equal(timms["conv1.weight"], states[taken(tmp_path / "a.pth", states)]["conv1.weight"])
+        by_timm = load_state_dict(str(tmp_path / "a.pth"))
+        assert torch.equal(by_timm["conv1.weight"], states[chosen(tmp_path / "a.pth", states)]["conv1.weight"])
 
 
-def test_of_several_networks_of_which_nothing_says_which_none_is_taken(states: list[State], tmp_path: Path) -> None:
+def test_several_networks_without_a_known_choice_are_refused(states: list[State], tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"left": states[0], "right": {"net": states[1]}}, path)
-    with pytest.raises(InputError, match=r"2 networks, left, right.net; say which: .*a\.pth::left"):
+    with pytest.raises(InputError, match=r"2 networks, left, right.net; choose one: .*a\.pth::left"):
         read_weights(path)
-    assert taken(Path(f"{path}::right"), states) == 1 and taken(Path(f"{path}::left"), states) == 0
-    with pytest.raises(InputError, match=r"::middle: no network has that key; there are: left, right.net"):
+    assert chosen(Path(f"{path}::right"), states) == 1 and chosen(Path(f"{path}::left"), states) == 0
+    with pytest.raises(InputError, match=r"::middle: no network has that key; available: left, right.net"):
         read_weights(Path(f"{path}::middle"))
 
 
-def test_a_network_at_the_top_of_a_file_has_a_key_too(states: list[State], tmp_path: Path) -> None:
+def test_network_at_the_top_level_has_a_key(states: list[State], tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({**states[0], "ema": states[1]}, path)
-    assert taken(path, states) == 1 and taken(Path(f"{path}::(top)"), states) == 0
-    assert open_encoder(path, "x", INPUT, 0)[1].said[0].endswith(f"for those of (top): {path}::(top)")
+    assert chosen(path, states) == 1 and chosen(Path(f"{path}::(top)"), states) == 0
+    assert open_encoder(path, "x", INPUT, 0)[1].notes[0].endswith(f"for those of (top): {path}::(top)")
 
 
-def test_one_network_under_two_names_is_one(states: list[State], tmp_path: Path) -> None:
+def test_network_under_two_names_counts_once(states: list[State], tmp_path: Path) -> None:
     torch.save({"state_dict": {**under("model.", states[0]), **under("backbone.", states[0])}}, tmp_path / "a.ckpt")
-    assert taken(tmp_path / "a.ckpt", states) == 0
-    assert not [line for line in open_encoder(tmp_path / "a.ckpt", "x", INPUT, 0)[1].said if "weights of" in line]
+    assert chosen(tmp_path / "a.ckpt", states) == 0
+    assert not [line for line in open_encoder(tmp_path / "a.ckpt", "x", INPUT, 0)[1].notes if "weights of" in line]
 
 
-def test_averaged_weights_that_are_no_network_by_name_are_told_of(states: list[State], tmp_path: Path) -> None:
+def test_averaged_weights_that_are_no_resnet_are_reported(states: list[State], tmp_path: Path) -> None:
     torch.save({"state_dict": states[0], "ema": {"shadow": torch.zeros(3)}}, tmp_path / "a.pth")
     assert "the averaged ones (ema.shadow, …) are no ResNet by name" in (
-        open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].said[0])  # fmt: skip
+        open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].notes[0])  # fmt: skip
 
 
-def test_averaged_weights_that_equal_the_raw_ones_are_the_same_network(states: list[State], tmp_path: Path) -> None:
+def test_averaged_weights_equal_to_raw_ones_count_once(states: list[State], tmp_path: Path) -> None:
     torch.save({"state_dict": states[0], "state_dict_ema": states[0]}, tmp_path / "a.pth")
-    assert taken(tmp_path / "a.pth", states) == 0
-    assert "no ResNet by name" not in "".join(open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].said)
+    assert chosen(tmp_path / "a.pth", states) == 0
+    assert "no ResNet by name" not in "".join(open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].notes)
 
 
-def test_a_path_with_colons_that_exists_is_a_path(states: list[State], tmp_path: Path) -> None:
+def test_existing_path_with_colons_is_a_path(states: list[State], tmp_path: Path) -> None:
     torch.save(states[0], tmp_path / "a::b.pth")
-    assert taken(tmp_path / "a::b.pth", states) == 0
+    assert chosen(tmp_path / "a::b.pth", states) == 0
     with pytest.raises(InputError, match="no such run or file of weights"):
         open_encoder(tmp_path / "c::b.pth", "x", INPUT, 0)
 
 
-def test_a_run_and_its_checkpoint_have_no_keys(trained: Path) -> None:
+def test_key_for_a_run_or_checkpoint_is_refused(trained: Path) -> None:
     for path in (trained, sorted((trained / "checkpoints").iterdir())[0]):
-        with pytest.raises(InputError, match="holds one encoder; leave out ::model"):
+        with pytest.raises(InputError, match="contains one encoder; omit ::model"):
             open_encoder(Path(f"{path}::model"), "x", INPUT, 0)
 
 
-def test_weights_alone_are_said_to_be_taken_for_the_plain_network(states: list[State], tmp_path: Path) -> None:
+def test_weights_without_architecture_are_reported_as_assumed(states: list[State], tmp_path: Path) -> None:
     torch.save(states[0], tmp_path / "a.pth")
-    said = open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].said
-    assert "ASSUMED to be torchvision's resnet18 (7×7 stem of stride 2, max pooling, ReLU, no dilation)" in said[0]
-    torch.save({"arch": "resnet18", "state_dict": states[0]}, tmp_path / "a.pth")  # says it itself
-    assert not [line for line in open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].said if "torchvision's" in line]
+    notes = open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].notes
+    assert "ASSUMED to be torchvision's resnet18 (7×7 stem of stride 2, max pooling, ReLU, no dilation)" in notes[0]
+    torch.save({"arch": "resnet18", "state_dict": states[0]}, tmp_path / "a.pth")
+    assert not [line for line in open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].notes if "torchvision's" in line]
     torch.save({**under("backbone.", states[0]), "classifier.4.weight": torch.zeros(2, 2, 1, 1)}, tmp_path / "a.pth")
-    assert "segmentation head (classifier.4.weight)" in open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].said[0]
+    assert "segmentation head (classifier.4.weight)" in open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].notes[0]
 
 
 @pytest.mark.parametrize(
     ("arch", "settings", "reason"),
-    [("resnetblur18", {}, "says resnetblur18, a network with the names of resnet18 and another forward"),
-     ("resnet18", {"output_stride": 8}, "says output_stride=8, which makes another network of resnet18"),
+    [("resnetblur18", {}, "says resnetblur18: a network with the tensor names of resnet18 and another forward pass"),
+     ("resnet18", {"output_stride": 8}, "says output_stride=8, which makes it another network than the plain resnet18"),
      ("resnet18", {"act_layer": "silu"}, "says act_layer=silu"),
      ("resnet18", {"global_pool": "max"}, "global_pool=max"),
      ("resnet18", {"in_chans": 1, "drop_rate": 0.1}, None), ("resnet18.tv_in1k", {"act_layer": "relu"}, None)],
 )  # fmt: skip
-def test_a_config_beside_weights_says_whether_they_are_the_plain_networks(
+def test_config_next_to_weights_confirms_or_excludes_the_plain_network(
     tmp_path: Path, arch: str, settings: dict[str, Any], reason: str | None
 ) -> None:
     save_for_hf(timm.create_model(arch, **settings), str(tmp_path), safe_serialization=True)
     for path in (tmp_path, tmp_path / "model.safetensors"):
         if reason is None:
-            assert read_weights(path).said == []
+            assert read_weights(path).notes == []
         else:
             with pytest.raises(InputError, match=reason):
                 read_weights(path)
 
 
-def test_a_folder_of_older_weights_is_read_too(tmp_path: Path) -> None:
+def test_folder_with_pytorch_model_bin_is_read(tmp_path: Path) -> None:
     save_for_hf(timm.create_model("resnet18"), str(tmp_path), safe_serialization=False)
     assert (tmp_path / "pytorch_model.bin").exists()
-    assert open_encoder(tmp_path, "x", INPUT, 0)[1].said[-1].endswith("as its config.json says")
+    assert open_encoder(tmp_path, "x", INPUT, 0)[1].notes[-1].endswith("from its config.json")
 
 
-def test_an_arch_in_a_checkpoint_says_it_too(states: list[State], tmp_path: Path) -> None:
+def test_arch_in_a_checkpoint_confirms_or_excludes_the_plain_network(states: list[State], tmp_path: Path) -> None:
     torch.save({"arch": "resnetblur18", "state_dict": states[0]}, tmp_path / "a.pth")
     with pytest.raises(InputError, match="its arch says resnetblur18"):
         read_weights(tmp_path / "a.pth")
-    for arch, told in (("ResNet-18", True), ("resnet_18", True), ("simclr-resnet18", False), ("moco", False)):
+    for arch, confirmed in (("ResNet-18", True), ("resnet_18", True), ("simclr-resnet18", False), ("moco", False)):
         torch.save({"arch": arch, "state_dict": states[0]}, tmp_path / "a.pth")
-        assert bool(read_weights(tmp_path / "a.pth").said) != told, arch
+        assert bool(read_weights(tmp_path / "a.pth").notes) != confirmed, arch
     torch.save(states[0], tmp_path / "b.pth")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
-    with pytest.raises(InputError, match=r"config.json beside it says vit_base_patch16_224.*or the file of another"):
+    with pytest.raises(InputError, match=r"config.json next to it says vit_base_patch16_224.*config of another file"):
         read_weights(tmp_path / "b.pth")
 
 
-def test_weights_that_do_not_fit_are_told_how_in_whole_words(states: list[State], tmp_path: Path) -> None:
+def test_mismatched_weights_are_refused_with_the_difference(states: list[State], tmp_path: Path) -> None:
     for change, reason in (
         ({"bn1.weight": None}, "lacks bn1.weight"),
         ({"bn1.weight": None, "bn1.bias": None}, "lacks bn1.weight and 1 more"),
@@ -187,4 +188,4 @@ def test_weights_that_do_not_fit_are_told_how_in_whole_words(states: list[State]
             read_weights(tmp_path / "a.pth")
     older = {name: value for name, value in states[0].items() if not name.endswith("num_batches_tracked")}
     torch.save(older, tmp_path / "a.pth")
-    assert taken(tmp_path / "a.pth", states) == 0
+    assert chosen(tmp_path / "a.pth", states) == 0

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 
-from probe.collapse import say_collapsed_features
+from probe.collapse import describe_collapse
 from probe.report import make_report
 from probe.settings import Settings
 from shard.errors import InputError
@@ -82,7 +82,7 @@ def test_embeddings_that_are_all_zero_have_measures_that_are_numbers() -> None:
     ids=["zero", "equal", "line", "constant", "spread", "shifted", "small", "half-dead"],
 )  # fmt: skip
 def test_features_that_tell_no_images_apart(features: Any, said: str) -> None:
-    assert said in say_collapsed_features(features) and bool(said) == bool(say_collapsed_features(features))
+    assert said in describe_collapse(features) and bool(said) == bool(describe_collapse(features))
 
 
 def test_a_training_warns_once_when_it_has_collapsed(
@@ -144,6 +144,6 @@ def test_features_too_large_for_float32s_squares_are_refused(shards: Shards, tmp
     state = torch.load(weights(tmp_path, dead=False))
     state["layer4.1.bn2.bias"][3] = 1e30
     torch.save(state, tmp_path / "huge.pth")
-    with pytest.raises(InputError, match=r"^X: makes features that are NaN, infinite or above 1e\+15 of 121 of 121 "):
+    with pytest.raises(InputError, match=r"^X: features are NaN, infinite or above 1e\+15 for 121 of 121 "):
         make_report(Settings(encoders=(f"X={tmp_path / 'huge.pth'}",), shards=shards.folder, out=tmp_path / "report",
                              size=32, draws=3, shots=("5",), baselines=(), workers=1), 0, 1)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Encoders through one door, and their features: the right weights, the right images, computed once."""
+"""Opening encoders of all kinds, and their features: weights, preprocessing, caching."""
 
 from __future__ import annotations
 
@@ -18,19 +18,11 @@ import torchvision
 import probe.features
 from pipeline.loader import has_dali
 from pipeline.torchvision_views import decode
-from probe.encoders import (
-    SCRATCH,
-    THUMBNAIL,
-    Encoder,
-    GreyAsColour,
-    imagenet_encoder,
-    open_encoder,
-    open_encoders,
-    scratch_encoder,
-    thumbnail_encoder,
-)
+from probe.baselines import SCRATCH, THUMBNAIL, imagenet_encoder, scratch_encoder, thumbnail_encoder
+from probe.encoder import Encoder, GreyAsColour
+from probe.encoders import open_encoder, open_encoders
 from probe.features import extract_features, read_features, read_images
-from probe.page.table import MEAN, against_pixels
+from probe.page.table import MEAN, thumbnail_verdicts
 from probe.preprocessing import Input
 from probe.weights import read_weights
 from shard.errors import InputError
@@ -43,24 +35,27 @@ from train.export import export
 IMAGES = Input(64, 0.53, 0.24)
 
 
-def test_the_thumbnail_is_the_mean_of_each_square_and_what_does_not_beat_it_is_called_so() -> None:
+def test_thumbnail_averages_squares() -> None:
     image = torch.randn(2, 1, 64, 64)
     module = thumbnail_encoder(IMAGES).module
     assert module is not None
-    wanted = image.unflatten(2, (16, 4)).unflatten(4, (16, 4)).mean((3, 5))
-    assert torch.allclose(module(image), wanted.flatten(1), atol=1e-6)
+    expected = image.unflatten(2, (16, 4)).unflatten(4, (16, 4)).mean((3, 5))
+    assert torch.allclose(module(image), expected.flatten(1), atol=1e-6)
+
+
+def test_thumbnail_verdicts_need_interval_and_p_value() -> None:
     names = ("encoder", "reference", "task", "low", "p_holm")
     rows = [("SimCLR", THUMBNAIL, "A", 0.01, 0.04), ("SimCLR", THUMBNAIL, "B", -0.01, 0.2),
             ("SimCLR", THUMBNAIL, "C", 0.001, 0.06), ("ImageNet", THUMBNAIL, "A", -0.1, 1.0),
             ("SimCLR", "Scratch", "B", 0.1, 0.01), ("SimCLR", THUMBNAIL, MEAN, 0.1, np.nan)]  # fmt: skip
-    assert against_pixels(pd.DataFrame(rows, columns=names)) == [
+    assert thumbnail_verdicts(pd.DataFrame(rows, columns=names)) == [
         "SimCLR beats the 16×16 thumbnail on A. "
         "SimCLR is not shown to beat the 16×16 thumbnail on B, C.",
         "ImageNet is not shown to beat the 16×16 thumbnail on A.",
     ]
 
 
-def test_imagenet_features_equal_torchvisions_on_the_grey_image_three_times(tmp_path: Path) -> None:
+def test_imagenet_features_equal_torchvision_on_grey_image_in_three_channels(tmp_path: Path) -> None:
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18(weights=None)
     torch.save(resnet.state_dict(), tmp_path / "weights.pt")
@@ -76,18 +71,18 @@ def test_imagenet_features_equal_torchvisions_on_the_grey_image_three_times(tmp_
 
 
 @pytest.mark.parametrize("content", ["missing", "no weights", "other arch"])
-def test_imagenet_weights_that_do_not_fit_are_refused(tmp_path: Path, content: str) -> None:
+def test_unfit_imagenet_weights_are_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / "weights.pt"
     if content == "no weights":
         file.write_text("text")
     elif content == "other arch":
         torch.save(torchvision.models.resnet34(weights=None).state_dict(), file)
-    wanted = "no such file|can't be read as weights|not torchvision's resnet18 weights"
-    with pytest.raises(InputError, match=rf"weights\.pt: ({wanted})"):
+    reasons = "no such file|can't be read as weights|not torchvision's resnet18 weights"
+    with pytest.raises(InputError, match=rf"weights\.pt: ({reasons})"):
         imagenet_encoder("resnet18", IMAGES, file)
 
 
-def test_features_repeat_to_the_bit_and_follow_the_labels_order(shards: Shards) -> None:
+def test_features_are_deterministic_and_in_order_of_labels(shards: Shards) -> None:
     class Mean(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean(dim=(1, 2, 3))[:, None]
@@ -108,8 +103,8 @@ def test_features_repeat_to_the_bit_and_follow_the_labels_order(shards: Shards) 
     for split in splits:
         images = Fetcher(shards.folder, shards.manifest, split)
         means |= {images.key(number): float(decode(images, number).mean()) for number in range(len(images))}
-    wanted = np.array([means[key] for key in labels["key"]])
-    assert np.abs(once[1][:, 0] - wanted).max() < 0.02 < wanted.std()
+    expected = np.array([means[key] for key in labels["key"]])
+    assert np.abs(once[1][:, 0] - expected).max() < 0.02 < expected.std()
 
 
 def features_of(module: torch.nn.Module, colour: bool = False) -> np.ndarray[Any, Any]:
@@ -119,26 +114,26 @@ def features_of(module: torch.nn.Module, colour: bool = False) -> np.ndarray[Any
         return np.asarray(module.eval()(grey.expand(-1, 3, -1, -1) if colour else grey))
 
 
-def test_a_rotten_checkpoint_is_told_of_and_the_one_before_taken(
+def test_corrupt_checkpoint_warns_and_previous_one_is_used(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(trained, tmp_path / "run")
-    rotten, good = list_checkpoints(tmp_path / "run")[:2]
-    rotten.write_bytes(rotten.read_bytes()[:-1])
+    corrupt, good = list_checkpoints(tmp_path / "run")[:2]
+    corrupt.write_bytes(corrupt.read_bytes()[:-1])
     _, encoder = open_encoder(tmp_path / "run", "x", IMAGES, 0)
     export(tmp_path / "run", out=tmp_path / "weights.pth")
-    said = capsys.readouterr().err
-    assert said.count(f"warning: {rotten} is truncated or corrupt; {good} is taken") == 2
+    stderr = capsys.readouterr().err
+    assert stderr.count(f"warning: {corrupt} is truncated or corrupt; {good} is taken") == 2
     assert encoder.state is not None and encoder.state["step"] == step_of(good)
-    assert rotten.exists()  # they only read
+    assert corrupt.exists()  # opening and exporting only read
 
 
-def test_features_that_are_no_numbers_are_refused(shards: Shards, tmp_path: Path) -> None:
+def test_nan_features_are_refused(shards: Shards, tmp_path: Path) -> None:
     encoder = scratch_encoder("resnet18", 0, Input(32, 0.5, 0.25))
     assert encoder.module is not None
     with torch.no_grad():
         next(encoder.module.parameters())[0] = float("nan")
-    with pytest.raises(InputError, match=r"Scratch: makes features that are NaN.*\(resnet18, random weights"):
+    with pytest.raises(InputError, match=r"Scratch: features are NaN.*\(resnet18, random weights"):
         read_features([encoder], shards.folder, shards.manifest, ("valid",), cache=tmp_path, batch_size=32,
                       device=torch.device("cpu"), workers=1)  # fmt: skip
     assert not list(tmp_path.glob("*.npy"))
@@ -148,7 +143,7 @@ def test_features_that_are_no_numbers_are_refused(shards: Shards, tmp_path: Path
                                   lambda state: {f"module.encoder.{name}"[7:]: value for name, value in state.items()},
                                   lambda state: {"model": {f"backbone.{name}": value for name, value in state.items()},
                                                  "epoch": 3}])  # fmt: skip
-def test_a_state_dict_of_torchvision_or_timm_is_read_with_its_architecture(
+def test_state_dicts_of_torchvision_and_timm_are_read_with_architecture(
     tmp_path: Path, wrap: Callable[[Any], Any]
 ) -> None:
     torch.manual_seed(0)
@@ -162,40 +157,40 @@ def test_a_state_dict_of_torchvision_or_timm_is_read_with_its_architecture(
 
 
 @pytest.mark.parametrize(
-    ("state", "wanted"),
-    [({"layer1.0.conv1.weight": torch.zeros(3)}, "no conv1.weight among its 1 tensors"), ([1, 2], "holds no weights"),
-     (torchvision.models.resnet152().state_dict(), r"residual blocks"),
+    ("state", "reason"),
+    [({"layer1.0.conv1.weight": torch.zeros(3)}, "no conv1.weight among its 1 tensors"),
+     ([1, 2], "contains no weights"), (torchvision.models.resnet152().state_dict(), r"residual blocks"),
      (torchvision.models.wide_resnet50_2().state_dict(), "not resnet50's weights"), (None, "can't be read as weights")],
     ids=["no stem", "a list", "resnet152", "wide", "text"],
 )  # fmt: skip
-def test_what_is_no_encoder_is_refused_in_a_line(tmp_path: Path, state: Any, wanted: str) -> None:
+def test_other_files_are_refused_in_one_line(tmp_path: Path, state: Any, reason: str) -> None:
     file = tmp_path / "weights.pt"
     torch.save(state, file) if state is not None else file.write_text("text")
-    with pytest.raises(InputError, match=rf"weights.pt: .*{wanted}") as caught:
+    with pytest.raises(InputError, match=rf"weights.pt: .*{reason}") as caught:
         open_encoder(file, "x", IMAGES, 0)
-    assert "\n" not in str(caught.value) and "wanted is a state dict" in str(caught.value)
+    assert "\n" not in str(caught.value) and "give a state dict" in str(caught.value)
 
 
-def test_a_run_its_checkpoint_and_its_exports_are_one_encoder(trained: Path, tmp_path: Path) -> None:
+def test_run_checkpoint_and_exports_are_the_same_encoder(trained: Path, tmp_path: Path) -> None:
     state = newest(trained)
     arch, run = open_encoder(trained, "run", IMAGES, 0)
     assert arch == "resnet18" and run.module is not None and "epoch 2" in run.source and run.run == trained
     weights = run.module.state_dict()
     assert all(torch.equal(value, state["model"][f"encoder.{name}"]) for name, value in weights.items())
     assert run.input == Input(32, state["recipe"]["mean"], state["recipe"]["std"])
-    assert "at 32 px, bilinear; mean 0." in run.said[0] and run.said[0].endswith("as its checkpoint says")
+    assert "at 32 px, bilinear; mean 0." in run.notes[0] and run.notes[0].endswith("from its checkpoint")
     (checkpoint,) = [path for path in (trained / "checkpoints").glob("*.pt") if f"{state['step']:09d}" in path.name]
     files = [checkpoint]
     for form, name in (("torchvision", "a.pth"), ("safetensors", "b.safetensors"), ("timm", "c")):
         export(trained, format=form, out=tmp_path / name)
         files.append(tmp_path / name)
-    wanted = features_of(run.module)
+    expected = features_of(run.module)
     for file in files:
         arch, encoder = open_encoder(file, "file", IMAGES, 0)
         assert arch == "resnet18" and encoder.input == run.input and encoder.module is not None
         source = "checkpoint" if file == checkpoint else "model card"
-        assert encoder.assumed == "" and encoder.said == (run.said[0].replace("checkpoint", source),)
-        assert np.abs(features_of(encoder.module) - wanted).max() < 1e-4 < wanted.std(), file
+        assert encoder.assumed == "" and encoder.notes == (run.notes[0].replace("checkpoint", source),)
+        assert np.abs(features_of(encoder.module) - expected).max() < 1e-4 < expected.std(), file
 
 
 @pytest.mark.parametrize(
@@ -203,7 +198,7 @@ def test_a_run_its_checkpoint_and_its_exports_are_one_encoder(trained: Path, tmp
     [({"std": 0.0}, "ValueError: no views can be made"), ({"blur_sigma": "x"}, "ValueError: no views can be made"),
      ({"shear": 0.1}, "TypeError: .*shear")],
 )  # fmt: skip
-def test_a_checkpoint_of_another_recipe_than_ours_is_no_encoder_and_is_not_exported(
+def test_checkpoint_with_invalid_augmentation_is_neither_opened_nor_exported(
     trained: Path, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     state = newest(trained)
@@ -214,9 +209,9 @@ def test_a_checkpoint_of_another_recipe_than_ours_is_no_encoder_and_is_not_expor
     assert not (tmp_path / "export").exists()
 
 
-def test_names_and_baselines(trained: Path, tmp_path: Path) -> None:
+def test_default_names_and_baselines(trained: Path, tmp_path: Path) -> None:
     def names(*given: str, baselines: tuple[str, ...] = ("scratch", "thumbnail")) -> list[str]:
-        opened = open_encoders(given, baselines, otherwise=IMAGES, size=48, imagenet_weights=None, seed=0)
+        opened = open_encoders(given, baselines, default=IMAGES, size=48, imagenet_weights=None, seed=0)
         assert {encoder.input.size for encoder in opened} == {48}
         return [encoder.name for encoder in opened]
 
@@ -228,7 +223,7 @@ def test_names_and_baselines(trained: Path, tmp_path: Path) -> None:
         names(str(tmp_path / "absent"))
 
 
-def test_features_are_computed_once_for_the_same_weights_images_and_shards(
+def test_features_are_cached_by_weights_input_and_shards(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
@@ -252,7 +247,7 @@ def test_features_are_computed_once_for_the_same_weights_images_and_shards(
     assert not np.array_equal(read(other)[THUMBNAIL], once[THUMBNAIL]) and computed == [2, 1]
     assert not np.array_equal(read(scratch_encoder("resnet18", 1, small))[SCRATCH], once[SCRATCH])
     assert computed == [2, 1, 1]
-    for place in (-5, 30, 60, None):  # rotten ones, their headers too, and those cut short are made anew
+    for place in (-5, 30, 60, None):  # corrupt and truncated files, headers too, are replaced
         for file in tmp_path.glob("*.npy"):
             content = bytearray(file.read_bytes())
             content[place or 0] ^= 1
@@ -260,7 +255,7 @@ def test_features_are_computed_once_for_the_same_weights_images_and_shards(
         assert np.array_equal(read(scratch)[SCRATCH], once[SCRATCH]) and computed.pop() == 1
 
 
-def test_single_images_are_those_of_their_rows(shards: Shards) -> None:
+def test_read_images_follows_row_numbers(shards: Shards) -> None:
     splits = tuple(shards.manifest.counts)
     rows = [118, 3, 77, 0]
     found = read_images(shards.folder, shards.manifest, splits, rows, Input(96, 0.0, 1.0), batch_size=3,

@@ -6,19 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from probe.encoders import Encoder
+from probe.encoder import Encoder
 from probe.measure import ALL, LINEAR, Key
-from probe.page.figures import colours, draw_forest, draw_scores, draw_shots
+from probe.page.figures import colours, plot_forest, plot_scores, plot_shots
 from probe.page.table import (
     MAIN,
     MEAN,
-    against_pixels,
     difference_table,
     layout,
     layout_differences,
-    say_withheld,
     score_table,
+    thumbnail_verdicts,
     with_mean,
+    withheld_note,
 )
 from probe.preprocessing import Input
 from probe.slices import count_patients, too_few, withhold
@@ -77,11 +77,11 @@ def test_differences_are_not_tested_nor_counted_as_tests(scores: dict[Key, Score
 
 def test_no_verdict_is_given_and_the_reason_is(scores: dict[Key, Scores]) -> None:
     table = difference_table(ENCODERS, scores, TASKS, 10, withheld=WITHHELD).assign(p_holm=0.01)
-    assert against_pixels(table) == ["X beats the 16×16 thumbnail on A, C."]
-    assert against_pixels(table[table["task"] == "B"]) == []
-    (line,) = say_withheld(WITHHELD)
+    assert thumbnail_verdicts(table) == ["X beats the 16×16 thumbnail on A, C."]
+    assert thumbnail_verdicts(table[table["task"] == "B"]) == []
+    (line,) = withheld_note(WITHHELD)
     assert line.startswith("[–]: no interval, p value or verdict for B (1 positive test patient), Mean (over these ")
-    assert "10 or more patients" in line and say_withheld({}) == []
+    assert "10 or more patients" in line and withheld_note({}) == []
 
 
 @pytest.mark.filterwarnings("error")
@@ -90,10 +90,10 @@ def test_figures_show_the_point_alone(scores: dict[Key, Scores], tasks: list[str
     table = score_table(scores, WITHHELD)
     differences = difference_table(ENCODERS, scores, TASKS, 10, withheld=WITHHELD)
     differences = differences[differences["task"].isin(tasks)]
-    pictures = draw_forest(differences)
+    pictures = plot_forest(differences)
     said = {picture.name: picture.alt for picture in pictures}
-    assert said["differences-b"].endswith("X less Thumbnail +0.500, without an interval.")
+    assert said["differences-b"].endswith("X minus Thumbnail +0.500, without an interval.")
     names = colours(["Thumbnail", "X"])
-    pictures += [draw_scores(table, names, tasks, "10"), draw_shots(table, names, "B", ["10"])]
+    pictures += [plot_scores(table, names, tasks, "10"), plot_shots(table, names, "B", ["10"])]
     assert not any("nan" in picture.alt or b"nan" in picture.content.lower() for picture in pictures)
     assert pd.Series([picture.name for picture in pictures]).is_unique

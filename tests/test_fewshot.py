@@ -1,7 +1,8 @@
-"""Draws: balanced, disjoint by patient, nested, the same for all, and handed on as a file."""
+"""Draws: balanced, disjoint by patient, nested, seeded, and written to a file and read back."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +15,7 @@ from probe.fewshot import Blank, NotMeasurable, Uncertain, make_draws, resolve_l
 from shard.errors import InputError
 
 
-def test_draws_are_balanced_disjoint_by_patient_and_without_uncertain_or_blank(labels: pd.DataFrame) -> None:
+def test_draws_are_balanced_and_disjoint_by_patient_without_uncertain_or_blank(labels: pd.DataFrame) -> None:
     draws = make_draws(labels, "Mass", shots=10, draws=30, seed=0)
     test = labels.iloc[draws.test]
     held_out = labels[labels["split"] == "test"]["Mass"]
@@ -37,7 +38,7 @@ def test_draws_differ_and_repeat_with_the_seed(labels: pd.DataFrame) -> None:
     assert len({balanced.tobytes() for balanced in [*once.balanced, *other.balanced]}) == 20
 
 
-def test_every_patient_is_as_likely_however_many_images_it_has() -> None:
+def test_patients_are_sampled_equally_whatever_their_number_of_images() -> None:
     patients = ["many"] * 50 + [f"p{number}" for number in range(9)]
     frame = pd.DataFrame({
         "patient": [*patients, *(f"n{number}" for number in range(30)), *(f"t{number}" for number in range(8))],
@@ -48,42 +49,42 @@ def test_every_patient_is_as_likely_however_many_images_it_has() -> None:
     assert share == pytest.approx(0.3, abs=0.06)  # 3 of 10 patients
 
 
-def test_too_few_examples_are_counted_not_guessed(labels: pd.DataFrame) -> None:
-    with pytest.raises(NotMeasurable, match="patients with positive training images, 80 wanted"):
+def test_too_few_examples_are_not_measurable(labels: pd.DataFrame) -> None:
+    with pytest.raises(NotMeasurable, match="patients with positive training images, 80 needed"):
         make_draws(labels, "Mass", shots=80, draws=1, seed=0).support(80)
     with pytest.raises(NotMeasurable, match="0 positive and"):
         make_draws(labels[(labels["split"] == "train") | (labels["Mass"] != 1)], "Mass", shots=3, draws=1, seed=0)
 
 
-def test_fewer_shots_are_the_first_of_more(labels: pd.DataFrame) -> None:
+def test_support_sets_are_nested(labels: pd.DataFrame) -> None:
     draws = make_draws(labels, "Mass", shots=12, draws=4, seed=0)
     many, few = draws.support(12)[0], draws.support(5)[0]
     assert np.array_equal(few, many[:, [*range(5), *range(12, 17)]])
 
 
-def test_all_shots_are_every_labelled_training_image(labels: pd.DataFrame) -> None:
+def test_all_shots_select_every_labelled_training_image(labels: pd.DataFrame) -> None:
     rows, classes = make_draws(labels, "Mass", shots=5, draws=3, seed=0).support("all")
-    wanted = labels[(labels["split"] == "train") & labels["Mass"].isin([0, 1])]
-    assert rows.shape == (1, len(wanted)) and np.array_equal(rows[0], wanted.index)
-    assert np.array_equal(classes[0], wanted["Mass"])
+    expected = labels[(labels["split"] == "train") & labels["Mass"].isin([0, 1])]
+    assert rows.shape == (1, len(expected)) and np.array_equal(rows[0], expected.index)
+    assert np.array_equal(classes[0], expected["Mass"])
     none = labels.assign(Mass=labels["Mass"].where(labels["split"] == "test", 0.0))
     with pytest.raises(NotMeasurable, match=r"0 of .* labelled training images positive"):
         make_draws(none, "Mass", shots=1, draws=1, seed=0).support("all")
 
 
-def test_uncertain_and_blank_become_what_is_asked(labels: pd.DataFrame) -> None:
+def test_label_policies_resolve_uncertain_and_blank(labels: pd.DataFrame) -> None:
     before = labels["Mass"].copy()
-    counts = {(uncertain, blank): resolve_labels(labels, ["Mass"], uncertain, blank)["Mass"].value_counts().to_dict()
-              for uncertain in get_args(Uncertain) for blank in get_args(Blank)}  # fmt: skip
-    positive, negative, unsure = ((before == value).sum() for value in (1, 0, -1))
+    counts = {policy: resolve_labels(labels, ["Mass"], *policy)["Mass"].value_counts().to_dict()
+              for policy in itertools.product(get_args(Uncertain), get_args(Blank))}  # fmt: skip
+    positive, negative, uncertain = ((before == value).sum() for value in (1, 0, -1))
     missing = before.isna().sum()
     assert counts["exclude", "exclude"] == {0: negative, 1: positive}
-    assert counts["positive", "exclude"] == {0: negative, 1: positive + unsure}
-    assert counts["negative", "negative"] == {0: negative + unsure + missing, 1: positive}
+    assert counts["positive", "exclude"] == {0: negative, 1: positive + uncertain}
+    assert counts["negative", "negative"] == {0: negative + uncertain + missing, 1: positive}
     assert labels["Mass"].equals(before)
 
 
-def test_draws_handed_to_others_are_the_same_draws(labels: pd.DataFrame, tmp_path: Path) -> None:
+def test_draws_file_round_trips(labels: pd.DataFrame, tmp_path: Path) -> None:
     made = make_draws(labels, "Mass", shots=10, draws=6, seed=0)
     file = tmp_path / "draws.csv"
     file.write_bytes(write_draws({"Mass": made}, labels))
@@ -93,7 +94,7 @@ def test_draws_handed_to_others_are_the_same_draws(labels: pd.DataFrame, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("break_it", "wanted"),
+    ("edit", "reason"),
     [(lambda table: table.assign(key="nobody"), "key nobody, and .* more, are not in these shards"),
      (lambda table: table.assign(role=table["role"].replace({"positive": "negative", "negative": "positive"})),
       "Mass: draw 0: not all of its positive examples are positive training images"),
@@ -103,11 +104,11 @@ def test_draws_handed_to_others_are_the_same_draws(labels: pd.DataFrame, tmp_pat
      (lambda table: table.drop(columns="role"), "its columns are task, draw, key"),
      (lambda table: table.assign(draw="first"), "not a table of draws")],
 )  # fmt: skip
-def test_draws_that_do_not_fit_are_refused(labels: pd.DataFrame, tmp_path: Path, break_it: Any, wanted: str) -> None:
+def test_draws_file_that_does_not_fit_is_refused(labels: pd.DataFrame, tmp_path: Path, edit: Any, reason: str) -> None:
     file = tmp_path / "draws.csv"
     file.write_bytes(write_draws({"Mass": make_draws(labels, "Mass", shots=5, draws=2, seed=0)}, labels))
-    break_it(pd.read_csv(file, dtype={"key": str})).to_csv(file, index=False)
-    with pytest.raises(InputError, match=rf"--draws-file=.*{wanted}"):
+    edit(pd.read_csv(file, dtype={"key": str})).to_csv(file, index=False)
+    with pytest.raises(InputError, match=rf"--draws-file=.*{reason}"):
         read_draws(file, labels)
-    with pytest.raises(InputError, match="no such file; a report writes one"):
+    with pytest.raises(InputError, match="no such file; every report writes one"):
         read_draws(tmp_path / "absent.csv", labels)

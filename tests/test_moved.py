@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from probe.report import _moved
+from probe.report import relocate
 from probe.settings import Settings
 from shard.cli import bind
 from shard.errors import InputError
@@ -174,7 +174,7 @@ def test_parts_of_a_report_that_were_moved_with_their_runs_are_found(begun: Path
     given = {"encoders": ("/old/project/runs/lr=0.1", "B=/old/project/runs/lr=0.1", "A=/old/project/w.pth::k"),
              "shots": ("1",), "shards": Path("/old/project/shards"), "out": Path("/old/project/report"),
              "draws_file": Path("/old/project/draws.csv")}  # fmt: skip
-    moved = _moved(Settings(**given), there / "report")
+    moved = relocate(Settings(**given), there / "report")
     run = there / "runs" / "lr=0.1"
     encoders = (str(run), f"B={run}", f"A={there}/w.pth::k")
     assert moved == Settings(**{**given, "encoders": encoders, "shards": there / "shards", "out": there / "report",

@@ -1,4 +1,4 @@
-"""Names that users choose for findings, encoders and paths: each stands for itself, never for something of ours."""
+"""Names that users choose for findings, encoders and paths are never confused with the report's own names."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import torch
 import torchvision
 
 from probe.__main__ import report
+from probe.baselines import baseline_names
 from probe.draws_file import read_draws, write_draws
-from probe.encoders import Encoder, Input, open_encoders
+from probe.encoder import Encoder
+from probe.encoders import open_encoders
 from probe.fewshot import make_draws
 from probe.measure import GRID
 from probe.names import check_name, join_tasks, name_mean, split_spec, split_tasks
-from probe.page.compose import _with_own_files
-from probe.page.figures import Picture, draw_roc, on_page
+from probe.page.figures import Picture, on_page, plot_roc
 from probe.page.table import Sheet, to_latex, to_markdown
-from probe.page.write import Section
+from probe.page.write import Section, with_unique_names
+from probe.preprocessing import Input
 from probe.report import make_report
 from probe.settings import Settings
 from shard.errors import InputError
@@ -35,7 +37,7 @@ ODD = ("Mean", "mean over tasks", 'a, "b" = c', "=1+1", "Mass (left)", "x|<b>y</
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights named as PyTorch Lightning and hydra name theirs, in a folder named so too."""
+    """Weights in a folder and file named as by Hydra and PyTorch Lightning."""
     path = tmp_path_factory.mktemp("sweep") / "lr=0.001" / "epoch=9-step=1000.pth"
     path.parent.mkdir()
     torch.manual_seed(0)
@@ -44,12 +46,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_here(*given: str) -> list[Encoder]:
-    return open_encoders(given, (), otherwise=IMAGES, size=0, imagenet_weights=None, seed=0)
+    return open_encoders(given, (), default=IMAGES, size=0, imagenet_weights=None, seed=0)
 
 
 @pytest.fixture(scope="module")
 def odd_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    """Shards whose findings have odd names: the first is drawn by patients, the others are it shuffled."""
+    """Shards whose findings have the names ODD and random labels."""
     out = tmp_path_factory.mktemp("odd")
     frames = [pd.read_csv(radiographs / f"{split}.csv").assign(split=split) for split in ("train", "valid")]
     table = pd.concat(frames, ignore_index=True)
@@ -64,36 +66,37 @@ def odd_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> S
     return Shards(out / "shards", read_manifest(out / "shards"))
 
 
-def test_a_finding_called_mean_has_its_own_figures(odd_shards: Shards, file: Path, tmp_path: Path) -> None:
-    def figures(tasks: tuple[str, ...], out: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+def test_finding_called_mean_is_not_confused_with_the_mean(odd_shards: Shards, file: Path, tmp_path: Path) -> None:
+    def tables(tasks: tuple[str, ...], out: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
         make_report(Settings(encoders=(str(file),), shards=odd_shards.folder, out=out, tasks=tasks, size=32, draws=2,
                              shots=("2",), baselines=("thumbnail",), device="cpu", workers=1,
                              cache=tmp_path / "features"), 0, 1)  # fmt: skip
         return *(pd.read_csv(out / f"{name}.csv") for name in ("table", "differences")), (out / "table.md").read_text()
 
-    several, apart, shown = figures(("NA", "Mean", "x|<b>y</b>"), tmp_path / "several")
-    alone, apart_alone, _ = figures(("Mean",), tmp_path / "alone")
-    for whole, part in ((several, alone), (apart.drop(columns="p_holm"), apart_alone.drop(columns="p_holm"))):
-        own = whole[whole["task"] == "Mean"].reset_index(drop=True)
+    several, differences, text = tables(("NA", "Mean", "x|<b>y</b>"), tmp_path / "several")
+    alone, differences_alone, _ = tables(("Mean",), tmp_path / "alone")
+    for frame, expected in ((several, alone),
+                            (differences.drop(columns="p_holm"), differences_alone.drop(columns="p_holm"))):
+        own = frame[frame["task"] == "Mean"].reset_index(drop=True)
         assert len(own)
-        pd.testing.assert_frame_equal(own, part, check_dtype=False)  # blank columns have none
+        pd.testing.assert_frame_equal(own, expected, check_dtype=False)  # blank columns have no dtype
     assert odd_shards.manifest.findings == ODD
-    mean = "Mean over tasks (2)"  # "Mean over tasks" is taken as well
-    assert f"| NA | Mean | x\\|&lt;b>y&lt;/b> | {mean} |" in shown and "a mean AUROC over 3 tasks" in shown
+    mean = "Mean over tasks (2)"  # "Mean over tasks" is a finding too
+    assert f"| NA | Mean | x\\|&lt;b>y&lt;/b> | {mean} |" in text and "a mean AUROC over 3 tasks" in text
     cells = several[(several["test"] == "all") & (several["metric"] == "auroc") & (several["probe"] == "linear")]
     cells = cells[cells["encoder"] == "Thumbnail"].set_index("task", drop=True)
     others = [cells["mean"][name] for name in cells.index if name != mean]
     assert cells["mean"][mean] == pytest.approx(np.mean(others))
 
 
-def test_the_means_name_is_no_findings() -> None:
+def test_name_of_the_mean_differs_from_all_findings() -> None:
     assert name_mean(["Mass", "Edema"]) == "Mean"
     assert name_mean(["mean"]) == name_mean([" MEAN"]) == name_mean(["Me\u200ban"]) == "Mean over tasks"
     assert name_mean(ODD) == "Mean over tasks (2)"
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "tasks"),
     [
         ("Mean", ("Mean",)), ('a, "b" = c', ('a, "b" = c',)), ("Mass (left)", ("Mass (left)",)),
         ('NA,a, "b" = c, =1+1', ("NA", 'a, "b" = c', "=1+1")), (" NA , Mean ", ("NA", "Mean")),
@@ -101,11 +104,11 @@ def test_the_means_name_is_no_findings() -> None:
         (join_tasks(ODD), ODD), ("mean", ("mean",)), ("NA,Edema,Mean", ("NA", "Edema", "Mean")), ("NA,", ("NA",)),
     ],
 )  # fmt: skip
-def test_tasks_are_read_by_their_exact_names_first(text: str, wanted: tuple[str, ...]) -> None:
-    assert split_tasks(text, ODD) == wanted
+def test_tasks_are_split_by_exact_names_first(text: str, tasks: tuple[str, ...]) -> None:
+    assert split_tasks(text, ODD) == tasks
 
 
-def test_a_whole_name_comes_before_a_list_and_quotes_tell_them_apart() -> None:
+def test_single_name_precedes_a_list_unless_quoted() -> None:
     findings = ("A", "B", "A,B")
     assert split_tasks("A,B", findings) == ("A,B",) and split_tasks('"A","B"', findings) == ("A", "B")
     for tasks in (("A,B", "A"), ("A", "B", "A,B"), ("A,B",)):
@@ -115,7 +118,7 @@ def test_a_whole_name_comes_before_a_list_and_quotes_tell_them_apart() -> None:
         assert split_tasks(word.removeprefix("--tasks="), findings) == tasks
 
 
-def test_the_command_takes_such_tasks_and_prints_them_so_that_it_can_be_run_again(
+def test_command_with_odd_tasks_can_be_repeated(
     odd_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = list[Settings]()
@@ -127,17 +130,17 @@ def test_the_command_takes_such_tasks_and_prints_them_so_that_it_can_be_run_agai
         assert split_tasks(again, ODD) == seen[-1].tasks and set(seen[-1].tasks) <= set(ODD)
 
 
-def test_draws_of_findings_with_odd_names_are_read_back(tmp_path: Path, labels: pd.DataFrame) -> None:
+def test_draws_file_round_trips_odd_names(tmp_path: Path, labels: pd.DataFrame) -> None:
     labels = labels.rename(columns={"Mass": "NA"}).assign(**{'=a, "b"': labels["Mass"]})
     labels["key"] = ["NA", "null", *labels["key"][2:]]
     drawn = {task: make_draws(labels, task, shots=2, draws=2, seed=0) for task in ("NA", '=a, "b"')}
     (tmp_path / "draws.csv").write_bytes(write_draws(drawn, labels))
-    assert b"'=a" in write_draws(drawn, labels)  # no formula to a spreadsheet
+    assert b"'=a" in write_draws(drawn, labels)  # escaped: a spreadsheet would run it as a formula
     again = read_draws(tmp_path / "draws.csv", labels)
     assert write_draws(again, labels) == write_draws(drawn, labels) and list(again) == list(drawn)
 
 
-def test_a_path_that_holds_equals_signs_is_opened(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_with_equals_signs_is_opened(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(file.parent.parent)
     relative = Path("lr=0.001/epoch=9-step=1000.pth")
     for path in (file, relative, Path(f"./{relative}")):
@@ -148,14 +151,14 @@ def test_a_path_that_holds_equals_signs_is_opened(file: Path, monkeypatch: pytes
     assert split_spec("A=absent") == ("A", Path("absent")) and split_spec("absent") == ("", Path("absent"))
     assert split_spec("absent=1=b.pth") == ("absent", Path("1=b.pth")) and split_spec("A=") == ("A", Path())
     assert split_spec("/absent/lr=0.1") == ("", Path("/absent/lr=0.1"))
-    assert split_spec("A=" + 300 * "x")[0] == "A"  # longer than any file's name
-    Path("A=lr=0.001").mkdir()  # an existing path first
+    assert split_spec("A=" + 300 * "x")[0] == "A"  # too long for a file name
+    Path("A=lr=0.001").mkdir()  # an existing path has precedence
     assert split_spec("A=lr=0.001") == ("", Path("A=lr=0.001"))
     opened = open_here(str(relative), f"A={relative}")
-    assert [one.name for one in opened] == ["epoch=9-step=1000", "A"]
+    assert [encoder.name for encoder in opened] == ["epoch=9-step=1000", "A"]
 
 
-def test_the_report_of_a_run_whose_path_holds_an_equals_sign_lies_in_it(
+def test_default_out_of_a_run_with_an_equals_sign_in_its_path(
     file: Path, shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = list[Settings]()
@@ -170,7 +173,7 @@ def test_the_report_of_a_run_whose_path_holds_an_equals_sign_lies_in_it(
              "Scr\u200batch", "Majority class", "guessing (share of positives)", "Imagenet (a download)", "Scratch, 10",
              "Thumbnail − Scratch"],
 )  # fmt: skip
-def test_an_encoder_called_as_a_line_of_ours_is_refused_before_any_work(
+def test_reserved_encoder_names_are_refused_before_opening(
     name: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("probe.encoders.open_encoder", lambda *_: pytest.fail("was opened"))
@@ -179,12 +182,12 @@ def test_an_encoder_called_as_a_line_of_ours_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize("name", ["X (collapsed)", "X (Collapsed, mean assumed)", "X (mean and std assumed)", "A − B"])
-def test_marks_that_a_report_adds_to_names_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"is what a report itself adds to names; give it another name: NAME=PATH"):
+def test_encoder_names_with_marks_of_reports_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"is a mark that reports add to names; give it another name: NAME=PATH"):
         check_name(name, ())
 
 
-def test_names_that_only_resemble_ours_are_allowed() -> None:
+def test_names_that_resemble_reserved_ones_are_allowed() -> None:
     for name in ("ImageNet-21k", "Scratch 2", "scratchy", "Mean", "SimCLR", "A, 10", "noise", "collapsed", "A - B",
                  "=1+1", '<b> "c" | d'):
         check_name(name, ("Scratch", "ImageNet", "Pure noise"))
@@ -192,30 +195,30 @@ def test_names_that_only_resemble_ours_are_allowed() -> None:
         check_name("a\nb", ())
 
 
-def test_a_file_named_as_a_baseline_needs_a_name(file: Path, tmp_path: Path) -> None:
+def test_file_named_like_a_baseline_needs_a_name(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "imagenet.pth"
     other.write_bytes(file.read_bytes())
     with pytest.raises(InputError, match="an encoder called imagenet would be read as the report's own ImageNet"):
         open_here(str(other))
-    (one,) = open_here(f"theirs={other}")
-    assert one.name == "theirs" and one.is_given
+    (encoder,) = open_here(f"theirs={other}")
+    assert encoder.name == "theirs" not in baseline_names()
 
 
-def test_names_stay_names_in_every_kind_of_file() -> None:
+def test_names_are_escaped_in_markdown_latex_and_svg() -> None:
     sheet = Sheet("T", ["", "a|b", "x\ny"], [["[A] <script>", "p < 0.001 [0, 1]", "c\\|d"], ["*", "", ""]])
-    shown = to_markdown([sheet], ["<img src=x> is a name"])
-    assert r"|  | a\|b | x y |" in shown and r"| [A] &lt;script> | p < 0.001 [0, 1] | c\\\|d |" in shown
-    assert "- &lt;img src=x> is a name" in shown
+    text = to_markdown([sheet], ["<img src=x> is a name"])
+    assert r"|  | a\|b | x y |" in text and r"| [A] &lt;script> | p < 0.001 [0, 1] | c\\\|d |" in text
+    assert "- &lt;img src=x> is a name" in text
     tex = to_latex([sheet], "note")
     assert "\n{}[A] $<$script$>$ &" in tex and "\n{}* &" in tex and "x y" in tex
     page = on_page(b'<svg viewBox="0 0 1 1"><g id="a"/><use href="#a"/><text>id="a" url(#a</text></svg>', "n")
     assert '<g id="n-a"/><use href="#n-a"/><text>id="a" url(#a</text>' in page
-    picture = draw_roc({"_a": GRID}, {"_a": "black"}, "Mass")
+    picture = plot_roc({"_a": GRID}, {"_a": "black"}, "Mass")
     assert re.search(r"<text[^>]*>\s_a</text>", picture.content.decode())  # in the legend
 
 
-def test_pictures_of_findings_that_are_nearly_alike_have_files_of_their_own() -> None:
-    made = [Picture(name, "", name.encode()) for name in ("roc-mass", "roc-mass", "roc-x")]
-    named = _with_own_files([Section("A", "", made[:2]), Section("B", "", made)])
-    names = [picture.name for section in named for picture in section.pictures]
+def test_pictures_of_similar_findings_have_distinct_file_names() -> None:
+    pictures = [Picture(name, "", name.encode()) for name in ("roc-mass", "roc-mass", "roc-x")]
+    renamed = with_unique_names([Section("A", "", pictures[:2]), Section("B", "", pictures)])
+    names = [picture.name for section in renamed for picture in section.pictures]
     assert names == ["roc-mass", "roc-mass-2", "roc-mass-3", "roc-mass-4", "roc-x"]

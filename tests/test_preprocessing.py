@@ -1,4 +1,4 @@
-"""Weights from elsewhere get the images that their makers gave them: as a config or --input says, else not at all."""
+"""Preprocessing for weights from elsewhere: from --input, from configs, assumed for ImageNet, or refused."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ import torch
 import torchvision
 from timm.models import save_for_hf
 
-from probe.encoders import Encoder, open_encoder
-from probe.page.table import MAIN, layout, say_assumed
-from probe.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input, Stated, read_flag, settle
-from probe.preprocessing_configs import stated_beside
+from probe.encoder import Encoder
+from probe.encoders import open_encoder
+from probe.page.table import MAIN, assumption_notes, layout
+from probe.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input, Stated, parse_input_flag, resolve_input
+from probe.preprocessing_configs import stated_by_configs
 from shard.errors import InputError
 from train.architectures import build_encoder
 
-OTHERWISE = Input(224, 0.53, 0.24)
+DEFAULT = Input(224, 0.53, 0.24)
 GREY_HALF = Stated((0.5,), (0.5,))
 
 
 @pytest.fixture(scope="module")
 def encoder() -> torch.nn.Module:
-    """An encoder of grey images less 0.53 by 0.24."""
+    """An encoder of grey images normalised by mean 0.53 and std 0.24."""
     torch.manual_seed(0)
     module = build_encoder("resnet18")[0].eval()
     with torch.no_grad():
@@ -36,8 +37,8 @@ def encoder() -> torch.nn.Module:
     return module
 
 
-def as_if_fed(encoder: torch.nn.Module, mean: float, std: float) -> torch.nn.Module:
-    """The same encoder for grey images less `mean` by `std`, but for what zeros at the border mean."""
+def renormalised(encoder: torch.nn.Module, mean: float, std: float) -> torch.nn.Module:
+    """The same encoder for images normalised by `mean` and `std`, except at the border, where zeros are padded."""
     # (grey - 0.53) / 0.24 = (std * u + mean - 0.53) / 0.24
     module = copy.deepcopy(encoder)
     with torch.no_grad():
@@ -50,8 +51,8 @@ def as_if_fed(encoder: torch.nn.Module, mean: float, std: float) -> torch.nn.Mod
 def features(encoder: Encoder, grey: torch.Tensor) -> torch.Tensor:
     assert encoder.module is not None
     with torch.inference_mode():
-        made: torch.Tensor = encoder.module((grey - encoder.input.mean) / encoder.input.std)
-    return made
+        result: torch.Tensor = encoder.module((grey - encoder.input.mean) / encoder.input.std)
+    return result
 
 
 def save_timm(encoder: torch.nn.Module, folder: Path, channels: int, config: dict[str, Any]) -> Path:
@@ -64,78 +65,78 @@ def save_timm(encoder: torch.nn.Module, folder: Path, channels: int, config: dic
     return folder
 
 
-def test_one_encoder_in_three_conventions_gives_the_same_features(encoder: torch.nn.Module, tmp_path: Path) -> None:
+def test_encoder_in_three_conventions_gives_the_same_features(encoder: torch.nn.Module, tmp_path: Path) -> None:
     grey = torch.rand(4, 1, 64, 64)
     numbers = ((0.5, 1 / 2048), (0.502, 0.0856), (0.5, 0.5))
-    xrv, mocos, half = (as_if_fed(encoder, mean, std) for mean, std in numbers)
+    xrv, moco, half = (renormalised(encoder, mean, std) for mean, std in numbers)
     torch.save({**xrv.state_dict(), "fc.weight": torch.zeros(18, 512), "fc.bias": torch.zeros(18)}, tmp_path / "xrv.pt")
-    asked = read_flag("X:torchxrayvision,size=64", ["X"])["X"]
+    requested = parse_input_flag("X:torchxrayvision,size=64", ["X"])["X"]
     given = {
-        "X": (tmp_path / "xrv.pt", asked, xrv, (2 * grey - 1) * 1024),
-        "M": (save_timm(mocos, tmp_path / "moco", 3, {"mean": (0.502,) * 3, "std": (0.0856,) * 3,
+        "X": (tmp_path / "xrv.pt", requested, xrv, (2 * grey - 1) * 1024),
+        "M": (save_timm(moco, tmp_path / "moco", 3, {"mean": (0.502,) * 3, "std": (0.0856,) * 3,
                                                       "input_size": (3, 64, 64), "crop_pct": 1.0}),
-              None, mocos, (grey - 0.502) / 0.0856),
+              None, moco, (grey - 0.502) / 0.0856),
         "H": (save_timm(half, tmp_path / "half", 1, {"mean": (0.5,), "std": (0.5,), "input_size": (1, 64, 64)}), None,
               half, (grey - 0.5) / 0.5),
     }  # fmt: skip
     with torch.inference_mode():
-        wanted = encoder((grey - 0.53) / 0.24)
-    for name, (path, flag, module, fed) in given.items():
-        _, opened = open_encoder(path, name, OTHERWISE, 0, flag)
+        expected = encoder((grey - 0.53) / 0.24)
+    for name, (path, flag, module, normalised) in given.items():
+        _, opened = open_encoder(path, name, DEFAULT, 0, flag)
         found = features(opened, grey)
         with torch.inference_mode():
-            own = module(fed)
-            ours = module((grey - 0.53) / 0.24)  # as if it were one of ours
-        assert (found - own).abs().max() < 1e-4 * own.std(), name  # as its maker's
-        assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.999, name  # zeros at the border differ
+            own = module(normalised)
+            wrong = module((grey - 0.53) / 0.24)  # with our statistics
+        assert (found - own).abs().max() < 1e-4 * own.std(), name
+        assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999, name  # padding differs
         assert opened.input.size == 64 and not opened.assumed
-        assert torch.nn.functional.cosine_similarity(own, ours).max() < 0.999, name
+        assert torch.nn.functional.cosine_similarity(own, wrong).max() < 0.999, name
 
 
-def test_what_was_used_is_said_with_its_source(encoder: torch.nn.Module, tmp_path: Path) -> None:
+def test_notes_report_preprocessing_with_its_source(encoder: torch.nn.Module, tmp_path: Path) -> None:
     folder = save_timm(encoder, tmp_path / "a", 1, {"mean": (0.5,), "std": (0.25,), "crop_pct": 0.875})
-    said = open_encoder(folder, "A", OTHERWISE, 0)[1].said
-    assert said == ("images whole, not cropped to 0.875 of it, at 224 px, bicubic; mean 0.5, std 0.25 (black is -2, "
-                    "white 2), as its config.json says",)  # fmt: skip
+    notes = open_encoder(folder, "A", DEFAULT, 0)[1].notes
+    assert notes == ("whole images, not cropped to 0.875 of the side, at 224 px, bicubic; mean 0.5, std 0.25 (black is "
+                     "-2, white 2), from its config.json",)  # fmt: skip
     (tmp_path / "b").mkdir()
     torch.save(encoder.state_dict(), tmp_path / "b" / "b.pth")
-    asked = read_flag("B:torchxrayvision", ["B"])["B"]
-    _, opened = open_encoder(tmp_path / "b" / "b.pth", "B", OTHERWISE, 32, asked)
-    wanted = "at 32 px, bilinear; mean 0.5, std 0.0004883 (black is -1024, white 1024), as --input says"
-    assert wanted in opened.said[-1]
+    requested = parse_input_flag("B:torchxrayvision", ["B"])["B"]
+    _, opened = open_encoder(tmp_path / "b" / "b.pth", "B", DEFAULT, 32, requested)
+    note = "at 32 px, bilinear; mean 0.5, std 0.0004883 (black is -1024, white 1024), from --input"
+    assert note in opened.notes[-1]
     assert opened.input == Input(32, 0.53, 0.24)
 
 
-def test_three_channels_of_which_nothing_is_stated_are_taken_for_imagenets_and_that_is_said(tmp_path: Path) -> None:
+def test_three_channels_without_statistics_are_assumed_to_be_imagenet_and_reported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = torchvision.models.resnet18()
     torch.save(model.state_dict(), tmp_path / "a.pth")
-    _, opened = open_encoder(tmp_path / "a.pth", "A", OTHERWISE, 64)
+    _, opened = open_encoder(tmp_path / "a.pth", "A", DEFAULT, 64)
     assert opened.assumed == "ImageNet's mean and std assumed"
-    (line,) = say_assumed([opened])
-    assert line.startswith("A: ImageNet's mean and std assumed, as nothing states them") and "--input=A:" in line
+    (note,) = assumption_notes([opened])
+    assert note.startswith("A: ImageNet's mean and std assumed, as none are stated") and "--input=A:" in note
     assert layout(pd.DataFrame({name: [] for name in ("metric", "test", "probe", "shots", "encoder", "task")}), MAIN,
                   [opened], ["T"], 10, {}).rows == [["A (ImageNet's mean and std assumed)", "n/a"]]  # fmt: skip
-    assert "mean 0.485/0.456/0.406, std 0.229/0.224/0.225" in opened.said[-1]
-    assert "ImageNet's are ASSUMED" in opened.said[-1]
+    assert "mean 0.485/0.456/0.406, std 0.229/0.224/0.225" in opened.notes[-1]
+    assert "ASSUMED to be ImageNet's" in opened.notes[-1]
     grey = torch.rand(2, 1, 64, 64)
     model.fc = torch.nn.Identity()
     with torch.inference_mode():
-        fed = torchvision.transforms.functional.normalize(grey.expand(-1, 3, -1, -1), IMAGENET_MEAN, IMAGENET_STD)
-        assert torch.allclose(features(opened, grey), model.eval()(fed), atol=1e-4)
-    told = open_encoder(tmp_path / "a.pth", "A", OTHERWISE, 64, read_flag("A:imagenet", ["A"])["A"])[1]
-    assert say_assumed([told]) == [] and told.assumed == "" and "as --input says" in told.said[-1]
-    assert torch.equal(features(told, grey), features(opened, grey))
+        colour = torchvision.transforms.functional.normalize(grey.expand(-1, 3, -1, -1), IMAGENET_MEAN, IMAGENET_STD)
+        assert torch.allclose(features(opened, grey), model.eval()(colour), atol=1e-4)
+    stated = open_encoder(tmp_path / "a.pth", "A", DEFAULT, 64, parse_input_flag("A:imagenet", ["A"])["A"])[1]
+    assert assumption_notes([stated]) == [] and stated.assumed == "" and "from --input" in stated.notes[-1]
+    assert torch.equal(features(stated, grey), features(opened, grey))
 
 
-def test_one_channel_of_which_nothing_is_stated_is_refused(encoder: torch.nn.Module, tmp_path: Path) -> None:
+def test_one_channel_without_statistics_is_refused(encoder: torch.nn.Module, tmp_path: Path) -> None:
     torch.save(encoder.state_dict(), tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"a\.pth: weights for one channel.*--input=Ours:imagenet, Ours:torchxray"):
-        open_encoder(tmp_path / "a.pth", "Ours", OTHERWISE, 0)
+        open_encoder(tmp_path / "a.pth", "Ours", DEFAULT, 0)
 
 
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("words", "expected"),
     [("imagenet", Stated(IMAGENET_MEAN, IMAGENET_STD)), ("mean=0.5,std=0.25", Stated((0.5,), (0.25,))),
      ("mean=0.1/0.2/0.3,std=1/2/4", Stated((0.1, 0.2, 0.3), (1.0, 2.0, 4.0))),
      ("range=-1024/1024", Stated((0.5,), (1 / 2048,))), ("range=-1/1,size=96", Stated((0.5,), (0.5,), 96)),
@@ -143,113 +144,116 @@ def test_one_channel_of_which_nothing_is_stated_is_refused(encoder: torch.nn.Mod
      ("mean=127.5,std=51,range=0/255", Stated((0.5,), (0.2,))),
      ("size=96,interpolation=bicubic", Stated(None, None, 96, "bicubic"))],
 )  # fmt: skip
-def test_what_input_says_is_read(words: str, wanted: Stated) -> None:
-    (found,) = read_flag(f"A:{words}", ["A"]).values()
+def test_input_flag_is_parsed(words: str, expected: Stated) -> None:
+    (found,) = parse_input_flag(f"A:{words}", ["A"]).values()
     for name in ("mean", "std"):
-        assert getattr(found, name) == pytest.approx(getattr(wanted, name)), name
-    assert (found.size, found.interpolation) == (wanted.size, wanted.interpolation)
+        assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
+    assert (found.size, found.interpolation) == (expected.size, expected.interpolation)
 
 
-def test_what_input_says_of_several_encoders_whatever_they_are_called() -> None:
+def test_input_flag_of_several_encoders_with_punctuation_in_their_names() -> None:
     names = ["A", "A,B", "x:y=z", "b: c"]
-    read = read_flag("A,B:imagenet,x:y=z:range=-1/1,size=64, A:torchxrayvision,b: c:mean=0,std=1", names)
-    assert {name: one.size for name, one in read.items()} == {"A,B": None, "x:y=z": 64, "A": None, "b: c": None}
+    read = parse_input_flag("A,B:imagenet,x:y=z:range=-1/1,size=64, A:torchxrayvision,b: c:mean=0,std=1", names)
+    assert {name: stated.size for name, stated in read.items()} == {"A,B": None, "x:y=z": 64, "A": None, "b: c": None}
     assert read["A,B"].mean == IMAGENET_MEAN and read["A"].std == (1 / 2048,) and read["b: c"].std == (1.0,)
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("Z:imagenet", "begins with none of the encoders' names"), ("imagenet", "begins with none of"),
-     ("A:", "A: says nothing"), ("A:imagnet", "A:imagnet: not understood"), ("A:mean=0.5", "mean and std are wanted"),
-     ("A:mean=x,std=1", "mean=x: wants a number"), ("A:mean=0,std=0", "std above 0"), ("A:mean=nan,std=1", "numbers"),
+    [("Z:imagenet", "starts with none of the encoders' names"), ("imagenet", "starts with none of"),
+     ("A:", "A: is empty"), ("A:imagnet", "A:imagnet: not understood"), ("A:mean=0.5", "must be given together"),
+     ("A:mean=x,std=1", "mean=x: needs a number"), ("A:mean=0,std=0", "std above 0"), ("A:mean=nan,std=1", "numbers"),
      ("A:range=1/0", "the lower first"), ("A:range=1", "two numbers"), ("A:size=0", "size=0: not understood"),
-     ("A:interpolation=nearest", "not understood"), ("A:imagenet,A:imagenet", "A is there twice"),
+     ("A:interpolation=nearest", "not understood"), ("A:imagenet,A:imagenet", "A is given twice"),
      ("A:imagenet,Z:imagenet", "Z:imagenet: not understood")],
 )  # fmt: skip
-def test_what_input_cannot_mean_is_refused_with_how_to_say_it(text: str, reason: str) -> None:
+def test_invalid_input_flag_is_refused(text: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        read_flag(text, ["A", "B"])
+        parse_input_flag(text, ["A", "B"])
 
 
-HUGGING = {"do_normalize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25] * 3, "resample": 3,
-           "size": {"height": 96, "width": 96}}  # fmt: skip
+HUGGING_FACE = {"do_normalize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25] * 3, "resample": 3,
+                "size": {"height": 96, "width": 96}}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("config", "preprocessor", "wanted"),
+    ("config", "preprocessor", "expected"),
     [({"architecture": "resnet18", "pretrained_cfg": {"mean": [0.4], "std": [0.2], "input_size": [1, 64, 64],
                                                       "interpolation": "bilinear"}}, {},
       ((0.4,), (0.2,), 64, "bilinear")),
      ({"architecture": "resnet18", "mean": [0.4], "std": [0.2], "input_size": [1, 64, 64]}, {},  # an older config
       ((0.4,), (0.2,), 64, "bicubic")),
-     ({"architecture": "resnet18"}, HUGGING, ((0.5,) * 3, (0.25,) * 3, 96, "bicubic")),
-     ({}, {**HUGGING, "rescale_factor": 1 / 127.5}, ((0.25,) * 3, (0.125,) * 3, 96, "bicubic")),
-     ({}, {**HUGGING, "do_rescale": False, "image_mean": [127.5], "image_std": [51]}, ((0.5,), (0.2,), 96, "bicubic")),
-     ({}, {**HUGGING, "do_normalize": False}, ((0.0,), (1.0,), 96, "bicubic")),
-     ({}, {**HUGGING, "size": {"shortest_edge": 256}, "resample": 2}, ((0.5,) * 3, (0.25,) * 3, 256, "bilinear")),
-     ({}, {**HUGGING, "size": 256, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}},
+     ({"architecture": "resnet18"}, HUGGING_FACE, ((0.5,) * 3, (0.25,) * 3, 96, "bicubic")),
+     ({}, {**HUGGING_FACE, "rescale_factor": 1 / 127.5}, ((0.25,) * 3, (0.125,) * 3, 96, "bicubic")),
+     ({}, {**HUGGING_FACE, "do_rescale": False, "image_mean": [127.5], "image_std": [51]},
+      ((0.5,), (0.2,), 96, "bicubic")),
+     ({}, {**HUGGING_FACE, "do_normalize": False}, ((0.0,), (1.0,), 96, "bicubic")),
+     ({}, {**HUGGING_FACE, "size": {"shortest_edge": 256}, "resample": 2}, ((0.5,) * 3, (0.25,) * 3, 256, "bilinear")),
+     ({}, {**HUGGING_FACE, "size": 256, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}},
       ((0.5,) * 3, (0.25,) * 3, 224, "bicubic")),
      ({"model_type": "resnet"}, {}, (None, None, None, None))],
 )  # fmt: skip
-def test_configs_of_timm_and_hugging_face_are_read(config: Any, preprocessor: Any, wanted: Any) -> None:
-    found = stated_beside(config, preprocessor, Path("x"))
-    for one, other in zip(found[:2], wanted[:2], strict=True):
-        assert one == (None if other is None else pytest.approx(other))
-    assert found[2:4] == wanted[2:]
+def test_configs_of_timm_and_hugging_face_are_read(config: Any, preprocessor: Any, expected: Any) -> None:
+    found = stated_by_configs(config, preprocessor, Path("x"))
+    for actual, values in zip(found[:2], expected[:2], strict=True):
+        assert actual == (None if values is None else pytest.approx(values))
+    assert found[2:4] == expected[2:]
 
 
 @pytest.mark.parametrize(
     ("config", "preprocessor", "reason"),
-    [({"mean": [0.4], "std": [0.2]}, HUGGING, "config.json has mean .* preprocessor_config.json"),
+    [({"mean": [0.4], "std": [0.2]}, HUGGING_FACE, "config.json has mean .* preprocessor_config.json"),
      ({"mean": [0.5], "std": [0]}, {}, "std above 0"), ({"mean": "x", "std": [0.2]}, {}, "can't be read"),
-     ({"mean": [0.5], "std": [0.2], "input_size": [3, 64, 96]}, {}, "64×96, and squares alone"),
-     ({}, {**HUGGING, "image_mean": [None]}, "can't be read"), ({"mean": [0.5], "input_size": 7}, {}, "can't be read")],
+     ({"mean": [0.5], "std": [0.2], "input_size": [3, 64, 96]}, {}, "64×96; only squares"),
+     ({}, {**HUGGING_FACE, "image_mean": [None]}, "can't be read"),
+     ({"mean": [0.5], "input_size": 7}, {}, "can't be read")],
 )  # fmt: skip
-def test_configs_that_cannot_be_followed_are_refused(config: Any, preprocessor: Any, reason: str) -> None:
+def test_invalid_configs_are_refused(config: Any, preprocessor: Any, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:
-        stated_beside(config, preprocessor, Path("x"))
+        stated_by_configs(config, preprocessor, Path("x"))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("stated", "reason"),
-    [(Stated((0.4, 0.5), (0.2, 0.2)), "2 means and stds for 1 channel; say it: --input=A"),
+    [(Stated((0.4, 0.5), (0.2, 0.2)), "2 means and stds for 1 channel; give --input=A"),
      (GREY_HALF._replace(interpolation="lanczos"), "resized by lanczos.*--input=A:interpolation=bilinear")],
 )  # fmt: skip
-def test_what_cannot_be_done_for_weights_is_refused(stated: Stated, reason: str) -> None:
+def test_unsupported_preprocessing_is_refused(stated: Stated, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        settle(Path("a"), "A", 1, Stated(), stated, otherwise=OTHERWISE, size=0)
+        resolve_input(Path("a"), "A", 1, Stated(), stated, default=DEFAULT, size=0)
 
 
-def test_the_flag_goes_before_the_config_and_size_before_both_configs_size() -> None:
+def test_input_flag_overrides_config_and_size_flag_overrides_config_size() -> None:
     config = Stated((0.4,), (0.2,), 64, "bicubic", "config")
-    for asked, size, wanted in (
+    for requested, size, expected in (
         (Stated(), 0, ((0.4,), (0.2,), 64, "bicubic")),
         (Stated(), 32, ((0.4,), (0.2,), 32, "bicubic")),
         (Stated(size=96), 32, ((0.4,), (0.2,), 96, "bicubic")),
         (Stated((0.5,), (0.5,), None, "bilinear"), 0, ((0.5,), (0.5,), 64, "bilinear")),
     ):
-        found = settle(Path("a"), "A", 1, asked, config, otherwise=OTHERWISE, size=size)
-        assert (found.mean, found.std, found.images.size, found.images.interpolation) == wanted
+        found = resolve_input(Path("a"), "A", 1, requested, config, default=DEFAULT, size=size)
+        assert (found.mean, found.std, found.images.size, found.images.interpolation) == expected
 
 
-def test_three_means_for_one_channel_are_their_mean_as_in_timm() -> None:
-    found = settle(Path("a"), "A", 1, read_flag("A:imagenet", ["A"])["A"], Stated(), otherwise=OTHERWISE, size=0)
-    timms = timm.create_model("resnet18", in_chans=1).pretrained_cfg
+def test_three_means_for_one_channel_are_averaged_as_in_timm() -> None:
+    requested = parse_input_flag("A:imagenet", ["A"])["A"]
+    found = resolve_input(Path("a"), "A", 1, requested, Stated(), default=DEFAULT, size=0)
+    config = timm.create_model("resnet18", in_chans=1).pretrained_cfg
     assert (found.mean, found.std) == (pytest.approx((0.449,)), pytest.approx((0.226,)))
-    assert found.said.endswith("mean 0.449, std 0.226 (black is -1.987, white 2.438), as --input says")
-    assert np.mean(timms["mean"]) == pytest.approx(0.449)
+    assert found.note.endswith("mean 0.449, std 0.226 (black is -1.987, white 2.438), from --input")
+    assert np.mean(config["mean"]) == pytest.approx(0.449)
 
 
-def test_input_of_what_says_it_itself_is_refused(trained: Path) -> None:
-    with pytest.raises(InputError, match=r"--input=R:…: .* is a run, which says itself how its images are made"):
-        open_encoder(trained, "R", OTHERWISE, 0, GREY_HALF)
+def test_input_flag_for_a_run_is_refused(trained: Path) -> None:
+    with pytest.raises(InputError, match=r"--input=R:…: .* is a run, which states how its images are made"):
+        open_encoder(trained, "R", DEFAULT, 0, GREY_HALF)
 
 
-def test_a_config_that_is_no_json_is_refused(encoder: torch.nn.Module, tmp_path: Path) -> None:
+def test_config_that_is_not_json_is_refused(encoder: torch.nn.Module, tmp_path: Path) -> None:
     torch.save(encoder.state_dict(), tmp_path / "a.pth")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json: can't be read as JSON"):
-        open_encoder(tmp_path / "a.pth", "A", OTHERWISE, 0)
+        open_encoder(tmp_path / "a.pth", "A", DEFAULT, 0)
     (tmp_path / "config.json").write_text(json.dumps({"mean": [0.5], "std": [0.5]}))
-    assert "as its config.json says" in open_encoder(tmp_path / "a.pth", "A", OTHERWISE, 0)[1].said[-1]
+    assert "from its config.json" in open_encoder(tmp_path / "a.pth", "A", DEFAULT, 0)[1].notes[-1]

@@ -1,4 +1,4 @@
-"""Probes, each against something made by hand or by scikit-learn."""
+"""Probes against scikit-learn, against slow references, and on synthetic signals."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from probe.knn import knn_draws
 from probe.linear import fit_all, probe_draws
 from probe.published_protocol import EPOCHS, LR, noise_features, published_draws
 from probe.statistics import resample, score
-from train.frozen_features import NEIGHBOURS, TEMPERATURE, Features, standardise
+from train.frozen_features import NEIGHBOURS, TEMPERATURE, Features, knn_vote, standardise
 
 
-def test_standardising_looks_at_training_rows_alone_and_gives_length_one() -> None:
+def test_standardise_uses_training_rows_only_and_gives_length_one() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(3, 5, (500, 40)).astype(np.float32)
     train = np.arange(500) < 300
@@ -30,26 +30,26 @@ def test_standardising_looks_at_training_rows_alone_and_gives_length_one() -> No
     assert np.array_equal(standardise(moved, train)[train], standard[train])
 
 
-def test_the_probe_finds_what_is_there_and_nothing_where_nothing_is(labels: pd.DataFrame) -> None:
+def test_probe_finds_signal_and_is_at_chance_on_noise(labels: pd.DataFrame) -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(400, 16)).astype(np.float32)
     signal = noise.copy()
     signal[:, 3] += 3 * np.nan_to_num(labels["Mass"].to_numpy())
     draws = make_draws(labels, "Mass", shots=10, draws=40, seed=0)
     train = (labels["split"] == "train").to_numpy()
-    found, nothing = (
+    of_signal, of_noise = (
         score(probe_draws(standardise(features, train), *draws.support(10), draws.test), draws.test_labels,
               labels["patient"].to_numpy()[draws.test], resample(40, 130, replicates=2), draws.balanced)
         for features in (signal, noise)
     )  # fmt: skip
-    assert found.of("auroc").both[0] > 0.8 and found.of("accuracy").both[0] > 0.7
+    assert of_signal.of("auroc").both[0] > 0.8 and of_signal.of("accuracy").both[0] > 0.7
     for metric in ("auroc", "accuracy"):
-        assert nothing.of(metric).both[0] == pytest.approx(0.5, abs=0.05)
+        assert of_noise.of(metric).both[0] == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize(("width", "shots"), [(6, 10), (512, 10), (40, 1), (16, 50)])
 @pytest.mark.parametrize("inverse_l2", [1e-2, 1.0, 100.0])
-def test_decision_values_are_those_of_scikit_learn_draw_by_draw(width: int, shots: int, inverse_l2: float) -> None:
+def test_linear_probe_equals_scikit_learn_for_each_draw(width: int, shots: int, inverse_l2: float) -> None:
     rng = np.random.default_rng(1)
     features = (rng.normal(size=(300, width)) / np.sqrt(width)).astype(np.float32)
     support = np.array([rng.choice(200, 2 * shots, replace=False) for _ in range(5)])
@@ -57,12 +57,12 @@ def test_decision_values_are_those_of_scikit_learn_draw_by_draw(width: int, shot
     found = probe_draws(features, support, classes, test, inverse_l2=inverse_l2)
     for draw in range(5):
         probe = LogisticRegression(C=inverse_l2, tol=1e-10, max_iter=10_000)
-        wanted = probe.fit(features[support[draw]].astype(float), classes[draw]).decision_function(features[test])
-        assert np.abs(found[draw] - wanted).max() < 1e-4
+        expected = probe.fit(features[support[draw]].astype(float), classes[draw]).decision_function(features[test])
+        assert np.abs(found[draw] - expected).max() < 1e-4
 
 
-def drawn(width: int, shots: int, draws: int = 5) -> tuple[Features, Rows, Rows, Rows, Rows]:
-    """Features with some signal in them, support sets and their labels, test rows and theirs."""
+def sample_draws(width: int, shots: int, draws: int = 5) -> tuple[Features, Rows, Rows, Rows, Rows]:
+    """Features with some signal, support sets and their labels, test rows and their labels."""
     rng = np.random.default_rng(1)
     features = (rng.normal(size=(300, width)) / np.sqrt(width)).astype(np.float32)
     truth = rng.integers(0, 2, 300)
@@ -72,30 +72,39 @@ def drawn(width: int, shots: int, draws: int = 5) -> tuple[Features, Rows, Rows,
     return features, support, truth[support], np.arange(200, 300), truth[200:]
 
 
-def test_a_probe_of_all_labels_is_the_batched_one_of_as_many() -> None:
-    features, support, classes, test, _ = drawn(12, 60, draws=1)
-    wanted = probe_draws(features, support, classes, test)
-    assert np.abs(fit_all(features, support[0], classes[0], test) - wanted).max() < 1e-3
+def test_probe_of_all_labels_equals_batched_probe() -> None:
+    features, support, classes, test, _ = sample_draws(12, 60, draws=1)
+    expected = probe_draws(features, support, classes, test)
+    assert np.abs(fit_all(features, support[0], classes[0], test) - expected).max() < 1e-3
 
 
 @pytest.mark.parametrize("shots", [2, 10, 40])
-def test_nearest_neighbours_are_scikit_learns(shots: int) -> None:
-    features, support, classes, test, _ = drawn(16, shots)
+def test_knn_equals_scikit_learn(shots: int) -> None:
+    features, support, classes, test, _ = sample_draws(16, shots)
     found = knn_draws(features, support, classes, test)
     for draw, (rows, labels) in enumerate(zip(support, classes, strict=True)):
         votes = KNeighborsClassifier(min(NEIGHBOURS, 2 * shots), metric="cosine", algorithm="brute",
                                      weights=lambda distance: np.exp(-distance / TEMPERATURE))  # fmt: skip
-        wanted = votes.fit(features[rows].astype(float), labels).predict_proba(features[test].astype(float))[:, 1]
-        assert np.abs(1 / (1 + np.exp(-found[draw])) - wanted).max() < 1e-5
+        expected = votes.fit(features[rows].astype(float), labels).predict_proba(features[test].astype(float))[:, 1]
+        assert np.abs(1 / (1 + np.exp(-found[draw])) - expected).max() < 1e-5
+        share = knn_vote(features[rows], labels, features[test])
+        assert np.abs(share - expected).max() < 1e-5
 
 
-def test_the_published_protocol_is_a_layer_trained_by_adam_one_draw_after_the_other() -> None:
-    features, support, classes, test, truth = drawn(8, 5)
+def test_knn_log_odds_rank_unanimous_neighbours_by_cosine() -> None:
+    examples = np.array([[1, 0], [1, 0.1], [0.9, 0.3]], np.float32)
+    queries = np.array([[1, 0.1], [0.5, 1], [-1, 0.2]], np.float32)
+    near, far, opposite = knn_vote(examples, np.ones(3), queries, log_odds=True)
+    assert near > far > opposite > 0
+
+
+def test_published_protocol_equals_a_linear_layer_trained_draw_by_draw() -> None:
+    features, support, classes, test, truth = sample_draws(8, 5)
     members = np.random.default_rng(0).random((5, 100)) < 0.5
     sets = [np.ones_like(members), members]
-    everywhere, found = published_draws(features, support, classes, test, truth, sets, seed=3, first=7)
+    on_all, found = published_draws(features, support, classes, test, truth, sets, seed=3, first=7)
     (alone,) = published_draws(features, support, classes, test, truth, sets[:1], seed=3, first=7)
-    assert np.array_equal(everywhere, alone) and not np.array_equal(everywhere, found)
+    assert np.array_equal(on_all, alone) and not np.array_equal(on_all, found)
     scaled = torch.from_numpy(features)
     for draw in range(5):
         start = 2 * torch.rand(9, generator=torch.Generator().manual_seed(3 * 10**6 + 7 + draw)) - 1
@@ -105,39 +114,39 @@ def test_the_published_protocol_is_a_layer_trained_by_adam_one_draw_after_the_ot
         optimizer, accuracies = torch.optim.Adam(layer.parameters(), lr=LR), []
         for _ in range(EPOCHS):
             optimizer.zero_grad()
-            said = layer(scaled[support[draw]])[:, 0]
-            nn.functional.binary_cross_entropy_with_logits(said, torch.from_numpy(classes[draw]).float()).backward()
+            logits = layer(scaled[support[draw]])[:, 0]
+            nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(classes[draw]).float()).backward()
             optimizer.step()
             right = ((layer(scaled[test])[:, 0] > 0).numpy() == truth)[members[draw]]
             accuracies.append(right.mean())
-        assert found.peak[draw] == pytest.approx(max(accuracies), abs=0.021)  # one image of rounding
+        assert found.peak[draw] == pytest.approx(max(accuracies), abs=0.021)  # one image may differ by rounding
         assert found.final[draw] == pytest.approx(accuracies[-1], abs=0.021)
 
 
-def test_the_peak_of_pure_noise_is_well_above_chance_and_its_last_epoch_is_not() -> None:
-    """On test sets of CheXpert's size, 68 positive and 166 negative images, balanced as the study says it did."""
+def test_published_peak_on_noise_is_above_chance_and_last_epoch_is_not() -> None:
+    """On balanced test sets of the size that CheXpert gives for Cardiomegaly: 68 positive and 68 negative images."""
     rng = np.random.default_rng(0)
     truth = np.repeat([1, 0], [68, 68])
-    # As of a ResNet: never negative, and of different strength. The labels are put to them by chance.
+    # Like those of a ResNet: non-negative, with different scales. The labels are independent of them.
     features = (np.abs(rng.normal(size=(1000, 512))) * rng.gamma(1, 1, 512)).astype(np.float32)
     support = np.array([rng.choice(800, 20, replace=False) for _ in range(200)])
     classes = np.tile(np.repeat([1, 0], 10), (200, 1))
     (found,) = published_draws(features, support, classes, np.arange(864, 1000), truth, [np.ones((200, 136), bool)],
                                seed=0)  # fmt: skip
-    said = [100 * np.mean(found.peak), 100 * np.percentile(found.peak, 95), 100 * np.mean(found.final)]
-    print("pure noise: peak {:.1f} %, one draw in twenty above {:.1f} %; last epoch {:.1f} %".format(*said))
-    assert said[0] > 53 and said[1] > 58 and said[2] == pytest.approx(50, abs=1)
+    figures = [100 * np.mean(found.peak), 100 * np.percentile(found.peak, 95), 100 * np.mean(found.final)]
+    print("pure noise: peak {:.1f} %, one draw in twenty above {:.1f} %; last epoch {:.1f} %".format(*figures))
+    assert figures[0] > 53 and figures[1] > 58 and figures[2] == pytest.approx(50, abs=1)
 
 
-def test_noise_is_made_of_the_same_features_given_to_other_images() -> None:
+def test_noise_features_are_permuted_among_images() -> None:
     features = np.arange(400, dtype=np.float32).reshape(100, 4)
     noise = noise_features(features, 0)
     assert np.array_equal(np.sort(noise[:, 0]), features[:, 0]) and (noise[:, 0] != features[:, 0]).mean() > 0.9
-    assert np.array_equal(noise[:, 3] - noise[:, 0], np.full(100, 3))  # whole rows move
+    assert np.array_equal(noise[:, 3] - noise[:, 0], np.full(100, 3))  # rows are moved as units
 
 
 class Tiny(nn.Module):
-    """An encoder whose features say nothing of what is to be found, until its weights are trained."""
+    """An encoder whose features contain no signal until its weights are trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,12 +156,12 @@ class Tiny(nn.Module):
         return self.norm(self.layer(x)).relu().mean((2, 3))
 
 
-def test_fine_tuning_trains_all_of_a_copy_and_repeats() -> None:
+def test_finetune_trains_a_copy_deterministically() -> None:
     torch.manual_seed(0)
     encoder = Tiny()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     images, labels = torch.randn(60, 1, 12, 12), torch.arange(60) % 2
-    images[labels == 1, :, ::2] += 1  # stripes: no single grey level tells them
+    images[labels == 1, :, ::2] += 1  # stripes: the mean grey level carries no signal
     images[labels == 1, :, 1::2] -= 1
     once, again = (finetune(encoder, images[:20], labels[:20], images[20:], seed=0) for _ in range(2))
     assert np.array_equal(once, again)

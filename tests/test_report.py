@@ -1,4 +1,4 @@
-"""The report as a user gets it: by the command, complete, self-contained, escaped, the same twice and in parts."""
+"""The report as users get it: complete, self-contained, escaped, reproducible, and the same in parts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import torchvision
 
 from pipeline.augmentation import Augmentation
 from probe.linear import probe_draws
-from probe.measure import ALL, BALANCED, LINEAR, Key, add_up, list_units, measure
-from probe.page import compose
+from probe.measure import ALL, BALANCED, LINEAR, Key, combine, list_units, measure
+from probe.page import sections
 from probe.report import make_report, merge_report
 from probe.settings import Settings, from_plain
 from probe.statistics import METRICS, resample, score
@@ -39,7 +39,7 @@ FIGURES = {"scores.svg", "loss.svg", "alignment.svg", "uniformity.svg", "neighbo
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What stands for ImageNet's."""
+    """Random weights in place of ImageNet's."""
     file = tmp_path_factory.mktemp("weights") / "weights.pt"
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), file)
@@ -60,47 +60,48 @@ def probe(run: Path, shards: Shards, out: Path, *arguments: str):  # type: ignor
 
 
 def settings_of(run: Path, shards: Shards, out: Path, weights: Path, **others: Any) -> Settings:
-    """What the command has with those words."""
+    """The settings of the command in `probe`."""
     given = {"shots": SHOTS, "draws": 4, "device": "cpu", "imagenet_weights": weights, **others}
     return Settings(encoders=(str(run),), shards=shards.folder, out=out, **given)
 
 
-def test_the_table_holds_every_encoder_probe_task_and_metric(report: Path) -> None:
+def test_table_has_every_encoder_probe_task_and_metric(report: Path) -> None:
     table = pd.read_csv(report / "table.csv")
     assert set(table["encoder"]) == {"Scratch", "Thumbnail", "ImageNet", "SimCLR"}
     assert set(table["task"]) == {*TASKS, "Mean"} and set(table["metric"]) == set(METRICS)
     counted = table[table["test"].isin(["all", "balanced"])].groupby(["probe", "shots", "test"]).size()
-    whole = 4 * 5 * 5  # encoders, tasks and their mean, metrics
-    assert counted.to_dict() == {("linear", "1", "all"): whole, ("linear", "3", "all"): whole,
-                                 ("linear", "3", "balanced"): whole, ("linear", "all", "all"): whole,
-                                 ("knn", "3", "all"): whole, ("knn", "3", "balanced"): whole}  # fmt: skip
+    rows = 4 * 5 * 5  # encoders, tasks and their mean, metrics
+    assert counted.to_dict() == {("linear", "1", "all"): rows, ("linear", "3", "all"): rows,
+                                 ("linear", "3", "balanced"): rows, ("linear", "all", "all"): rows,
+                                 ("knn", "3", "all"): rows, ("knn", "3", "balanced"): rows}  # fmt: skip
     assert table["mean"].between(0, 1).all()
-    # Of its 20 test patients 10 have an effusion, and fewer have what the other tasks ask for.
-    known = table[table["low"].notna()]
-    assert set(known["task"]) == {"Pleural Effusion"} and set(table.loc[table["low"].isna(), "task"]) > {"Mean"}
+    # Among its 20 test patients only effusion has 10 positive and 10 negative ones.
+    with_interval = table[table["low"].notna()]
+    assert set(with_interval["task"]) == {"Pleural Effusion"} and set(table.loc[table["low"].isna(), "task"]) > {"Mean"}
     assert table["withheld"].isna().equals(table["task"] == "Pleural Effusion")
-    assert ((known["low"] <= known["mean"]) & (known["mean"] <= known["high"])).all()
+    low, mean, high = (with_interval[name] for name in ("low", "mean", "high"))
+    assert ((low <= mean) & (mean <= high)).all()
     assert table.groupby(["probe", "shots"])["draws"].unique().map(list).to_dict() == {
         ("linear", "1"): [4], ("linear", "3"): [4], ("linear", "all"): [1], ("knn", "3"): [4],
     }  # fmt: skip
     assert "| SimCLR |" in (report / "table.md").read_text() and "\\toprule" in (report / "table.tex").read_text()
     differences = pd.read_csv(report / "differences.csv")
     assert len(differences) == (3 + 2 + 1) * 5 and differences["difference"].notna().all()
-    known = differences[differences["p"].notna()]
-    assert set(known["task"]) == {"Pleural Effusion"} and known["p"].between(0, 1).all()
-    low, mean, high = (known[name] for name in ("low", "difference", "high"))
+    tested = differences[differences["p"].notna()]
+    assert set(tested["task"]) == {"Pleural Effusion"} and tested["p"].between(0, 1).all()
+    low, mean, high = (tested[name] for name in ("low", "difference", "high"))
     assert ((low <= mean) & (mean <= high)).all()
     assert {file.name for file in (report / "figures").iterdir()} == FIGURES
 
 
-def test_the_page_is_whole_asks_for_nothing_outside_and_calls_phantoms_synthetic(report: Path) -> None:
+def test_page_is_complete_self_contained_and_marks_phantoms_as_synthetic(report: Path) -> None:
     page = (report / "report.html").read_text()
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:|#)|url\((?!#)|@import""", page)
-    for wanted in ("SYNTHETIC", "none seen in pre-training", "How to read this", "It can&#39;t show",
-                   "python -m train --shards=", "python -m probe report", "torch", "NT-Xent", "fingerprint",
-                   "Pure noise", "Majority class", "too few", "nearest neighbours", *TASKS,
-                   "no interval, p value or verdict for Cardiomegaly (8 positive test patients), "):  # fmt: skip
-        assert wanted in page, wanted
+    for text in ("SYNTHETIC", "none seen in pre-training", "Methods and limitations", "can&#39;t show",
+                 "python -m train --shards=", "python -m probe report", "torch", "NT-Xent", "fingerprint", "Pure noise",
+                 "Majority class", "too few", "nearest neighbours", *TASKS,
+                 "no interval, p value or verdict for Cardiomegaly (8 positive test patients), "):  # fmt: skip
+        assert text in page, text
     assert page.rstrip().endswith("</html>")
     assert page.count('role="img"') + page.count("<img ") == len(FIGURES)
     ids = re.findall(r'\bid="([^"]+)"', page)
@@ -109,7 +110,7 @@ def test_the_page_is_whole_asks_for_nothing_outside_and_calls_phantoms_synthetic
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    """A headless Chromium that records what a page asks for and complains of."""
+    """A headless Chromium that records a page's requests and console messages."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install '.[dev]'")
     from selenium.webdriver.chrome.service import Service
 
@@ -126,7 +127,7 @@ def browser() -> Iterator[Any]:
     chromium.quit()
 
 
-def test_the_page_in_a_real_browser(report: Path, browser: Any) -> None:
+def test_page_in_a_browser(report: Path, browser: Any) -> None:
     from selenium.webdriver.common.by import By
 
     browser.get((report / "report.html").as_uri())
@@ -136,7 +137,7 @@ def test_the_page_in_a_real_browser(report: Path, browser: Any) -> None:
                                   "svg => svg.getBoundingClientRect().height > 50)")  # fmt: skip
     assert browser.execute_script("return [...document.querySelectorAll('[role=img], img')].every(one => "
                                   "(one.getAttribute('aria-label') || one.alt).length > 20)")  # fmt: skip
-    for width in (390, 1280):  # a phone and a desk: nothing sticks out but tables, which scroll in their boxes
+    for width in (390, 1280):  # phone and desktop: only tables are wider, and scroll
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
                                 {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500})
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -149,40 +150,39 @@ def test_the_page_in_a_real_browser(report: Path, browser: Any) -> None:
                        for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")]  # fmt: skip
         assert table.find_elements(By.CSS_SELECTOR, "thead th")[-1].get_attribute("aria-sort") == turn
     assert shown["ascending"] == sorted(shown["ascending"]) == shown["descending"][::-1]
-    wanted = [{"name": "prefers-color-scheme", "value": "dark"}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
     colour = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
     assert browser.execute_script(colour, "figure svg text", "fill") == browser.execute_script(colour, "body", "color")
-    dark = [int(part) for part in re.findall(r"\d+", browser.execute_script(colour, "body", "color"))]
-    assert min(dark[:3]) > 200  # light letters
+    rgb = [int(part) for part in re.findall(r"\d+", browser.execute_script(colour, "body", "color"))]
+    assert min(rgb[:3]) > 200  # light text
     printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
     assert printed.startswith(b"%PDF") and len(printed) > 50_000
     assert browser.get_log("browser") == []
     messages = [entry["message"] for entry in browser.get_log("performance")]
-    asked = [re.search(r'"url":"(\w+):', message) for message in messages if 'Network.requestWillBeSent"' in message]
-    assert {"file"} <= {found[1] for found in asked if found} <= {"file", "data"}
+    requests = [re.search(r'"url":"(\w+):', message) for message in messages if 'Network.requestWillBeSent"' in message]
+    assert {"file"} <= {request[1] for request in requests if request} <= {"file", "data"}
 
 
-def test_the_same_draws_give_the_same_table(
+def test_report_from_draws_file_is_identical(
     report: Path, shards: Shards, trained: Path, weights: Path, tmp_path: Path
 ) -> None:
-    """Handed on in a file, in another process."""
+    """The draws of another process's report."""
     make_report(settings_of(trained, shards, tmp_path, weights, draws_file=report / "draws.csv"), 0, 1)
     for name in ("table.csv", "differences.csv", "draws.csv", "table.tex"):
         assert (tmp_path / name).read_bytes() == (report / name).read_bytes(), name
 
 
-def test_two_at_once_on_one_folder_are_refused(shards: Shards, trained: Path, weights: Path, tmp_path: Path) -> None:
+def test_second_process_on_one_folder_is_refused(shards: Shards, trained: Path, weights: Path, tmp_path: Path) -> None:
     with locked(tmp_path, "report"), pytest.raises(InputError, match="another process is writing there"):
         make_report(settings_of(trained, shards, tmp_path, weights), 0, 1)
     assert not (tmp_path / "report.html").exists()
 
 
-def test_parts_give_what_one_process_gives(
+def test_report_of_parts_is_identical(
     shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of all kinds of work, and of more draws than a part has at a time; to the byte."""
-    written: list[Path] = []
+    """With all kinds of units, and more draws than in one unit; to the byte."""
     monkeypatch.setattr("probe.finetune.STEPS", 10)
 
     def settings(out: str, **others: Any) -> Settings:
@@ -193,7 +193,7 @@ def test_parts_give_what_one_process_gives(
     make_report(settings("whole"), 0, 1)
     for part in (2, 0):
         make_report(settings("parts"), part, 3)
-    with pytest.raises(InputError, match="1 of 3 parts missing; make them with --part=1 --parts=3"):
+    with pytest.raises(InputError, match="1 of 3 parts missing; measure them with --part=1 --parts=3"):
         merge_report(tmp_path / "parts")
     assert not (tmp_path / "parts" / "report.html").exists()
     make_report(settings("parts"), 1, 3)
@@ -207,20 +207,18 @@ def test_parts_give_what_one_process_gives(
     assert table.groupby("probe")["draws"].max().to_dict() == {"linear": 60, "knn": 60, "finetune": 1}
     assert "full fine-tuning" in (tmp_path / "parts" / "report.html").read_text()
     shutil.copytree(tmp_path / "parts" / "parts", tmp_path / "moved" / "parts")
-    with monkeypatch.context() as patch:  # written where the parts lie, not where they were made
-        patch.setattr("probe.report._write", lambda study, measured, features: written.append(study.settings.out))
-        merge_report(tmp_path / "moved")
-    assert written == [tmp_path / "moved"]
-    one = tmp_path / "parts" / "parts" / "1-of-3.npz"
-    one.write_bytes(b"cut")
-    with pytest.raises(InputError, match=r"1-of-3\.npz: not a part that can be read"):
+    merge_report(tmp_path / "moved")  # writes next to the parts, not where they were measured
+    assert (tmp_path / "moved" / "table.csv").read_bytes() == (tmp_path / "whole" / "table.csv").read_bytes()
+    part = tmp_path / "parts" / "parts" / "1-of-3.npz"
+    part.write_bytes(b"truncated")
+    with pytest.raises(InputError, match=r"1-of-3\.npz: not a readable part"):
         merge_report(tmp_path / "parts")
     make_report(settings("parts", seed=1, finetune=0), 1, 3)
-    with pytest.raises(InputError, match=r"of other settings, draws, shards or weights .* with --part=\d --parts=3"):
+    with pytest.raises(InputError, match=r"with other settings, draws, shards or weights; .* with --part=\d --parts=3"):
         merge_report(tmp_path / "parts")
 
 
-def test_what_is_measured_is_of_the_draws_and_resamples_patients_not_images(
+def test_measure_resamples_patients_not_images(
     shards: Shards, trained: Path, weights: Path, tmp_path: Path
 ) -> None:
     study = open_study(settings_of(trained, shards, tmp_path, weights, baselines=("thumbnail",), shots=("3",),
@@ -228,20 +226,20 @@ def test_what_is_measured_is_of_the_draws_and_resamples_patients_not_images(
     rng = np.random.default_rng(0)
     features = {name: rng.normal(size=(121, 8)).astype(np.float32) for name in ("Thumbnail", "SimCLR")}
     units = list_units(study)
-    found = add_up(units, measure(study, units, features, torch.device("cpu")))
+    measured = combine(units, measure(study, units, features, torch.device("cpu")))
     draws, train = study.drawn["Lung Opacity"], (study.labels["split"] == "train").to_numpy()
     patients = np.full(121, -1)
     patients[~train], names = pd.factorize(study.labels["patient"][~train], sort=True)
-    assert len(names) < (~train).sum()  # or it would be the same
+    assert len(names) < (~train).sum()  # otherwise images and patients were the same
     for name in features:
         decisions = probe_draws(standardise(features[name], train), *draws.support(3), draws.test)
         for test, members in ((ALL, None), (BALANCED, draws.balanced)):
-            wanted = score(decisions, draws.test_labels, patients[draws.test], resample(4, len(names)), members)
-            scored = found.scores[Key(name, LINEAR, 3, "Lung Opacity", test)]
-            assert np.array_equal(scored.both, wanted.both, equal_nan=True), (name, test)
+            expected = score(decisions, draws.test_labels, patients[draws.test], resample(4, len(names)), members)
+            scores = measured.scores[Key(name, LINEAR, 3, "Lung Opacity", test)]
+            assert np.array_equal(scores.both, expected.both, equal_nan=True), (name, test)
 
 
-def test_a_probe_that_does_not_converge_is_named(
+def test_probe_that_does_not_converge_is_named(
     shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("probe.linear.STEPS", 1)
@@ -253,23 +251,27 @@ def test_a_probe_that_does_not_converge_is_named(
         measure(study, list_units(study), features, torch.device("cpu"))
 
 
-def test_the_views_shown_are_those_of_the_run(
+def test_views_use_the_augmentation_of_the_run(
     shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of its augmentation, with partners where it learned from these very shards."""
+    """Views of other images of the patient are shown only for runs on the report's shards."""
     study, seen = open_study(settings_of(trained, shards, tmp_path, weights, baselines=())), list[Augmentation]()
-    monkeypatch.setattr(compose, "plot_preview", lambda shards, augmentation, **_: (seen.append(augmentation), (b"png",
-                                                                                                                []))[1])
+
+    def preview(shards: Path, augmentation: Augmentation, **_: Any) -> tuple[bytes, list[str]]:
+        seen.append(augmentation)
+        return b"png", []
+
+    monkeypatch.setattr(sections, "plot_preview", preview)
     (encoder,) = study.encoders
     assert encoder.state is not None
     own = {**encoder.state["augmentation"], "flip_probability": 0.0, "crop_area": (0.3, 1.0), "patient_positive": 0.5}
     for fingerprint, positive in ((study.manifest.fingerprint(), 0.5), ("other", 0.0)):
         state = {**encoder.state, "augmentation": own, "shards": fingerprint}
-        compose._pretraining(replace(study, encoders=[replace(encoder, state=state)]), {"SimCLR": "black"})
+        sections.pretraining_sections(replace(study, encoders=[replace(encoder, state=state)]), {"SimCLR": "black"})
         assert seen.pop() == Augmentation(**{**own, "patient_positive": positive})
 
 
-def test_settings_are_kept_as_they_were(tmp_path: Path) -> None:
+def test_settings_round_trip(tmp_path: Path) -> None:
     settings = Settings(encoders=(f"{tmp_path}/a", f"n={tmp_path}/lr=b"), shards=tmp_path, out=tmp_path / "out",
                         shots=("5", "all"), tasks=("Mass",), cache=tmp_path / "c", protocol="paper")  # fmt: skip
     assert from_plain(settings.plain()) == settings
@@ -278,7 +280,7 @@ def test_settings_are_kept_as_they_were(tmp_path: Path) -> None:
                                   f"--cache={tmp_path / 'c'}")  # fmt: skip
 
 
-def test_several_runs_in_one_report_and_the_published_protocol_first(
+def test_compare_several_runs_with_the_published_protocol_first(
     report: Path, shards: Shards, trained: Path, tmp_path: Path
 ) -> None:
     done = run_module("probe", "compare", f"A={trained}", f"B={trained}", f"--shards={shards.folder}", "--shots=3",
@@ -291,22 +293,22 @@ def test_several_runs_in_one_report_and_the_published_protocol_first(
     assert set(apart.index) == {("A", "Thumbnail"), ("B", "Thumbnail"), ("B", "A")} and apart["B", "A"] == 0
 
 
-def test_a_task_or_shots_without_examples_are_said_and_the_others_go_on(
+def test_tasks_and_shots_without_examples_are_reported_and_skipped(
     shards: Shards, trained: Path, weights: Path, tmp_path: Path
 ) -> None:
     tasks = ("Lung Opacity", "Fracture", "Lung Lesion")
     make_report(settings_of(trained, shards, tmp_path, weights, tasks=tasks, shots=("3", "40", "2000")), 0, 1)
-    said = (tmp_path / "table.md").read_text()
-    assert "Fracture is not measurable" in said
-    assert re.search(r"Lung Opacity is not measurable with 40 shots: \d+ patients with positive training images", said)
+    text = (tmp_path / "table.md").read_text()
+    assert "Fracture is not measurable" in text
+    assert re.search(r"Lung Opacity is not measurable with 40 shots: \d+ patients with positive training images", text)
     table = pd.read_csv(tmp_path / "table.csv")
     assert set(table["shots"]) == {3}
     assert set(table["task"]) == {"Lung Opacity"}
-    row = next(line for line in said.splitlines() if line.startswith("| SimCLR |")).split("|")
+    row = next(line for line in text.splitlines() if line.startswith("| SimCLR |")).split("|")
     assert np.isfinite(float(row[2].split()[0])) and row[3].strip() == row[4].strip() == "n/a"
 
 
-def test_an_archive_without_all_the_published_tasks_is_told_what_it_has(
+def test_archive_without_all_published_tasks_reports_its_findings(
     shards: Shards, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def chosen(findings: tuple[str, ...], *tasks: str) -> tuple[list[str], str]:
@@ -315,14 +317,14 @@ def test_an_archive_without_all_the_published_tasks_is_told_what_it_has(
 
     assert chosen(shards.manifest.findings) == (list(TASKS), "")
     assert chosen(("Effusion", "Cardiomegaly"), "Effusion") == (["Effusion"], "")
-    tasks, said = chosen(("Effusion", "Cardiomegaly"))
+    tasks, stderr = chosen(("Effusion", "Cardiomegaly"))
     assert tasks == ["Cardiomegaly"]
-    assert said == "tasks: Cardiomegaly, as in the published study; --tasks=A,B takes others of: Effusion\n"
-    with pytest.raises(InputError, match=r"none of Cardiomegaly, .* name some with --tasks=A,B"):
+    assert stderr == "tasks: Cardiomegaly, as in the published study; --tasks=A,B chooses others of: Effusion\n"
+    with pytest.raises(InputError, match=r"none of Cardiomegaly, .* choose some with --tasks=A,B"):
         chosen(("Effusion",))
 
 
-def test_labels_from_a_table_are_escaped_in_the_page(
+def test_finding_names_are_escaped_in_the_page(
     radiographs: Path, trained: Path, weights: Path, tmp_path: Path
 ) -> None:
     from shard.manifest import read_manifest
@@ -339,9 +341,9 @@ def test_labels_from_a_table_are_escaped_in_the_page(
                                     "split": split, nasty: frame["Lung Opacity"]}))  # fmt: skip
     pd.concat(frames).to_csv(tmp_path / "table.csv", index=False)
     build(source, tmp_path / "shards", table=tmp_path / "table.csv", size=96, workers=1)
-    made = Shards(tmp_path / "shards", read_manifest(tmp_path / "shards"))
-    make_report(settings_of(trained, made, tmp_path / "out", weights, tasks=(nasty,)), 0, 1)
+    other = Shards(tmp_path / "shards", read_manifest(tmp_path / "shards"))
+    make_report(settings_of(trained, other, tmp_path / "out", weights, tasks=(nasty,)), 0, 1)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "POSSIBLY SEEN IN PRE-TRAINING" in page  # these are not the shards the run was trained on
+    assert "POSSIBLY SEEN IN PRE-TRAINING" in page  # other shards than the run's
     assert nasty not in page and "&lt;script&gt;" in page
     assert CHEXPERT_FINDINGS[0] not in page

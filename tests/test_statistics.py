@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn; intervals that cover, tests that reject as often as they may, and no more."""
+"""Metrics against scikit-learn; coverage of the intervals and size of the tests in simulations."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ Floats = npt.NDArray[np.float64]
 
 
 def by_scikit_learn(decision: Floats, labels: npt.NDArray[np.int64], weights: npt.NDArray[np.int64]) -> list[float]:
-    """METRICS of images each of which is there as often as its weight says."""
+    """METRICS by scikit-learn, with each image repeated by its weight."""
     decision, labels = np.repeat(decision, weights), np.repeat(labels, weights)
     probability = 1 / (1 + np.exp(-decision))
     bins = np.minimum((probability * BINS).astype(int), BINS - 1)
-    apart = [(bins == bin).mean() * abs(probability[bins == bin].mean() - labels[bins == bin].mean())
-             for bin in np.unique(bins)]  # fmt: skip
+    gaps = [(bins == bin).mean() * abs(probability[bins == bin].mean() - labels[bins == bin].mean())
+            for bin in np.unique(bins)]  # fmt: skip
     return [
         float(sklearn_metrics.accuracy_score(labels, decision > 0)),
         float(sklearn_metrics.balanced_accuracy_score(labels, decision > 0)),
         float(sklearn_metrics.roc_auc_score(labels, decision)),
         float(sklearn_metrics.average_precision_score(labels, decision)),
-        float(np.sum(apart)),
+        float(np.sum(gaps)),
     ]
 
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("balanced", [False, True])
-def test_metrics_of_every_replicate_are_scikit_learns(ties: bool, balanced: bool) -> None:
+def test_metrics_of_each_replicate_equal_scikit_learn(ties: bool, balanced: bool) -> None:
     rng = np.random.default_rng(0)
     decisions = rng.normal(size=(3, 80)) * 2
     if ties:
@@ -45,16 +45,16 @@ def test_metrics_of_every_replicate_are_scikit_learns(ties: bool, balanced: bool
     found = score(decisions, labels, patients, resamples, members)
     for replicate in range(21):
         weights = resamples.patients[replicate][patients]
-        drawn = [by_scikit_learn(decisions[draw], labels, weights * (True if members is None else members[draw]))
-                 for draw in range(3)]  # fmt: skip
-        wanted = (resamples.draws[replicate][:, None] * drawn).sum(axis=0) / 3
-        assert found.both[replicate] == pytest.approx(wanted, abs=1e-9)
-        assert found.patients[replicate] == pytest.approx(np.mean(drawn, axis=0), abs=1e-9)
+        by_draw = [by_scikit_learn(decisions[draw], labels, weights * (True if members is None else members[draw]))
+                   for draw in range(3)]  # fmt: skip
+        expected = (resamples.draws[replicate][:, None] * by_draw).sum(axis=0) / 3
+        assert found.both[replicate] == pytest.approx(expected, abs=1e-9)
+        assert found.patients[replicate] == pytest.approx(np.mean(by_draw, axis=0), abs=1e-9)
         if replicate == 0:
-            assert found.draws == pytest.approx(np.array(drawn), abs=1e-9)
+            assert found.draws == pytest.approx(np.array(by_draw), abs=1e-9)
 
 
-def test_what_is_undefined_is_not_a_number_and_never_a_half() -> None:
+def test_undefined_metrics_are_nan() -> None:
     decisions, patients = np.random.default_rng(0).normal(size=(2, 10)), np.arange(10)
     for label in (0, 1):
         found = score(decisions, np.full(10, label), patients, resample(2, 10, replicates=5))
@@ -65,7 +65,7 @@ def test_what_is_undefined_is_not_a_number_and_never_a_half() -> None:
         assert np.isfinite(found.of("accuracy").both).all()
 
 
-def test_replicates_without_one_class_are_left_out_of_the_interval() -> None:
+def test_replicates_without_one_class_are_excluded_from_the_interval() -> None:
     labels = np.array([1] + [0] * 9)
     resamples = resample(1, 10, replicates=200)
     found = score(np.random.default_rng(0).normal(size=(1, 10)), labels, np.arange(10), resamples).of("auroc")
@@ -74,21 +74,21 @@ def test_replicates_without_one_class_are_left_out_of_the_interval() -> None:
     assert np.isfinite([estimate(found).low, estimate(found).high]).all()
 
 
-def test_the_same_resamples_serve_all_and_follow_the_seed() -> None:
-    one, again, other = resample(5, 20, seed=0), resample(5, 20, seed=0), resample(5, 20, seed=1)
-    assert np.array_equal(one.draws, again.draws) and np.array_equal(one.patients, again.patients)
-    assert not np.array_equal(one.patients, other.patients)
-    assert one.draws.shape == (REPLICATES + 1, 5) and (one.draws.sum(axis=1) == 5).all()
-    assert (one.patients.sum(axis=1) == 20).all() and (one.patients[0] == 1).all() and (one.draws[0] == 1).all()
+def test_resamples_follow_the_seed() -> None:
+    first, again, other = resample(5, 20, seed=0), resample(5, 20, seed=0), resample(5, 20, seed=1)
+    assert np.array_equal(first.draws, again.draws) and np.array_equal(first.patients, again.patients)
+    assert not np.array_equal(first.patients, other.patients)
+    assert first.draws.shape == (REPLICATES + 1, 5) and (first.draws.sum(axis=1) == 5).all()
+    assert (first.patients.sum(axis=1) == 20).all() and (first.patients[0] == 1).all() and (first.draws[0] == 1).all()
 
 
 FEATURES, SHOTS, DRAWS, PATIENTS = 8, 10, 20, 150
 
 
-def simulate(rng: np.random.Generator, apart: float) -> tuple[Scores, Floats]:
-    """(AUROC of each replicate, the weights of each draw) of probes on patients with two images that are alike."""
+def simulate(rng: np.random.Generator, effect: float) -> tuple[Scores, Floats]:
+    """Probe simulated patients with two correlated images each: (AUROC of each replicate, weights of each draw)."""
     shift = np.zeros(FEATURES)
-    shift[:2] = apart
+    shift[:2] = effect
 
     def images(number: int) -> tuple[npt.NDArray[np.int64], Floats]:
         labels = np.repeat(rng.integers(0, 2, number), 2)
@@ -102,7 +102,7 @@ def simulate(rng: np.random.Generator, apart: float) -> tuple[Scores, Floats]:
     rows = np.arange(DRAWS * 2 * SHOTS).reshape(DRAWS, -1)
     classes = np.tile(np.repeat([1, 0], SHOTS), (DRAWS, 1))
     decisions = probe_draws(features, rows, classes, np.arange(rows.size, len(features)))
-    # The weights are what the decision values of the axes are above that of nothing.
+    # A weight is the decision value of its axis minus that of the origin.
     axes = np.concatenate([features[: rows.size], np.eye(FEATURES + 1, FEATURES, dtype=np.float32)])
     weights = probe_draws(axes, rows, classes, np.arange(rows.size, len(axes)))
     resamples = resample(DRAWS, PATIENTS, replicates=400, seed=int(rng.integers(2**31)))
@@ -110,14 +110,14 @@ def simulate(rng: np.random.Generator, apart: float) -> tuple[Scores, Floats]:
     return found, weights[:, :-1] - weights[:, -1:]
 
 
-def test_the_interval_covers_the_true_auroc_in_95_of_100_simulations() -> None:
-    """The truth is the mean over draws of Φ(w·shift / √2 |w|), the AUROC of a direction between two normal classes."""
-    rng, apart = np.random.default_rng(0), 0.5
+def test_interval_covers_the_true_auroc_in_95_percent_of_simulations() -> None:
+    """The true AUROC of a direction w between two normal classes is Φ(w·shift / √2 |w|), averaged over draws."""
+    rng, effect = np.random.default_rng(0), 0.5
     shift = np.zeros(FEATURES)
-    shift[:2] = apart
+    shift[:2] = effect
     intervals, aurocs = [], []
     for _ in range(400):
-        found, weights = simulate(rng, apart)
+        found, weights = simulate(rng, effect)
         intervals.append(estimate(found))
         aurocs.append(stats.norm.cdf(weights @ shift / np.sqrt(2) / np.linalg.norm(weights, axis=1)).mean())
     truth = float(np.mean(aurocs))
@@ -126,7 +126,7 @@ def test_the_interval_covers_the_true_auroc_in_95_of_100_simulations() -> None:
     assert 0.93 <= covered <= 0.97
 
 
-def test_on_noise_the_paired_difference_is_found_in_at_most_7_of_100() -> None:
+def test_paired_difference_on_noise_is_rejected_in_at_most_7_percent() -> None:
     rng = np.random.default_rng(1)
     labels, patients = np.repeat(rng.integers(0, 2, PATIENTS), 2), np.repeat(np.arange(PATIENTS), 2)
     rejected = 0
@@ -134,34 +134,34 @@ def test_on_noise_the_paired_difference_is_found_in_at_most_7_of_100() -> None:
         rows = np.arange(DRAWS * 2 * SHOTS).reshape(DRAWS, -1)
         classes = np.tile(np.repeat([1, 0], SHOTS), (DRAWS, 1))
         resamples = resample(DRAWS, PATIENTS, replicates=400, seed=number)
-        one, other = (
+        first, second = (
             score(probe_draws(features, rows, classes, rows.size + np.arange(len(labels))), labels, patients, resamples)
             for features in rng.normal(size=(2, rows.size + 2 * PATIENTS, FEATURES)).astype(np.float32)
         )
-        rejected += p_value((one - other).of("auroc")) < 0.05
+        rejected += p_value((first - second).of("auroc")) < 0.05
     print(f"\nrejected {rejected / 400:.1%} of 400")
     assert rejected / 400 <= 0.07
 
 
-def test_a_difference_that_is_there_is_found() -> None:
+def test_true_difference_is_significant() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 200)
-    good, none = (labels * apart + rng.normal(size=(20, 200)) for apart in (1.0, 0.0))
+    signal, noise = (labels * effect + rng.normal(size=(20, 200)) for effect in (1.0, 0.0))
     resamples = resample(20, 200)
-    difference = score(good, labels, np.arange(200), resamples) - score(none, labels, np.arange(200), resamples)
+    difference = score(signal, labels, np.arange(200), resamples) - score(noise, labels, np.arange(200), resamples)
     assert estimate(difference.of("auroc")).low > 0.1
     assert p_value(difference.of("auroc")) == pytest.approx(2 / (REPLICATES + 1))
 
 
-def test_holms_correction_by_hand() -> None:
+def test_holm_equals_values_by_hand() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert holm([0.01, 0.04, float("nan"), 0.03]) == pytest.approx([0.03, 0.06, float("nan"), 0.06], nan_ok=True)
         assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
-def test_an_interval_over_few_seeds_covers_the_truth() -> None:
-    """Trainings whose seeds differ as much as draws and patients do; three of each, as in the study."""
+def test_interval_over_three_seeds_covers_the_truth() -> None:
+    """Simulated trainings with a variance between seeds; three seeds, as in the recipe study."""
     rng, truth, inside, rejected, trials = np.random.default_rng(0), 0.03, 0, 0, 400
     draws, patients, seeds, replicates = 20, 60, 3, 200
     resamples = resample(draws, patients, replicates=replicates, seed=1)
@@ -176,27 +176,27 @@ def test_an_interval_over_few_seeds_covers_the_truth() -> None:
             found.append(Scores((by_draw * counts).sum(axis=1), by_draw.mean(axis=1), values.mean(axis=1)))
         effect = over_seeds(found)
         inside += effect.low <= truth <= effect.high
-        moved = over_seeds([Scores(one.both - truth, one.patients - truth, one.draws - truth) for one in found])
-        rejected += moved.p < 0.05
+        null = over_seeds([Scores(seed.both - truth, seed.patients - truth, seed.draws - truth) for seed in found])
+        rejected += null.p < 0.05
     assert 0.93 <= inside / trials <= 0.995 and rejected / trials <= 0.07, (inside, rejected)
 
 
-def test_of_one_seed_the_interval_is_over_draws_and_patients() -> None:
+def test_interval_of_one_seed_is_over_draws_and_patients() -> None:
     rng = np.random.default_rng(0)
-    one = Scores(rng.normal(0, 0.02, 2001), rng.normal(0, 0.015, 2001), rng.normal(0, 0.05, 50))
-    effect, alone = over_seeds([one]), estimate(one)
+    scores = Scores(rng.normal(0, 0.02, 2001), rng.normal(0, 0.015, 2001), rng.normal(0, 0.05, 50))
+    effect, alone = over_seeds([scores]), estimate(scores)
     assert effect.seeds == 1 and effect.mean == alone.mean
     assert effect.high - effect.low == pytest.approx(2 * stats.t.ppf(0.975, 49) * alone.error)
-    again = over_seeds([one, one])  # no seed says anything else
-    assert again[:4] == pytest.approx(effect[:4])
+    equal = over_seeds([scores, scores])  # no variance between seeds
+    assert equal[:4] == pytest.approx(effect[:4])
 
 
-def test_the_interval_over_seeds_is_satterthwaites_by_hand() -> None:
+def test_interval_over_seeds_equals_satterthwaite_by_hand() -> None:
     rng = np.random.default_rng(0)
-    sizes = ((0.02, 2001), (0.015, 2001), (0.05, 50))  # of both, patients and draws: how far they spread, how many
+    sizes = ((0.02, 2001), (0.015, 2001), (0.05, 50))  # std and number of `both`, `patients` and `draws`
     seeds = [Scores(*(shift + rng.normal(0, *size) for size in sizes)) for shift in (0.0, 0.02, 0.07)]
     effect, within = over_seeds(seeds), estimate(mean_of(seeds)).error ** 2
-    between = np.var([one.both[0] for one in seeds], ddof=1) / 3
+    between = np.var([scores.both[0] for scores in seeds], ddof=1) / 3
     error = (within + between) ** 0.5
     freedom = (within + between) ** 2 / (within**2 / 49 + between**2 / 2)
     assert effect.high - effect.low == pytest.approx(2 * stats.t.ppf(0.975, freedom) * error)

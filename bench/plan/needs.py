@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.plan.rates import Missing, Rates, Sharder, Trainer
 from bench.plan.request import Need, PlanRequest, count
 from bench.plan.training import gpu_rate, need_of_training, need_on_cpu, weigh_model
-from probe.encoders import SIDE
+from probe.baselines import SIDE
 from shard.manifest import Manifest
 
 BESIDE_BYTES = 3072  # an image's headers, labels and line of the index: about 2.7 kB

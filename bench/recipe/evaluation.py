@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probe.encoders import Encoder, open_encoder, scratch_encoder, thumbnail_encoder
+from probe.baselines import scratch_encoder, thumbnail_encoder
+from probe.encoder import Encoder
+from probe.encoders import open_encoder
 from probe.features import read_features
 from probe.fewshot import Draws, NotMeasurable, make_draws, resolve_labels
 from probe.linear import probe_draws

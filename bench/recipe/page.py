@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.recipe.evaluation import MEAN, SHOTS
 from bench.recipe.result import LOSS, ONLINE, Result
-from probe.page.table import format_estimate, format_p, say_withheld
+from probe.page.table import format_estimate, format_p, withheld_note
 from probe.statistics import Effect
 from shard.files import atomic_write, write_bytes
 from shard.plain_json import without_nan
@@ -91,7 +91,7 @@ class Page:
             "Differences of AUROC, with 95 % intervals over draws, patients and seeds, to the published recipe trained "
             "as long and as large, and to the thumbnail; of a cell with one seed they are over draws and patients. p: "
             "of the mean over tasks, two-sided, corrected for the cells (Holm).\n\n" + self._differences(),
-            *say_withheld(self.withheld),
+            *withheld_note(self.withheld),
             f"Chosen of those with every seed, by the mean over tasks: **{self.best}**.",
         ]
         if self.claim is not None:
@@ -122,7 +122,7 @@ class Page:
         return (f"## On test patients: the claim\n\nLooked at once: {claim.cell}, {claim.seeds} seeds, {claim.draws} "
                 f"draws.\n\n{table(['', *self.columns], reached)}\n\n{table(['difference', *tasks], less)}\n\n"
                 "Intervals of 95 % over draws, patients and seeds; p corrected for all comparisons shown (Holm)."
-                + "".join(f"\n\n{line}" for line in say_withheld(claim.withheld)))  # fmt: skip
+                + "".join(f"\n\n{line}" for line in withheld_note(claim.withheld)))  # fmt: skip
 
 
 def write_page(path: Path, page: Page) -> None:

@@ -1,4 +1,4 @@
-"""The figures of a report: each an SVG that takes on the page's colours, or a PNG where it shows radiographs."""
+"""The figures of a report: SVGs in the page's text colour, or PNGs of radiographs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from probe.encoders import IMAGENET, SCRATCH, SIMCLR, THUMBNAIL
+from probe.baselines import BASELINES
+from probe.encoders import SIMCLR
 from probe.measure import ALL, GRID, LINEAR, Curve
 
-INK = "#010203"  # stands for the text's colour, dark on a light page and light on a dark one
-KNOWN = {SCRATCH: "#8a8a8a", THUMBNAIL: "#2f9e62", IMAGENET: "#d9822b", SIMCLR: "#3b7dd8"}
-OTHERS = ("#b4509d", "#c9a227", "#5b6abf", "#c44e52", "#17a2a2")  # runs by other names; told apart by eye
+INK = "#010203"  # placeholder for the text colour: dark on a light page, light on a dark one
+GREY, BLUE = "#8a8a8a", "#3b7dd8"  # of intervals that contain zero, and of SimCLR
+OTHERS = ("#b4509d", "#c9a227", "#5b6abf", "#c44e52", "#17a2a2")  # of encoders with other names
 STYLE: Any = {"text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
          "font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "svg.fonttype": "none", "axes.spines.top": False,
-         "text.parse_math": False,  # names are as tables have them, dollars too
+         "text.parse_math": False,  # a dollar in a finding's name is a dollar
          "axes.spines.right": False, "savefig.transparent": True, "legend.frameon": False,
          "font.family": "sans-serif"}  # fmt: skip
 PANEL = (3.5, 2.7)  # inches
 
 
 class Picture(NamedTuple):
-    """A figure by name: what it shows, in words for who can't see it; and its SVG or PNG."""
+    """A figure: its file name, its alternative text, and its SVG or PNG."""
 
     name: str
     alt: str
@@ -40,18 +41,19 @@ class Picture(NamedTuple):
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each encoder of a page, the same in all its figures: baselines and SimCLR have their own."""
-    free = [name for name in names if name not in KNOWN]
-    return {name: KNOWN.get(name) or OTHERS[free.index(name) % len(OTHERS)] for name in names}
+    """Assign each encoder of a page its colour, the same in all figures; baselines and SimCLR have fixed ones."""
+    fixed = {**{baseline.name: baseline.colour for baseline in BASELINES.values()}, SIMCLR: BLUE}
+    others = [name for name in names if name not in fixed]
+    return {name: fixed.get(name) or OTHERS[others.index(name) % len(OTHERS)] for name in names}
 
 
-def draw_scores(table: pd.DataFrame, palette: Mapping[str, str], tasks: Sequence[str], shots: str) -> Picture:
-    """AUROC of each encoder of the palette (see colours) by task, with intervals."""
-    found = _auroc(table).set_index(["encoder", "task", "shots"])
+def plot_scores(table: pd.DataFrame, palette: Mapping[str, str], tasks: Sequence[str], shots: str) -> Picture:
+    """Plot the AUROC of each encoder by task, with intervals. palette: from `colours`."""
+    aurocs = _auroc(table).set_index(["encoder", "task", "shots"])
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.2, 0.9 + 0.15 * len(tasks) * (len(palette) + 1)), layout="constrained")
         for place, (name, colour) in enumerate(palette.items()):
-            cells = [_cell(found, (name, task, shots)) for task in tasks]
+            cells = [_cell(aurocs, (name, task, shots)) for task in tasks]
             height = [row + (place - (len(palette) - 1) / 2) * 0.17 for row in range(len(tasks))]
             mean, low, high = np.array(cells).T
             axes.errorbar(mean, height, xerr=[mean - low, high - mean], fmt="o", ms=4, lw=1.5, label=_in_legend(name),
@@ -61,58 +63,58 @@ def draw_scores(table: pd.DataFrame, palette: Mapping[str, str], tasks: Sequence
         axes.invert_yaxis()
         axes.set_xlabel("AUROC (dotted: chance)")
         figure.legend(loc="outside upper center", ncols=len(palette))
-        said = "; ".join(f"{name} {_said(found, (name, tasks[-1], shots))}" for name in palette)
-        return Picture("scores", f"AUROC by task with intervals. {tasks[-1]}: {said}. The tables hold all of it.",
+        values = "; ".join(f"{name} {_value(aurocs, (name, tasks[-1], shots))}" for name in palette)
+        return Picture("scores", f"AUROC by task with intervals. {tasks[-1]}: {values}. The tables list all values.",
                        _svg(figure, "scores"))  # fmt: skip
 
 
-def draw_forest(differences: pd.DataFrame) -> list[Picture]:
-    """Paired differences of AUROC, a picture a task, all of one scale."""
+def plot_forest(differences: pd.DataFrame) -> list[Picture]:
+    """Plot paired differences in AUROC, a forest plot per task, all on one scale."""
     pictures = []
-    ends = differences[["low", "difference", "high"]].to_numpy(float)  # where there is no interval, the point alone
+    ends = differences[["low", "difference", "high"]].to_numpy(float)  # without an interval only the point is finite
     reach = [np.nanmin(ends, initial=0.0) - 0.01, np.nanmax(ends, initial=0.0) + 0.01]
     for task, rows in differences.groupby("task", sort=False):
         with plt.rc_context(STYLE):
             figure, axes = plt.subplots(figsize=(PANEL[0], 0.9 + 0.21 * len(rows)), layout="constrained")
             for height, cell in enumerate(rows.to_dict("records")):
-                open_ = not (cell["low"] > 0 or cell["high"] < 0)
+                undecided = not (cell["low"] > 0 or cell["high"] < 0)
                 spread = [[cell["difference"] - cell["low"]], [cell["high"] - cell["difference"]]]
-                colour = KNOWN[SCRATCH] if open_ else INK
+                colour = GREY if undecided else INK
                 axes.errorbar(cell["difference"], height, xerr=spread, fmt="o", ms=4, color=colour)
             axes.axvline(0, color=INK, lw=1)
             axes.set_yticks(range(len(rows)), rows["encoder"] + " − " + rows["reference"])
-            axes.set(title=task, xlim=reach, ylim=(len(rows) - 0.5, -0.5), xlabel="difference of AUROC")
-            said = "; ".join(f"{row['encoder']} less {row['reference']} {row['difference']:+.3f}, "
-                             + (f"from {row['low']:+.3f} to {row['high']:+.3f}" if row["low"] == row["low"] else
-                                "without an interval") for row in rows.to_dict("records"))  # fmt: skip
+            axes.set(title=task, xlim=reach, ylim=(len(rows) - 0.5, -0.5), xlabel="difference in AUROC")
+            values = "; ".join(f"{row['encoder']} minus {row['reference']} {row['difference']:+.3f}, "
+                               + (f"interval {row['low']:+.3f} to {row['high']:+.3f}" if row["low"] == row["low"] else
+                                  "without an interval") for row in rows.to_dict("records"))  # fmt: skip
             name = f"differences-{_slug(str(task))}"
-            pictures.append(Picture(name, f"Paired differences of AUROC, {task}: {said}.", _svg(figure, name)))
+            pictures.append(Picture(name, f"Paired differences in AUROC, {task}: {values}.", _svg(figure, name)))
     return pictures
 
 
-def draw_shots(table: pd.DataFrame, palette: Mapping[str, str], task: str, all_shots: Sequence[str]) -> Picture:
-    """AUROC of each encoder against the number of labelled examples, with bands."""
-    found = _auroc(table).set_index(["encoder", "task", "shots"])
+def plot_shots(table: pd.DataFrame, palette: Mapping[str, str], task: str, all_shots: Sequence[str]) -> Picture:
+    """Plot the AUROC of each encoder against the number of labelled examples, with interval bands."""
+    aurocs = _auroc(table).set_index(["encoder", "task", "shots"])
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=PANEL, layout="constrained")
         places = np.arange(len(all_shots))
         for name, colour in palette.items():
-            mean, low, high = np.array([_cell(found, (name, task, shots)) for shots in all_shots]).T
+            mean, low, high = np.array([_cell(aurocs, (name, task, shots)) for shots in all_shots]).T
             axes.plot(places, mean, "o-", ms=3, lw=1.5, color=colour, label=_in_legend(name))
             axes.fill_between(places, low, high, color=colour, alpha=0.18, lw=0)
         axes.set_xticks(places, all_shots)
         axes.axhline(0.5, color=INK, ls=":", lw=1)
-        axes.set(title=task, xlabel="labelled examples a class", ylabel="AUROC")
+        axes.set(title=task, xlabel="labelled examples per class", ylabel="AUROC")
         axes.legend()
         least, most = all_shots[0], all_shots[-1]
-        said = "; ".join(f"{name} from {_said(found, (name, task, least))} with {least} to "
-                         f"{_said(found, (name, task, most))} with {most}" for name in palette)  # fmt: skip
-        return Picture(f"shots-{_slug(task)}", f"AUROC against labelled examples, {task}: {said}.",
+        values = "; ".join(f"{name} from {_value(aurocs, (name, task, least))} with {least} to "
+                           f"{_value(aurocs, (name, task, most))} with {most}" for name in palette)  # fmt: skip
+        return Picture(f"shots-{_slug(task)}", f"AUROC against labelled examples per class, {task}: {values}.",
                        _svg(figure, f"shots-{_slug(task)}"))  # fmt: skip
 
 
-def draw_roc(rocs: Mapping[str, Curve], palette: Mapping[str, str], task: str) -> Picture:
-    """The mean ROC curve of each encoder; rocs: true positive rates on GRID by encoder."""
+def plot_roc(rocs: Mapping[str, Curve], palette: Mapping[str, str], task: str) -> Picture:
+    """Plot the mean ROC curve of each encoder. rocs: true positive rates on GRID by encoder."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(2.9, 2.9), layout="constrained")
         for name, curve in rocs.items():
@@ -120,34 +122,35 @@ def draw_roc(rocs: Mapping[str, Curve], palette: Mapping[str, str], task: str) -
         axes.plot([0, 1], [0, 1], color=INK, ls=":", lw=1)
         axes.set(title=task, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         axes.legend(loc="lower right")
-        half = "; ".join(f"{name} {np.interp(0.2, GRID, curve):.2f}" for name, curve in rocs.items())
-        return Picture(f"roc-{_slug(task)}", f"ROC curves, {task}. True positives at 20 % false ones: {half}.",
+        values = "; ".join(f"{name} {np.interp(0.2, GRID, curve):.2f}" for name, curve in rocs.items())
+        return Picture(f"roc-{_slug(task)}",
+                       f"ROC curves, {task}. True positive rates at a false positive rate of 0.2: {values}.",
                        _svg(figure, f"roc-{_slug(task)}"))  # fmt: skip
 
 
-def draw_journals(
+def plot_journals(
     journals: Mapping[str, list[dict[str, Any]]], palette: Mapping[str, str], what: str, title: str, kind: str
 ) -> Picture | None:
-    """A measure of the journals' lines of one kind against epochs, a curve a run; None where no run has it."""
+    """Plot the field `what` of the journals' lines of one kind against epochs, a curve per run; None if none has it."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=PANEL, layout="constrained")
-        said = []
+        values = []
         for name, lines in journals.items():
             chosen = [line for line in lines if line["kind"] == kind and what in line]
             if chosen:
                 axes.plot([line["epoch"] for line in chosen], [line[what] for line in chosen], "-", lw=1.5, ms=3,
                           color=palette[name], label=_in_legend(name),
                           marker="o" if len(chosen) < 40 else None)  # fmt: skip
-                said.append(f"{name} from {chosen[0][what]:.3f} to {chosen[-1][what]:.3f}")
+                values.append(f"{name} from {chosen[0][what]:.3f} to {chosen[-1][what]:.3f}")
         axes.set(title=title, xlabel="epoch")
-        if len(said) > 1:
+        if len(values) > 1:
             axes.legend()
-        drawn = Picture(_slug(what), f"{title} against epochs: {'; '.join(said)}.", _svg(figure, _slug(what)))
-    return drawn if said else None
+        picture = Picture(_slug(what), f"{title} against epochs: {'; '.join(values)}.", _svg(figure, _slug(what)))
+    return picture if values else None
 
 
-def draw_map(points: Curve, labels: np.ndarray, task: str) -> Picture:
-    """Points of a 2-D map [N, 2], coloured by a finding: 1, 0 or NaN."""
+def plot_map(points: Curve, labels: np.ndarray, task: str) -> Picture:
+    """Plot the points of a 2-D map [N, 2], coloured by a finding's labels: 1, 0 or NaN."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(2.9, 2.9), layout="constrained")
         groups = (("not labelled", np.isnan(labels), "#bbbbbb", 4), ("absent", labels == 0, "#7f8fa6", 6),
@@ -163,8 +166,8 @@ def draw_map(points: Curve, labels: np.ndarray, task: str) -> Picture:
                        _svg(figure, f"map-{_slug(task)}"))  # fmt: skip
 
 
-def draw_neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], alt: str) -> Picture:
-    """Rows of radiographs [S, S], 0 to 1, with a caption each: a test image, and its neighbours."""
+def plot_neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], alt: str) -> Picture:
+    """Plot rows of radiographs [S, S] in 0..1 with captions: a test image and its neighbours."""
     most = max(map(len, rows))
     with plt.rc_context({**STYLE, "savefig.transparent": False, "text.color": "black"}):
         figure, axes = plt.subplots(len(rows), most, squeeze=False, figsize=(1.45 * most, 1.95 * len(rows)),
@@ -183,23 +186,23 @@ def draw_neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], alt: str) 
 
 
 def on_page(svg: bytes, name: str) -> str:
-    """An SVG to be set into a page beside others: in the text's colour, with ids of its own."""
+    """Prepare an SVG for inlining in the page: in the text colour, with ids that no other figure has."""
     text = svg.decode()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    own = rf"\g<1>{name}-"  # within tags alone: a name that is shown may hold such words too
-    text = re.sub("<[^>]*>", lambda tag: re.sub(r'(\bid="|url\(#|href="#)', own, tag[0]), text)
+    prefixed = rf"\g<1>{name}-"  # only within tags: text may contain such words too
+    text = re.sub("<[^>]*>", lambda tag: re.sub(r'(\bid="|url\(#|href="#)', prefixed, tag[0]), text)
     return re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" xmlns="http://www.w3.org/2000/svg" '
                   r'xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true">', text, count=1)  # fmt: skip
 
 
 def _in_legend(name: str) -> str:
-    """A label that a legend shows: matplotlib leaves out those that begin with an underscore."""
+    """Make a label visible in a legend: matplotlib hides labels that start with an underscore."""
     return f"\N{HAIR SPACE}{name}" if name.startswith("_") else name
 
 
 def _svg(figure: Figure, name: str) -> bytes:
-    """The same bytes whenever it is drawn."""
+    """Save a figure as SVG, reproducibly to the byte."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -208,19 +211,20 @@ def _svg(figure: Figure, name: str) -> bytes:
 
 
 def _auroc(table: pd.DataFrame) -> pd.DataFrame:
+    """Select the linear probe's AUROC on all labelled test images."""
     chosen: pd.DataFrame = table[(table["metric"] == "auroc") & (table["test"] == ALL) & (table["probe"] == LINEAR)]
     return chosen
 
 
-def _cell(found: pd.DataFrame, key: tuple[str, str, str]) -> tuple[float, float, float]:
-    if key not in found.index:
+def _cell(by_key: pd.DataFrame, key: tuple[str, str, str]) -> tuple[float, float, float]:
+    if key not in by_key.index:
         return float("nan"), float("nan"), float("nan")
-    mean, low, high = (float(found[name][key]) for name in ("mean", "low", "high"))
+    mean, low, high = (float(by_key[name][key]) for name in ("mean", "low", "high"))
     return mean, low, high
 
 
-def _said(found: pd.DataFrame, key: tuple[str, str, str]) -> str:
-    mean = _cell(found, key)[0]
+def _value(by_key: pd.DataFrame, key: tuple[str, str, str]) -> str:
+    mean = _cell(by_key, key)[0]
     return "n/a" if np.isnan(mean) else f"{mean:.3f}"
 
 

@@ -1,4 +1,4 @@
-"""What a reader has to know of a report: how it was measured, what it can't show, and what it was made with."""
+"""The methods, limitations and provenance of a report, as notes, facts and commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from probe.encoders import SIDE
+from probe.baselines import SIDE
 from probe.linear import INVERSE_L2
 from probe.statistics import REPLICATES
 from probe.study import Study
@@ -21,65 +21,68 @@ PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit
 
 
 def list_notes(study: Study) -> list[str]:
-    """How to read this: how it was measured, and what it can't show."""
-    settings, held_out = study.settings, study.labels[study.labels["split"] != "train"]
+    """The notes on methods and limitations, a sentence or a few each."""
+    held_out = study.labels[study.labels["split"] != "train"]
     counts = ", ".join(f"{task} {(held_out[task] == 1).sum()} positive / {(held_out[task] == 0).sum()} negative "
                        f"images, of {_of_patients(held_out, task, 1)} / {_of_patients(held_out, task, 0)} patients"
                        for task in study.tasks)  # fmt: skip
     splits = " and ".join(dict.fromkeys(held_out["split"]))
     k = study.headline
-    support = ("Learned from all labelled training images" if k == "all" else
-               f"{k} positive + {k} negative images of {2 * k} different training patients")  # fmt: skip
+    support = ("all labelled training images" if k == "all" else
+               f"{k} positive and {k} negative images of {2 * k} different training patients")  # fmt: skip
     notes = [
-        f"{support}; {study.draws} draws, shared by all encoders (draws.csv); mean over draws with its 95 % interval "
-        f"from a two-level bootstrap: draws and test patients taken with replacement, {REPLICATES} times.",
-        "It can't show: what another choice of training patients, another seed for the weights, or another archive "
-        "would give; whether labels mined from reports are true; or that a difference of AUROC matters to a patient.",
-        "Paired differences: p two-sided from the bootstrap, corrected over the tasks (Holm), not over the encoders.",
-        f"Tested on split {splits}: {held_out['patient'].nunique()} patients, none in a support set, "
-        f"{_seen(study)}; all labelled images, and sets balanced by drawing the larger class down, a set a draw, on "
-        f"which guessing the majority scores 50 %. Labelled there: {counts}.",
-        f"{settings.labels_said} Features are frozen, standardised by the unlabelled training images and divided by "
-        f"the square root of the encoder's width; logistic regression with L2, C = {INVERSE_L2:g} fixed beforehand, to "
-        "convergence; final, not peak, accuracy.",
-        f"An encoder that does not beat the {SIDE}×{SIDE} thumbnail has learned nothing that grey levels do not say.",
-        *(f"COLLAPSED: {one.name}: {one.collapsed}. Nearest neighbours and the map are of none that has "
-          "collapsed."
-          for one in study.encoders if one.collapsed),
-        *(f"{encoder.name}: {'; '.join((encoder.source, *encoder.said, *size))}." for encoder in study.encoders
-          for size in [() if encoder.said else (f"{encoder.input.size} px",)]),
+        f"Probes are trained on {support}. Results are means over {study.draws} draws, which all encoders share "
+        "(draws.csv), with 95 % intervals from a two-level bootstrap: draws and test patients are resampled with "
+        f"replacement, {REPLICATES} times.",
+        "This report can't show what another choice of training patients, another seed for the weights, or another "
+        "archive would give; whether labels mined from reports are correct; or whether a difference in AUROC matters "
+        "to a patient.",
+        "Paired differences: two-sided p values from the bootstrap, corrected over the tasks (Holm), not over the "
+        "encoders.",
+        f"Test split {splits}: {held_out['patient'].nunique()} patients, none in a support set, {_seen(study)}. "
+        "Metrics are on all labelled test images, or on balanced test sets, which subsample the larger class once per "
+        f"draw; on these, guessing the majority class scores 50 %. Labelled test images: {counts}.",
+        f"{study.settings.label_policy} Features are frozen, standardised by the training images without their labels, "
+        "and divided by the square root of the encoder's width. The linear probe is a logistic regression with an L2 "
+        f"penalty, C = {INVERSE_L2:g}, fixed beforehand and fitted to convergence. Accuracy is final, not peak.",
+        f"An encoder that does not beat the {SIDE}×{SIDE} thumbnail has learned nothing that grey levels do not show.",
+        *(f"COLLAPSED: {encoder.name}: {encoder.collapsed}. Collapsed encoders are excluded from the nearest "
+          "neighbours and the feature map." for encoder in study.encoders if encoder.collapsed),
+        *(f"{encoder.name}: {'; '.join((encoder.source, *(encoder.notes or (f'{encoder.input.size} px',))))}."
+          for encoder in study.encoders),
         *(f"{reason}." for reason in study.unmeasured),
-    ]
-    warning = "SYNTHETIC radiographs (phantoms): the figures say that the software works, and nothing of patients."
+    ]  # fmt: skip
+    warning = ("SYNTHETIC radiographs (phantoms): the results show that the software works; they say nothing about "
+               "patients.")  # fmt: skip
     return [warning, *notes] if study.manifest.settings.get("synthetic") else notes
 
 
 def _of_patients(labels: pd.DataFrame, task: str, label: int) -> int:
-    """How many patients have such an image."""
+    """Count the patients with such an image."""
     return int(labels.loc[labels[task] == label, "patient"].nunique())
 
 
 def _seen(study: Study) -> str:
-    """Patients are known to be new to an encoder only where it learned from these very shards' training split."""
-    strange = [one.name for one in study.encoders if one.is_given and (one.state is None
-               or one.state["shards"] != study.manifest.fingerprint())]  # fmt: skip
-    return (f"POSSIBLY SEEN IN PRE-TRAINING by {', '.join(strange)}, which ran on other shards" if strange
+    """State whether test patients are new to the encoders, which is known only of runs on these shards."""
+    others = [encoder.name for encoder in study.given if encoder.state is None
+              or encoder.state["shards"] != study.manifest.fingerprint()]  # fmt: skip
+    return (f"POSSIBLY SEEN IN PRE-TRAINING by {', '.join(others)}, not trained on these shards" if others
             else "none seen in pre-training")  # fmt: skip
 
 
 def list_facts(study: Study) -> list[tuple[str, dict[str, object]]]:
-    """Settings, hashes, counts and versions, in titled lists."""
+    """Settings, hashes, counts and versions, as titled lists of names and values."""
     facts: list[tuple[str, dict[str, object]]] = [("Settings of the probe", dict(study.settings.plain()))]
-    for one in study.encoders:
-        if one.state is not None:
-            changes = changes_of(one.state)
-            facts.append((f"{one.name}: settings of its pre-training",
-                          {**one.state["config"], "steps": one.state["step"], "epochs done": one.state["epoch"],
+    for encoder in study.encoders:
+        if encoder.state is not None:
+            state, changes = encoder.state, changes_of(encoder.state)
+            facts.append((f"{encoder.name}: settings of its pre-training",
+                          {**state["config"], "steps": state["step"], "epochs done": state["epoch"],
                            **({"changed on the way by --accept": say_changes(changes)} if changes else {})}))
-            facts.append((f"{one.name}: augmentation", dict(one.state["augmentation"])))
-    hashes = {one.name: one.sha256() for one in study.encoders if one.module is not None}
-    counts = {f"{split} images / patients": f"{some['images']} / {some['patients']}"
-              for split, some in study.manifest.counts.items()}  # fmt: skip
+            facts.append((f"{encoder.name}: augmentation", dict(state["augmentation"])))
+    hashes = {encoder.name: encoder.sha256() for encoder in study.available}
+    counts = {f"{split} images / patients": f"{count['images']} / {count['patients']}"
+              for split, count in study.manifest.counts.items()}  # fmt: skip
     versions = {"code": commit(), "python": platform.python_version(), **{name: version_of(name) for name in PACKAGES},
                 "machine": f"{platform.system()} {platform.machine()}"}  # fmt: skip
     return [*facts, ("Encoders, sha256", dict(hashes)),
@@ -89,19 +92,19 @@ def list_facts(study: Study) -> list[tuple[str, dict[str, object]]]:
 
 
 def list_commands(study: Study) -> list[str]:
-    """The commands that make the runs and the report again; a comment where none makes a run.
+    """The commands that reproduce the runs and the report; a comment instead if no command reproduces a run.
 
-    Where the runs and shards lie is where the report found them.
+    Paths are those at which the report found runs and shards.
     """
     trained = list[str]()
-    for one in study.encoders:
-        if one.state is None:
+    for encoder in study.encoders:
+        if encoder.state is None:
             continue
-        config = one.state["config"]
-        out = (one.run or Path(config["out"])).absolute()
+        config = encoder.state["config"]
+        out = (encoder.run or Path(config["out"])).absolute()
         with translate_load_errors(out):
             shards = find_moved(config["shards"], config["out"], out, "manifest.json") or Path(config["shards"])
-            if one.state["shards"] == study.manifest.fingerprint():
+            if encoder.state["shards"] == study.manifest.fingerprint():
                 shards = study.settings.shards.absolute()
-            trained += reproduce_commands(one.state, out, shards)
+            trained += reproduce_commands(encoder.state, out, shards)
     return [*dict.fromkeys(trained), study.settings.command()]

@@ -1,9 +1,9 @@
-"""A page's content → report.html, one self-contained file, and its tables and figures as files beside it."""
+"""Write a page as report.html, a self-contained file, and its tables and figures as separate files."""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from probe.page.figures import INK, Picture, on_page
 from probe.page.table import Sheet, to_latex, to_markdown
 from shard.files import write_bytes
 
-FIGURES = "figures"  # the folder they lie in
+FIGURES = "figures"  # the folder of the figures
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: text, then pictures side by side where there is room, then tables."""
+    """A section of the page: text, then pictures, side by side if there is room, then tables."""
 
     title: str
     text: str = ""
@@ -29,8 +29,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What a report says. facts: titled lists of names and values; commands: how to make it again; labels_said: what
-    became of uncertain and blank ones."""
+    """The content of a report. facts: titled lists of names and values. commands: those that reproduce it.
+    label_policy: how uncertain and blank labels are treated."""
 
     headline: str
     verdicts: list[str]
@@ -38,7 +38,7 @@ class Page:
     notes: list[str]
     facts: list[tuple[str, dict[str, Any]]]
     commands: list[str]
-    labels_said: str
+    label_policy: str
     synthetic: bool
 
     def sheets(self) -> list[Sheet]:
@@ -46,8 +46,23 @@ class Page:
         return [sheet for section in self.sections for sheet in section.sheets]
 
 
+def with_unique_names(sections: list[Section]) -> list[Section]:
+    """Rename pictures until no two share a file name, as those of the findings "Mass" and "mass!" would."""
+    taken = set[str]()
+    renamed = []
+    for section in sections:
+        pictures = []
+        for picture in section.pictures:
+            names = (picture.name, *(f"{picture.name}-{number}" for number in range(2, len(taken) + 3)))
+            name = next(name for name in names if name not in taken)
+            taken.add(name)
+            pictures.append(picture._replace(name=name))
+        renamed.append(replace(section, pictures=pictures))
+    return renamed
+
+
 def write_page(out: Path, page: Page) -> None:
-    """Write report.html, table.md, table.tex, and each figure by itself."""
+    """Write report.html, table.md, table.tex, and each figure as a file."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("probe.page", "."), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True)  # fmt: skip
     environment.filters["inline"] = _inline
@@ -58,12 +73,12 @@ def write_page(out: Path, page: Page) -> None:
             content = picture.content if picture.kind == "png" else _black(picture)
             write_bytes(out / FIGURES / f"{picture.name}.{picture.kind}", content)
     write_bytes(out / "table.md", to_markdown(page.sheets(), [page.headline, *page.verdicts, *page.notes]).encode())
-    write_bytes(out / "table.tex", to_latex(page.sheets(), page.labels_said).encode())
+    write_bytes(out / "table.tex", to_latex(page.sheets(), page.label_policy).encode())
     write_bytes(out / "report.html", html.encode())
 
 
 def _inline(picture: Picture) -> markupsafe.Markup:
-    """A picture as HTML that asks for nothing outside. What is in an SVG was escaped by who drew it."""
+    """Inline a picture as HTML without external resources. Matplotlib has escaped the text in an SVG."""
     if picture.kind == "png":
         source = "data:image/png;base64," + base64.b64encode(picture.content).decode()
         return markupsafe.Markup('<img src="{}" alt="{}">').format(source, picture.alt)
@@ -73,5 +88,5 @@ def _inline(picture: Picture) -> markupsafe.Markup:
 
 
 def _black(picture: Picture) -> bytes:
-    """A figure by itself, on white paper."""
+    """A figure as a separate file: black on white."""
     return picture.content.replace(INK.encode(), b"#000000")

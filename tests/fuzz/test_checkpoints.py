@@ -1,4 +1,4 @@
-"""Mutated checkpoints, weights, cards and journals: refused in a line, set aside, or read for what they are."""
+"""Mutated checkpoints, weights, model cards and journals are refused in one line or read correctly."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from train.journal import CARD, METRICS, SPEED
 from train.loop import pretrain
 from train.status import status
 
-OTHERWISE = Input(32, 0.5, 0.25)
+DEFAULT = Input(32, 0.5, 0.25)
 
 
-def test_a_rotten_checkpoint_is_told_from_its_hash_and_without_one_by_its_content(
+def test_corrupt_checkpoints_are_refused_by_hash_or_by_content(
     trained: Path, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng([SEED, 6])
     state = newest(trained)
     small = save_checkpoint(tmp_path, 7, {**state, "model": {name: value for name, value in state["model"].items()
                                                            if value.numel() < 2000}, "optimizer": {}})  # fmt: skip
-    original, number, no = small.read_bytes(), inputs(60), 0
+    original, number, refused = small.read_bytes(), inputs(60), 0
     other = tmp_path / "weights.pt"
     for _ in range(number):
         content = mutate(original, rng)
@@ -41,18 +41,18 @@ def test_a_rotten_checkpoint_is_told_from_its_hash_and_without_one_by_its_conten
         if content != original:
             assert "truncated or corrupt" in (attempt(load_checkpoint, small)[0])
         other.write_bytes(content)
-        no += bool(attempt(load_checkpoint, other)[0])
-        attempt(open_encoder, other, "x", OTHERWISE, 0)
+        refused += bool(attempt(load_checkpoint, other)[0])
+        attempt(open_encoder, other, "x", DEFAULT, 0)
     report_counts("checkpoints", number, number)
-    report_counts("checkpoints without a hash", number, no)
+    report_counts("checkpoints without a hash", number, refused)
 
 
-def test_a_checkpoint_of_other_content_is_refused_where_it_is_used(
+def test_checkpoints_of_other_content_are_refused_when_used(
     trained: Path, shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its hash is right: somebody wrote it so. A run must not go on from it, nor an encoder be made of it, unasked."""
+    """The hash is valid, the content is not: neither resume, export nor the report may use it."""
     rng = np.random.default_rng([SEED, 7])
-    state, number, no = newest(trained), min(300, inputs(8)), 0  # each is of 130 MB
+    state, number, refused = newest(trained), min(300, inputs(8)), 0  # each takes 130 MB
     for turn in range(number):
         changed = mutate_values(state, rng)
         run = tmp_path / "run"
@@ -60,21 +60,21 @@ def test_a_checkpoint_of_other_content_is_refused_where_it_is_used(
         try:
             path = save_checkpoint(run, 7, {name: value for name, value in changed.items() if isinstance(name, str)})
         except (TypeError, OverflowError, ValueError, AttributeError):
-            continue  # not to be written either
-        lines = [attempt(open_encoder, path, "x", OTHERWISE, 0)[0], attempt(export, run, out=tmp_path / "out.pth")[0]]
+            continue  # can't be written
+        lines = [attempt(open_encoder, path, "x", DEFAULT, 0)[0], attempt(export, run, out=tmp_path / "out.pth")[0]]
         if turn % 4 == 0:
             settings = {**SETTINGS, "epochs": 2, "limit_steps": 1}
             lines.append(attempt(pretrain, Config(shards=shards.folder, out=run, **settings))[0])
-        no += any(lines)
-    report_counts("checkpoints of other content", number, no)
+        refused += any(lines)
+    report_counts("checkpoints of other content", number, refused)
 
 
-def test_mutated_weights_are_refused_or_are_weights(tmp_path: Path) -> None:
+def test_mutated_weights_are_refused_or_read(tmp_path: Path) -> None:
     rng = np.random.default_rng([SEED, 8])
     torch.manual_seed(0)
     weights = torchvision.models.resnet18(weights=None).state_dict()
     safetensors = pytest.importorskip("safetensors.torch", reason="pip install '.[export]'")
-    number, no = inputs(30), 0
+    number, refused = inputs(30), 0
     for turn in range(number):
         changed: dict[str, Any] = dict(weights)
         names = list(changed)
@@ -97,16 +97,16 @@ def test_mutated_weights_are_refused_or_are_weights(tmp_path: Path) -> None:
             file.write_bytes(mutate(content[:3000], rng) + content[3000:] if turn % 4 == 1 else content)
         else:
             torch.save(changed, file)
-        no += bool(attempt(open_encoder, file, "x", OTHERWISE, 0)[0])
-    assert no > number / 3
-    report_counts("weights", number, no)
+        refused += bool(attempt(open_encoder, file, "x", DEFAULT, 0)[0])
+    assert refused > number / 3
+    report_counts("weights", number, refused)
 
 
-def test_a_runs_card_and_journals_may_hold_anything_and_status_says_so(
+def test_status_refuses_mutated_cards_and_journals_or_reads_them(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng([SEED, 9])
-    run, number, no = tmp_path / "run", inputs(80), 0
+    run, number, refused = tmp_path / "run", inputs(80), 0
     run.mkdir()
     for name in (CARD, METRICS, SPEED):
         shutil.copy(trained / name, run)
@@ -121,8 +121,8 @@ def test_a_runs_card_and_journals_may_hold_anything_and_status_says_so(
             lines = mutate_values([json.loads(line) for line in original.splitlines()], rng)
             changed = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
         (run / name).write_bytes(changed)
-        no += bool(attempt(status, run)[0])
+        refused += bool(attempt(status, run)[0])
         (run / name).write_text(original)
-    assert number / 4 < no < number
+    assert number / 4 < refused < number
     with capsys.disabled():
-        report_counts("cards and journals", number, no)
+        report_counts("cards and journals", number, refused)

@@ -1,0 +1,105 @@
+"""The baselines that encoders are compared with. To add one, add an entry to BASELINES."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+from probe.encoder import Encoder, GreyAsColour
+from probe.preprocessing import Input
+from probe.weights import read_weights
+from shard.errors import InputError
+from train.architectures import build_encoder
+
+SIDE = 16  # of the thumbnail, in pixels
+SCRATCH, THUMBNAIL, IMAGENET = "Scratch", "Thumbnail", "ImageNet"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a baseline is built for. arch, images: of the first encoder given; seed, imagenet_weights: the flags."""
+
+    arch: str
+    images: Input
+    seed: int
+    imagenet_weights: Path | None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A baseline: its name in tables, its colour in figures (CSS), and the function that builds it."""
+
+    name: str
+    colour: str
+    build: Callable[[Options], Encoder]
+
+
+# A word of --baselines → the baseline. Encoders are compared with each in this order.
+BASELINES: dict[str, Baseline] = {
+    "scratch": Baseline(SCRATCH, "#8a8a8a",
+                        lambda options: scratch_encoder(options.arch, options.seed, options.images)),
+    "thumbnail": Baseline(THUMBNAIL, "#2f9e62", lambda options: thumbnail_encoder(options.images)),
+    "imagenet": Baseline(IMAGENET, "#d9822b",
+                         lambda options: imagenet_encoder(options.arch, options.images, options.imagenet_weights)),
+}  # fmt: skip
+
+
+def baseline_names() -> list[str]:
+    """Names of all baselines in tables; no encoder given by the user may have one of them."""
+    return [baseline.name for baseline in BASELINES.values()]
+
+
+class Pixels(nn.Module):
+    """The image's own grey levels, averaged over SIDE × SIDE squares, in place of an encoder."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map x [B, 1, S, S] to [B, SIDE²]."""
+        return nn.functional.adaptive_avg_pool2d(x, SIDE).flatten(1)
+
+
+def scratch_encoder(arch: str, seed: int, images: Input) -> Encoder:
+    """The same architecture with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module, _ = build_encoder(arch)
+    return Encoder(SCRATCH, f"{arch}, random weights, seed {seed}", module.eval(), images)
+
+
+def thumbnail_encoder(images: Input) -> Encoder:
+    """The raw-pixel baseline. An encoder that does not beat it has learned nothing beyond grey levels."""
+    return Encoder(THUMBNAIL, f"the image's own grey levels, {SIDE}×{SIDE}", Pixels().eval(), images)
+
+
+def imagenet_encoder(arch: str, images: Input, weights: Path | None) -> Encoder:
+    """torchvision's ImageNet weights, from the file `weights` or downloaded; without a module if the download fails.
+
+    Raises InputError if a given file does not fit the architecture.
+    """
+    # V1, although torchvision defaults to V2: those were trained with label smoothing and mixed images, and such
+    # features are worse for linear probes (Kornblith et al., 2021, "Why do better loss functions lead to less
+    # transferable features?"). Also, not every ResNet has V2 weights.
+    default = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
+    if weights is not None:
+        if not weights.exists():
+            raise InputError(f"--imagenet-weights={weights}: no such file; give the file of {default}")
+        read = read_weights(weights)
+        if read.arch != arch or not read.colour:
+            raise InputError(f"--imagenet-weights={weights}: not torchvision's {arch} weights, but {read.arch}'s; "
+                             f"give the file of {default}")  # fmt: skip
+        resnet, source = read.resnet, weights.name
+    else:
+        resnet = torchvision.models.get_model(arch, weights=None)
+        try:
+            resnet.load_state_dict(default.get_state_dict(progress=False, check_hash=True))
+        except (OSError, RuntimeError, http.client.HTTPException) as error:  # no network, or a truncated download
+            source = f"{default} could not be downloaded ({error}); give a file with --imagenet-weights=FILE"
+            return Encoder(IMAGENET, source, None, images, missing="weights could not be downloaded")
+        resnet.fc, source = nn.Identity(), str(default)
+    module = GreyAsColour(resnet, images.mean, images.std).eval()
+    return Encoder(IMAGENET, f"{arch}, {source}", module, images)

@@ -1,0 +1,77 @@
+"""A frozen encoder under comparison: the network, how its images are made, and where its weights come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from probe.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen encoder, [B, 1, S, S] → [B, F]. `module` is None if it is not available; `missing` gives the reason.
+
+    source: architecture and weights, in words. input: how its images are made. notes: how it was read, a line each.
+    assumed: which preprocessing nobody stated, shown with its name in tables. collapsed: what shows that its features
+    do not distinguish images; "" otherwise. state: a run's settings and progress, from its checkpoint; run: its folder.
+    """
+
+    name: str
+    source: str
+    module: nn.Module | None
+    input: Input
+    missing: str = ""
+    state: dict[str, Any] | None = None
+    run: Path | None = None
+    notes: tuple[str, ...] = ()
+    assumed: str = ""
+    collapsed: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name, marked as collapsed if it is."""
+        return f"{self.name} (collapsed)" if self.collapsed else self.name
+
+    def sha256(self) -> str:
+        """Hash all that its features depend on, except the images."""
+        digest = hashlib.sha256(f"{self.input} {self.module}".encode())
+        for name, value in (self.module.state_dict() if self.module is not None else {}).items():
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+class GreyAsColour(nn.Module):
+    """A network of one or three channels that gets the grey image in each, normalised as it was trained.
+
+    Folding the stem of three channels into one would not be equivalent: its zero padding would be another grey.
+    """
+
+    colour_mean: torch.Tensor
+    colour_std: torch.Tensor
+
+    def __init__(
+        self, resnet: nn.Module, mean: float, std: float, colour_mean: Sequence[float] = IMAGENET_MEAN,
+        colour_std: Sequence[float] = IMAGENET_STD,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.resnet, self.mean, self.std = resnet, mean, std
+        self.register_buffer("colour_mean", torch.tensor(colour_mean).view(1, -1, 1, 1))
+        self.register_buffer("colour_std", torch.tensor(colour_std).view(1, -1, 1, 1))
+
+    def extra_repr(self) -> str:
+        """Show the statistics with which the input images are normalised."""
+        return f"mean={self.mean}, std={self.std}"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map x [B, 1, S, S], normalised by our statistics, to features [B, F]."""
+        colour = (x * self.std + self.mean - self.colour_mean) / self.colour_std  # [B, 1 or 3, S, S]
+        features: torch.Tensor = self.resnet(colour)
+        return features
