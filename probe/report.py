@@ -12,7 +12,8 @@ from probe.features import read_features
 from probe.measure import Measured, Unit, combine, list_units, measure
 from probe.names import split_key, split_spec
 from probe.page.compose import compose
-from probe.page.table import difference_table, score_table, to_markdown, with_mean
+from probe.page.formats import to_markdown
+from probe.page.table import difference_table, score_table, with_mean
 from probe.page.write import write_page
 from probe.parts import read_parts, read_settings, units_of_part, write_part
 from probe.settings import Settings, from_plain

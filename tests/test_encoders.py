@@ -22,7 +22,8 @@ from probe.baselines import SCRATCH, THUMBNAIL, imagenet_encoder, scratch_encode
 from probe.encoder import Encoder, GreyAsColour
 from probe.encoders import open_encoder, open_encoders
 from probe.features import extract_features, read_features, read_images
-from probe.page.table import MEAN, thumbnail_verdicts
+from probe.names import MEAN
+from probe.page.table import thumbnail_verdicts
 from probe.preprocessing import Input
 from probe.weights import read_weights
 from shard.errors import InputError

@@ -8,18 +8,11 @@ import pytest
 
 from probe.encoder import Encoder
 from probe.measure import ALL, LINEAR, Key
+from probe.names import MEAN
 from probe.page.figures import colours, plot_forest, plot_scores, plot_shots
-from probe.page.table import (
-    MAIN,
-    MEAN,
-    difference_table,
-    layout,
-    layout_differences,
-    score_table,
-    thumbnail_verdicts,
-    with_mean,
-    withheld_note,
-)
+from probe.page.formats import withheld_note
+from probe.page.layout import MAIN, layout, layout_differences
+from probe.page.table import difference_table, score_table, thumbnail_verdicts, with_mean
 from probe.preprocessing import Input
 from probe.slices import count_patients, too_few, withhold
 from probe.statistics import Scores, holm, p_value

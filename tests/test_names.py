@@ -20,8 +20,9 @@ from probe.encoders import open_encoders
 from probe.fewshot import make_draws
 from probe.measure import GRID
 from probe.names import check_name, join_tasks, name_mean, split_spec, split_tasks
-from probe.page.figures import Picture, on_page, plot_roc
-from probe.page.table import Sheet, to_latex, to_markdown
+from probe.page.figures import Picture, plot_roc
+from probe.page.formats import Sheet, to_latex, to_markdown
+from probe.page.svg import inline_svg
 from probe.page.write import Section, with_unique_names
 from probe.preprocessing import Input
 from probe.report import make_report
@@ -211,7 +212,7 @@ def test_names_are_escaped_in_markdown_latex_and_svg() -> None:
     assert "- &lt;img src=x> is a name" in text
     tex = to_latex([sheet], "note")
     assert "\n{}[A] $<$script$>$ &" in tex and "\n{}* &" in tex and "x y" in tex
-    page = on_page(b'<svg viewBox="0 0 1 1"><g id="a"/><use href="#a"/><text>id="a" url(#a</text></svg>', "n")
+    page = inline_svg(b'<svg viewBox="0 0 1 1"><g id="a"/><use href="#a"/><text>id="a" url(#a</text></svg>', "n")
     assert '<g id="n-a"/><use href="#n-a"/><text>id="a" url(#a</text>' in page
     picture = plot_roc({"_a": GRID}, {"_a": "black"}, "Mass")
     assert re.search(r"<text[^>]*>\s_a</text>", picture.content.decode())  # in the legend

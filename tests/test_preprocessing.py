@@ -17,7 +17,8 @@ from timm.models import save_for_hf
 
 from probe.encoder import Encoder
 from probe.encoders import open_encoder
-from probe.page.table import MAIN, assumption_notes, layout
+from probe.page.formats import assumption_notes
+from probe.page.layout import MAIN, layout
 from probe.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input, Stated, parse_input_flag, resolve_input
 from probe.preprocessing_configs import stated_by_configs
 from shard.errors import InputError

@@ -8,22 +8,10 @@ import pytest
 
 from probe.encoder import Encoder
 from probe.measure import ALL, BALANCED, LINEAR, Key
-from probe.page.table import (
-    MAIN,
-    MEAN,
-    TABLES,
-    Sheet,
-    difference_table,
-    format_p,
-    layout,
-    layout_differences,
-    layout_shots,
-    references,
-    score_table,
-    to_latex,
-    to_markdown,
-    with_mean,
-)
+from probe.names import MEAN
+from probe.page.formats import Sheet, format_p, to_latex, to_markdown
+from probe.page.layout import MAIN, TABLES, layout, layout_differences, layout_shots
+from probe.page.table import difference_table, references, score_table, with_mean
 from probe.preprocessing import Input
 from probe.slices import count_in_slice, find_slices, is_large_enough
 from probe.statistics import Scores, estimate, join, mean_of, resample, score

@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.recipe.evaluation import MEAN, SHOTS
 from bench.recipe.result import LOSS, ONLINE, Result
-from probe.page.table import format_estimate, format_p, withheld_note
+from probe.page.formats import format_estimate, format_p, withheld_note
 from probe.statistics import Effect
 from shard.files import atomic_write, write_bytes
 from shard.plain_json import without_nan

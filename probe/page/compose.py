@@ -9,6 +9,8 @@ import pandas as pd
 
 from probe.measure import ALL, BALANCED, FINETUNE, Measured
 from probe.page.figures import colours, plot_forest, plot_roc, plot_scores, plot_shots
+from probe.page.formats import assumption_notes, format_estimate, withheld_note
+from probe.page.layout import MAIN, all_tables, layout, layout_differences, layout_shots, with_mean_column
 from probe.page.notes import list_commands, list_facts, list_notes
 from probe.page.sections import (
     feature_pictures,
@@ -18,18 +20,7 @@ from probe.page.sections import (
     published_section,
     subgroup_section,
 )
-from probe.page.table import (
-    MAIN,
-    all_tables,
-    assumption_notes,
-    format_estimate,
-    layout,
-    layout_differences,
-    layout_shots,
-    thumbnail_verdicts,
-    with_mean_column,
-    withheld_note,
-)
+from probe.page.table import thumbnail_verdicts
 from probe.page.write import Page, Section, with_unique_names
 from probe.published_protocol import NOISE
 from probe.study import Study

@@ -7,20 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from probe.baselines import BASELINES
 from probe.encoders import SIMCLR
 from probe.measure import ALL, GRID, LINEAR, Curve
+from probe.page.svg import INK, save_svg
 
-INK = "#010203"  # placeholder for the text colour: dark on a light page, light on a dark one
 GREY, BLUE = "#8a8a8a", "#3b7dd8"  # of intervals that contain zero, and of SimCLR
 OTHERS = ("#b4509d", "#c9a227", "#5b6abf", "#c44e52", "#17a2a2")  # of encoders with other names
 STYLE: Any = {"text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
@@ -65,7 +61,7 @@ def plot_scores(table: pd.DataFrame, palette: Mapping[str, str], tasks: Sequence
         figure.legend(loc="outside upper center", ncols=len(palette))
         values = "; ".join(f"{name} {_value(aurocs, (name, tasks[-1], shots))}" for name in palette)
         return Picture("scores", f"AUROC by task with intervals. {tasks[-1]}: {values}. The tables list all values.",
-                       _svg(figure, "scores"))  # fmt: skip
+                       save_svg(figure, "scores"))  # fmt: skip
 
 
 def plot_forest(differences: pd.DataFrame) -> list[Picture]:
@@ -88,7 +84,7 @@ def plot_forest(differences: pd.DataFrame) -> list[Picture]:
                                + (f"interval {row['low']:+.3f} to {row['high']:+.3f}" if row["low"] == row["low"] else
                                   "without an interval") for row in rows.to_dict("records"))  # fmt: skip
             name = f"differences-{_slug(str(task))}"
-            pictures.append(Picture(name, f"Paired differences in AUROC, {task}: {values}.", _svg(figure, name)))
+            pictures.append(Picture(name, f"Paired differences in AUROC, {task}: {values}.", save_svg(figure, name)))
     return pictures
 
 
@@ -110,7 +106,7 @@ def plot_shots(table: pd.DataFrame, palette: Mapping[str, str], task: str, all_s
         values = "; ".join(f"{name} from {_value(aurocs, (name, task, least))} with {least} to "
                            f"{_value(aurocs, (name, task, most))} with {most}" for name in palette)  # fmt: skip
         return Picture(f"shots-{_slug(task)}", f"AUROC against labelled examples per class, {task}: {values}.",
-                       _svg(figure, f"shots-{_slug(task)}"))  # fmt: skip
+                       save_svg(figure, f"shots-{_slug(task)}"))  # fmt: skip
 
 
 def plot_roc(rocs: Mapping[str, Curve], palette: Mapping[str, str], task: str) -> Picture:
@@ -125,7 +121,7 @@ def plot_roc(rocs: Mapping[str, Curve], palette: Mapping[str, str], task: str) -
         values = "; ".join(f"{name} {np.interp(0.2, GRID, curve):.2f}" for name, curve in rocs.items())
         return Picture(f"roc-{_slug(task)}",
                        f"ROC curves, {task}. True positive rates at a false positive rate of 0.2: {values}.",
-                       _svg(figure, f"roc-{_slug(task)}"))  # fmt: skip
+                       save_svg(figure, f"roc-{_slug(task)}"))  # fmt: skip
 
 
 def plot_journals(
@@ -145,7 +141,7 @@ def plot_journals(
         axes.set(title=title, xlabel="epoch")
         if len(values) > 1:
             axes.legend()
-        picture = Picture(_slug(what), f"{title} against epochs: {'; '.join(values)}.", _svg(figure, _slug(what)))
+        picture = Picture(_slug(what), f"{title} against epochs: {'; '.join(values)}.", save_svg(figure, _slug(what)))
     return picture if values else None
 
 
@@ -163,7 +159,7 @@ def plot_map(points: Curve, labels: np.ndarray, task: str) -> Picture:
         figure.legend(loc="outside lower center", ncols=3, markerscale=2)
         counts = ", ".join(f"{chosen.sum()} {name}" for name, chosen, _, _ in groups)
         return Picture(f"map-{_slug(task)}", f"Map of {len(points)} test images in feature space, {task}: {counts}.",
-                       _svg(figure, f"map-{_slug(task)}"))  # fmt: skip
+                       save_svg(figure, f"map-{_slug(task)}"))  # fmt: skip
 
 
 def plot_neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], alt: str) -> Picture:
@@ -185,29 +181,9 @@ def plot_neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], alt: str) 
     return Picture("neighbours", alt, buffer.getvalue(), "png")
 
 
-def on_page(svg: bytes, name: str) -> str:
-    """Prepare an SVG for inlining in the page: in the text colour, with ids that no other figure has."""
-    text = svg.decode()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    prefixed = rf"\g<1>{name}-"  # only within tags: text may contain such words too
-    text = re.sub("<[^>]*>", lambda tag: re.sub(r'(\bid="|url\(#|href="#)', prefixed, tag[0]), text)
-    return re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" xmlns="http://www.w3.org/2000/svg" '
-                  r'xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true">', text, count=1)  # fmt: skip
-
-
 def _in_legend(name: str) -> str:
     """Make a label visible in a legend: matplotlib hides labels that start with an underscore."""
     return f"\N{HAIR SPACE}{name}" if name.startswith("_") else name
-
-
-def _svg(figure: Figure, name: str) -> bytes:
-    """Save a figure as SVG, reproducibly to the byte."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    return buffer.getvalue()
 
 
 def _auroc(table: pd.DataFrame) -> pd.DataFrame:

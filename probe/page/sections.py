@@ -13,8 +13,8 @@ from pipeline.preview import plot_preview
 from probe.measure import ALL, BALANCED, LINEAR, Measured
 from probe.names import MAJORITY
 from probe.page.figures import Picture, plot_journals
+from probe.page.formats import Sheet, format_cell, format_estimate
 from probe.page.gallery import map_test_images, neighbours
-from probe.page.table import Sheet, format_cell, format_estimate
 from probe.page.write import Section
 from probe.published_protocol import EPOCHS, LR, NOISE
 from probe.slices import LEAST, count_in_slice, find_slices, is_large_enough

@@ -10,8 +10,9 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from probe.page.figures import INK, Picture, on_page
-from probe.page.table import Sheet, to_latex, to_markdown
+from probe.page.figures import Picture
+from probe.page.formats import Sheet, to_latex, to_markdown
+from probe.page.svg import black_svg, inline_svg
 from shard.files import write_bytes
 
 FIGURES = "figures"  # the folder of the figures
@@ -70,7 +71,7 @@ def write_page(out: Path, page: Page) -> None:
     (out / FIGURES).mkdir(exist_ok=True)
     for section in page.sections:
         for picture in section.pictures:
-            content = picture.content if picture.kind == "png" else _black(picture)
+            content = picture.content if picture.kind == "png" else black_svg(picture.content)
             write_bytes(out / FIGURES / f"{picture.name}.{picture.kind}", content)
     write_bytes(out / "table.md", to_markdown(page.sheets(), [page.headline, *page.verdicts, *page.notes]).encode())
     write_bytes(out / "table.tex", to_latex(page.sheets(), page.label_policy).encode())
@@ -83,10 +84,5 @@ def _inline(picture: Picture) -> markupsafe.Markup:
         source = "data:image/png;base64," + base64.b64encode(picture.content).decode()
         return markupsafe.Markup('<img src="{}" alt="{}">').format(source, picture.alt)
     return markupsafe.Markup('<div role="img" aria-label="{}">{}</div>').format(
-        picture.alt, markupsafe.Markup(on_page(picture.content, picture.name))
+        picture.alt, markupsafe.Markup(inline_svg(picture.content, picture.name))
     )
-
-
-def _black(picture: Picture) -> bytes:
-    """A figure as a separate file: black on white."""
-    return picture.content.replace(INK.encode(), b"#000000")
