@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torchvision
+from sklearn.metrics import recall_score
+from torch import nn
 
+from probe.baselines import BASELINES, Baseline
+from probe.encoder import Encoder
+from probe.measure import ALL, LINEAR, Key
+from probe.page.layout import all_tables
+from probe.page.table import score_table
+from probe.report import make_report
+from probe.settings import Settings
+from probe.statistics import METRICS, resample, score
 from shard.formats import FORMATS, Rows, TableFormat, hashed_splits
 from shard.manifest import read_manifest
 from shard.tabular.csv_file import has_columns, read_csv
 from shard.write import build
+from tests.conftest import Shards
 from tests.tables import write_gradient
 
 COLUMNS = ("file", "person", "Edema")
@@ -40,3 +54,32 @@ def test_a_data_set_format_can_be_added_from_outside(
     manifest = read_manifest(tmp_path / "out")
     assert manifest.settings["dataset"] == "hospital" and manifest.findings == ("Edema",)
     assert sum(map(manifest.images, manifest.counts)) == 8
+
+
+class Histogram(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.histc(image, 16, -3, 3) for image in x])
+
+
+def test_a_baseline_can_be_added_from_outside(shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BASELINES, "histogram", Baseline("Histogram", "#b07030", lambda options: Encoder(
+        "Histogram", "grey levels in 16 bins", Histogram(), options.images)))  # fmt: skip
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "weights.pth")
+    make_report(Settings(encoders=(f"X={tmp_path / 'weights.pth'}",), shards=shards.folder, out=tmp_path / "report",
+                         size=32, draws=2, shots=("2",), baselines=("histogram",), tasks=("Pleural Effusion",),
+                         device="cpu", workers=1), 0, 1)  # fmt: skip
+    differences = pd.read_csv(tmp_path / "report" / "differences.csv")
+    assert set(zip(differences["encoder"], differences["reference"], strict=True)) == {("X", "Histogram")}
+    assert b"#b07030" in (tmp_path / "report" / "figures" / "scores.svg").read_bytes()
+
+
+def test_a_metric_can_be_added_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "sensitivity", lambda n: n.true_positives / n.positives)
+    rng = np.random.default_rng(0)
+    decisions, labels = rng.normal(size=(3, 50)), rng.integers(0, 2, 50)
+    scores = score(decisions, labels, np.arange(50), resample(3, 50, replicates=2))
+    expected = [recall_score(labels, decision > 0) for decision in decisions]
+    assert scores.of("sensitivity").draws == pytest.approx(expected)
+    table = score_table({Key("X", LINEAR, 10, "Edema", ALL): scores})
+    assert table.set_index("metric")["mean"]["sensitivity"] == pytest.approx(np.mean(expected))
+    assert [spec.metric for spec in all_tables()][-1] == "sensitivity"
