@@ -50,19 +50,21 @@ def test_only_two_files_import_dali() -> None:
 
 
 def private_uses(file: Path) -> list[str]:
-    """List the private names of other files of ours that a file imports, or accesses on a name that it imported."""
-    tree = ast.parse(file.read_text())
-    imported, uses = set[str](), list[tuple[int, str]]()
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
-            for name in node.names:
-                if f"{module}.{name.name}".lstrip(".").split(".")[0] in {*MAY_IMPORT, "tests"}:
-                    imported.add(name.asname or name.name)
-                    uses += [(node.lineno, f"{module}.{name.name}")] * is_private(name.name)
-    uses += [(node.lineno, ast.unparse(node)) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
-             and is_private(node.attr) and ast.unparse(node.value) in imported]  # fmt: skip
-    return [f"{file.relative_to(ROOT)}:{line}: {name}" for line, name in uses]
+    """List the private names of our packages that a file imports, or accesses on a name that it imported."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    imports = {local: full for node in nodes for local, full in imported_names(node)}
+    uses = [*imports.values(), *(ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)
+                                 and ast.unparse(node.value) in imports)]  # fmt: skip
+    return [f"{file.relative_to(ROOT)}: {name}" for name in uses if is_private(name.split(".")[-1])]
+
+
+def imported_names(node: ast.AST) -> list[tuple[str, str]]:
+    """List (local name, full name) for each import from our packages."""
+    if not isinstance(node, (ast.Import, ast.ImportFrom)):
+        return []
+    prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+    return [(name.asname or name.name, prefix + name.name) for name in node.names
+            if (prefix + name.name).split(".")[0] in {*MAY_IMPORT, "tests"}]  # fmt: skip
 
 
 def is_private(name: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.conftest import DALI, KILLS, ROOT, SMALL, Shards, newest, same_run
 from train.journal import SPEED, read_journal
 
-WANTED = KILLS or 2
+TOTAL_KILLS = KILLS or 2
 SEED = 0
 
 
@@ -27,11 +27,11 @@ def wait_to_kill(process: subprocess.Popen[str], run: Path, rng: random.Random, 
     lines = len(read_journal(run, SPEED))
     while process.poll() is None and len(read_journal(run, SPEED)) < lines + 2:
         time.sleep(0.02)
-    time.sleep(rng.uniform(0, 2 * steps_s / WANTED))
+    time.sleep(rng.uniform(0, 2 * steps_s / TOTAL_KILLS))
 
 
 def test_run_killed_at_random_moments_ends_like_an_uninterrupted_one(shards: Shards, tmp_path: Path) -> None:
-    epochs = max(2, WANTED // 2)
+    epochs = max(2, TOTAL_KILLS // 2)
     flags = [f"--shards={shards.folder}", DALI, f"--epochs={epochs}", "--checkpoint-minutes=0.005", "--online-every=1",
              *SMALL]  # fmt: skip
     uninterrupted = tmp_path / "uninterrupted"
@@ -41,8 +41,8 @@ def test_run_killed_at_random_moments_ends_like_an_uninterrupted_one(shards: Sha
     speed = read_journal(uninterrupted, SPEED)
     startup, steps_s = speed[0]["time"] - start, speed[-1]["time"] - speed[0]["time"]
     rng, killed_at, number = random.Random(SEED), list[int](), 0
-    while number == 0 or len(killed_at) < WANTED or (tmp_path / str(number)).exists():
-        run, kill = tmp_path / str(number), len(killed_at) < WANTED
+    while number == 0 or len(killed_at) < TOTAL_KILLS or (tmp_path / str(number)).exists():
+        run, kill = tmp_path / str(number), len(killed_at) < TOTAL_KILLS
         process = subprocess.Popen([sys.executable, "-m", "train", *flags, f"--out={run}"], cwd=ROOT,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
         if kill:

@@ -22,7 +22,7 @@ WORDS = ("", " ", "-", "--", "---", "=", "--=", "1", "-1", "0", "1e9", "1e999", 
          "--separator", "-- --trace", "--interactive", "--completion")  # fmt: skip
 
 
-MODULES = ("shard", "train", "probe", "pipeline", "bench.io", "bench.plan.plan", "bench.step", "bench.recipe.study",
+MODULES = ("shard", "train", "probe", "pipeline", "bench.io", "bench.plan", "bench.step", "bench.recipe",
            "bench.memory", "bench.shard", "bench.probe", "bench.gpu_check")  # fmt: skip
 
 
