@@ -17,7 +17,8 @@ from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from pipeline.augmentation import Augmentation
 from pipeline.dali_inputs import PREFETCH_QUEUE_DEPTH, BatchInputs, fused_parameters, resize_inputs, stock_parameters
-from pipeline.fused import Workspaces, dali_constants, dali_functions
+from pipeline.fused.dali_operator import dali_constants, dali_functions
+from pipeline.fused.workspaces import Workspaces
 from pipeline.sampler import Batch
 from shard.fetch import Fetcher
 

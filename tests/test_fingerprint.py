@@ -123,8 +123,8 @@ def test_the_code_that_is_hashed_is_there() -> None:
 
 
 def test_all_that_makes_views_is_hashed() -> None:
-    files = {path.relative_to(fingerprint.ROOT).as_posix() for path in (fingerprint.ROOT / "pipeline").glob("*.py")}
-    others = ("__init__", "__main__", "preview", "workers")  # the last moves batches and makes none
+    files = {path.relative_to(fingerprint.ROOT).as_posix() for path in (fingerprint.ROOT / "pipeline").rglob("*.py")}
+    others = ("__init__", "fused/__init__", "__main__", "preview", "workers")  # the last moves batches and makes none
     assert files - {*fingerprint.CODE} == {f"pipeline/{name}.py" for name in others}
 
 

@@ -19,8 +19,10 @@ from train.config import Config
 ROOT = Path(__file__).parent.parent
 # Files whose change may change a weight's last bit: who makes the views, and who makes a step of them.
 CODE = (
-    *(f"pipeline/{name}.py" for name in ("augmentation", "sampler", "partners", "view_parameters", "prefetch", "fused",
+    *(f"pipeline/{name}.py" for name in ("augmentation", "sampler", "partners", "view_parameters", "prefetch",
                                          "dali_inputs", "dali", "torchvision_views", "loader")),
+    *(f"pipeline/fused/{name}.py" for name in ("jit", "llvm", "simd", "atomics", "weights", "workspaces", "kernel",
+                                               "dali_operator")),
     *(f"train/{name}.py" for name in ("setup", "device", "architectures", "model", "loss", "large_batch", "distributed",
                                       "optim", "step")),
 )
