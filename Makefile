@@ -1,12 +1,13 @@
-# make demo    synthetic radiographs → shards → SimCLR → 10-shot report, in out/demo
-# make test    the tests          make lint   ruff and mypy
-# make test-long  the longest of them: whole paths through Slurm, ranks and the recipe study, 7 minutes
-# make kills   a build and a training killed with -9 at twenty random moments each, 5 minutes
-# make faults  every fault against every command, 20 minutes, into docs/faults.md
-# make fuzz    1,200 mutated inputs of each kind that is read, and a table of what became of them, 10 minutes
-# make pictures the pictures in docs/, of the demo (the screenshot wants Debian's chromium)
-# make gpu-check    on a machine with a GPU: its tests, benches and a killed run, in 10 minutes, into docs/gpu.md
-# All make the virtual environment .venv and install into it first, where that is not done yet.
+# make demo       synthetic radiographs → shards → SimCLR → 10-shot report, in out/demo
+# make test       run the tests
+# make lint       run ruff and mypy
+# make test-long  run the longest tests: Slurm, several ranks and the recipe study from end to end, 7 minutes
+# make kills      kill a build and a training with SIGKILL at twenty random moments each, 5 minutes
+# make faults     inject every fault into every command and write docs/faults.md, 20 minutes
+# make fuzz       read 1,200 mutated inputs of each kind and print a table of outcomes, 10 minutes
+# make pictures   render the pictures in docs/ from the demo (the screenshot needs Debian's chromium)
+# make gpu-check  on a machine with a GPU: run its tests, benchmarks and a killed run, and write docs/gpu.md, 10 minutes
+# All targets first create the virtual environment .venv, if it does not exist.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -20,7 +21,7 @@ DEMO   := out/demo
 demo: $(DEMO)/report.html
 	@echo "Open $(DEMO)/report.html"
 
-# One thread in each of the two workers: more would fight over the cores.
+# One thread in each of the two workers: more would compete for the cores.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist=worksteal -m "not long"
 
@@ -44,13 +45,13 @@ lint: $(READY)
 	$(RUN) -m mypy
 
 $(READY): setup.cfg pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is wanted, this is " + sys.version.split()[0] + "; use: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV) || { echo "python3 has no venv here; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is required, this is " + sys.version.split()[0] + "; use: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv here; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[bench,dev,dicom,export]'
 	touch $@
 
 DEMO_IMAGES := 2400
-# DALI is to be had for Linux alone; where it is not installed, torchvision makes the views.
+# DALI exists only for Linux. Without it, torchvision makes the views.
 DALI         = $(shell $(RUN) -c 'from pipeline.loader import has_dali; print("--dali" if has_dali() else "")')
 DEMO_TRAIN   = $(DALI) --arch=resnet18 --size=64 --epochs=12 --batch-size=64 --lr=1e-3 \
                --temperature=0.2 --schedule=cosine --warmup-epochs=1

@@ -1,4 +1,4 @@
-"""Benchmarks: one file a question; each prints a table and writes JSON."""
+"""Benchmarks. Each module measures one component, prints a table and writes JSON."""
 
 from shard.environment import check_environment
 

@@ -1,7 +1,8 @@
-"""How many images/s does each loader give, and how far is it from decoding alone?
+"""Measure how many images/s each loader delivers, and how close that is to decoding alone.
 
-python -m bench.io SHARDS. One image is two views. Each row is a process of its own; all read the same shards in the
-same run, a turn each a round while the others stand still, so that what else the machine does falls on all alike.
+python -m bench.io SHARDS. One image is two views. Every loader runs in a separate process and reads the same shards.
+Measurements are interleaved: in each round every loader is measured once while the others are suspended, so that other
+load on the machine affects all of them alike.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.figures import make_place, spread, write_figures
-from bench.rows import Row, Setting, choose_rows
-from bench.runner import Runner
+from bench.output import prepare_output_path, spread, write_results
+from bench.process import MeasuredProcess
+from bench.rows import LoaderSettings, Row, choose_rows
 from pipeline.augmentation import Augmentation
 from shard.cli import check_numbers, run
 from shard.errors import InputError
@@ -25,7 +26,7 @@ from shard.machine import cores, version_of
 from shard.manifest import read_manifest
 
 PUBLISHED_RATE = 152  # images/s: 224,316 images × 100 epochs in 41 hours
-GPU_RATE = 1400  # images/s on which an H100 trains a ResNet-50: an estimate, to be fed
+GPU_RATE = 1400  # images/s: estimate of the rate at which an H100 trains a ResNet-50
 
 
 def bench(
@@ -47,85 +48,83 @@ def bench(
     if manifest.images("train") < batch_size:
         raise InputError(f"--batch-size={batch_size}: {shards} has {manifest.images('train')} images; lower it")
     augmentation = Augmentation(size=size, mean=manifest.pixel_mean, std=manifest.pixel_std)
-    setting = Setting(shards, manifest, augmentation, batch_size, threads or cores())
+    loader_settings = LoaderSettings(shards, manifest, augmentation, batch_size, threads or cores())
     for path in (json, plot):
         if path:
-            make_place(path)
+            prepare_output_path(path)
     with tempfile.TemporaryDirectory(prefix="bench-io-") as scratch:
-        rows = choose_rows(setting, Path(scratch), backends)
+        rows = choose_rows(loader_settings, Path(scratch), backends)
         try:
-            _measure(rows, setting, rounds, seconds)
+            _measure(rows, manifest.images("train"), rounds, seconds)
         finally:
             for row in rows:
-                if row.runner:
-                    row.runner.end()
-    table = _table(rows)
+                if row.process:
+                    row.process.close()
+    table = summarise_rows(rows)
     print(f"\n{shards}: {manifest.images('train')} training images, {manifest.settings['encoding']}; batch {batch_size}"
-          f", {size} px, {setting.threads} threads, {rounds} rounds of {seconds:g} s\n")  # fmt: skip
+          f", {size} px, {loader_settings.threads} threads, {rounds} rounds of {seconds:g} s\n")  # fmt: skip
     _print(table)
-    settings = {"size": size, "batch_size": batch_size, "threads": setting.threads, "rounds": rounds,
+    settings = {"size": size, "batch_size": batch_size, "threads": loader_settings.threads, "rounds": rounds,
                 "seconds": seconds}  # fmt: skip
-    write_figures(json, {"shards": manifest.fingerprint(), "settings": settings, "rows": table},
+    write_results(json, {"shards": manifest.fingerprint(), "settings": settings, "rows": table},
                   opencv=version_of("opencv-python-headless"), numba=version_of("numba"))  # fmt: skip
     if plot:
         _plot(table, plot)
-        print(f"{plot} drawn")
+        print(f"{plot} written")
 
 
-def _measure(rows: list[Row], setting: Setting, rounds: int, seconds: float) -> None:
-    with tqdm(total=len(rows) * (rounds + 1), desc="turns", unit=" turns", disable=None) as bar:
-        for number in range(rounds + 1):
+def _measure(rows: list[Row], images: int, rounds: int, seconds: float) -> None:
+    with tqdm(total=len(rows) * (rounds + 1), desc="measuring", unit=" rows", disable=None) as bar:
+        for _ in range(1 + rounds):  # the first one starts the processes
             for row in rows:
                 try:
-                    _begin(row, setting, seconds) if number == 0 else _turn(row, seconds)
+                    if row.process is None:
+                        _start(row, images, seconds)
+                    else:
+                        row.measurements.append(row.process.measure(seconds))
                 except RuntimeError as error:
-                    said = str(error).replace("--workers=", "--threads=")  # as a loader's workers are called here
-                    raise InputError(f"row {row.name}: {said}; or leave it out: name the others with --backends"
+                    message = str(error).replace("--workers=", "--threads=")  # the name of the loader's flag here
+                    raise InputError(f"row {row.name}: {message}; or omit the row by naming the others with --backends"
                                      ) from error  # fmt: skip
                 bar.update()
 
 
-def _begin(row: Row, setting: Setting, seconds: float) -> None:
-    row.runner, row.turns = Runner(row.start, row.arguments), []
-    row.runner.turn(0.0)  # compiles, and is not counted
-    _forget(row.arguments[0])
-    row.cold = row.runner.first_pass(setting.manifest.images("train"), max(seconds, 2.0))
+def _start(row: Row, images: int, seconds: float) -> None:
+    row.process = MeasuredProcess(row.loader.start, (row.settings,))
+    row.process.measure(0.0)  # compiles; the result is discarded
+    _drop_from_page_cache(row.settings)
+    row.cold_images_per_s = row.process.measure_first_pass(images, max(seconds, 2.0))
 
 
-def _turn(row: Row, seconds: float) -> None:
-    assert row.runner is not None and row.turns is not None
-    row.turns.append(row.runner.turn(seconds))
-
-
-def _forget(setting: Setting) -> None:
-    """Ask the system to drop the tars from its page cache; what lies below, it may keep."""
-    for shard in setting.manifest.of_split("train"):
-        with (setting.shards / shard.tar).open("rb") as file:
+def _drop_from_page_cache(settings: LoaderSettings) -> None:
+    """Ask the system to drop the training tars from its page cache. Caches of the storage below are not affected."""
+    for shard in settings.manifest.of_split("train"):
+        with (settings.shards / shard.tar).open("rb") as file:
             os.fsync(file.fileno())
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _table(rows: list[Row]) -> list[dict[str, Any]]:
-    medians = {row.name: statistics.median(turn.images_per_s for turn in row.turns or []) for row in rows}
+def summarise_rows(rows: list[Row]) -> list[dict[str, Any]]:
+    """Return each row's statistics over rounds, as written to JSON."""
+    medians = {row.name: statistics.median(one.images_per_s for one in row.measurements) for row in rows}
     table = []
     for row in rows:
-        turns = row.turns or []
-        rates = [turn.images_per_s for turn in turns]
-        waits = sorted(wait for turn in turns for wait in turn.waits_ms)
-        shares = [turn.gpu_share for turn in turns if turn.gpu_share is not None]
+        waits = sorted(wait for one in row.measurements for wait in one.waits_ms)
+        gpu_shares = [one.gpu_share for one in row.measurements if one.gpu_share is not None]
+        limit = row.loader.limit
         table.append({
             "name": row.name,
-            "images_per_s": spread(rates),
-            "cpu_ms": (cpu_ms := statistics.median(turn.cpu_ms for turn in turns)),
-            "share_of_decode": medians[row.name] / medians[row.limit] if row.limit in medians else None,
+            "images_per_s": spread([one.images_per_s for one in row.measurements]),
+            "cpu_ms": (cpu_ms := statistics.median(one.cpu_ms for one in row.measurements)),
+            "share_of_decode": medians[row.name] / medians[limit] if limit in medians else None,
             "times_published": medians[row.name] / PUBLISHED_RATE,
             "cores_to_feed_gpu": cpu_ms / 1000 * GPU_RATE,
             "wait_ms": {"p50": waits[len(waits) // 2], "p99": waits[min(len(waits) * 99 // 100, len(waits) - 1)]},
-            "peak_mb": max(turn.memory_mb for turn in turns),
-            "cold_images_per_s": row.cold,
-            "gpu_share": statistics.median(shares) if shares else None,
-            "rounds": [asdict(turn) | {"waits_ms": len(turn.waits_ms)} for turn in turns],
+            "peak_mb": max(one.memory_mb for one in row.measurements),
+            "cold_images_per_s": row.cold_images_per_s,
+            "gpu_share": statistics.median(gpu_shares) if gpu_shares else None,
+            "rounds": [asdict(one) | {"waits_ms": len(one.waits_ms)} for one in row.measurements],
         })  # fmt: skip
     return table
 
@@ -146,18 +145,18 @@ def _percent(share: float | None) -> str:
 
 
 def _plot(table: list[dict[str, Any]], path: Path) -> None:
-    """Bars of images/s, their spread, and the line of decoding alone."""
+    """Plot images/s as bars with their range, and the rate of decoding alone as a line."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [row for row in table if row["name"] != "read"]  # ten times the limit: it would shrink all others
+    shown = [row for row in table if row["name"] != "read"]  # ten times the limit: it would dwarf the others
     medians = [row["images_per_s"]["median"] for row in shown]
-    spread = [[row["images_per_s"]["median"] - row["images_per_s"]["low"] for row in shown],
+    ranges = [[row["images_per_s"]["median"] - row["images_per_s"]["low"] for row in shown],
               [row["images_per_s"]["high"] - row["images_per_s"]["median"] for row in shown]]  # fmt: skip
     figure, axis = plt.subplots(figsize=(8, 0.5 * len(shown) + 1.2), layout="constrained")
-    bars = axis.barh([row["name"] for row in shown], medians, xerr=spread, capsize=3,
+    bars = axis.barh([row["name"] for row in shown], medians, xerr=ranges, capsize=3,
                      color=["0.75" if row["name"].startswith("decode") else "tab:blue" for row in shown])  # fmt: skip
     axis.bar_label(bars, [f" {median:,.0f}" for median in medians], padding=4)
     limits = [row["images_per_s"]["median"] for row in shown if row["name"] == "decode"]

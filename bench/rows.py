@@ -1,17 +1,17 @@
-"""The rows of bench.io: every loader and every limit that can be measured here, and what each is given."""
+"""The rows of bench.io: every loader that can be measured here. To add a loader, add it to JPEG_LOADERS."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bench import rivals
-from bench.runner import Runner, Turn
+from bench import baselines
+from bench.process import LoaderMeasurement, MeasuredProcess
 from pipeline.augmentation import Augmentation
 from pipeline.loader import ViewBackend, decode_batches, has_dali, make_views
 from pipeline.prefetch import prefetch
@@ -22,12 +22,13 @@ from shard.machine import version_of
 from shard.manifest import Manifest, read_manifest
 from shard.write import build
 
-RAW_IMAGES = 2000  # as many, at most, are written anew for the raw row: a set of 224,316 would take 23 GB
+RAW_COPY_IMAGES = 2000  # at most: a raw copy of 224,316 images would take 23 GB
+LIMITS = ("decode", "decode-gpu")  # measured whichever rows --backends selects
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What every row is given."""
+class LoaderSettings:
+    """The inputs of every loader."""
 
     shards: Path
     manifest: Manifest
@@ -36,122 +37,141 @@ class Setting:
     threads: int
 
     def fetcher(self) -> Fetcher:
-        """The training images."""
+        """Open the training images."""
         return Fetcher(self.shards, self.manifest, "train")
 
     def batches(self) -> Iterator[Batch]:
-        """Epoch after epoch of them."""
+        """Iterate over the training batches of epoch after epoch."""
         return BatchSampler(tuple(shard.samples for shard in self.manifest.of_split("train")),
                             self.batch_size).batches(0, 0)
 
 
+@dataclass(frozen=True)
+class Loader:
+    """A loader to measure.
+
+    start: returns an endless iterator over the number of images in each batch. It is called in a spawned process and
+    must be picklable: a function of a module, or a partial of one. limit: the row that bounds its rate. requires: any
+    of "dali", "opencv" and "gpu". raw_copy: whether it reads a copy of the images in raw shards.
+    """
+
+    start: Callable[[LoaderSettings], Iterator[int]]
+    limit: str = "decode"
+    requires: tuple[str, ...] = ()
+    raw_copy: bool = False
+
+
 @dataclass
 class Row:
-    """A loader and its turns; `limit` is the row it is a share of."""
+    """One row of the table: a loader, its inputs and its measurements."""
 
     name: str
-    start: Callable[..., Iterator[int]]
-    arguments: tuple[Any, ...]
-    limit: str = "decode"
-    runner: Runner | None = None
-    cold: float | None = None
-    turns: list[Turn] | None = None
+    loader: Loader
+    settings: LoaderSettings
+    process: MeasuredProcess | None = None
+    measurements: list[LoaderMeasurement] = field(default_factory=list)
+    cold_images_per_s: float | None = None
 
 
-def choose_rows(setting: Setting, scratch: Path, wanted: tuple[str, ...]) -> list[Row]:
-    """The rows that were asked for and can run here, all where none is named; scratch: for a copy of raw images.
+def choose_rows(settings: LoaderSettings, scratch: Path, names: tuple[str, ...]) -> list[Row]:
+    """Select the rows named by --backends and their limits, or all rows. Raw copies are written to `scratch`.
 
-    Raises InputError where one is asked for that there is not.
+    Raises InputError if a name is unknown or its loader can't run here.
     """
-    rows = jpeg_rows(setting) if setting.manifest.settings["encoding"] == "jpeg" else raw_rows(setting)
-    known = [row.name for row in rows]
-    known += ["dali-fused-raw"] if has_dali() and "dali-fused-raw" not in known else []
-    strange = [name for name in wanted if name not in known]
-    if strange:
-        raise InputError(f"--backends={','.join(wanted)}: no row {strange[0]!r} here; there are {', '.join(known)}")
-    rows = [row for row in rows if not wanted or row.name in (*wanted, "decode", "decode-gpu")]
-    names = [row.name for row in rows]
-    if has_dali() and "dali-fused-raw" not in names and (not wanted or "dali-fused-raw" in wanted):
-        raw = write_raw(setting, scratch)
-        beside = names.index("dali-fused") + 1 if "dali-fused" in names else len(rows)
-        rows.insert(beside, Row("dali-fused-raw", _views, (raw, "dali-fused", "cpu")))
-    return rows
+    encoding = settings.manifest.settings["encoding"]
+    if encoding == "raw":
+        print(f"{settings.shards}: raw images; the decoding limit and the baselines read JPEG and are omitted",
+              file=sys.stderr)  # fmt: skip
+    loaders = available_loaders(encoding)
+    unknown = [name for name in names if name not in loaders]
+    if unknown:
+        raise InputError(f"--backends={','.join(names)}: no row {unknown[0]!r} here; there are {', '.join(loaders)}")
+    chosen = {name: loader for name, loader in loaders.items() if not names or name in (*names, *LIMITS)}
+    copied = any(loader.raw_copy for loader in chosen.values())
+    raw = write_raw_copy(settings, scratch) if copied else settings
+    return [Row(name, loader, raw if loader.raw_copy else settings) for name, loader in chosen.items()]
 
 
-def jpeg_rows(setting: Setting) -> list[Row]:
-    """All of them, of JPEGs, that the libraries and the hardware here allow; what is left out is said on stderr."""
-    rows = [
-        Row("decode", _decode, (setting, "cpu")), Row("decode-turbojpeg", _turbojpeg, (setting,)),
-        Row("read", _read, (setting,)), Row("dali-fused", _views, (setting, "dali-fused", "cpu")),
-        Row("dali-stock", _stock_dali, (setting,)), Row("opencv", _opencv, (setting,)),
-        Row("torchvision", _views, (setting, "torchvision", "cpu")), Row("published", _published, (setting,)),
-    ]  # fmt: skip
-    if version_of("opencv-python-headless") == "not installed":
-        print("no row opencv: it is not installed; pip install '.[bench]'", file=sys.stderr)
-        rows = [row for row in rows if row.name != "opencv"]
-    if not has_dali():
-        print("no DALI rows, and no limit: NVIDIA DALI is not installed (Linux only)", file=sys.stderr)
-        return [row for row in rows if row.name != "decode" and not row.name.startswith("dali")]
-    if torch.cuda.is_available():
-        rows += [Row("decode-gpu", _decode, (setting, "cuda"), "decode-gpu"),
-                 Row("dali-gpu", _views, (setting, "dali-stock", "cuda"), "decode-gpu"),
-                 Row("dali-fused-to-gpu", _views, (setting, "dali-fused", "cuda"))]  # fmt: skip
-    return rows
+def available_loaders(encoding: str) -> dict[str, Loader]:
+    """Return the loaders for "jpeg" or "raw" shards that can run here. Reports missing libraries on stderr."""
+    available = {"dali": has_dali(), "opencv": version_of("opencv-python-headless") != "not installed",
+                 "gpu": torch.cuda.is_available()}  # fmt: skip
+    if encoding == "jpeg" and not available["opencv"]:
+        print("no row opencv: OpenCV is not installed; pip install '.[bench]'", file=sys.stderr)
+    if encoding == "jpeg" and not available["dali"]:
+        print("no DALI rows and no decoding limit: NVIDIA DALI is not installed (Linux only)", file=sys.stderr)
+    loaders = JPEG_LOADERS if encoding == "jpeg" else RAW_LOADERS
+    return {name: loader for name, loader in loaders.items() if all(available[need] for need in loader.requires)}
 
 
-def raw_rows(setting: Setting) -> list[Row]:
-    """Those of raw images, which need no decoder; the rivals read JPEG."""
-    print(f"{setting.shards}: raw images; no limit of decoding, and no rivals, which read JPEG", file=sys.stderr)
-    rows = [Row("read", _read, (setting,)), Row("torchvision", _views, (setting, "torchvision", "cpu"))]
-    if has_dali():
-        rows.insert(0, Row("dali-fused-raw", _views, (setting, "dali-fused", "cpu")))
-    return rows
-
-
-def write_raw(setting: Setting, scratch: Path) -> Setting:
-    """Some of the images in shards of raw ones."""
-    fetcher, source = setting.fetcher(), scratch / "jpeg"
+def write_raw_copy(settings: LoaderSettings, scratch: Path) -> LoaderSettings:
+    """Write the first training images as raw shards, and return the settings that read them."""
+    fetcher, source = settings.fetcher(), scratch / "jpeg"
     source.mkdir()
-    count = min(len(fetcher), max(RAW_IMAGES, setting.batch_size))
+    count = min(len(fetcher), max(RAW_COPY_IMAGES, settings.batch_size))
     lines = ["path,patient,split"]
     for number in range(count):
         (source / f"{number}.jpg").write_bytes(fetcher.read(number))
         lines.append(f"{number}.jpg,{number},train")
     (scratch / "table.csv").write_text("\n".join(lines) + "\n")
     build(source, scratch / "raw", dataset="csv", table=scratch / "table.csv", encoding="raw",
-          size=setting.manifest.settings["size"])  # fmt: skip
-    return replace(setting, shards=scratch / "raw", manifest=read_manifest(scratch / "raw"))
+          size=settings.manifest.settings["size"])  # fmt: skip
+    return replace(settings, shards=scratch / "raw", manifest=read_manifest(scratch / "raw"))
 
 
-def _decode(setting: Setting, device: str) -> Iterator[int]:
-    return decode_batches(setting.fetcher(), setting.batches(), device=torch.device(device), threads=setting.threads)
-
-
-def _views(setting: Setting, maker: ViewBackend, device: str) -> Iterator[int]:
-    made = make_views(maker, setting.fetcher(), setting.batches(), augmentation=setting.augmentation, seed=0,
-                      device=torch.device(device), workers=setting.threads)  # fmt: skip
-    for view1, _ in made:
+def _views(settings: LoaderSettings, backend: ViewBackend, device: str) -> Iterator[int]:
+    views = make_views(backend, settings.fetcher(), settings.batches(), augmentation=settings.augmentation, seed=0,
+                       device=torch.device(device), workers=settings.threads)  # fmt: skip
+    for view1, _ in views:
         if device == "cuda":
             torch.cuda.synchronize()
         yield len(view1)
 
 
-def _read(setting: Setting) -> Iterator[int]:
-    return (len(contents) for _, contents in prefetch(setting.fetcher(), setting.batches()))
+def _decode(settings: LoaderSettings, device: str) -> Iterator[int]:
+    return decode_batches(settings.fetcher(), settings.batches(), device=torch.device(device), threads=settings.threads)
 
 
-def _turbojpeg(setting: Setting) -> Iterator[int]:
-    return rivals.turbojpeg(setting.fetcher(), setting.batches(), setting.threads)
+def _read(settings: LoaderSettings) -> Iterator[int]:
+    return (len(contents) for _, contents in prefetch(settings.fetcher(), settings.batches()))
 
 
-def _opencv(setting: Setting) -> Iterator[int]:
-    return rivals.opencv(setting.fetcher(), setting.batches(), setting.augmentation, setting.threads)
+def _turbojpeg(settings: LoaderSettings) -> Iterator[int]:
+    return baselines.turbojpeg(settings.fetcher(), settings.batches(), settings.threads)
 
 
-def _published(setting: Setting) -> Iterator[int]:
-    return rivals.published(setting.fetcher(), setting.augmentation, setting.batch_size, setting.threads)
+def _opencv(settings: LoaderSettings) -> Iterator[int]:
+    return baselines.opencv(settings.fetcher(), settings.batches(), settings.augmentation, settings.threads)
 
 
-def _stock_dali(setting: Setting) -> Iterator[int]:
-    return rivals.stock_dali(setting.shards, setting.manifest, setting.augmentation, setting.batch_size,
-                             setting.threads)
+def _published(settings: LoaderSettings) -> Iterator[int]:
+    return baselines.published(settings.fetcher(), settings.augmentation, settings.batch_size, settings.threads)
+
+
+def _stock_dali(settings: LoaderSettings) -> Iterator[int]:
+    return baselines.stock_dali(settings.shards, settings.manifest, settings.augmentation, settings.batch_size,
+                                settings.threads)
+
+
+_FUSED = partial(_views, backend="dali-fused", device="cpu")
+_TORCHVISION = partial(_views, backend="torchvision", device="cpu")
+# In the order of the printed table.
+JPEG_LOADERS: dict[str, Loader] = {
+    "decode": Loader(partial(_decode, device="cpu"), requires=("dali",)),
+    "decode-turbojpeg": Loader(_turbojpeg),
+    "read": Loader(_read),
+    "dali-fused": Loader(_FUSED, requires=("dali",)),
+    "dali-fused-raw": Loader(_FUSED, requires=("dali",), raw_copy=True),
+    "dali-stock": Loader(_stock_dali, requires=("dali",)),
+    "opencv": Loader(_opencv, requires=("opencv",)),
+    "torchvision": Loader(_TORCHVISION),
+    "published": Loader(_published),
+    "decode-gpu": Loader(partial(_decode, device="cuda"), "decode-gpu", ("dali", "gpu")),
+    "dali-gpu": Loader(partial(_views, backend="dali-stock", device="cuda"), "decode-gpu", ("dali", "gpu")),
+    "dali-fused-to-gpu": Loader(partial(_views, backend="dali-fused", device="cuda"), requires=("dali", "gpu")),
+}
+RAW_LOADERS: dict[str, Loader] = {
+    "dali-fused-raw": Loader(_FUSED, requires=("dali",)),
+    "read": Loader(_read),
+    "torchvision": Loader(_TORCHVISION),
+}

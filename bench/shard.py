@@ -1,17 +1,14 @@
-"""How fast does the sharder go, how far is it from decoding and encoding alone, and what memory does it take?
+"""Measure how fast the sharder is, how close that is to decoding and encoding alone, and how much memory it takes.
 
-python -m bench.shard. All rows read the same bytes in the same run, a turn each a round, so that what else the
-machine does falls on all of them alike.
+python -m bench.shard. All rows read the same bytes. They are interleaved: in each round every row is measured once, so
+that other load on the machine affects all of them alike.
 """
 
 from __future__ import annotations
 
-import csv
 import functools
 import io
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +20,8 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
-from bench.figures import ARCHIVE, make_place, spread, write_figures
+from bench.build_memory import measure_build_memory
+from bench.output import ARCHIVE, prepare_output_path, spread, write_results
 from shard.assignment import Row, ShardRows
 from shard.cli import check_numbers, run
 from shard.errors import InputError
@@ -36,15 +34,15 @@ from shard.record import UNFINISHED
 from shard.write_shard import Job, write_shard
 
 QUALITY = 95
-TURN_S = 1.0  # about what a row's turn takes
-# Name → (width, height), grain in grey levels, quality: a CheXpert-small image, a large one of smooth phantoms, and
-# a large one with film grain, which brings it to the 1.96 MB that CheXpert's images have on average.
+SECONDS_PER_ROUND = 1.0  # approximate, for each row
+# Name → (width, height), standard deviation of the grain in grey levels, JPEG quality. An image of CheXpert-small's
+# size; a large smooth phantom; a large phantom with film grain, near the mean of CheXpert's files (1.96 MB).
 SOURCES = {
     "390x320": ((390, 320), 0.0, 90),
     "2828x2320 smooth": ((2828, 2320), 0.0, 90),
     "2828x2320 grain": ((2828, 2320), 6.5, 90),
 }
-Turn = Callable[[], float]  # runs one turn, gives images/s
+MeasureRate = Callable[[], float]  # runs a row once and returns images/s
 
 
 def bench(
@@ -61,32 +59,34 @@ def bench(
     """
     check_numbers(rounds=(rounds, 1, 10**4), size=(size, 16, 4096), workers=(min(workers, default=0), 1, 4096),
                   memory_rows=(min(memory_rows, default=1), 1, 10**9))  # fmt: skip
-    make_place(json)
-    with tempfile.TemporaryDirectory(prefix="bench-shard-") as folder:
-        place = Path(folder)
-        files = {name: _make_sources(place, src, name) for name in SOURCES}
-        turns = {name: _rows(place, files[name], size, workers) for name in SOURCES}
-        rates: dict[str, dict[str, list[float]]] = {name: {row: [] for row in turns[name]} for name in turns}
+    prepare_output_path(json)
+    with tempfile.TemporaryDirectory(prefix="bench-shard-") as name:
+        folder = Path(name)
+        files = {source: _make_source(folder, src, source) for source in SOURCES}
+        rows = {source: _rows(folder, files[source], size, workers) for source in SOURCES}
+        rates: dict[str, dict[str, list[float]]] = {source: {row: [] for row in rows[source]} for source in rows}
         for _ in tqdm(range(rounds), desc="rounds", unit=" rounds", disable=None):
-            for name, rows in turns.items():
-                for row, turn in rows.items():
-                    rates[name][row].append(turn())
-        memory = [_measure_memory(place, files["390x320"], rows, max(workers)) for rows in memory_rows]
-    _report(rates, files, memory, size, json)
+            for source, measures in rows.items():
+                for row, measure_rate in measures.items():
+                    rates[source][row].append(measure_rate())
+        memory = [measure_build_memory(folder, files["390x320"], count, max(workers)) for count in memory_rows]
+    table = summarise_rates(rates, {source: _mean_kilobytes(contents) for source, contents in files.items()})
+    _print(table, memory, size)
+    write_results(json, {"size": size, "rows": table, "memory": memory})
 
 
-def _make_sources(place: Path, src: Path | None, name: str) -> list[bytes]:
-    """A dozen JPEGs of one source's size."""
+def _make_source(folder: Path, src: Path | None, name: str) -> list[bytes]:
+    """Return a dozen JPEGs of the size and grain of SOURCES[name]."""
     (width, height), grain, quality = SOURCES[name]
     if src is None:
-        drawn = place / "phantoms"
-        if not drawn.exists():
-            phantom(drawn, images=60, workers=1)
-        paths = sorted(drawn.glob("train/*/*/*_frontal.jpg"))[:12]
+        phantoms = folder / "phantoms"
+        if not phantoms.exists():
+            phantom(phantoms, images=60, workers=1)
+        paths = sorted(phantoms.glob("train/*/*/*_frontal.jpg"))[:12]
     else:
         paths = sorted(src.glob("**/*.jpg"))[:12]
     if not paths:
-        raise InputError(f"--src={src}: holds no *.jpg; name a folder of radiographs")
+        raise InputError(f"--src={src}: contains no *.jpg; name a folder of radiographs")
     rng = np.random.default_rng(0)
     contents = []
     for path in paths:
@@ -97,17 +97,21 @@ def _make_sources(place: Path, src: Path | None, name: str) -> list[bytes]:
     return contents
 
 
-def _rows(place: Path, contents: list[bytes], size: int, workers: tuple[int, ...]) -> dict[str, Turn]:
-    """What runs, by name; each turn handles the same images as often as fits its time."""
-    folder = Path(tempfile.mkdtemp(dir=place))
-    (folder / "out" / UNFINISHED).mkdir(parents=True)
+def _mean_kilobytes(contents: list[bytes]) -> float:
+    return sum(map(len, contents)) / len(contents) / 1e3
+
+
+def _rows(folder: Path, contents: list[bytes], size: int, workers: tuple[int, ...]) -> dict[str, MeasureRate]:
+    """Return the rows of one source by name. Each processes the same images as often as fits SECONDS_PER_ROUND."""
+    source = Path(tempfile.mkdtemp(dir=folder))
+    (source / "out" / UNFINISHED).mkdir(parents=True)
     names = [f"{number}.jpg" for number in range(len(contents))]
     for name, content in zip(names, contents, strict=True):
-        (folder / name).write_bytes(content)
-    small = [np.ascontiguousarray(load_grey(folder / name, size))[:, :, None] for name in names]
+        (source / name).write_bytes(content)
+    resized = [np.ascontiguousarray(load_grey(source / name, size))[:, :, None] for name in names]
 
     def plain(number: int) -> None:
-        image = Image.open(folder / names[number]).convert("L")
+        image = Image.open(source / names[number]).convert("L")
         scale = size / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)))
         image.save(io.BytesIO(), "JPEG", quality=QUALITY)
@@ -116,18 +120,18 @@ def _rows(place: Path, contents: list[bytes], size: int, workers: tuple[int, ...
         height, width, *_ = simplejpeg.decode_jpeg_header(contents[number])
         factor = choose_scale_denominator(width, height, size)
         simplejpeg.decode_jpeg(contents[number], "GRAY", min_height=-(-height // factor), min_width=-(-width // factor))
-        simplejpeg.encode_jpeg(small[number], quality=QUALITY, colorspace="GRAY")
+        simplejpeg.encode_jpeg(resized[number], quality=QUALITY, colorspace="GRAY")
 
-    one = _seconds(plain, len(names)) / len(names)
-    repeats = max(1, round(TURN_S / one / len(names)))
-    turns: dict[str, Turn] = {
+    seconds_per_image = _seconds(plain, len(names)) / len(names)
+    repeats = max(1, round(SECONDS_PER_ROUND / seconds_per_image / len(names)))
+    rows: dict[str, MeasureRate] = {
         "plain Pillow loop": lambda: repeats * len(names) / _seconds(plain, len(names), repeats),
         "decode + encode": lambda: repeats * len(names) / _seconds(limit, len(names), repeats),
     }
     for count in workers:
-        turn = functools.partial(_shard, folder, names, 2 * repeats, size, count)
-        turns[f"sharder, {count} worker{'s' * (count > 1)}"] = turn
-    return turns
+        measure_rate = functools.partial(_sharder_rate, source, names, 2 * repeats, size, count)
+        rows[f"sharder, {count} worker{'s' * (count > 1)}"] = measure_rate
+    return rows
 
 
 def _seconds(work: Callable[[int], None], count: int, repeats: int = 1) -> float:
@@ -138,16 +142,16 @@ def _seconds(work: Callable[[int], None], count: int, repeats: int = 1) -> float
     return time.perf_counter() - begun
 
 
-def _shard(folder: Path, names: list[str], repeats: int, size: int, workers: int) -> float:
-    """Images/s of writing shards; the first job of each worker, which waits for its start, is left out."""
+def _sharder_rate(source: Path, names: list[str], repeats: int, size: int, workers: int) -> float:
+    """Return images/s of writing shards. The first job of each worker, which includes its start-up, is excluded."""
     def job(stem: str, copies: int) -> Job:
         rows = [Row(f"{copy}_{name[:-4]}", name, "p", "", "", None, (1,) * len(CHEXPERT_FINDINGS))
                 for copy in range(copies) for name in names]  # fmt: skip
-        return Job(ShardRows(stem, "train", rows), CHEXPERT_FINDINGS, folder, folder / "out", size, "jpeg", QUALITY)
+        return Job(ShardRows(stem, "train", rows), CHEXPERT_FINDINGS, source, source / "out", size, "jpeg", QUALITY)
 
-    for done in (folder / "out" / UNFINISHED).iterdir():
-        done.unlink()  # or nothing would be left to do
-    # Each worker writes four shards: few enough for the rows of an hour, many enough to end together.
+    for record in (source / "out" / UNFINISHED).iterdir():
+        record.unlink()  # otherwise the jobs would count as finished
+    # Four shards for each worker: large enough to be typical, many enough for the workers to finish together.
     jobs = [job(f"warm-{number}", 1) for number in range(workers)]
     jobs += [job(f"turn-{number}", -(-repeats // 4)) for number in range(4 * workers)]
     images = sum(len(one.assigned.rows) for one in jobs[workers:])
@@ -160,75 +164,37 @@ def _shard(folder: Path, names: list[str], repeats: int, size: int, workers: int
     return images / (time.perf_counter() - begun)
 
 
-def _measure_memory(place: Path, contents: list[bytes], rows: int, workers: int) -> dict[str, int]:
-    """Peak megabytes of a real build of about 2,000 of so many rows: of its process, and of its largest worker."""
-    folder = Path(tempfile.mkdtemp(dir=place))
-    for number, content in enumerate(contents):
-        (folder / f"{number}.jpg").write_bytes(content)
-    with (folder / "table.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "key", "patient", "split", *CHEXPERT_FINDINGS])
-        for row in range(rows):
-            labels = [("1.0", "0.0", "-1.0", "")[(row + place) % 4] for place in range(len(CHEXPERT_FINDINGS))]
-            patient = f"patient{row % len(contents):05d}"  # a file is one patient's
-            key = f"train/{patient}/study{row // len(contents)}/view1_frontal.jpg"
-            table.writerow([f"{row % len(contents)}.jpg", key, patient, "train", *labels])
-    parts = max(1, rows // 2000)
-    command = [sys.executable, "-m", "shard", "build", str(folder), str(folder / "out"),
-               f"--table={folder / 'table.csv'}", f"--workers={workers}", "--part=0", f"--parts={parts}"]  # fmt: skip
-    begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    peak_main, peak_worker = 0, 0
-    while process.poll() is None:
-        peak_main = max(peak_main, _peak_mb(process.pid))
-        below = [worker for server in _children(process.pid) for worker in _children(server)]
-        peak_worker = max([peak_worker, *map(_peak_mb, below)])
-        time.sleep(0.05)
-    if process.returncode:
-        raise InputError(f"a build of {rows} rows ended with status {process.returncode}; its message is above")
-    return {"rows": rows, "process_mb": peak_main, "largest_worker_mb": peak_worker,
-            "seconds": round(time.perf_counter() - begun)}  # fmt: skip
+def summarise_rates(rates: dict[str, dict[str, list[float]]], kilobytes: dict[str, float]) -> list[dict[str, Any]]:
+    """Return each row's statistics, as written to JSON.
+
+    rates: source → row → images/s of each round. kilobytes: source → mean size of its files.
+    """
+    table: list[dict[str, Any]] = []
+    for source, rows in rates.items():
+        for name, values in rows.items():
+            table.append({
+                "source": source, "kilobytes": kilobytes[source], "name": name, "rounds": len(values),
+                "of_plain": _median_ratio(values, rows["plain Pillow loop"]), "images_per_s": spread(values),
+                "of_limit": _median_ratio(values, rows["decode + encode"]),
+            })  # fmt: skip
+    return table
 
 
-def _peak_mb(process: int) -> int:
-    """The most memory that a process ever held; 0 where that can't be told (it has ended, or there is no /proc)."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
+def _median_ratio(values: list[float], base: list[float]) -> float:
+    # Ratios are taken within each round, so that load on the machine affects both sides.
+    return statistics.median(value / other for value, other in zip(values, base, strict=True))
 
 
-def _children(process: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def _report(
-    rates: dict[str, dict[str, list[float]]], files: dict[str, list[bytes]], memory: list[dict[str, int]], size: int,
-    json: Path,
-) -> None:  # fmt: skip
-    rows: list[dict[str, Any]] = []
+def _print(table: list[dict[str, Any]], memory: list[dict[str, int]], size: int) -> None:
     print(f"\nshort side {size} px, quality {QUALITY}, {cores()} cores")
     print(f"{'source':18}{'kB':>6}  {'row':20}{'images/s':>10}{'low':>9}{'high':>9}{'× plain':>9}{'of limit':>10}")
-    for name, own in rates.items():
-        kilobytes = sum(map(len, files[name])) / len(files[name]) / 1e3
-        for row, values in own.items():
-            # Ratios are taken round by round, so that a slow minute of the machine falls on both sides.
-            plain, limit = (statistics.median(value / base for value, base in zip(values, own[base], strict=True))
-                            for base in ("plain Pillow loop", "decode + encode"))  # fmt: skip
-            median = statistics.median(values)
-            rows.append({"source": name, "kilobytes": kilobytes, "name": row, "rounds": len(values), "of_plain": plain,
-                         "images_per_s": spread(values),
-                         "of_limit": limit})  # fmt: skip
-            print(f"{name:18}{kilobytes:6.0f}  {row:20}{median:10.1f}{min(values):9.1f}{max(values):9.1f}"
-                  f"{plain:8.2f}×{limit:10.0%}")
-    for used in memory:
-        print(f"table of {used['rows']} rows: the process {used['process_mb']} MB at its peak, "
-              f"the largest worker {used['largest_worker_mb']} MB")
-    write_figures(json, {"size": size, "rows": rows, "memory": memory})
+    for row in table:
+        rate = row["images_per_s"]
+        print(f"{row['source']:18}{row['kilobytes']:6.0f}  {row['name']:20}{rate['median']:10.1f}{rate['low']:9.1f}"
+              f"{rate['high']:9.1f}{row['of_plain']:8.2f}×{row['of_limit']:10.0%}")  # fmt: skip
+    for build in memory:
+        print(f"table of {build['rows']} rows: peak memory {build['process_mb']} MB in the main process, "
+              f"{build['largest_worker_mb']} MB in the largest worker")  # fmt: skip
 
 
 if __name__ == "__main__":

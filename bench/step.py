@@ -1,7 +1,8 @@
-"""How many images/s does a whole training step give, and what is it waiting for?
+"""Measure how many images/s a complete training step processes, and what it waits for.
 
-python -m bench.step SHARDS. All rows train on the same shards in the same run, a turn each a round, in a process begun
-for it: together they would not fit into memory. Ours is the trainer's own code; the published loop is the study's.
+python -m bench.step SHARDS. All rows train on the same shards. They are interleaved: in each round every row is
+measured once, in a new process, because all models together would not fit into memory. "ours" is the trainer's own
+code; "published" is the published study's loop.
 """
 
 from __future__ import annotations
@@ -11,55 +12,37 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
-from torch import nn
 from tqdm import tqdm
 
-from bench.figures import ARCHIVE, make_place, spread, write_figures
-from bench.rivals import published_views
-from bench.runner import Runner, gpu_share
-from pipeline.augmentation import Augmentation, ViewDevice
+from bench.output import ARCHIVE, prepare_output_path, spread, write_results
+from bench.process import MeasuredProcess, gpu_share
+from bench.step_rows import Step, StepSettings, available_rows
 from pipeline.loader import has_dali
 from shard.cli import check_numbers, run
 from shard.errors import InputError
-from shard.fetch import Fetcher
 from shard.machine import cores
 from shard.manifest import read_manifest
-from train.config import Arch, Config, Precision, check_batch
-from train.device import autocast, resolve_device, resolve_precision
-from train.loss import nt_xent
-from train.model import PROJECTION
-from train.setup import set_up
-from train.step import forward_backward, update
+from train.config import Arch, check_batch
 
-EPOCHS = 100  # the published run's
+EPOCHS = 100  # of the published run
 PARTS = ("data", "forward_backward", "optimizer")
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one step took, in seconds."""
+class StepMeasurement:
+    """The steps of one round, and the fraction of time that the GPU was busy, None if unknown."""
 
-    images: int
-    data: float
-    forward_backward: float
-    optimizer: float
+    steps: list[Step]
+    gpu_share: float | None
 
-
-@dataclass(frozen=True)
-class Setting:
-    """What every row is given."""
-
-    shards: Path
-    arch: Arch
-    size: int
-    batch_size: int
-    workers: int
+    @property
+    def images_per_s(self) -> float:
+        """The rate over all steps."""
+        seconds = sum(step.data + step.forward_backward + step.optimizer for step in self.steps)
+        return sum(step.images for step in self.steps) / seconds
 
 
 def bench(
@@ -74,148 +57,69 @@ def bench(
     --seconds in each round, at least a step, after a warm-up step; median, low and high are over rounds. The hours are
     those of 100 epochs of CheXpert's 224,316 images at that rate.
     """
-    known = {"published": _published, "plain-amp": _plain_amp, "ours": _ours, "ours-compiled": _ours_compiled}
-    if torch.cuda.is_available() and has_dali():
-        known |= {"ours-cpu-views": partial(_ours, views="cpu"), "ours-gpu-views": partial(_ours, views="gpu")}
+    known = available_rows()
     check_numbers(rounds=(rounds, 1, 10**4), size=(size, 32, 4096), workers=(workers, 0, 4096),
                   batch_size=(batch_size, 2, 10**6), seconds=(seconds, 0, 3600))  # fmt: skip
     for row in rows:
         if row not in known:
             raise InputError(f"--rows={','.join(rows)}: no row {row!r}; there are {', '.join(known)}")
     check_batch(shards, batch_size)
-    read_manifest(shards)  # raises here, not in a row's process
+    read_manifest(shards)  # so that errors are raised here and not in a row's process
     if not has_dali() and (not rows or {"ours", "ours-compiled"} & set(rows)):
         print("ours: NVIDIA DALI is not installed (Linux only); torchvision makes its views", file=sys.stderr)
-    make_place(json)
-    setting = Setting(shards, arch, size, batch_size, workers or cores())
-    table = _measure({name: known[name] for name in rows or known}, setting, rounds, seconds)
-    print(f"\n{shards}: {arch}, {size} px, batch {batch_size}, {setting.workers} workers, {rounds} rounds\n")
+    prepare_output_path(json)
+    step_settings = StepSettings(shards, arch, size, batch_size, workers or cores())
+    table = _measure({name: known[name] for name in rows or known}, step_settings, rounds, seconds)
+    print(f"\n{shards}: {arch}, {size} px, batch {batch_size}, {step_settings.workers} workers, {rounds} rounds\n")
     _print(table)
-    settings = {"arch": arch, "size": size, "batch_size": batch_size, "workers": setting.workers, "rounds": rounds,
-                "seconds": seconds}  # fmt: skip
-    write_figures(json, {"settings": settings, "rows": table})
+    settings = {"arch": arch, "size": size, "batch_size": batch_size, "workers": step_settings.workers,
+                "rounds": rounds, "seconds": seconds}  # fmt: skip
+    write_results(json, {"settings": settings, "rows": table})
 
 
 def _measure(
-    rows: dict[str, Callable[[Setting], Iterator[Step]]], setting: Setting, rounds: int, seconds: float
+    rows: dict[str, Callable[[StepSettings], Iterator[Step]]], settings: StepSettings, rounds: int, seconds: float
 ) -> list[dict[str, Any]]:
-    turns = {name: list[Any]() for name in rows}
+    measurements = {name: list[StepMeasurement]() for name in rows}
     for _ in tqdm(range(rounds), desc="rounds", unit=" rounds", disable=None):
         for name, start in rows.items():
-            runner = Runner(start, (setting,), _turn)
+            process = MeasuredProcess(start, (settings,), _measure_steps)
             try:
-                turns[name].append(runner.turn(seconds))
+                measurements[name].append(process.measure(seconds))
             except RuntimeError as error:
-                raise InputError(f"row {name}: {error}; is there too little memory? Lower --batch-size, or leave it "
-                                 "out with --rows")  from error  # fmt: skip
+                raise InputError(f"row {name}: {error}; if memory is short, lower --batch-size, or omit the row by "
+                                 "naming the others with --rows") from error  # fmt: skip
             finally:
-                runner.end()
-    return [_summarise(name, turns[name], turns.get("published")) for name in rows]
+                process.close()
+    return [summarise_row(name, measurements[name], measurements.get("published")) for name in rows]
 
 
-def _turn(steps: Iterator[Step], seconds: float) -> tuple[list[Step], float | None]:
-    """The steps of some seconds, at least one, after one that warms up; and the share of the time the GPU worked."""
+def _measure_steps(steps: Iterator[Step], seconds: float) -> StepMeasurement:
+    """Take one step to warm up, then at least one, until `seconds` have passed."""
     next(steps)
-    made, begun = list[Step](), time.perf_counter()
-    while not made or time.perf_counter() - begun < seconds:
-        made.append(next(steps))
-    return made, gpu_share()
+    taken, begun = list[Step](), time.perf_counter()
+    while not taken or time.perf_counter() - begun < seconds:
+        taken.append(next(steps))
+    return StepMeasurement(taken, gpu_share())
 
 
-def _summarise(name: str, turns: list[Any], published: list[Any] | None) -> dict[str, Any]:
-    rates = [_rate(steps) for steps, _ in turns]
-    # Ratios are taken round by round, so that a slow minute of the machine falls on both sides.
-    ratios = [rate / _rate(steps) for rate, (steps, _) in zip(rates, published, strict=True)] if published else []
-    steps = [step for some, _ in turns for step in some]
+def summarise_row(
+    name: str, measurements: list[StepMeasurement], published: list[StepMeasurement] | None = None
+) -> dict[str, Any]:
+    """Return one row's statistics over rounds, as written to JSON. published: the published loop's measurements."""
+    rates = [one.images_per_s for one in measurements]
+    # Ratios are taken within each round, so that load on the machine affects both sides.
+    ratios = [rate / other.images_per_s for rate, other in zip(rates, published, strict=True)] if published else []
+    steps = [step for one in measurements for step in one.steps]
     total = sum(getattr(step, part) for step in steps for part in PARTS)
-    shares = [share for _, share in turns if share is not None]
+    gpu_shares = [one.gpu_share for one in measurements if one.gpu_share is not None]
     return {
         "name": name, "images_per_s": (rate := spread(rates)),
         "times_published": spread(ratios) if ratios else None,
         "shares": {part: sum(getattr(step, part) for step in steps) / total for part in PARTS},
-        "gpu_share": statistics.median(shares) if shares else None,
+        "gpu_share": statistics.median(gpu_shares) if gpu_shares else None,
         "hours": ARCHIVE * EPOCHS / rate["median"] / 3600, "steps": len(steps),
     }  # fmt: skip
-
-
-def _rate(steps: list[Step]) -> float:
-    seconds = sum(step.data + step.forward_backward + step.optimizer for step in steps)
-    return sum(step.images for step in steps) / seconds
-
-
-def _published(setting: Setting, precision: Precision = "fp32") -> Iterator[Step]:
-    """The study's loop: three channels, contiguous, PIL in workers, Adam as it comes."""
-    device = resolve_device("auto")
-    manifest = read_manifest(setting.shards)
-    augmentation = Augmentation(size=setting.size, mean=manifest.pixel_mean, std=manifest.pixel_std)
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(setting.arch, weights=None)
-    width = model.fc.in_features
-    model.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION))
-    model.to(device).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
-    scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
-    fetcher = Fetcher(setting.shards, manifest, "train")
-    batches = published_views(fetcher, augmentation, setting.batch_size, setting.workers)
-
-    def forward_and_backward(view1: torch.Tensor, view2: torch.Tensor) -> None:
-        with autocast(device, precision):
-            z1, z2 = model(torch.cat([view1, view2]).to(device)).chunk(2)
-        optimizer.zero_grad()
-        scaler.scale(nt_xent(z1, z2, 0.5)).backward()
-
-    def take_step() -> None:
-        scaler.step(optimizer)
-        scaler.update()
-
-    return _timed(batches, forward_and_backward, take_step)
-
-
-def _plain_amp(setting: Setting) -> Iterator[Step]:
-    device = resolve_device("auto")
-    return _published(setting, resolve_precision("auto", device) if device == "cuda" else "bf16")
-
-
-def _ours(setting: Setting, compile: bool = False, views: ViewDevice = "auto") -> Iterator[Step]:
-    """The trainer's own loader, model and step, as its settings ask by default."""
-    config = Config(shards=setting.shards, out=setting.shards / "none", dali=has_dali(), arch=setting.arch,
-                    size=setting.size, batch_size=setting.batch_size, workers=setting.workers,
-                    compile=compile, views=views)  # fmt: skip
-    config, _, _, loader, state = set_up(config)
-    state.model.train()
-
-    def epochs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        while True:
-            yield from loader
-
-    def work(view1: torch.Tensor, view2: torch.Tensor) -> None:
-        forward_backward(state, view1, view2, temperature=config.temperature, precision=config.precision)
-
-    return _timed(epochs(), work, lambda: update(state, lr=config.lr))
-
-
-def _ours_compiled(setting: Setting) -> Iterator[Step]:
-    return _ours(setting, compile=True)
-
-
-def _timed(
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]], work: Callable[[torch.Tensor, torch.Tensor], None],
-    take_step: Callable[[], None],
-) -> Iterator[Step]:  # fmt: skip
-    """Steps without end, each with the time of its parts. On a GPU each part is waited for, which a run never does."""
-    def clock() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    while True:
-        begun = clock()
-        view1, view2 = next(batches)
-        got = clock()
-        work(view1, view2)
-        worked = clock()
-        take_step()
-        yield Step(len(view1), got - begun, worked - got, clock() - worked)
 
 
 def _print(table: list[dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Submits the path from radiographs to the report as jobs that wait for one another, and says what to watch. Run again
-# after one of them failed, it goes on: what is finished is not done again, what was begun is gone on with.
+# Submits all steps from radiographs to the report as a chain of dependent jobs, and prints how to watch them. Run it
+# again after a failure: finished steps are skipped and unfinished ones resume.
 #
 #   SRC=/data/CheXpert-v1.0-small SHARDS=/scratch/shards RUN=/scratch/runs/a slurm/submit.sh
 #   SHARDS=/scratch/shards RUN=/scratch/runs/a slurm/submit.sh pretrain probe                   # some of the steps
@@ -8,50 +8,50 @@
 #
 # Steps: shard, pretrain or sweep, probe; by default shard pretrain probe.
 #
-# To set: SRC, SHARDS, RUN as in the scripts of those names, paths relative to where you are or absolute; the site's
-# settings in slurm/site.sh. Where wanted: SHARD_PARTS (16) and PROBE_PARTS (1), tasks of their arrays; SETTINGS or
-# SEEDS (5), a sweep's; SHARD_FLAGS, TRAIN_FLAGS, PROBE_FLAGS, as --size=320 or "--tasks='Edema,Lung Opacity'";
-# SHARD_OPTIONS, TRAIN_OPTIONS, PROBE_OPTIONS for sbatch, as "--time=12:00:00 --mem=32G". Leaves what the steps leave,
-# and all logs in RUN/logs.
+# Variables: SRC, SHARDS and RUN as in slurm/*.sbatch, with absolute or relative paths; the site's settings are in
+# slurm/site.sh. Optional: SHARD_PARTS (16) and PROBE_PARTS (1), the tasks of their arrays; SETTINGS or SEEDS (5) for a
+# sweep; SHARD_FLAGS, TRAIN_FLAGS, PROBE_FLAGS, such as --size=320 or "--tasks='Edema,Lung Opacity'"; SHARD_OPTIONS,
+# TRAIN_OPTIONS, PROBE_OPTIONS for sbatch, such as "--time=12:00:00 --mem=32G".
+# Output: that of the steps, and all logs in RUN/logs.
 set -euo pipefail
 
 # shellcheck source=slurm/job.sh
 source "$(dirname "${BASH_SOURCE[0]}")/job.sh"
 
-# job NAME TASKS SCRIPT gpu|cores FOLDER OPTION…: checks that Slurm would take a job or, the second time, submits it,
-# to begin when the last one is done. TASKS: of its array, 0 for a job by itself; FOLDER: where it writes.
+# job NAME TASKS SCRIPT gpu|cores FOLDER OPTION…: checks that Slurm would accept a job or, in the second pass, submits
+# it to start after the previous one. TASKS: of its array, 0 for a single job. FOLDER: its output folder.
 job() {
-    local name=$1 tasks=$2 script=$PWD/slurm/$3 on=$4 folder=$5 output=%x-%j array=
+    local name=$1 tasks=$2 script=$PWD/slurm/$3 resource=$4 folder=$5 log=%x-%j array=
     shift 5
     local options=("${CPU_OPTIONS[@]}" --gres=none)
-    [[ $on == cores ]] || options=("${GPU_OPTIONS[@]}")
+    [[ $resource == cores ]] || options=("${GPU_OPTIONS[@]}")
     if ((tasks)); then
         options+=(--array="0-$((tasks - 1))")
-        output=%x-%A_%a array=", $tasks tasks"
+        log=%x-%A_%a array=", $tasks tasks"
     fi
-    options+=(--job-name="cxr-$name" --output="$RUN/logs/$output.log" --comment="$mark$folder" --export=ALL "$@")
+    options+=(--job-name="cxr-$name" --output="$RUN/logs/$log.log" --comment="$mark$folder" --export=ALL "$@")
     if [[ $checking == yes ]]; then
-        sbatch --test-only "${options[@]}" "$script" >/dev/null 2>"$said" ||
-            die "$name: sbatch says: $(paste -sd ' ' "$said"); it was asked with ${options[*]}; see CPU_OPTIONS and" \
+        sbatch --test-only "${options[@]}" "$script" >/dev/null 2>"$errors" ||
+            die "$name: sbatch says: $(paste -sd ' ' "$errors"); its options were ${options[*]}; see CPU_OPTIONS and" \
                 "GPU_OPTIONS in $SITE; nothing was submitted"
         return
     fi
     if [[ -n $last ]]; then
         options+=(--dependency="$wait:$last" --kill-on-invalid-dep=yes)
     fi
-    if ! last=$(sbatch --parsable "${options[@]}" "$script" 2>"$said"); then
+    if ! last=$(sbatch --parsable "${options[@]}" "$script" 2>"$errors"); then
         [[ ${#ids[@]} -eq 0 ]] || scancel "${ids[@]}"
-        die "$name: sbatch says: $(paste -sd ' ' "$said"); the jobs before it were cancelled"
+        die "$name: sbatch says: $(paste -sd ' ' "$errors"); the previous jobs were cancelled"
     fi
-    last=${last%%;*} # where there are several clusters, the name of this one follows
+    last=${last%%;*} # on a federation of clusters, the name of this cluster follows
     ids+=("$last")
     steps+=("$name:$last")
     printf '  %-9s job %s%s\n' "$name" "$last" "$array"
 }
 
-unset MERGE PARTS FLAGS # of each job they are set below
+unset MERGE PARTS FLAGS # set below for each job
 
-# The jobs of a step.
+# Submits the jobs of a step.
 submit() {
     local options
     case $1 in
@@ -90,16 +90,16 @@ for step; do
     [[ $step =~ ^(shard|pretrain|sweep|probe)$ ]] || die "$step: no such step; there are shard, pretrain, sweep, probe"
 done
 [[ " $* " != *" pretrain "* || " $* " != *" sweep "* ]] ||
-    die "pretrain sweep: both write into RUN; name one, or submit them one by one with another RUN"
-wanted=() # each once, in their order
+    die "pretrain sweep: both write into RUN; name one, or submit them separately with another RUN"
+selected=() # each once, in order
 for step in shard pretrain sweep probe; do
-    [[ " $* " != *" $step "* ]] || wanted+=("$step")
+    [[ " $* " != *" $step "* ]] || selected+=("$step")
 done
-[[ -n ${SHARDS:-} ]] || die "set SHARDS to the folder of the shards, made by the step shard"
+[[ -n ${SHARDS:-} ]] || die "set SHARDS to the output folder of the step shard"
 [[ -n ${RUN:-} ]] || die "set RUN to the folder of the run"
-[[ $RUN != *%* ]] || die "RUN=$RUN: Slurm reads a % in the name of a log as its own; choose another name"
+[[ $RUN != *%* ]] || die "RUN=$RUN: Slurm expands a % in the name of a log; choose another name"
 
-# Ends where flags hold what jobs can't be given so.
+# Ends with an error if the flags contain relative paths or flags that the scripts set.
 check_flags() {
     local flag
     split_flags "$1"
@@ -107,71 +107,71 @@ check_flags() {
         [[ ! $flag =~ ^--(deidentify|table|imagenet[-_]weights|draws[-_]file|cache|resume)=([^/~].*)$ ||
             $flag =~ ^--resume=(auto|never)$ ]] || die "$flag: give an absolute path; jobs run in $PWD"
         [[ ! $flag =~ ^--(no)?(dali|shards|out|workers|parts?)(=.*)?$ ]] ||
-            die "$flag: the scripts set it, by SHARDS, RUN, SHARD_PARTS, PROBE_PARTS and --cpus-per-task; leave it out"
+            die "$flag: the scripts set it from SHARDS, RUN, SHARD_PARTS, PROBE_PARTS and --cpus-per-task; omit it"
     done
 }
 for given in "${SHARD_FLAGS:-}" "${TRAIN_FLAGS:-}" "${PROBE_FLAGS:-}"; do
     check_flags "$given"
 done
-if [[ -r $SHARDS/manifest.json && " ${wanted[*]} " == *" shard "* ]]; then
-    echo "$SHARDS has its manifest.json: not sharded again"
-    [[ -z ${SHARD_FLAGS:-} ]] || echo "SHARD_FLAGS=$SHARD_FLAGS: not looked at; for other shards name another folder"
-    mapfile -t wanted < <(printf '%s\n' "${wanted[@]}" | grep -vx shard)
-elif [[ " ${wanted[*]} " == *" shard "* ]]; then
-    [[ -n ${SRC:-} ]] || die "set SRC to the folder that holds the radiographs and their table"
+if [[ -r $SHARDS/manifest.json && " ${selected[*]} " == *" shard "* ]]; then
+    echo "$SHARDS/manifest.json exists: skipping the step shard"
+    [[ -z ${SHARD_FLAGS:-} ]] || echo "SHARD_FLAGS=$SHARD_FLAGS: ignored; for other shards name another folder"
+    mapfile -t selected < <(printf '%s\n' "${selected[@]}" | grep -vx shard)
+elif [[ " ${selected[*]} " == *" shard "* ]]; then
+    [[ -n ${SRC:-} ]] || die "set SRC to the folder with the radiographs and their table"
     [[ -d $SRC ]] || die "SRC=$SRC: no such folder"
 elif [[ ! -r $SHARDS/manifest.json ]]; then
     die "SHARDS=$SHARDS: no manifest.json there; run the step shard too"
 fi
-((${#wanted[@]})) || exit 0
+((${#selected[@]})) || exit 0
 shard_parts=${SHARD_PARTS:-16} probe_parts=${PROBE_PARTS:-1} runs=${SEEDS:-5}
-if [[ " ${wanted[*]} " == *" sweep "* && -n ${SETTINGS:-} ]]; then
+if [[ " ${selected[*]} " == *" sweep "* && -n ${SETTINGS:-} ]]; then
     [[ -r $SETTINGS ]] || die "SETTINGS=$SETTINGS: no such file"
     mapfile -t lines < <(grep -Ev '^[[:space:]]*(#|$)' "$SETTINGS")
     runs=${#lines[@]}
-    ((runs)) || die "SETTINGS=$SETTINGS: names no run; a line is a run's name and its flags"
+    ((runs)) || die "SETTINGS=$SETTINGS: names no run; write a run's name and its flags on each line"
     for line in "${lines[@]}"; do
         check_flags "$line"
     done
 fi
 for given in SHARD_PARTS="$shard_parts" PROBE_PARTS="$probe_parts" SEEDS="$runs"; do
-    [[ ${given#*=} =~ ^[1-9][0-9]*$ ]] || die "$given: wants a whole number from 1"
+    [[ ${given#*=} =~ ^[1-9][0-9]*$ ]] || die "$given: expects a whole number from 1"
 done
 export SRC SHARDS RUN SETTINGS SITE
-# Who submits at the same moment waits here, and then finds the jobs of who was first. (The lock ends with its owner.)
+# Concurrent submissions wait here, and then find the jobs of the first one. (The kernel releases the lock on exit.)
 exec 9>"${TMPDIR:-/tmp}/cxr-simclr-submit-$(id -u).lock"
 flock 9
-mark="cxr-simclr " # the comment of a job, with the folder where it writes
+mark="cxr-simclr " # prefix of a job's comment, which contains its output folder
 for folder in "$SHARDS" "$RUN"; do
     busy=$(squeue --me --noheader --format='%i|%k' |
-        awk -F'|' -v made="$mark$folder" '$2 == made {print $1}' | paste -sd ' ')
+        awk -F'|' -v comment="$mark$folder" '$2 == comment {print $1}' | paste -sd ' ')
     [[ -z $busy ]] ||
         die "$folder: jobs that write there are queued or running: $busy; watch them with squeue --me, or scancel them"
 done
 
-said=$(mktemp)
-trap 'rm -f "$said"' EXIT
+errors=$(mktemp)
+trap 'rm -f "$errors"' EXIT
 last='' wait=afterok ids=() steps=()
 for checking in yes no; do
     [[ $checking == yes ]] || mkdir -p "$RUN/logs"
-    for step in "${wanted[@]}"; do
+    for step in "${selected[@]}"; do
         submit "$step"
     done
     [[ $checking == no ]] || job chain 0 chain.sbatch cores "$RUN"
 done
 wait=afterany
 STEPS="${steps[*]}" job chain 0 chain.sbatch cores "$RUN"
-printf -v place %q "$RUN" # as a shell reads it, if there is a space in it
+printf -v quoted_run %q "$RUN" # quoted, as it may contain spaces
 cat <<EOF
 
-Each waits for the one before. If one fails, those after it are cancelled, and
-  $place/logs/cxr-chain-$last.log
-says which and why. When that is mended, run the same command again: it goes on.
+Each job waits for the previous one. If one fails, the later ones are cancelled, and
+  $quoted_run/logs/cxr-chain-$last.log
+reports which and why. Fix the cause and run the same command again: it resumes.
 
 Watch:   squeue --me
-         tail -f $place/logs/*.log
-$(if [[ " ${wanted[*]} " == *" pretrain "* || " ${wanted[*]} " == *" sweep "* ]]; then
-    echo "         ${PYTHON[*]} -m train status $place"
+         tail -f $quoted_run/logs/*.log
+$(if [[ " ${selected[*]} " == *" pretrain "* || " ${selected[*]} " == *" sweep "* ]]; then
+    echo "         ${PYTHON[*]} -m train status $quoted_run"
 fi)
 Stop:    scancel ${ids[*]}
 EOF

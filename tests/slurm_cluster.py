@@ -1,5 +1,7 @@
-"""A private Slurm cluster for tests: real daemons of Debian's slurm-wlm and munge, several nodes on one machine, in one
-folder and on free ports of this machine alone."""
+"""A private Slurm cluster for tests: real daemons of Debian's slurm-wlm and munge, with several nodes on one machine.
+
+All files are in one temporary folder, and the daemons listen on free local ports.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from pathlib import Path
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 DAEMONS = ("slurmctld", "slurmd", "munged", "srun", "sbatch")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
-# A requeued job waits until its credential has expired: 120 s as Slurm comes, 5 is the least.
+# A requeued job waits until its credential expires: by default 120 s; 5 s is the minimum.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -56,16 +58,16 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str:
-    """Why no cluster can be started here; nothing where one can."""
-    lacking = [name for name in DAEMONS if shutil.which(name, path=PATH) is None]
-    return f"no {' and no '.join(lacking)} here; on Debian: apt install slurm-wlm munge" if lacking else ""
+    """Return why no cluster can be started here, or an empty string."""
+    absent = [name for name in DAEMONS if shutil.which(name, path=PATH) is None]
+    return f"no {' and no '.join(absent)} here; on Debian: apt install slurm-wlm munge" if absent else ""
 
 
 class Cluster:
-    """A cluster that runs from start() to stop(), with `nodes` nodes of `cpus` cores and a pretended GPU each."""
+    """A cluster of `nodes` nodes, each with `cpus` cores and a fake GPU. It runs from start() to stop()."""
 
     def __init__(self, nodes: int = 2, cpus: int = 4) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # sockets want a short path
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # sockets need a short path
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self._daemons = list[subprocess.Popen[bytes]]()
         ports = _free_ports(nodes + 1)
@@ -75,8 +77,8 @@ class Cluster:
         config = CONFIG.format(host=host, ports=ports, user=getpass.getuser(), folder=self.folder,
                                nodes="\n".join(lines))  # fmt: skip
         (self.folder / "slurm.conf").write_text(config)
-        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/zero\n")  # a device that is there, and is none
-        # Slurm 22.05 looks for a cgroup plugin even where nothing uses it.
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/zero\n")  # a device that exists but is no GPU
+        # Slurm 22.05 loads a cgroup plugin even if nothing uses it.
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         (self.folder / "ctld").mkdir()
         key = self.folder / "munge.key"
@@ -87,18 +89,18 @@ class Cluster:
     def start(self) -> None:
         """Start the daemons and wait until all nodes are idle."""
         files = {name: self.folder / f"munge.{name}" for name in ("key", "sock", "pid", "log", "seed")}
-        self._begin("munged", "--foreground", "--force", "--num-threads=2", f"--key-file={files['key']}",
+        self._start_daemon("munged", "--foreground", "--force", "--num-threads=2", f"--key-file={files['key']}",
                     f"--socket={files['sock']}", f"--pid-file={files['pid']}", f"--log-file={files['log']}",
                     f"--seed-file={files['seed']}")  # fmt: skip
         wait_until(files["sock"].exists, 10, "munged to listen")
-        self._begin("slurmctld", "-D")
+        self._start_daemon("slurmctld", "-D")
         for name in self.nodes:
-            self._begin("slurmd", "-D", "-N", name)
+            self._start_daemon("slurmd", "-D", "-N", name)
         wait_until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T", check=False).split() == ["idle"] * len(self.nodes),
                    30, "all nodes to be idle")  # fmt: skip
 
     def stop(self) -> None:
-        """Cancel what runs, end the daemons, remove the folder."""
+        """Cancel all jobs, stop the daemons and remove the folder."""
         self.run("scancel", "--quiet", f"--user={getpass.getuser()}", check=False)
         wait_until(lambda: not self.run("squeue", "-h", check=False), 20, "all jobs to end")
         for daemon in reversed(self._daemons):
@@ -110,7 +112,7 @@ class Cluster:
                 daemon.kill()
         shutil.rmtree(self.folder)
 
-    def _begin(self, *command: str) -> None:
+    def _start_daemon(self, *command: str) -> None:
         with (self.folder / "daemons.log").open("ab") as log:
             self._daemons.append(subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log,
                                                   stderr=log, start_new_session=True))  # fmt: skip
@@ -119,60 +121,60 @@ class Cluster:
         self, *command: str | Path, check: bool = True, cwd: Path | None = None,
         given: Mapping[str, object] | None = None,
     ) -> str:  # fmt: skip
-        """What a command prints; given: further variables of its environment."""
+        """Run a command and return its output. given: additional environment variables. check: assert success."""
         environment = {**self.environment, **{name: str(value) for name, value in (given or {}).items()}}
         done = subprocess.run([str(word) for word in command], env=environment, cwd=cwd, text=True, capture_output=True)
         assert not check or done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout if check else done.stdout + done.stderr
 
     def submit(self, *options: str | Path, cwd: Path | None = None, **given: object) -> str:
-        """The number of a job submitted by sbatch."""
+        """Submit a job with sbatch and return its id."""
         return self.run("sbatch", "--parsable", *options, cwd=cwd, given=given).strip()
 
     def show(self, job: str) -> dict[str, str]:
-        """What scontrol says of a job or one task, by name."""
+        """Return the properties of a job or task, as scontrol reports them."""
         text = self.run("scontrol", "--oneliner", "show", "job", job)
         return dict(re.findall(r"(\S+?)=(\S*)", text.splitlines()[0]))
 
     def states(self, job: str) -> set[str]:
-        """The states of a job's tasks."""
+        """Return the states of a job's tasks."""
         return set(re.findall(r" JobState=(\S+)", self.run("scontrol", "--oneliner", "show", "job", job)))
 
     def wait(self, job: str, state: str, seconds: float = 120) -> None:
-        """Wait until a job, all its tasks, has come to a state. Fails where it ended in another."""
-        def there() -> bool:
-            found = self.states(job)
-            assert not found & ENDED - {state}, f"job {job}: {found}, not {state}"
-            return found == {state}
+        """Wait until all tasks of a job are in `state`. Fails if a task ends in another state."""
+        def is_reached() -> bool:
+            states = self.states(job)
+            assert not states & ENDED - {state}, f"job {job}: {states}, not {state}"
+            return states == {state}
 
-        wait_until(there, seconds, f"job {job} to be {state}")
+        wait_until(is_reached, seconds, f"job {job} to be {state}")
 
-    def processes(self, job: str, begins: str) -> list[int]:
-        """The processes of a job whose command line begins so."""
-        mine = f"SLURM_JOB_ID={self.show(job)['JobId']}"
-        found = []
+    def processes(self, job: str, prefix: str) -> list[int]:
+        """Return the ids of a job's processes whose command line starts with `prefix`."""
+        variable = f"SLURM_JOB_ID={self.show(job)['JobId']}"
+        processes = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 variables = (process / "environ").read_bytes().decode(errors="replace").split("\0")
-            except OSError:  # it has ended meanwhile
+            except OSError:  # it has ended since
                 continue
-            if mine in variables and command.startswith(begins):
-                found.append(int(process.name))
-        return found
+            if variable in variables and command.startswith(prefix):
+                processes.append(int(process.name))
+        return processes
 
-    def kill(self, job: str, begins: str) -> None:
-        """kill -9 those processes."""
-        found = self.processes(job, begins)
-        assert found, f"job {job}: no process {begins}"
-        for process in found:
+    def kill(self, job: str, prefix: str) -> None:
+        """Send SIGKILL to a job's processes whose command line starts with `prefix`."""
+        processes = self.processes(job, prefix)
+        assert processes, f"job {job}: no process {prefix}"
+        for process in processes:
             os.kill(process, signal.SIGKILL)
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float, what: str) -> None:
-    """Look again and again; fails when it has not come true in that time."""
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Poll a condition. Fails if it does not hold within `seconds`."""
     end = time.monotonic() + seconds
-    while not is_so():
+    while not condition():
         assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
         time.sleep(0.1)
 

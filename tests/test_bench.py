@@ -1,206 +1,207 @@
-"""bench.io and bench.shard run and write what others read; no figure is asserted."""
+"""bench.io, bench.shard, bench.step, bench.memory and bench.gpu_check: their statistics, output and errors."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from bench import memory, step
-from bench.gpu_check import Check, page
+from bench import io, memory, shard, step
+from bench.gpu_check import Check, render_page
 from bench.gpu_check import check as gpu_check
-from bench.io import bench as bench_io
-from bench.rows import Setting, jpeg_rows
-from bench.runner import Runner
-from bench.shard import bench as bench_shard
+from bench.process import LoaderMeasurement, MeasuredProcess
+from bench.rows import JPEG_LOADERS, RAW_LOADERS, LoaderSettings, Row, available_loaders, choose_rows
+from bench.step_rows import Step, StepSettings, available_rows
 from pipeline.augmentation import Augmentation
 from pipeline.loader import has_dali
-from pipeline.preview import plot_preview, preview
 from shard.errors import InputError
-from shard.read import read_labels
 from tests.conftest import Shards, run_module
 
-ROWS = {"torchvision", "published", "opencv", "read", "decode-turbojpeg",
-        *(["decode", "dali-fused", "dali-stock"] if has_dali() else [])}  # fmt: skip
+CPU_LOADERS = {"decode-turbojpeg", "read", "opencv", "torchvision", "published",
+               *(["decode", "dali-fused", "dali-fused-raw", "dali-stock"] if has_dali() else [])}  # fmt: skip
 
 
-def test_every_row_of_bench_io_makes_batches(shards: Shards) -> None:
-    """In this process; the command below starts one for each of its rows."""
-    setting = Setting(shards.folder, shards.manifest, Augmentation(size=32), batch_size=8, threads=1)
-    rows = jpeg_rows(setting)
-    assert {row.name for row in rows} >= ROWS
-    for row in rows:
-        assert list(islice(row.start(*row.arguments), 12)) == [8] * 12, row.name  # more than an epoch
+def settings_for(shards: Shards) -> LoaderSettings:
+    return LoaderSettings(shards.folder, shards.manifest, Augmentation(size=32), batch_size=8, threads=1)
 
 
-def test_bench_io_prints_writes_and_draws(shards: Shards, tmp_path: Path) -> None:
+def test_each_loader_yields_full_batches_for_more_than_an_epoch(shards: Shards) -> None:
+    loaders = available_loaders("jpeg")
+    assert loaders.keys() >= CPU_LOADERS
+    for name, loader in loaders.items():
+        assert list(islice(loader.start(settings_for(shards)), 12)) == [8] * 12, name
+
+
+def test_raw_shards_have_no_decoding_limit_and_no_baselines(raw_shards: Shards, tmp_path: Path) -> None:
+    rows = [row.name for row in choose_rows(settings_for(raw_shards), tmp_path, ())]
+    assert rows == ["dali-fused-raw", "read", "torchvision"][not has_dali() :]
+
+
+def test_io_summary_matches_figures_worked_out_by_hand(shards: Shards) -> None:
+    def row(name: str, *measurements: LoaderMeasurement) -> Row:
+        loader = {**JPEG_LOADERS, **RAW_LOADERS}[name]
+        return Row(name, loader, settings_for(shards), None, list(measurements), cold_images_per_s=7.0)
+
+    waits = [float(number) for number in range(100)]
+    decode = row("decode", LoaderMeasurement(400.0, 1.0, [1.0], 50.0, None))
+    fused = row("dali-fused", LoaderMeasurement(304.0, 2.0, waits[50:], 80.0, 0.5),
+                LoaderMeasurement(300.0, 3.0, waits[:50], 90.0, 0.9), LoaderMeasurement(310.0, 5.0, [], 70.0, 0.6))
+    _, summary = io.summarise_rows([decode, fused])
+    assert summary["images_per_s"] == {"median": 304.0, "low": 300.0, "high": 310.0}
+    assert summary["share_of_decode"] == 304 / 400
+    assert summary["times_published"] == 2.0  # the published run processed 152 images/s
+    assert summary["cpu_ms"] == 3.0 and summary["cores_to_feed_gpu"] == pytest.approx(0.003 * 1400)
+    assert summary["wait_ms"] == {"p50": 50.0, "p99": 99.0}
+    assert summary["peak_mb"] == 90.0 and summary["gpu_share"] == 0.6 and summary["cold_images_per_s"] == 7.0
+    (alone,) = io.summarise_rows([fused])
+    assert alone["share_of_decode"] is None
+
+
+def test_bench_io_measures_the_chosen_rows(shards: Shards, tmp_path: Path) -> None:
     out, plot = tmp_path / "new" / "io.json", tmp_path / "io.png"
-    wanted = {"decode", "dali-fused", "dali-fused-raw"} if has_dali() else {"torchvision"}
+    names = {"decode", "dali-fused", "dali-fused-raw"} if has_dali() else {"torchvision"}
     done = run_module("bench.io", str(shards.folder), f"--json={out}", f"--plot={plot}", "--rounds=2", "--threads=1",
                       "--seconds=0.05", "--batch-size=8", "--size=32",
-                      f"--backends={','.join(wanted - {'decode'})},")  # fmt: skip
+                      f"--backends={','.join(names - {'decode'})},")  # fmt: skip
     assert done.returncode == 0, done.stderr
     content = json.loads(out.read_text())
-    rows = {row["name"]: row for row in content["rows"]}
-    assert set(rows) == wanted
-    for name, row in rows.items():
+    assert {row["name"] for row in content["rows"]} == names
+    for row in content["rows"]:
         rates, waits = row["images_per_s"], row["wait_ms"]
-        assert 0 < rates["low"] <= rates["median"] <= rates["high"] and name in done.stdout
+        assert 0 < rates["low"] <= rates["median"] <= rates["high"] and row["name"] in done.stdout
         assert 0 < waits["p50"] <= waits["p99"] and row["cpu_ms"] > 0 and row["peak_mb"] > 50
         assert row["cold_images_per_s"] > 0 and len(row["rounds"]) == 2
-        if has_dali():
-            share = rates["median"] / rows["decode"]["images_per_s"]["median"]
-            assert row["share_of_decode"] == pytest.approx(share)
     assert {"cpu", "cores", "torch", "dali", "numba", "opencv", "commit"} <= set(content["machine"])
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.skipif(not has_dali(), reason="NVIDIA DALI is not installed")
-def test_bench_io_measures_the_rows_asked_for(raw_shards: Shards, tmp_path: Path) -> None:
-    out = tmp_path / "io.json"
-    done = run_module("bench.io", str(raw_shards.folder), f"--json={out}", "--backends=dali-fused-raw", "--rounds=1",
-                      "--threads=1", "--seconds=0.05", "--batch-size=8", "--size=32")  # fmt: skip
-    assert done.returncode == 0 and "rivals" in done.stderr, done.stderr
-    (row,) = json.loads(out.read_text())["rows"]
-    assert row["name"] == "dali-fused-raw" and row["share_of_decode"] is None
-
-
-def test_bench_io_names_a_row_that_is_none(shards: Shards, tmp_path: Path) -> None:
+def test_bench_io_refuses_an_unknown_row(shards: Shards, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no row 'dali-fussed' here; there are"):
-        bench_io(shards.folder, backends=("dali-fussed",), json=tmp_path / "io.json")
+        io.bench(shards.folder, backends=("dali-fussed",), json=tmp_path / "io.json")
     assert not (tmp_path / "io.json").exists()
 
 
-def test_bench_io_says_when_a_row_fails(shards: Shards) -> None:
-    """A row's process that dies, or raises, ends the bench with its reason."""
-    runner = Runner(_fail, ("the reason",))
+def test_measured_process_reports_how_it_failed() -> None:
+    process = MeasuredProcess(raise_after_one, ("the reason",))
     with pytest.raises(RuntimeError, match="ValueError: the reason"):
-        runner.turn(0.1)
-    runner.end()
-    runner = Runner(_die, ())
+        process.measure(0.1)
+    process.close()
+    process = MeasuredProcess(exit_after_one, ())
     with pytest.raises(RuntimeError, match="ended with 3"):
-        runner.turn(0.1)
-    runner.end()
+        process.measure(0.1)
+    process.close()
 
 
-def _fail(reason: str) -> Iterator[int]:
+def raise_after_one(reason: str) -> Iterator[int]:
     yield 1
     raise ValueError(reason)
 
 
-def _die() -> Iterator[int]:
+def exit_after_one() -> Iterator[int]:
     yield 1
     os._exit(3)
 
 
-def test_preview_draws_a_png_and_prints_the_parameters(
-    shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_sharder_ratios_are_taken_within_each_round() -> None:
+    """The machine was half as fast in the second round, for all rows."""
+    rates = {"390x320": {"plain Pillow loop": [10.0, 5.0, 10.0], "decode + encode": [40.0, 20.0, 40.0],
+                         "sharder, 1 worker": [30.0, 15.0, 31.0]}}  # fmt: skip
+    *_, sharder = shard.summarise_rates(rates, {"390x320": 19.0})
+    assert sharder == {
+        "source": "390x320", "kilobytes": 19.0, "name": "sharder, 1 worker", "rounds": 3, "of_plain": 3.0,
+        "images_per_s": {"median": 30.0, "low": 15.0, "high": 31.0}, "of_limit": 0.75,
+    }  # fmt: skip
+
+
+def test_bench_shard_measures_every_row_and_the_memory_of_a_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preview(shards.folder, out=tmp_path / "views.png", images=2, size=64)
-    assert (tmp_path / "views.png").read_bytes().startswith(b"\x89PNG")
-    said = capsys.readouterr().out
-    assert len(re.findall(r"view [12]: crop \d+×\d+ at \d+,\d+.*blur [\d.]+ px, brightness [\d.]+", said)) == 4
-    assert "torchvision" in said and (not has_dali() or "dali-fused, dali-stock" in said)
-
-
-def test_preview_says_which_second_views_are_of_a_partner(partner_shards: Shards) -> None:
-    folder, manifest = partner_shards.folder, partner_shards.manifest
-    patient_of = read_labels(folder, manifest, ("train",)).set_index("key")["patient"]
-
-    def pairs(probability: float) -> list[tuple[str, str]]:
-        _, said = plot_preview(folder, Augmentation(size=32, patient_positive=probability), images=8, seed=0)
-        return re.findall(r"^(\S+) view 2 \(of (\S+)\): ", "\n".join(said), re.MULTILINE)
-
-    assert not pairs(0.0) and len(found := pairs(1.0)) > 2
-    assert all(one != other and patient_of[one] == patient_of[other] for one, other in found)
-
-
-def test_bench_shard_prints_every_row_and_writes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("bench.shard.TURN_S", 0.02)
-    monkeypatch.setattr("bench.shard.SOURCES", {"390x320": ((390, 320), 0.0, 90), "1000x800": ((1000, 800), 3.0, 90)})
-    bench_shard(size=64, rounds=2, workers=(1, 2), memory_rows=(50, 5000), json=tmp_path / "new" / "shard.json")
-    page, content = capsys.readouterr().out, json.loads((tmp_path / "new" / "shard.json").read_text())
-    rows = {(row["source"], row["name"]): row for row in content["rows"]}
-    assert len(rows) == 8 and all(page.count(name) >= 2 for _, name in rows)
-    for (_, name), row in rows.items():
+    monkeypatch.setattr(shard, "SECONDS_PER_ROUND", 0.02)
+    monkeypatch.setattr(shard, "SOURCES", {"390x320": ((390, 320), 0.0, 90), "1000x800": ((1000, 800), 3.0, 90)})
+    shard.bench(size=64, rounds=2, workers=(1, 2), memory_rows=(50, 5000), json=tmp_path / "new" / "shard.json")
+    content = json.loads((tmp_path / "new" / "shard.json").read_text())
+    assert [(row["source"], row["name"]) for row in content["rows"]] == [
+        (source, name) for source in ("390x320", "1000x800")
+        for name in ("plain Pillow loop", "decode + encode", "sharder, 1 worker", "sharder, 2 workers")]  # fmt: skip
+    for row in content["rows"]:
         rate = row["images_per_s"]
         assert 0 < rate["low"] <= rate["median"] <= rate["high"] and row["rounds"] == 2
-        assert row["of_plain"] == 1 or name != "plain Pillow loop"
-    assert [used["rows"] for used in content["memory"]] == [50, 5000]
-    assert all(20 < used["process_mb"] < 1000 for used in content["memory"]) or not Path("/proc/self").exists()
+    assert [build["rows"] for build in content["memory"]] == [50, 5000]
+    assert all(20 < build["process_mb"] < 1000 for build in content["memory"]) or not Path("/proc/self").exists()
 
 
-def test_bench_shard_names_a_folder_without_images(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no \*\.jpg"):
-        bench_shard(src=tmp_path, json=tmp_path / "shard.json")
+def test_bench_shard_refuses_a_folder_without_images(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"contains no \*\.jpg"):
+        shard.bench(src=tmp_path, json=tmp_path / "shard.json")
     assert not (tmp_path / "shard.json").exists()
 
 
-@pytest.mark.parametrize("start", [step._published, step._plain_amp, step._ours])
-def test_every_row_of_bench_step_trains(shards: Shards, start: Any) -> None:
-    steps = list(islice(start(step.Setting(shards.folder, "resnet18", 32, 8, 1)), 2))
+@pytest.mark.parametrize("name", ["published", "plain-amp", "ours"])
+def test_each_training_loop_times_every_part_of_a_step(shards: Shards, name: str) -> None:
+    steps = list(islice(available_rows()[name](StepSettings(shards.folder, "resnet18", 32, 8, 1)), 2))
     assert all(one.images == 8 and min(one.data, one.forward_backward, one.optimizer) > 0 for one in steps)
 
 
-def test_bench_step_prints_and_writes(shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_step_summary_matches_figures_worked_out_by_hand() -> None:
+    """The machine was half as fast in the second round, for both rows."""
+    def measured(*seconds: float) -> step.StepMeasurement:
+        return step.StepMeasurement([Step(64, *seconds)], None)
+
+    row = step.summarise_row("ours", [measured(0.1, 0.6, 0.3), measured(0.2, 1.2, 0.6)],
+                             [measured(0.0, 4.0, 0.0), measured(0.0, 8.0, 0.0)])  # fmt: skip
+    assert row["images_per_s"] == pytest.approx({"median": 48.0, "low": 32.0, "high": 64.0})
+    assert row["times_published"] == pytest.approx({"median": 4.0, "low": 4.0, "high": 4.0})
+    assert row["shares"] == pytest.approx({"data": 0.1, "forward_backward": 0.6, "optimizer": 0.3})
+    assert row["hours"] == pytest.approx(224_316 * 100 / 48 / 3600) and row["steps"] == 2
+
+
+def test_bench_step_measures_the_chosen_row(shards: Shards, tmp_path: Path) -> None:
     step.bench(shards.folder, rows=("ours",), arch="resnet18", size=32, batch_size=8, workers=1, rounds=1, seconds=0.01,
                json=tmp_path / "new" / "step.json")  # fmt: skip
     (row,) = json.loads((tmp_path / "new" / "step.json").read_text())["rows"]
-    rate = row["images_per_s"]
-    assert 0 < rate["low"] <= rate["median"] <= rate["high"] and row["times_published"] is None
-    assert sum(row["shares"].values()) == pytest.approx(1)
-    assert row["hours"] == pytest.approx(224_316 * 100 / rate["median"] / 3600)
-    assert "hours = 224,316 images × 100 epochs ÷ images/s ÷ 3,600" in capsys.readouterr().out
+    assert row["name"] == "ours" and row["images_per_s"]["median"] > 0 and row["times_published"] is None
+
+
+def test_bench_step_refuses_an_unknown_row(shards: Shards) -> None:
     with pytest.raises(InputError, match="no row 'our'; there are published, plain-amp, ours, ours-compiled"):
         step.bench(shards.folder, rows=("our",), batch_size=8)
 
 
-def test_bench_step_takes_ratios_round_by_round() -> None:
-    """A round in which the machine was half as fast for both counts as any other."""
-    def turn(seconds: float) -> Any:
-        return [step.Step(64, 0.0, seconds, 0.0)], None
-
-    row = step._summarise("ours", [turn(1.0), turn(2.0)], [turn(4.0), turn(8.0)])
-    assert row["times_published"] == {"median": 4.0, "low": 4.0, "high": 4.0}
-
-
-def test_bench_memory_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_memory_measures_batches_in_ascending_order(tmp_path: Path) -> None:
     memory.bench(batches=(16, 4), modes=("micro-batch",), micro_batch=4, arch="resnet18", size=32,
                  json=tmp_path / "memory.json")  # fmt: skip
     rows = json.loads((tmp_path / "memory.json").read_text())["rows"]
     assert [row["batch"] for row in rows] == [4, 16]
     assert all(row["peak_mb"] > 100 and row["images_per_s"] > 0 for row in rows)
-    assert "micro-batch" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"--batches=4,6: 6 is no multiple of --micro-batch=4"):
+
+
+def test_bench_memory_refuses_a_batch_that_micro_batches_do_not_divide() -> None:
+    with pytest.raises(InputError, match=r"--batches=4,6: 6 is not a multiple of --micro-batch=4"):
         memory.bench(batches=(4, 6), micro_batch=4)
 
 
-def test_bench_memory_does_not_try_what_cannot_fit() -> None:
-    before = [{"batch": 64, "peak_mb": 100.0}, {"batch": 128, "peak_mb": 180.0}, {"batch": 256, "peak_mb": None}]
-    assert memory._estimate(512, before) == 180 + 1.25 * 384
-    assert memory._estimate(128, before[:1]) == 0
-    known = [{"batch": 1, "peak_mb": 1e9}, {"batch": 2, "peak_mb": 2e9}]
-    row = memory._row("plain", 3, known, 1, "resnet18", 32)
+def test_bench_memory_skips_a_batch_that_would_not_fit() -> None:
+    previous = [{"batch": 64, "peak_mb": 100.0}, {"batch": 128, "peak_mb": 180.0}, {"batch": 256, "peak_mb": None}]
+    assert memory.estimate_peak_mb(512, previous) == 180 + 1.25 * 384
+    assert memory.estimate_peak_mb(128, previous[:1]) == 0
+    huge = [{"batch": 1, "peak_mb": 1e9}, {"batch": 2, "peak_mb": 2e9}]
+    row = memory.measure_row("plain", 3, huge, 1, "resnet18", 32)
     assert row["peak_mb"] is None and row["estimate_mb"] == 3e9 > row["there_mb"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here: make gpu-check is run by hand")
-def test_gpu_check_wants_a_gpu(tmp_path: Path) -> None:
+def test_gpu_check_refuses_a_machine_without_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no GPU: PyTorch sees none here"):
         gpu_check(out=tmp_path / "docs")
     assert not (tmp_path / "docs").exists()
 
 
-def test_the_page_of_gpu_check_says_what_failed() -> None:
-    text = page([Check("tests", "python -m pytest", True, 3.2, "5 passed"), Check("views", "x", False, 1, "late")],
-                {"gpu": "H100"})  # fmt: skip
+def test_gpu_check_page_marks_failed_checks() -> None:
+    text = render_page([Check("tests", "python -m pytest", True, 3.2, "5 passed"),
+                        Check("views", "x", False, 1, "late")], {"gpu": "H100"})  # fmt: skip
     assert "- gpu: H100" in text and "## tests: ok" in text and "## views: FAILED" in text and "5 passed" in text

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.figures import make_place
+from bench.output import prepare_output_path
 from shard.errors import InputError
 from tests.conftest import ROOT, Shards
 
@@ -94,4 +94,4 @@ def test_training_with_read_only_code_and_no_home(shards: Shards, tmp_path: Path
 
 def test_benchmark_refuses_an_unwritable_result_before_it_measures() -> None:
     with pytest.raises(InputError, match=r"^/proc/b\.json: .*; name a file in another folder$"):
-        make_place(Path("/proc/b.json"))
+        prepare_output_path(Path("/proc/b.json"))

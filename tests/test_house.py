@@ -46,7 +46,7 @@ def test_packages_import_lower_packages_only() -> None:
 def test_only_two_files_import_dali() -> None:
     files = [file.relative_to(ROOT).as_posix() for package in MAY_IMPORT for file in (ROOT / package).glob("**/*.py")
              if any(module.startswith("nvidia") for module in imports_of(file))]  # fmt: skip
-    assert files == ["pipeline/dali.py", "bench/rivals.py"]
+    assert files == ["pipeline/dali.py", "bench/baselines.py"]
 
 
 def private_uses(file: Path) -> list[str]:

@@ -18,7 +18,7 @@ SMALL_SHM = "mount -t tmpfs -o size={size} tmpfs /dev/shm"
 LOADERS = """
 import subprocess, sys, torch
 from pathlib import Path
-from bench.rivals import published
+from bench.baselines import published
 from pipeline.loader import image_loader
 from pipeline.augmentation import Augmentation
 from shard.errors import InputError

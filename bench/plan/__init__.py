@@ -1,1 +1,1 @@
-"""Estimate hours, cores, GPUs, disk and memory for a whole archive. python -m bench.plan"""
+"""Estimate hours, cores, GPUs, disk and memory for a whole archive: python -m bench.plan"""

@@ -1,1 +1,1 @@
-"""The recipe study: which pre-training recipe gives the best few-shot probes? python -m bench.recipe"""
+"""The recipe study: compare pre-training hyperparameters by few-shot probes. python -m bench.recipe"""

@@ -1,4 +1,4 @@
-"""The cells of the recipe study, declared before they are run; and running them, each where it stopped."""
+"""The cells of the recipe study, declared before any is trained, and their training, which resumes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from shard.manifest import read_manifest
 from shard.record import first_difference
 from train.checkpoint import load_newest_good
 
-# What all cells share and a cell may change: small enough for two cores, and the optimiser's schedule is no cell's
-# advantage. The published recipe's own schedule is a cell.
+# Shared by all cells unless a cell changes it. Small enough for two cores, with the same optimiser schedule for all, so
+# that it is no cell's advantage. The published recipe's own schedule is a cell.
 BASE: dict[str, Any] = {
     "arch": "resnet18", "size": 64, "epochs": 10, "batch_size": 128, "lr": 1e-3, "schedule": "cosine",
     "warmup_epochs": 1.0, "online_every": 5, "log_every": 10,
@@ -32,26 +32,29 @@ LONGER: dict[str, Any] = {"size": 96, "epochs": 30}
 
 @dataclass(frozen=True)
 class Cell:
-    """A recipe under study: what it changes of the base and the published recipe; the cell of the published recipe that
-    is trained as long and as large; whether it is trained with every seed, and so may be chosen, or with the first."""
+    """A recipe of the grid.
+
+    settings: the changes to BASE. reference: the cell of the published recipe with the same size and epochs. repeated:
+    whether it is trained with every seed, and so may be chosen, or only with the first.
+    """
 
     name: str
     settings: dict[str, Any]
-    rival: str = "published"
+    reference: str = "published"
     repeated: bool = False
 
     @property
     def folder(self) -> str:
-        """Its name as a folder's, and as --cells has it, where a comma parts two."""
+        """The name without spaces and commas: of its folder, and as a value of --cells."""
         return self.name.replace(",", "").replace(" ", "-")
 
     def all_settings(self) -> dict[str, Any]:
-        """Every setting of it that is not a default of the published recipe's."""
+        """Return the settings of BASE, updated with the cell's own."""
         return {**BASE, **self.settings}
 
 
 PUBLISHED = "published"
-# The first ones are short and have one seed: they say which recipe is worth the hours of the last ones.
+# The first cells are short and have one seed. They show which recipe is worth the hours of the last ones.
 CELLS = (
     Cell(PUBLISHED, {}),
     Cell("published, lr 3e-4 constant", {"lr": 3e-4, "schedule": "constant", "warmup_epochs": 0.0}),
@@ -75,8 +78,8 @@ CELLS = (
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One run of a cell."""
+class TrainingRun:
+    """A run of one cell with one seed. out: the folder of the study."""
 
     cell: Cell
     seed: int
@@ -84,70 +87,75 @@ class Trial:
     out: Path
 
     @property
-    def run(self) -> Path:
-        """Its folder."""
+    def folder(self) -> Path:
+        """The folder of checkpoints and journals."""
         return self.out / self.cell.folder / f"seed-{self.seed}"
 
     def is_done(self) -> bool:
-        """Whether it has had its epochs. Raises InputError where its checkpoint is of other settings or shards."""
-        found = load_newest_good(self.run)
-        if found is None:
+        """Return whether all epochs are trained. Raises InputError if the checkpoint has other settings or shards."""
+        newest = load_newest_good(self.folder)
+        if newest is None:
             return False
-        path, state, _ = found
-        wanted = {**self.cell.all_settings(), "seed": self.seed, "shards": read_manifest(self.shards).fingerprint()}
-        there = {**state["config"], "shards": state["shards"]}
-        if differing := first_difference({name: there.get(name) for name in wanted}, wanted):
-            raise InputError(f"{path}: is of another run ({differing}); choose another --out or remove {self.run}")
+        path, state, _ = newest
+        expected = {**self.cell.all_settings(), "seed": self.seed, "shards": read_manifest(self.shards).fingerprint()}
+        found = {**state["config"], "shards": state["shards"]}
+        if differing := first_difference({name: found.get(name) for name in expected}, expected):
+            raise InputError(f"{path}: belongs to another run ({differing}); choose another --out or remove "
+                             f"{self.folder}")  # fmt: skip
         return bool(state["epoch"] >= self.cell.all_settings()["epochs"])
 
     @property
-    def kept(self) -> Path:
-        """The file of what it came to."""
+    def result_path(self) -> Path:
+        """The file of its result."""
         return self.out / "results" / f"{self.cell.folder}.seed-{self.seed}.npz"
 
     def command(self, workers: int) -> list[str]:
-        """The command that makes it, or goes on with it."""
-        flags = {**self.cell.all_settings(), "shards": self.shards, "out": self.run, "seed": self.seed,
+        """Return the command that starts or resumes the run."""
+        flags = {**self.cell.all_settings(), "shards": self.shards, "out": self.folder, "seed": self.seed,
                  "workers": workers}  # fmt: skip
         return [sys.executable, "-m", "train", "--dali", *(f"{flag_of(name)}={value}" for name, value in flags.items())]
 
     def cost(self) -> float:
-        """How long it takes, in units of one epoch's pixel a view."""
+        """Return the relative duration: epochs × pixels of a view."""
         settings = self.cell.all_settings()
         return float(settings["epochs"] * settings["size"] ** 2)
 
 
 def choose_cells(names: Sequence[str]) -> list[Cell]:
-    """The cells of those names, all where none is given; the published one is always among them."""
+    """Return the named cells with their references and the published cell, or all cells if no name is given."""
     known = {cell.name: cell for cell in CELLS} | {cell.folder: cell for cell in CELLS}
     for name in names:
         if name not in known:
             raise InputError(f"--cells={name}: no such cell; there are: {'; '.join(cell.folder for cell in CELLS)}")
-    wanted = {PUBLISHED, *(word for name in names for word in (known[name].name, known[name].rival))}
-    wanted = wanted if names else {cell.name for cell in CELLS}
-    return [cell for cell in CELLS if cell.name in wanted]
+    chosen = {PUBLISHED, *(cell for name in names for cell in (known[name].name, known[name].reference))}
+    chosen = chosen if names else {cell.name for cell in CELLS}
+    return [cell for cell in CELLS if cell.name in chosen]
 
 
-def train_all(trials: Sequence[Trial], workers: int, finish: Callable[[Trial], None] = lambda trial: None) -> None:
-    """Train what is not done yet, one after the other, and call finish with each when it is. Raises InputError where a
-    run fails, with where its log lies."""
-    total = sum(trial.cost() for trial in trials)
+def train_all(
+    runs: Sequence[TrainingRun], workers: int, on_finish: Callable[[TrainingRun], None] = lambda run: None
+) -> None:
+    """Train the unfinished runs one after another, and call `on_finish` with each finished run.
+
+    Raises InputError, with the path of the log, if a run fails.
+    """
+    total = sum(run.cost() for run in runs)
     with tqdm(total=round(total), desc="training", unit=" px", unit_scale=True, disable=None) as bar:
-        for number, trial in enumerate(trials, 1):
+        for number, run in enumerate(runs, 1):
             began = time.monotonic()
-            if not trial.is_done():
-                _train(trial, workers)
-            finish(trial)
-            bar.update(round(trial.cost()))
-            print(f"{number} of {len(trials)}: {trial.cell.name}, seed {trial.seed}, {time.monotonic() - began:.0f} s",
+            if not run.is_done():
+                _train(run, workers)
+            on_finish(run)
+            bar.update(round(run.cost()))
+            print(f"{number} of {len(runs)}: {run.cell.name}, seed {run.seed}, {time.monotonic() - began:.0f} s",
                   flush=True)
 
 
-def _train(trial: Trial, workers: int) -> None:
-    trial.run.mkdir(parents=True, exist_ok=True)
-    log = trial.run / "log.txt"
+def _train(run: TrainingRun, workers: int) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log = run.folder / "log.txt"
     with log.open("a") as file:
-        status = subprocess.run(trial.command(workers), stdout=file, stderr=file).returncode
-    if status or not trial.is_done():
+        status = subprocess.run(run.command(workers), stdout=file, stderr=file).returncode
+    if status or not run.is_done():
         how = f"with status {status}" if status else "before its last epoch"
-        raise InputError(f"{trial.run}: the run ended {how}, see {log}; run the same command again to go on")
+        raise InputError(f"{run.folder}: the run ended {how}, see {log}; run the same command again to resume")

@@ -1,4 +1,4 @@
-"""The recipe study in words: docs/recipe.md and the figure beside it."""
+"""Render the recipe study: docs/recipe.md and its figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.recipe.evaluation import MEAN, SHOTS
-from bench.recipe.result import LOSS, ONLINE, Result
+from bench.recipe.result import LOSS, ONLINE, RunResult
 from probe.page.formats import format_estimate, format_p, withheld_note
 from probe.statistics import Effect
 from shard.files import atomic_write, write_bytes
@@ -20,20 +20,23 @@ from shard.plain_json import without_nan
 
 @dataclass(frozen=True)
 class Row:
-    """A cell or baseline: AUROC by task, differences to the published recipe and the thumbnail, and its runs."""
+    """A cell or baseline: AUROC by task, differences to the published recipe and the thumbnail, results of its runs."""
 
     name: str
     settings: dict[str, Any]
     auroc: dict[str, float]
     to_published: dict[str, Effect]
     to_thumbnail: dict[str, Effect]
-    runs: list[Result]
+    runs: list[RunResult]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The chosen cell on the test patients of the shards of that fingerprint: AUROC by task, the references', and the
-    differences to each. withheld: tasks with too few patients for an interval or a p value, and why."""
+    """The chosen cell on test patients.
+
+    shards: the fingerprint of the shards. auroc: by task; references: name → AUROC by task. differences: to each
+    reference, by task. withheld: task → reason, for tasks with too few patients for an interval or a p value.
+    """
 
     cell: str
     shards: str
@@ -45,13 +48,13 @@ class Claim:
     withheld: dict[str, str] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it: null where an interval can't be told."""
+        """Return a JSON-serialisable dict, with None for NaN."""
         plain: dict[str, Any] = without_nan(asdict(self))
         return plain
 
     @staticmethod
     def from_plain(plain: dict[str, Any]) -> Claim:
-        """What `plain` gave."""
+        """Restore a claim from the output of `plain`."""
         def effect_of(values: list[Any]) -> Effect:
             return Effect._make(math.nan if value is None else value for value in values)
 
@@ -62,7 +65,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Page:
-    """All that the study found."""
+    """The contents of the page. withheld: of the validation patients, as in Claim."""
 
     shards: str
     counts: dict[str, dict[str, int]]
@@ -72,7 +75,7 @@ class Page:
     best: str
     claim: Claim | None
     machine: dict[str, str | int]
-    withheld: dict[str, str] = field(default_factory=dict)  # of the validation patients, as a Claim's
+    withheld: dict[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
@@ -80,27 +83,27 @@ class Page:
         return list(self.rows[0].auroc)
 
     def text(self) -> str:
-        """The page in Markdown."""
+        """Render the page in Markdown, without the text above the line of dashes and the figure."""
         base = ", ".join(f"{name} {value}" for name, value in self.base.items() if not name.endswith("every"))
         splits = ", ".join(f"{split} {count['images']} images of {count['patients']} patients"
                            for split, count in self.counts.items())  # fmt: skip
         parts = [
-            f"Trained on {splits}. Every cell: {base}, where it says nothing else; {self.draws} draws of {SHOTS} "
-            "shots, the same for all.",
+            f"Trained on {splits}. Every cell: {base}, unless it changes them; {self.draws} draws of {SHOTS} shots, "
+            "the same for all.",
             "## On validation patients: the choice\n\nMean AUROC over draws and seeds.\n\n" + self._cells(),
-            "Differences of AUROC, with 95 % intervals over draws, patients and seeds, to the published recipe trained "
-            "as long and as large, and to the thumbnail; of a cell with one seed they are over draws and patients. p: "
-            "of the mean over tasks, two-sided, corrected for the cells (Holm).\n\n" + self._differences(),
+            "Differences of AUROC to the published recipe with the same size and epochs, and to the thumbnail, with 95 "
+            "% intervals over draws, patients and seeds; for a cell with one seed, over draws and patients. p: of the "
+            "mean over tasks, two-sided, corrected for the number of cells (Holm).\n\n" + self._differences(),
             *withheld_note(self.withheld),
-            f"Chosen of those with every seed, by the mean over tasks: **{self.best}**.",
+            f"Chosen among the cells with every seed, by the mean over tasks: **{self.best}**.",
         ]
         if self.claim is not None:
             parts.append(self._claim(self.claim))
         return "\n\n".join(parts)
 
     def _cells(self) -> str:
-        lines = [[row.name, _settings(row.settings), *(f"{row.auroc[task]:.3f}" for task in self.columns),
-                  *([str(len(row.runs)), f"{_seconds(row) / 60:.1f}"] if row.runs else ["", ""])]
+        lines = [[row.name, _format_settings(row.settings), *(f"{row.auroc[task]:.3f}" for task in self.columns),
+                  *([str(len(row.runs)), f"{_mean_seconds(row) / 60:.1f}"] if row.runs else ["", ""])]
                  for row in self.rows]  # fmt: skip
         return table(["cell", "changes", *self.columns, "seeds", "minutes a run"], lines)
 
@@ -109,37 +112,41 @@ class Page:
         for row in self.rows:
             for name, effects in (("published", row.to_published), ("thumbnail", row.to_thumbnail)):
                 if effects:
-                    columns = [_cell(effects[task]) for task in self.columns]
+                    columns = [_format_effect(effects[task]) for task in self.columns]
                     lines.append([row.name, name, *columns, format_p(effects[MEAN].p)])
         return table(["cell", "less", *self.columns, "p"], lines)
 
     def _claim(self, claim: Claim) -> str:
         tasks = [task for task in self.columns if task != MEAN]
-        scores = {claim.cell: claim.auroc, **claim.references}
-        reached = [[name, *(f"{found[task]:.3f}" for task in self.columns)] for name, found in scores.items()]
-        less = [[f"less {name}", *(f"{_cell(effects[task])}, {format_p(effects[task].p)}" for task in tasks)]
-                for name, effects in claim.differences.items()]  # fmt: skip
-        return (f"## On test patients: the claim\n\nLooked at once: {claim.cell}, {claim.seeds} seeds, {claim.draws} "
-                f"draws.\n\n{table(['', *self.columns], reached)}\n\n{table(['difference', *tasks], less)}\n\n"
+        auroc = {claim.cell: claim.auroc, **claim.references}
+        scores = [[name, *(f"{by_task[task]:.3f}" for task in self.columns)] for name, by_task in auroc.items()]
+        differences = [
+            [f"less {name}", *(f"{_format_effect(effects[task])}, {format_p(effects[task].p)}" for task in tasks)]
+            for name, effects in claim.differences.items()
+        ]
+        return (f"## On test patients: the claim\n\nEvaluated once: {claim.cell}, {claim.seeds} seeds, {claim.draws} "
+                f"draws.\n\n{table(['', *self.columns], scores)}\n\n{table(['difference', *tasks], differences)}\n\n"
                 "Intervals of 95 % over draws, patients and seeds; p corrected for all comparisons shown (Holm)."
                 + "".join(f"\n\n{line}" for line in withheld_note(claim.withheld)))  # fmt: skip
 
 
 def write_page(path: Path, page: Page) -> None:
-    """Write the page, and its figure beside it as .svg, keeping what stands above the first line of dashes."""
+    """Write the page and its figure, with the suffix .svg. Keeps existing text above the first line of dashes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = path.with_suffix(".svg")
-    _draw(figure, page)
+    _plot(figure, page)
     machine = ", ".join(f"{name} {value}" for name, value in page.machine.items())
-    before = path.read_text().split("\n---\n")[0].rstrip() if path.exists() else "# Which recipe makes ten shots count"
+    text = path.read_text() if path.exists() else "# Which recipe makes ten shots count"
+    introduction = text.split("\n---\n")[0].rstrip()
     total = sum(run.seconds for row in page.rows for run in row.runs) / 3600
-    text = (f"{before}\n\n---\n\n{page.text()}\n\n![The online probe and the loss of each cell]({figure.name})\n\n"
+    text = (f"{introduction}\n\n---\n\n{page.text()}\n\n"
+            f"![The online probe and the loss of each cell]({figure.name})\n\n"
             f"All runs: {total:.1f} hours; the page was written on {machine}.\n")
     write_bytes(path, text.encode())
 
 
-def _draw(path: Path, page: Page) -> None:
-    """Curves of each cell over epochs: the online probe's AUROC, on training patients, and the loss; means of seeds."""
+def _plot(path: Path, page: Page) -> None:
+    """Plot each cell's online probe (AUROC on training patients) and loss over epochs, averaged over seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -163,18 +170,18 @@ def _draw(path: Path, page: Page) -> None:
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Render a table in Markdown."""
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _cell(effect: Effect) -> str:
+def _format_effect(effect: Effect) -> str:
     return format_estimate(effect.mean, effect.low, effect.high, signed=True)
 
 
-def _settings(settings: dict[str, Any]) -> str:
+def _format_settings(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
 
 
-def _seconds(row: Row) -> float:
+def _mean_seconds(row: Row) -> float:
     return sum(run.seconds for run in row.runs) / len(row.runs)

@@ -1,38 +1,36 @@
-"""Which recipe makes ten shots count? python -m bench.recipe SHARDS --out=DIR
+"""Run the recipe study: which pre-training recipe gives the best ten-shot probes?
 
-A declared grid (bench/recipe/grid.py) of small trainings on labelled shards. The choice is made on the patients
-of split valid; the claim, on those of split test, is made once and kept.
+python -m bench.recipe SHARDS --out=DIR. Trains a declared grid (bench/recipe/grid.py) of small models on labelled
+shards. The recipe is chosen on the patients of split valid. The claim on the patients of split test is made once and
+kept.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.figures import describe_machine
+from bench.output import describe_machine
+from bench.recipe.comparison import SeedScores, by_task, compare_cells, correct_p_values, difference, mean_auroc
 from bench.recipe.evaluation import (
     MEAN,
     SHOTS,
     TASKS,
-    Candidates,
-    Exam,
-    Seeds,
-    by_task,
-    check_exams,
-    correct,
-    difference,
-    set_exam,
-    tasks_of,
+    EncoderFeatures,
+    EvaluationSet,
+    available_tasks,
+    check_evaluation_sets,
+    make_evaluation_set,
 )
-from bench.recipe.grid import BASE, Cell, Trial, choose_cells, train_all
+from bench.recipe.grid import BASE, Cell, TrainingRun, choose_cells, train_all
 from bench.recipe.page import Claim, Page, Row, write_page
-from bench.recipe.result import Result, read_result, result_of, write_result
-from probe.statistics import Effect, over_seeds
+from bench.recipe.result import RunResult, collect_result, read_result, write_result
+from probe.statistics import over_seeds
 from shard.cli import check_numbers
 from shard.errors import PARSE_ERRORS, InputError
 from shard.files import write_bytes
@@ -56,47 +54,48 @@ def bench_recipe(
     """
     check_numbers(seeds=(seeds, 1, 100), draws=(draws, 2, 10**4), workers=(workers, 0, 4096))
     manifest, chosen = read_manifest(shards), choose_cells(cells)
-    _check(shards, manifest, chosen)
-    check_exams(shards, draws)
-    study = _Study(shards, out, chosen, seeds, draws, workers, manifest)
+    check_shards(shards, manifest, chosen)
+    check_evaluation_sets(shards, draws)
+    study = Study(shards, out, chosen, seeds, draws, workers, manifest)
     study.train()
-    scored = study.validate()
-    best = study.choose(scored)
-    made = study.claim(best) if claim else study.kept_claim()
-    if made and made.cell != best.name:
-        print(f"the claim in {out / CLAIM} is of {made.cell!r}; by now {best.name!r} would be chosen")
-    result = Page(str(shards), manifest.counts, draws, BASE, study.rows(scored), best.name, made, describe_machine(),
-                  study.valid.withheld())
+    scores = study.score_validation()
+    best = study.choose(scores)
+    claimed = study.claim(best) if claim else study.read_claim()
+    if claimed and claimed.cell != best.name:
+        print(f"the claim in {out / CLAIM} is about {claimed.cell!r}; {best.name!r} would be chosen now")
+    result = Page(str(shards), manifest.counts, draws, BASE, study.rows(scores), best.name, claimed, describe_machine(),
+                  study.validation_set.withheld())
     print(result.text())
     if page is not None:
         write_page(page, result)
 
 
-def _check(shards: Path, manifest: Manifest, cells: Sequence[Cell]) -> None:
+def check_shards(shards: Path, manifest: Manifest, cells: Sequence[Cell]) -> None:
+    """Raise InputError if the shards lack a split, all tasks, or the grouping by patient that a cell needs."""
     missing = [split for split in ("train", "valid", "test") if not manifest.images(split)]
     if missing:
         raise InputError(f"{shards}: has no images in split {' and '.join(missing)}; NIH's shards have all three: "
                          "python -m shard build SRC OUT --dataset=nih --partners=3")  # fmt: skip
-    if not tasks_of(manifest):
-        raise InputError(f"{shards}: none of {', '.join(TASKS)} is a finding of it")
+    if not available_tasks(manifest):
+        raise InputError(f"{shards}: has no labels of {', '.join(TASKS)}; build shards of a data set with one of them")
     paired = [cell.name for cell in cells if cell.settings.get("patient_positive")]
     if paired and not manifest.settings.get("partners"):
-        raise InputError(f"{shards}: does not keep a patient's images together, as cell {paired[0]!r} wants; build "
-                         "others with: python -m shard build SRC OUT --partners=3")  # fmt: skip
+        raise InputError(f"{shards}: does not keep a patient's images together, as cell {paired[0]!r} requires; build "
+                         "shards with: python -m shard build SRC OUT --partners=3")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """What the exam gave: each cell's seeds, the random weights' at each size, and the thumbnail's."""
+class StudyScores:
+    """The scores of each cell, of random weights at each size, and of the thumbnail."""
 
-    cells: dict[str, Seeds]
-    scratch: dict[int, Seeds]
-    thumbnail: Seeds
+    cells: dict[str, SeedScores]
+    scratch: dict[int, SeedScores]
+    thumbnail: SeedScores
 
 
 @dataclass(frozen=True)
-class _Study:
-    """The cells, trained, and what they come to on whose patients."""
+class Study:
+    """The training and evaluation of the chosen cells."""
 
     shards: Path
     out: Path
@@ -107,134 +106,130 @@ class _Study:
     manifest: Manifest
 
     @cached_property
-    def candidates(self) -> Candidates:
-        """Who gives the features."""
-        return Candidates(self.shards, self.out / "features", self.workers or cores())
+    def features(self) -> EncoderFeatures:
+        """The features of all encoders."""
+        return EncoderFeatures(self.shards, self.out / "features", self.workers or cores())
 
     @cached_property
-    def valid(self) -> Exam:
-        """The exam by which cells are chosen."""
-        return set_exam(self.shards, "valid", self.draws)
+    def validation_set(self) -> EvaluationSet:
+        """The evaluation set by which cells are chosen."""
+        return make_evaluation_set(self.shards, "valid", self.draws)
 
-    def trials(self, cell: Cell) -> list[Trial]:
-        """The runs of a cell."""
-        return [Trial(cell, seed, self.shards, self.out) for seed in range(self.seeds if cell.repeated else 1)]
+    def runs(self, cell: Cell) -> list[TrainingRun]:
+        """Return the runs of a cell, one for each of its seeds."""
+        return [TrainingRun(cell, seed, self.shards, self.out) for seed in range(self.seeds if cell.repeated else 1)]
 
     def train(self) -> None:
-        """Train what has no result yet, seed by seed, and keep what each run comes to on validation patients."""
-        trials = [trial for cell in self.cells for trial in self.trials(cell) if self._result(trial) is None]
-        for trial in trials:
-            if trial.kept.exists():
-                print(f"{trial.kept}: is of other draws, settings or shards, or cut short; made anew", file=sys.stderr)
-        train_all(sorted(trials, key=lambda trial: trial.seed), self.workers, self._keep)
+        """Train the runs without a result, seed by seed, and write the result of each on validation patients."""
+        runs = [run for cell in self.cells for run in self.runs(cell) if self._read_result(run) is None]
+        for run in runs:
+            if run.result_path.exists():
+                print(f"{run.result_path}: corrupt, or of other draws, settings or shards; computing it again",
+                      file=sys.stderr)  # fmt: skip
+        train_all(sorted(runs, key=lambda run: run.seed), self.workers, self._write_result)
 
-    def _keep(self, trial: Trial) -> None:
-        scores = self.valid.score(self.candidates.trained(trial.run))
-        write_result(trial.kept, self._identity(trial), result_of(trial.run, scores))
+    def _write_result(self, run: TrainingRun) -> None:
+        scores = self.validation_set.score(self.features.trained(run.folder))
+        write_result(run.result_path, self.identity(run), collect_result(run.folder, scores))
 
-    def _result(self, trial: Trial) -> Result | None:
-        return read_result(trial.kept, self._identity(trial))
+    def _read_result(self, run: TrainingRun) -> RunResult | None:
+        return read_result(run.result_path, self.identity(run))
 
-    def _identity(self, trial: Trial) -> dict[str, Any]:
-        """What decides a run's result."""
-        return {"settings": trial.cell.all_settings(), "seed": trial.seed, "shards": self.manifest.fingerprint(),
+    def identity(self, run: TrainingRun) -> dict[str, Any]:
+        """Return everything that a run's result depends on."""
+        return {"settings": run.cell.all_settings(), "seed": run.seed, "shards": self.manifest.fingerprint(),
                 "split": "valid", "draws": self.draws, "shots": SHOTS}  # fmt: skip
 
-    def results(self, cell: Cell) -> list[Result]:
-        """Of every seed of a trained cell."""
-        return [result for trial in self.trials(cell) if (result := self._result(trial)) is not None]
+    def results(self, cell: Cell) -> list[RunResult]:
+        """Return the results of a trained cell, one for each seed."""
+        return [result for run in self.runs(cell) if (result := self._read_result(run)) is not None]
 
-    def validate(self) -> _Scored:
-        """All of them on validation patients."""
+    def score_validation(self) -> StudyScores:
+        """Score all cells and baselines on validation patients."""
         cells = {cell.name: by_task([result.scores for result in self.results(cell)]) for cell in self.cells}
-        return _Scored(cells, self._scratch(self.valid, self.cells), self._thumbnail(self.valid))
+        return StudyScores(cells, self._score_scratch(self.validation_set, self.cells),
+                           self._score_thumbnail(self.validation_set))  # fmt: skip
 
-    def _scratch(self, exam: Exam, cells: Sequence[Cell]) -> dict[int, Seeds]:
-        return {size: by_task([exam.score(self.candidates.scratch(BASE["arch"], seed, size))
+    def _score_scratch(self, evaluation_set: EvaluationSet, cells: Sequence[Cell]) -> dict[int, SeedScores]:
+        return {size: by_task([evaluation_set.score(self.features.scratch(BASE["arch"], seed, size))
                                for seed in range(self.seeds)])
                 for size in sorted({_size(cell) for cell in cells})}  # fmt: skip
 
-    def _thumbnail(self, exam: Exam) -> Seeds:
-        return by_task([exam.score(self.candidates.thumbnail(BASE["size"]))])
+    def _score_thumbnail(self, evaluation_set: EvaluationSet) -> SeedScores:
+        return by_task([evaluation_set.score(self.features.thumbnail(BASE["size"]))])
 
-    def choose(self, scored: _Scored) -> Cell:
-        """The best of those with every seed, by the mean over tasks; of all, where none has."""
+    def choose(self, scores: StudyScores) -> Cell:
+        """Return the cell with the best mean over tasks, among the cells with every seed, or all if there is none."""
         repeated = [cell for cell in self.cells if cell.repeated] or self.cells
-        return max(repeated, key=lambda cell: over_seeds(scored.cells[cell.name][MEAN]).mean)
+        return max(repeated, key=lambda cell: over_seeds(scores.cells[cell.name][MEAN]).mean)
 
-    def rows(self, scored: _Scored) -> list[Row]:
-        """A row a cell, and those of the baselines before them."""
-        to_published = _compare({cell.name: (scored.cells[cell.name], scored.cells[cell.rival])
-                                 for cell in self.cells if cell.name != cell.rival}, self.valid.withheld())  # fmt: skip
-        to_thumbnail = _compare({name: (seeds, scored.thumbnail) for name, seeds in scored.cells.items()},
-                                self.valid.withheld())  # fmt: skip
-        rows = [Row("Thumbnail", {}, _means(scored.thumbnail), {}, {}, [])]
-        rows += [Row(f"Scratch, {size} px", {}, _means(seeds), {}, {}, []) for size, seeds in scored.scratch.items()]
+    def rows(self, scores: StudyScores) -> list[Row]:
+        """Return a row for each baseline, then one for each cell."""
+        withheld = self.validation_set.withheld()
+        to_published = compare_cells({cell.name: (scores.cells[cell.name], scores.cells[cell.reference])
+                                      for cell in self.cells if cell.name != cell.reference}, withheld)  # fmt: skip
+        to_thumbnail = compare_cells({name: (cell_scores, scores.thumbnail)
+                                      for name, cell_scores in scores.cells.items()}, withheld)  # fmt: skip
+        rows = [Row("Thumbnail", {}, mean_auroc(scores.thumbnail), {}, {}, [])]
+        rows += [Row(f"Scratch, {size} px", {}, mean_auroc(scratch), {}, {}, [])
+                 for size, scratch in scores.scratch.items()]  # fmt: skip
         for cell in self.cells:
-            rows.append(Row(cell.name, cell.settings, _means(scored.cells[cell.name]), to_published.get(cell.name, {}),
-                            to_thumbnail[cell.name], self.results(cell)))  # fmt: skip
+            rows.append(Row(cell.name, cell.settings, mean_auroc(scores.cells[cell.name]),
+                            to_published.get(cell.name, {}), to_thumbnail[cell.name], self.results(cell)))  # fmt: skip
         return rows
 
     def claim(self, best: Cell) -> Claim:
-        """The chosen cell on the test patients, against all three; made once, then read."""
-        kept = self.kept_claim()
-        if kept is not None:
-            return kept
-        if not best.repeated:
-            raise InputError(f"--claim: {best.name!r} has one seed and was no choice of the study; test patients are "
-                             "looked at once, so leave --cells out, or name cells with every seed")  # fmt: skip
-        cells = [cell for cell in self.cells if cell.name in (best.name, best.rival)]
-        # Their weights, which may be gone where the results alone were kept.
-        train_all([trial for cell in cells for trial in self.trials(cell) if not trial.is_done()], self.workers)
-        exam = set_exam(self.shards, "test", self.draws)
-        scored = {cell.name: by_task([exam.score(self.candidates.trained(trial.run)) for trial in self.trials(cell)])
-               for cell in cells}  # fmt: skip
-        mine = scored[best.name]
-        references = {"Scratch": self._scratch(exam, [best])[_size(best)],
-                      **{name: seeds for name, seeds in scored.items() if name != best.name},
-                      "Thumbnail": self._thumbnail(exam)}  # fmt: skip
-        tasks = [task for task in mine if task != MEAN]
-        # Each reference on each task is a comparison of its own, and all are corrected for.
-        withheld = exam.withheld()
-        found = correct({(name, task): difference(mine[task], seeds[task], withheld=task in withheld)
-                         for name, seeds in references.items() for task in tasks})  # fmt: skip
-        made = Claim(best.name, self.manifest.fingerprint(), self.draws, len(self.trials(best)), _means(mine),
-                     {name: _means(seeds) for name, seeds in references.items()},
-                     {name: {task: found[name, task] for task in tasks} for name in references},
-                     {task: reason for task, reason in withheld.items() if task != MEAN})  # fmt: skip
-        write_bytes(self.out / CLAIM, json.dumps(made.plain(), indent=1, allow_nan=False).encode())
-        return made
+        """Compare the chosen cell with its references on test patients. Made once; later calls read the saved claim.
 
-    def kept_claim(self) -> Claim | None:
-        """The claim as it was made; None where none was. Raises InputError where it was made on other shards."""
+        Raises InputError if the cell has a single seed.
+        """
+        existing = self.read_claim()
+        if existing is not None:
+            return existing
+        if not best.repeated:
+            raise InputError(f"--claim: {best.name!r} has one seed and was not chosen by the study; test patients are "
+                             "evaluated once, so omit --cells, or name cells with every seed")  # fmt: skip
+        cells = [cell for cell in self.cells if cell.name in (best.name, best.reference)]
+        # Their checkpoints may have been deleted after the results were written.
+        train_all([run for cell in cells for run in self.runs(cell) if not run.is_done()], self.workers)
+        test_set = make_evaluation_set(self.shards, "test", self.draws)
+        scores = {cell.name: by_task([test_set.score(self.features.trained(run.folder)) for run in self.runs(cell)])
+                  for cell in cells}  # fmt: skip
+        references = {"Scratch": self._score_scratch(test_set, [best])[_size(best)],
+                      **{name: cell_scores for name, cell_scores in scores.items() if name != best.name},
+                      "Thumbnail": self._score_thumbnail(test_set)}  # fmt: skip
+        claim = self._make_claim(best, scores[best.name], references, test_set.withheld())
+        write_bytes(self.out / CLAIM, json.dumps(claim.plain(), indent=1, allow_nan=False).encode())
+        return claim
+
+    def _make_claim(
+        self, best: Cell, scores: SeedScores, references: dict[str, SeedScores], withheld: dict[str, str]
+    ) -> Claim:
+        """Compare with each reference on each task, with p values corrected for all comparisons."""
+        tasks = [task for task in scores if task != MEAN]
+        effects = correct_p_values({
+            (name, task): difference(scores[task], reference[task], withheld=task in withheld)
+            for name, reference in references.items() for task in tasks
+        })  # fmt: skip
+        return Claim(best.name, self.manifest.fingerprint(), self.draws, len(self.runs(best)), mean_auroc(scores),
+                     {name: mean_auroc(reference) for name, reference in references.items()},
+                     {name: {task: effects[name, task] for task in tasks} for name in references},
+                     {task: reason for task, reason in withheld.items() if task != MEAN})  # fmt: skip
+
+    def read_claim(self) -> Claim | None:
+        """Read the saved claim, if there is one. Raises InputError if it is corrupt or was made on other shards."""
         path = self.out / CLAIM
         if not path.exists():
             return None
         try:
-            kept = Claim.from_plain(json.loads(path.read_text()))
+            claim = Claim.from_plain(json.loads(path.read_text()))
         except PARSE_ERRORS as error:
-            raise InputError(f"{path}: is no claim ({type(error).__name__}: {error}); put back the one that was made: "
-                             "another would look at the test patients a second time") from None  # fmt: skip
-        if kept.shards != self.manifest.fingerprint():
+            raise InputError(f"{path}: not a claim ({type(error).__name__}: {error}); restore the original: a new "
+                             "claim would evaluate the test patients a second time") from None  # fmt: skip
+        if claim.shards != self.manifest.fingerprint():
             raise InputError(f"{path}: was made on other shards than {self.shards}; choose another --out")
-        return kept
-
-
-def _compare(pairs: dict[str, tuple[Seeds, Seeds]], withheld: Collection[str]) -> dict[str, dict[str, Effect]]:
-    """Cell → task → the difference of its pair; p values corrected for all cells, task by task.
-
-    withheld: the tasks without intervals and p values.
-    """
-    tasks = next(iter(pairs.values()))[0] if pairs else {}
-    by_task = {task: correct({name: difference(mine[task], theirs[task], withheld=task in withheld)
-                             for name, (mine, theirs) in pairs.items()}) for task in tasks}  # fmt: skip
-    return {name: {task: by_task[task][name] for task in tasks} for name in pairs}
+        return claim
 
 
 def _size(cell: Cell) -> int:
     return int(cell.all_settings()["size"])
-
-
-def _means(seeds: Seeds) -> dict[str, float]:
-    """The mean AUROC of each task over seeds."""
-    return {task: float(sum(one.both[0] for one in scores) / len(scores)) for task, scores in seeds.items()}

@@ -1,4 +1,4 @@
-"""The four commands under test: how each is run, what it reads and leaves, and when two of its results are the same."""
+"""The four commands under test: how each is run, its inputs and outputs, and the comparison of two results."""
 
 from __future__ import annotations
 
@@ -23,68 +23,71 @@ REPORT = ("--draws=2", "--shots=1,2", "--baselines=scratch,thumbnail", "--device
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder with a command's inputs, and the folder `out` that it is to make."""
+class Workspace:
+    """A folder with a command's inputs and its output folder `out`."""
 
     folder: Path
 
     @property
     def source(self) -> Path:
-        """Radiographs."""
+        """The radiographs."""
         return self.folder / "radiographs"
 
     @property
     def shards(self) -> Path:
-        """Their shards."""
+        """The shards of the radiographs."""
         return self.folder / "shards"
 
     @property
     def run(self) -> Path:
-        """A run trained on them."""
+        """A run trained on the shards."""
         return self.folder / "run"
 
     @property
     def out(self) -> Path:
-        """What the command makes; its folder can be a small disk."""
+        """The output folder. Its parent can be mounted as a small disk."""
         return self.folder / "disk" / "out"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command by name. reads: the inputs it wants."""
+    """A command by name. reads: the folders of its inputs."""
 
     name: str
     reads: tuple[str, ...]
 
-    def words(self, place: Place) -> list[str]:
-        """As a user types it."""
+    def words(self, workspace: Workspace) -> list[str]:
+        """Return the command line."""
+        report = ["probe", "report", workspace.run, f"--shards={workspace.shards}", f"--out={workspace.out}", *REPORT]
         words = {
-            "build": ["shard", "build", place.source, place.out, "--size=64", "--shard-size=20", "--workers=1",
+            "build": ["shard", "build", workspace.source, workspace.out, "--size=64", "--shard-size=20", "--workers=1",
                       "--max-rejects=0"],
-            "train": ["train", f"--shards={place.shards}", f"--out={place.out}", *TRAIN],
-            "probe": ["probe", "report", place.run, f"--shards={place.shards}", f"--out={place.out}", *REPORT,
-                      "--part=0", "--parts=2"],
-            "report": ["probe", "report", place.run, f"--shards={place.shards}", f"--out={place.out}", *REPORT],
+            "train": ["train", f"--shards={workspace.shards}", f"--out={workspace.out}", *TRAIN],
+            "probe": [*report, "--part=0", "--parts=2"],
+            "report": report,
         }[self.name]  # fmt: skip
         return [sys.executable, "-m", *map(str, words)]
 
     def start(
-        self, place: Place, *, before: Sequence[str] = (), environment: Mapping[str, str | None] | None = None
+        self, workspace: Workspace, *, before: Sequence[str] = (), environment: Mapping[str, str | None] | None = None
     ) -> subprocess.Popen[str]:
-        """Start it from the root of the repository. before: words before it, as taskset's; None unsets a variable."""
+        """Start the command in the root of the repository.
+
+        before: a prefix such as taskset. environment: changes to the variables; None unsets one.
+        """
         merged = {**os.environ, **ENVIRONMENT, **(environment or {})}
-        return subprocess.Popen([*before, *self.words(place)], cwd=ROOT, text=True, errors="replace",
+        return subprocess.Popen([*before, *self.words(workspace)], cwd=ROOT, text=True, errors="replace",
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
                                 env={name: value for name, value in merged.items() if value is not None})  # fmt: skip
 
-    def is_begun(self, place: Place) -> bool:
-        """Whether it has written something, and is at work."""
-        wanted = {"build": "*.tar", "train": "metrics.jsonl", "probe": "features/*.npy", "report": "features/*.npy"}
-        return any(place.out.glob(wanted[self.name]))
+    def has_started(self, workspace: Workspace) -> bool:
+        """Return whether the command has written some of its output."""
+        patterns = {"build": "*.tar", "train": "metrics.jsonl", "probe": "features/*.npy", "report": "features/*.npy"}
+        return any(workspace.out.glob(patterns[self.name]))
 
-    def check_whole(self, place: Place) -> None:
-        """What has its final name is whole, whatever has happened."""
-        out = place.out
+    def check_complete(self, workspace: Workspace) -> None:
+        """Check that every file with its final name is complete."""
+        out = workspace.out
         if self.name == "build" and (out / MANIFEST).exists():
             verify(out, workers=1)
         for path in list_checkpoints(out):
@@ -96,20 +99,21 @@ class Command:
         if (out / "report.html").exists():
             assert (out / "report.html").read_text().rstrip().endswith("</html>")
 
-    def is_same(self, one: Place, other: Place) -> bool:
-        """Whether two finished ones left the same."""
+    def is_same(self, one: Workspace, other: Workspace) -> bool:
+        """Return whether two finished commands wrote the same output."""
         if self.name == "train":
             return same_run(one.out, other.out)
-        left = [self._left(place) for place in (one, other)]
-        return bool(left[0]) and left[0] == left[1]
+        outputs = [self._read_output(workspace) for workspace in (one, other)]
+        return bool(outputs[0]) and outputs[0] == outputs[1]
 
-    def _left(self, place: Place) -> dict[str, bytes]:
-        if self.name == "probe":  # its head holds the paths it was asked with
-            with np.load(place.out / "parts" / "0-of-2.npz") as part:
+    def _read_output(self, workspace: Workspace) -> dict[str, bytes]:
+        if self.name == "probe":  # its head contains the paths of the command line
+            with np.load(workspace.out / "parts" / "0-of-2.npz") as part:
                 return {name: part[name].tobytes() for name in part.files if name != "head"}
         names = {"build": ("*",), "report": ("*.csv", "figures/*", "table.md", "table.tex")}[self.name]
-        return {str(file.relative_to(place.out)): file.read_bytes() for pattern in names
-                for file in place.out.glob(pattern) if file.is_file() and not file.name.startswith(".")}  # fmt: skip
+        files = (file for pattern in names for file in workspace.out.glob(pattern))
+        return {str(file.relative_to(workspace.out)): file.read_bytes() for file in files
+                if file.is_file() and not file.name.startswith(".")}  # fmt: skip
 
 
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""Figures as every bench keeps them: spread over rounds, and a JSON file that says what they were measured on."""
+"""Output shared by all benchmarks: statistics over rounds, and a JSON file that records the machine."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from shard.files import write_bytes
 from shard.machine import commit, cores, version_of
 from shard.plain_json import without_nan
 
-ARCHIVE = 224_316  # CheXpert's images
+ARCHIVE = 224_316  # images in CheXpert
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The median of what some rounds gave, the lowest and the highest."""
+    """Return the median, lowest and highest value over rounds."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def make_place(path: Path) -> None:
-    """Make the folder of a file that a bench will write. Raises InputError, before anything is measured, where no file
-    can be written there."""
+def prepare_output_path(path: Path) -> None:
+    """Create the parent folder of an output file before anything is measured.
+
+    Raises InputError if no file can be written there.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -37,18 +39,25 @@ def make_place(path: Path) -> None:
         raise InputError(f"{path}: {error.strerror}; name a file in another folder") from None
 
 
-def write_figures(path: Path, content: dict[str, Any], **beside: str) -> None:
-    """Print the machine, and write it and `content` as JSON to `path`; beside: versions that count for this bench."""
-    machine = {**describe_machine(), **beside}
+def write_results(path: Path, content: dict[str, Any], **versions: str) -> None:
+    """Print the machine, and write it with `content` as JSON to `path`.
+
+    versions: of further libraries that this benchmark depends on.
+    """
+    machine = {**describe_machine(), **versions}
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = without_nan({"machine": machine, **content})
-    write_bytes(path, (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, to_json({"machine": machine, **content}))
     print(f"{path} written")
 
 
+def to_json(content: Any) -> bytes:
+    """Encode indented JSON, with null for NaN."""
+    return (json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n").encode()
+
+
 def describe_machine() -> dict[str, str | int]:
-    """Processor, cores this process may use, GPU, versions and the commit of the code."""
+    """Return the processor, the cores available to this process, the GPU, versions and the commit of the code."""
     return {
         "cpu": _cpu_name(),
         "cores": cores(),
@@ -66,4 +75,3 @@ def _cpu_name() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-

@@ -1,0 +1,130 @@
+"""The rows of bench.step: the training loops that can be measured here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+from bench.baselines import published_views
+from pipeline.augmentation import Augmentation, ViewDevice
+from pipeline.loader import has_dali
+from shard.fetch import Fetcher
+from shard.manifest import read_manifest
+from train.config import Arch, Config, Precision
+from train.device import autocast, resolve_device, resolve_precision
+from train.loss import nt_xent
+from train.model import PROJECTION
+from train.setup import set_up
+from train.step import forward_backward, update
+
+
+@dataclass(frozen=True)
+class Step:
+    """The images of one step, and the seconds of each of its parts."""
+
+    images: int
+    data: float
+    forward_backward: float
+    optimizer: float
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """The inputs of every row."""
+
+    shards: Path
+    arch: Arch
+    size: int
+    batch_size: int
+    workers: int
+
+
+def available_rows() -> dict[str, Callable[[StepSettings], Iterator[Step]]]:
+    """Return the training loops that can run here, by name. Each yields its steps without end."""
+    rows: dict[str, Callable[[StepSettings], Iterator[Step]]] = {
+        "published": _published, "plain-amp": _plain_amp, "ours": _ours, "ours-compiled": partial(_ours, compile=True),
+    }  # fmt: skip
+    if torch.cuda.is_available() and has_dali():
+        rows |= {"ours-cpu-views": partial(_ours, views="cpu"), "ours-gpu-views": partial(_ours, views="gpu")}
+    return rows
+
+
+def _published(settings: StepSettings, precision: Precision = "fp32") -> Iterator[Step]:
+    """Run the published loop: three channels, contiguous memory, PIL in workers, Adam with default settings."""
+    device = resolve_device("auto")
+    manifest = read_manifest(settings.shards)
+    augmentation = Augmentation(size=settings.size, mean=manifest.pixel_mean, std=manifest.pixel_std)
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(settings.arch, weights=None)
+    width = model.fc.in_features
+    model.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION))
+    model.to(device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+    scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
+    fetcher = Fetcher(settings.shards, manifest, "train")
+    batches = published_views(fetcher, augmentation, settings.batch_size, settings.workers)
+
+    def compute_gradients(view1: torch.Tensor, view2: torch.Tensor) -> None:
+        with autocast(device, precision):
+            z1, z2 = model(torch.cat([view1, view2]).to(device)).chunk(2)
+        optimizer.zero_grad()
+        scaler.scale(nt_xent(z1, z2, 0.5)).backward()
+
+    def take_step() -> None:
+        scaler.step(optimizer)
+        scaler.update()
+
+    return _timed(batches, compute_gradients, take_step)
+
+
+def _plain_amp(settings: StepSettings) -> Iterator[Step]:
+    device = resolve_device("auto")
+    return _published(settings, resolve_precision("auto", device) if device == "cuda" else "bf16")
+
+
+def _ours(settings: StepSettings, compile: bool = False, views: ViewDevice = "auto") -> Iterator[Step]:
+    """Run the trainer's own loader, model and step with its default settings."""
+    config = Config(shards=settings.shards, out=settings.shards / "none", dali=has_dali(), arch=settings.arch,
+                    size=settings.size, batch_size=settings.batch_size, workers=settings.workers,
+                    compile=compile, views=views)  # fmt: skip
+    config, _, _, loader, state = set_up(config)
+    state.model.train()
+
+    def epochs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        while True:
+            yield from loader
+
+    def compute_gradients(view1: torch.Tensor, view2: torch.Tensor) -> None:
+        forward_backward(state, view1, view2, temperature=config.temperature, precision=config.precision)
+
+    return _timed(epochs(), compute_gradients, lambda: update(state, lr=config.lr))
+
+
+def _timed(
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    compute_gradients: Callable[[torch.Tensor, torch.Tensor], None], take_step: Callable[[], None],
+) -> Iterator[Step]:  # fmt: skip
+    """Yield steps without end, each with the time of its parts.
+
+    On a GPU every part is synchronised, which training never does.
+    """
+    def clock() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    while True:
+        begun = clock()
+        view1, view2 = next(batches)
+        loaded = clock()
+        compute_gradients(view1, view2)
+        computed = clock()
+        take_step()
+        yield Step(len(view1), loaded - begun, computed - loaded, clock() - computed)
