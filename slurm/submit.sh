@@ -32,7 +32,7 @@ job() {
     options+=(--job-name="cxr-$name" --output="$RUN/logs/$log.log" --comment="$mark$folder" --export=ALL "$@")
     if [[ $checking == yes ]]; then
         sbatch --test-only "${options[@]}" "$script" >/dev/null 2>"$errors" ||
-            die "$name: sbatch says: $(paste -sd ' ' "$errors"); its options were ${options[*]}; see CPU_OPTIONS and" \
+            die "$name: sbatch reports: $(paste -sd ' ' "$errors"); its options were ${options[*]}; see CPU_OPTIONS and" \
                 "GPU_OPTIONS in $SITE; nothing was submitted"
         return
     fi
@@ -41,7 +41,7 @@ job() {
     fi
     if ! last=$(sbatch --parsable "${options[@]}" "$script" 2>"$errors"); then
         [[ ${#ids[@]} -eq 0 ]] || scancel "${ids[@]}"
-        die "$name: sbatch says: $(paste -sd ' ' "$errors"); the previous jobs were cancelled"
+        die "$name: sbatch reports: $(paste -sd ' ' "$errors"); the previous jobs were cancelled"
     fi
     last=${last%%;*} # on a federation of clusters, the name of this cluster follows
     ids+=("$last")
