@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ import torchvision
 from sklearn.metrics import recall_score
 from torch import nn
 
+from bench import io
+from bench.rows import JPEG_LOADERS, Loader, LoaderSettings
 from probe.baselines import BASELINES, Baseline
 from probe.encoder import Encoder
 from probe.measure import ALL, LINEAR, Key
@@ -83,3 +87,19 @@ def test_a_metric_can_be_added_from_outside(monkeypatch: pytest.MonkeyPatch) -> 
     table = score_table({Key("X", LINEAR, 10, "Edema", ALL): scores})
     assert table.set_index("metric")["mean"]["sensitivity"] == pytest.approx(np.mean(expected))
     assert [spec.metric for spec in all_tables()][-1] == "sensitivity"
+
+
+def start_reading(settings: LoaderSettings) -> Iterator[int]:
+    fetcher = settings.fetcher()
+    return (len([fetcher.read(number) for number in batch.indices.tolist()]) for batch in settings.batches())
+
+
+def test_a_bench_io_row_can_be_added_from_outside(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(JPEG_LOADERS, "mine", Loader(start_reading))
+    io.bench(shards.folder, backends=("mine",), rounds=1, seconds=0.05, threads=1, batch_size=8, size=32,
+             json=tmp_path / "io.json")  # fmt: skip
+    rows = {row["name"]: row for row in json.loads((tmp_path / "io.json").read_text())["rows"]}
+    assert rows["mine"]["images_per_s"]["median"] > 0
+    assert rows.keys() <= {"decode", "mine"}  # the limit is always measured
