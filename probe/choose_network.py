@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from shard.errors import InputError
-from train.unreadable import plain
+from train.weights.diagnosis import plain
 
 State = dict[str, torch.Tensor]
 DEPTH = 6  # of nested mappings

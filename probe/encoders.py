@@ -17,17 +17,16 @@ from shard.errors import InputError
 from train.accepted import changes_of, with_changes
 from train.checkpoint import (
     FORMAT,
-    UnreadableTensors,
     list_checkpoints,
     load_checkpoint,
     load_newest,
-    read_tensors,
     translate_load_errors,
 )
 from train.journal import CARD
 from train.model import encoder_of
 from train.presets import say_recipe
-from train.unreadable import plain
+from train.weights.diagnosis import plain
+from train.weights.read import UnreadableTensors, read_tensors
 
 SIMCLR = "SimCLR"  # the name of a single run
 # The fields of a checkpoint that a report shows.

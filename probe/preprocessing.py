@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shard.errors import InputError
-from train.unreadable import plain
+from train.weights.diagnosis import plain
 
 # Per-channel statistics torchvision's ImageNet weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -10,7 +10,7 @@ from typing import Any
 
 from probe.preprocessing import USAGE, Stated, check_stated
 from shard.errors import InputError
-from train.unreadable import plain
+from train.weights.diagnosis import plain
 
 TIMM, HUGGING_FACE = "config.json", "preprocessor_config.json"
 PIL_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}

@@ -18,8 +18,8 @@ from probe.preprocessing import Stated
 from probe.preprocessing_configs import HUGGING_FACE, TIMM, read_json, stated_by_configs
 from shard.errors import InputError
 from train.architectures import build_encoder
-from train.checkpoint import UnreadableTensors, read_tensors
-from train.unreadable import AGAIN, cut_safetensors, is_safetensors, plain
+from train.weights.diagnosis import AGAIN, cut_safetensors, is_safetensors, plain
+from train.weights.read import UnreadableTensors, read_tensors
 
 # Residual blocks in each of the four layers, and whether they are bottlenecks → the architecture.
 ARCHS: dict[tuple[tuple[int, ...], bool], str] = {

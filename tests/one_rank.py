@@ -10,10 +10,11 @@ import torch
 
 from tests.small import SmallModel
 from train.config import Config
-from train.distributed import synchronise_batchnorm
+from train.distributed.batchnorm import convert_sync_batchnorm
+from train.distributed.process_group import init_distributed
+from train.distributed.ranks import Ranks
 from train.large_batch import recompute_blocks
 from train.optim import make_optimizer
-from train.ranks import Ranks, init_distributed
 from train.setup import set_up
 from train.step import forward_backward, update
 
@@ -50,7 +51,7 @@ def take_step(
     model: Any = SmallModel(dropout=0.0)
     model.train(training)
     if ranks.world > 1 and config.sync_batchnorm:
-        synchronise_batchnorm(model, torch.device("cpu"))
+        convert_sync_batchnorm(model, torch.device("cpu"))
     if config.recompute:
         recompute_blocks(model)
     state.model = state.forward = model

@@ -19,9 +19,9 @@ from tests.conftest import Shards, newest, same_run, train_here
 from train.__main__ import COMMANDS
 from train.accepted import UNRECORDED, changes_of, check_changes, list_changes, say_changes, still_to_accept
 from train.checkpoint import list_checkpoints, save_checkpoint
-from train.export import export
+from train.export.export import export
+from train.export.model_card import make_card, model_card_page
 from train.journal import CARD, read_card
-from train.model_card import make_card, make_page
 from train.reproduce import reproduce_commands
 from train.status import status
 
@@ -65,7 +65,7 @@ def test_a_run_without_changes_says_nothing_of_it(trained: Path, capfd: pytest.C
     assert newest(trained)["accepted"] == [] and read_card(trained)["accepted"] == []
     capfd.readouterr()
     status(trained)
-    page = make_page("torchvision", "x.pth", make_card(newest(trained), 512, []) | {"note": ""})
+    page = model_card_page("torchvision", "x.pth", make_card(newest(trained), 512, []) | {"note": ""})
     assert "accept" not in capfd.readouterr().out + page.lower()
 
 

@@ -20,8 +20,8 @@ from tests.conftest import Shards, newest, train_here
 from train import loop
 from train.collapse import say_collapse
 from train.embedding_metrics import embedding_metrics
+from train.export.model_card import make_card, model_card_page
 from train.journal import read_journal
-from train.model_card import make_card, make_page
 from train.status import status
 
 SETTINGS = {"batch_size": 16, "lr": 0.01, "weight_decay": 1.0, "same_patient": "negatives"}
@@ -137,7 +137,7 @@ def test_a_report_of_a_collapsed_encoder_is_finished(given: tuple[bool, ...], sh
 def test_a_card_says_that_a_run_collapsed() -> None:
     card = {"name": "n", "arch": "resnet18", "features": 512, "preset": "p", "use": "u", "note": "x",
             "input": {"size": 32, "mean": 0.5, "std": 0.2}, "collapsed": "collapsed: in epochs 1 to 3"}  # fmt: skip
-    assert "**It tells no images apart.** Its training collapsed" in make_page("safetensors", "a", card)
+    assert "**It tells no images apart.** Its training collapsed" in model_card_page("safetensors", "a", card)
 
 
 def test_features_too_large_for_float32s_squares_are_refused(shards: Shards, tmp_path: Path) -> None:

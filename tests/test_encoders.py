@@ -31,7 +31,7 @@ from shard.fetch import Fetcher
 from shard.read import read_labels
 from tests.conftest import Shards, newest
 from train.checkpoint import list_checkpoints, save_checkpoint, step_of
-from train.export import export
+from train.export.export import export
 
 IMAGES = Input(64, 0.53, 0.24)
 
@@ -178,7 +178,7 @@ def test_run_checkpoint_and_exports_are_the_same_encoder(trained: Path, tmp_path
     assert arch == "resnet18" and run.module is not None and "epoch 2" in run.source and run.run == trained
     weights = run.module.state_dict()
     assert all(torch.equal(value, state["model"][f"encoder.{name}"]) for name, value in weights.items())
-    assert run.input == Input(32, state["recipe"]["mean"], state["recipe"]["std"])
+    assert run.input == Input(32, state["augmentation"]["mean"], state["augmentation"]["std"])
     assert "at 32 px, bilinear; mean 0." in run.notes[0] and run.notes[0].endswith("from its checkpoint")
     (checkpoint,) = [path for path in (trained / "checkpoints").glob("*.pt") if f"{state['step']:09d}" in path.name]
     files = [checkpoint]
@@ -203,7 +203,7 @@ def test_checkpoint_with_invalid_augmentation_is_neither_opened_nor_exported(
     trained: Path, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     state = newest(trained)
-    path = save_checkpoint(tmp_path, 7, {**state, "recipe": {**state["recipe"], **change}})
+    path = save_checkpoint(tmp_path, 7, {**state, "augmentation": {**state["augmentation"], **change}})
     for use in (lambda: open_encoder(tmp_path, "x", IMAGES, 0), lambda: export(tmp_path)):
         with pytest.raises(InputError, match=rf"{path.name}: does not hold what a run's checkpoint does \({reason}"):
             use()

@@ -25,9 +25,9 @@ from shard.errors import InputError
 from tests.conftest import ROOT
 from train.architectures import build_encoder
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.export import export
+from train.export.export import export
+from train.export.model_card import CARD_INSIDE, NOTES, Format
 from train.model import SimCLR
-from train.model_card import CARD_INSIDE, NOTES, Format
 
 MEAN, STD, SIZE, STEP = 0.5031, 0.2907, 64, 40
 SUFFIX = {"torchvision": ".pth", "timm": "", "safetensors": ".safetensors", "onnx": ".onnx"}
@@ -95,7 +95,7 @@ def exported(run: Run) -> Callable[[Format], Path]:
 
     def path_of(format: Format) -> Path:
         for package in NEEDED[format]:
-            pytest.importorskip(package, reason=f"--format={format} wants {package}: pip install '.[export]'")
+            pytest.importorskip(package, reason=f"--format={format} requires {package}: pip install '.[export]'")
         if format not in made:
             export(run.folder, format=format)
             made[format] = run.folder / "export" / f"resnet18-{format}{SUFFIX[format]}"
@@ -362,12 +362,12 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path, run: Run
     file.touch()
     no_checkpoint = f"{tmp_path}: no checkpoint in {tmp_path / 'checkpoints'}; train first: python -m train"
     for folder, flags, line in (
-        (tmp_path / "none", {}, "none: no such folder; give the --out of a training"),
+        (tmp_path / "none", {}, "none: no such folder; give the --out of a training run"),
         (tmp_path, {}, no_checkpoint),
-        (run.folder, {"checkpoint": tmp_path / "x.pt"}, "--checkpoint=.*x.pt: no such file; leave it out for the new"),
+        (run.folder, {"checkpoint": tmp_path / "x.pt"}, "--checkpoint=.*x.pt: no such file; omit it for the new"),
         (run.folder, {"checkpoint": file}, f"{file}: not a readable checkpoint"),
-        (run.folder, {"out": tmp_path / "x.onnx"}, r"--out=.*x.onnx: wants a file named \*.pth for --format=torchv"),
-        (run.folder, {"out": tmp_path}, r"wants a file named \*.pth"),
+        (run.folder, {"out": tmp_path / "x.onnx"}, r"--out=.*x.onnx: --format=torchvision requires a file"),
+        (run.folder, {"out": tmp_path}, r"requires a file named \*.pth"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=line):
             export(folder, **flags)
@@ -375,9 +375,9 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path, run: Run
 
 
 def test_timms_folder_cannot_be_a_file(tmp_path: Path, run: Run) -> None:
-    pytest.importorskip("safetensors", reason="--format=timm wants safetensors: pip install '.[export]'")
+    pytest.importorskip("safetensors", reason="--format=timm requires safetensors: pip install '.[export]'")
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"--out=.*file: a file, and timm's export is a folder; give another name"):
+    with pytest.raises(InputError, match=r"--out=.*file: a file, but timm's export is a folder; give another name"):
         export(run.folder, format="timm", out=tmp_path / "file")
 
 
@@ -390,5 +390,5 @@ def test_a_package_that_is_not_there_is_named_with_its_cure(
         if needed not in (package, "timm", "onnxruntime"):
             pytest.importorskip(needed, reason=f"not there, it would be named before {package}")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=rf"--format={format}: wants {package} .*pip install '\.\[export\]'"):
+    with pytest.raises(InputError, match=rf"--format={format}: requires {package} .*pip install '\.\[export\]'"):
         export(tmp_path, format=format)

@@ -18,9 +18,9 @@ import torch
 from shard.errors import InputError
 from tests.conftest import DALI, ROOT, SMALL, Shards, newest
 from tests.one_rank import CASES, IMAGES, PATIENTS, joint_batch, take_step
+from train.distributed.ranks import Ranks, find_ranks, first_host
 from train.fingerprint import check_ranks
 from train.journal import METRICS, SPEED, read_journal
-from train.ranks import Ranks, find_ranks, first_host
 
 END_S = 60  # within which a job must end when a rank has died
 
@@ -131,7 +131,7 @@ def test_three_ranks_told_to_stop_and_killed_go_on_exactly(shards: Shards, tmp_p
     assert time.monotonic() - begun < END_S
     assert [status for status, _, _ in ended] == [1, 1, -signal.SIGKILL], ended
     for _, _, complaint in ended[:2]:
-        assert "rank 2 ended without a word" in complaint and "Traceback" not in complaint, complaint
+        assert "rank 2 ended without reporting an error" in complaint and "Traceback" not in complaint, complaint
 
     ended = ends(start([parts] * 3, slurm=True))
     assert [status for status, _, _ in ended] == [0] * 3 and "resuming from" in ended[0][1], ended
@@ -186,7 +186,7 @@ def test_ranks_are_found_from_torchruns_and_sruns_variables(monkeypatch: pytest.
     for name, value in (("STEP_NUM_TASKS", "4"), ("PROCID", "3"), ("LOCALID", "1"), ("JOB_ID", "12"),
                         ("STEP_NODELIST", "gpu[003-004]")):  # fmt: skip
         monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.setattr("train.ranks.is_known", lambda host: host == "gpu003")
+    monkeypatch.setattr("train.distributed.ranks.resolves", lambda host: host == "gpu003")
     assert find_ranks() == Ranks(3, 4, 1, 1, "gpu003", 16384 + 12 * 8)
     monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.7")  # for a name that is none outside Slurm
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")

@@ -23,7 +23,7 @@ from probe.preprocessing import Input
 from probe.weights import read_weights
 from shard.errors import InputError
 from train.architectures import build_encoder
-from train.unreadable import plain
+from train.weights.diagnosis import plain
 
 INPUT = Input(32, 0.5, 0.25)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.augmentation import ViewDevice
 from shard.cli import run
 from train.config import Arch, Config, Device, Optimizer, Precision, Schedule, check_batch
-from train.model_card import Format
+from train.export.model_card import Format
 from train.presets import Preset, SamePatient, with_preset
 
 # What the commands do is imported by who does it: PyTorch takes seconds, and a flag that is wrong is told of before.
@@ -76,7 +76,7 @@ def export(
     safetensors: one file of the same weights; onnx: a graph from a grey image in 0…1 to features. The newest
     checkpoint is taken, or --checkpoint=FILE.
     """
-    from train.export import export
+    from train.export.export import export
 
     export(run, format=format, out=out, checkpoint=checkpoint)
 

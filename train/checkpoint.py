@@ -7,7 +7,6 @@ import hashlib
 import io
 import re
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 from shard.errors import InputError
 from shard.files import write_bytes
-from train.unreadable import why_unreadable
+from train.weights.read import UnreadableTensors, read_tensors
 
 FORMAT = "cxr-simclr-checkpoint/3"
 KEEP = 2  # the newest; a run names others to be kept
@@ -54,34 +53,6 @@ def step_of(path: Path) -> int:
 
 class CorruptCheckpoint(InputError):
     """A checkpoint whose bytes are not those that were written."""
-
-
-class UnreadableTensors(Exception):
-    """A file that PyTorch can't read as data; its text is the cause, in one line, and `cure` what to do, or ""."""
-
-    def __init__(self, cause: str, cure: str = "") -> None:
-        super().__init__(cause)
-        self.cure = cure
-
-
-def read_tensors(source: Path | io.BytesIO, path: Path | None = None) -> Any:
-    """What torch.save wrote, onto the CPU, as data alone: code in the file is refused. Raises UnreadableTensors.
-
-    path: of what file the bytes are, where they are given and not the file.
-    """
-    name = str(path or (source if isinstance(source, Path) else "weights.pt"))
-    try:
-        if isinstance(source, Path) and source.suffix == ".safetensors":  # by whose name torch.load would go
-            source = io.BytesIO(source.read_bytes())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong with it is said below
-            return torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # a rotten pickle may raise anything at all
-        try:
-            content = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
-        except OSError as unread:
-            raise UnreadableTensors(unread.strerror or str(unread)) from None
-        raise UnreadableTensors(*why_unreadable(content, name, error)) from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

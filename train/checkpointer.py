@@ -16,10 +16,10 @@ from shard.manifest import Manifest
 from train.accepted import Change, changes_of, list_changes, say_changes
 from train.checkpoint import save_checkpoint, translate_load_errors
 from train.config import Config
+from train.distributed.ranks import Ranks
 from train.divergence import check_losses, check_weights
 from train.fingerprint import PACKAGES, check_fingerprint, check_ranks, differences, take_fingerprint
 from train.journal import METRICS, Journal, read_journal, set_journal_aside
-from train.ranks import Ranks
 from train.resume import find_checkpoint
 from train.rng import rng_state, set_rng_state
 from train.state import TrainState

@@ -12,7 +12,7 @@ from shard.errors import InputError
 from shard.files import write_bytes
 from train.checkpoint import list_checkpoints
 from train.config import Config
-from train.ranks import Ranks
+from train.distributed.ranks import Ranks
 from train.state import TrainState
 
 BAD_BATCH = "bad-batch.txt"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from train.distributed import gather
+from train.distributed.collectives import all_gather
 
 MOST = 1024  # images: pairs are many more
 
@@ -22,7 +22,7 @@ def embedding_metrics(z1: torch.Tensor, z2: torch.Tensor, patients: torch.Tensor
     nearest other view is their partner. same_patient_pairs, where patients are given: the share of the pairs of two
     images of the joint batch [N] that are of one patient, which the loss takes for no negatives.
     """
-    z, _ = gather(F.normalize(torch.stack([z1, z2]).float(), dim=-1), dim=1)  # [2, N, D]
+    z, _ = all_gather(F.normalize(torch.stack([z1, z2]).float(), dim=-1), dim=1)  # [2, N, D]
     z = z[:, :MOST]
     images = z.shape[1]
     both = z.flatten(0, 1)  # [2N, D]

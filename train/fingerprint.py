@@ -23,8 +23,8 @@ CODE = (
                                          "dali_inputs", "dali", "torchvision_views", "loader")),
     *(f"pipeline/fused/{name}.py" for name in ("jit", "llvm", "simd", "atomics", "weights", "workspaces", "kernel",
                                                "dali_operator")),
-    *(f"train/{name}.py" for name in ("setup", "device", "architectures", "model", "loss", "large_batch", "distributed",
-                                      "optim", "step")),
+    *(f"train/{name}.py" for name in ("setup", "device", "architectures", "model", "loss", "large_batch",
+                                      "distributed/collectives", "distributed/batchnorm", "optim", "step")),
 )
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "numba", "numpy", "pillow", "timm")
 RANKS, THREADS = "ranks", "threads"

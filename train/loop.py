@@ -15,12 +15,13 @@ from shard.files import locked
 from train.checkpointer import Checkpointer
 from train.config import Config
 from train.device import resolve_device
+from train.distributed.process_group import init_distributed
+from train.distributed.ranks import Ranks
 from train.divergence import check_losses, check_weights
 from train.embedding_metrics import embedding_metrics
 from train.journal import LOCK, write_card
 from train.online import OnlineProbe
 from train.optim import learning_rate
-from train.ranks import Ranks, init_distributed
 from train.run_log import RunLog
 from train.setup import set_up
 from train.signals import REQUEUE, StopRequest, catch_stop_signals

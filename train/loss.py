@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from train.distributed import gather
+from train.distributed.collectives import all_gather
 from train.presets import SamePatient
 
 
@@ -26,7 +26,7 @@ def nt_xent(
     with torch.autocast(z1.device.type, enabled=False):
         z = torch.stack([z1, z2])
         z = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)  # [2, B, D]
-        everyone, first = gather(z, dim=1)  # [2, B·world, D], ours from `first` on
+        everyone, first = all_gather(z, dim=1)  # [2, B·world, D], ours from `first` on
         similarity = z.flatten(0, 1) @ everyone.flatten(0, 1).T / temperature  # [2B, 2B·world]
         ours = first + torch.arange(z.shape[1], device=z.device)
         itself = torch.cat([ours, ours + everyone.shape[1]])  # [2B], the column of each anchor

@@ -19,8 +19,8 @@ from shard.manifest import Manifest
 from shard.read import read_labels
 from train.config import Config
 from train.device import autocast
+from train.distributed.ranks import Ranks
 from train.frozen_features import Features, knn_vote, standardise
-from train.ranks import Ranks
 from train.signals import StopRequest
 from train.state import TrainState
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from train.collapse import say_collapse
 from train.config import Config
+from train.distributed.ranks import Ranks
 from train.journal import Journal, plot_loss, read_journal
-from train.ranks import Ranks
 from train.state import TrainState
 
 Item = TypeVar("Item")

@@ -14,11 +14,11 @@ from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
 from train.config import Config, divisors
 from train.device import make_fast, resolve
-from train.distributed import synchronise_batchnorm
+from train.distributed.batchnorm import convert_sync_batchnorm
+from train.distributed.ranks import Ranks
 from train.large_batch import recompute_blocks
 from train.model import SimCLR
 from train.optim import make_optimizer
-from train.ranks import Ranks
 from train.rng import seed_all
 from train.state import TrainState
 
@@ -61,7 +61,7 @@ def set_up(config: Config, ranks: Ranks | None = None) -> Setup:
     model = SimCLR(config.arch).to(memory_format=torch.channels_last).to(device)
     seed_all(config.seed + ranks.rank)
     if ranks.world > 1 and config.sync_batchnorm:
-        synchronise_batchnorm(model, device)
+        convert_sync_batchnorm(model, device)
     if config.recompute:
         recompute_blocks(model)
     optimizer = make_optimizer(config.optimizer, model, lr=config.lr, weight_decay=config.weight_decay)

@@ -8,7 +8,7 @@ import torch
 
 from train.config import Precision
 from train.device import autocast
-from train.distributed import average
+from train.distributed.collectives import average_gradients
 from train.large_batch import backward_by_micro_batches
 from train.loss import nt_xent
 from train.optim import set_learning_rate
@@ -57,7 +57,7 @@ def forward_backward(
     # Normalizing turns an embedding that overflows into zeros, whose loss looks like any other.
     finite = torch.linalg.vector_norm(torch.stack([z1, z2]).detach().float(), dim=-1).isfinite().all()
     loss = torch.where(finite, loss.detach(), torch.nan)
-    return average(state.model, loss), z1.detach(), z2.detach()
+    return average_gradients(state.model, loss), z1.detach(), z2.detach()
 
 
 def update(state: TrainState, *, lr: float, clip: float = 0.0) -> None:

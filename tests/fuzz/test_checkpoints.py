@@ -18,7 +18,7 @@ from tests.conftest import SETTINGS, Shards, newest
 from tests.fuzz import SEED, attempt, inputs, mutate, mutate_values, report_counts
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import Config
-from train.export import export
+from train.export.export import export
 from train.journal import CARD, METRICS, SPEED
 from train.loop import pretrain
 from train.status import status

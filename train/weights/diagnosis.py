@@ -9,7 +9,7 @@ import shlex
 import zipfile
 from pathlib import Path
 
-from train.pickle_outline import Outline, outline
+from train.weights.pickle_scan import Outline, outline
 
 AGAIN = "copy or download it again"
 # How files begin that are often named as weights, and what they are.

@@ -76,7 +76,7 @@ def _metrics(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return metrics
 
 
-def make_page(format: Format, name: str, card: Card) -> str:
+def model_card_page(format: Format, name: str, card: Card) -> str:
     """The card for people, in Markdown; name: of the file or folder it tells of."""
     size, mean, std = (card["input"][key] for key in ("size", "mean", "std"))
     sections = [

@@ -1,0 +1,1 @@
+"""Export of a trained encoder for torchvision, timm, safetensors and ONNX, with its model card."""
