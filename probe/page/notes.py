@@ -23,8 +23,8 @@ PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit
 def list_notes(study: Study) -> list[str]:
     """The notes on methods and limitations, a sentence or a few each."""
     held_out = study.labels[study.labels["split"] != "train"]
-    counts = ", ".join(f"{task} {(held_out[task] == 1).sum()} positive / {(held_out[task] == 0).sum()} negative "
-                       f"images, of {_of_patients(held_out, task, 1)} / {_of_patients(held_out, task, 0)} patients"
+    counts = "; ".join(f"{task}, {(held_out[task] == 1).sum()} positive and {(held_out[task] == 0).sum()} negative "
+                       f"images of {_of_patients(held_out, task, 1)} and {_of_patients(held_out, task, 0)} patients"
                        for task in study.tasks)  # fmt: skip
     splits = " and ".join(dict.fromkeys(held_out["split"]))
     k = study.headline
@@ -66,7 +66,7 @@ def _seen(study: Study) -> str:
     """State whether test patients are new to the encoders, which is known only of runs on these shards."""
     others = [encoder.name for encoder in study.given if encoder.state is None
               or encoder.state["shards"] != study.manifest.fingerprint()]  # fmt: skip
-    return (f"POSSIBLY SEEN IN PRE-TRAINING by {', '.join(others)}, not trained on these shards" if others
+    return (f"POSSIBLY SEEN IN PRE-TRAINING by {', '.join(others)} (not trained on these shards)" if others
             else "none seen in pre-training")  # fmt: skip
 
 
