@@ -19,11 +19,12 @@ from bench.rows import JPEG_LOADERS, Loader, LoaderSettings
 from probe.baselines import BASELINES, Baseline
 from probe.encoder import Encoder
 from probe.measure import ALL, LINEAR, Key
+from probe.metrics import METRICS
 from probe.page.layout import all_tables
 from probe.page.table import score_table
 from probe.report import make_report
 from probe.settings import Settings
-from probe.statistics import METRICS, resample, score
+from probe.statistics import resample, score
 from shard.formats import FORMATS, Rows, TableFormat, hashed_splits
 from shard.manifest import read_manifest
 from shard.tabular.csv_file import has_columns, read_csv

@@ -19,10 +19,11 @@ import torchvision
 from pipeline.augmentation import Augmentation
 from probe.linear import probe_draws
 from probe.measure import ALL, BALANCED, LINEAR, Key, combine, list_units, measure
+from probe.metrics import METRICS
 from probe.page import sections
 from probe.report import make_report, merge_report
 from probe.settings import Settings, from_plain
-from probe.statistics import METRICS, resample, score
+from probe.statistics import resample, score
 from probe.study import choose_tasks, open_study
 from shard.errors import InputError
 from shard.files import locked

@@ -11,7 +11,8 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from probe.linear import probe_draws
-from probe.statistics import BINS, REPLICATES, Scores, estimate, holm, mean_of, over_seeds, p_value, resample, score
+from probe.metrics import BINS
+from probe.statistics import REPLICATES, Scores, estimate, holm, mean_of, over_seeds, p_value, resample, score
 
 Floats = npt.NDArray[np.float64]
 

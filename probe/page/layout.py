@@ -11,9 +11,9 @@ import pandas as pd
 from probe.encoder import Encoder
 from probe.fewshot import Shots
 from probe.measure import ALL, BALANCED, FINETUNE, KNN, LINEAR
+from probe.metrics import METRICS
 from probe.names import GUESSING, MAJORITY, MEAN
 from probe.page.formats import Sheet, format_cell, format_estimate, format_p
-from probe.statistics import METRICS
 
 NAN = float("nan")
 

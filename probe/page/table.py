@@ -10,8 +10,9 @@ from probe.baselines import SIDE, THUMBNAIL, baseline_names
 from probe.encoder import Encoder
 from probe.fewshot import Shots
 from probe.measure import ALL, BALANCED, LINEAR, Key
+from probe.metrics import METRICS
 from probe.names import MEAN
-from probe.statistics import METRICS, Estimate, Scores, estimate, holm, mean_of, p_value
+from probe.statistics import Estimate, Scores, estimate, holm, mean_of, p_value
 
 NAN = float("nan")
 
