@@ -42,8 +42,7 @@ class LoaderSettings:
 
     def batches(self) -> Iterator[Batch]:
         """Iterate over the training batches of epoch after epoch."""
-        return BatchSampler(tuple(shard.samples for shard in self.manifest.of_split("train")),
-                            self.batch_size).batches(0, 0)
+        return BatchSampler(self.manifest.shard_sizes("train"), self.batch_size).batches(0, 0)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def two_view_loader(
     view_backend: ViewBackend = (
         "torchvision" if backend == "torchvision" else "dali-fused" if view_device == "cpu" else "dali-stock"
     )
-    sampler = BatchSampler(tuple(shard.samples for shard in manifest.of_split(split)), batch_size, seed, rank, world)
+    sampler = BatchSampler(manifest.shard_sizes(split), batch_size, seed, rank, world)
     fingerprint = {"shards": manifest.fingerprint(), "split": split, "augmentation": asdict(augmentation),
                    "backend": view_backend, "views": view_device, "batch_size": batch_size * world, "ranks": world,
                    "half": half, "seed": seed}  # fmt: skip

@@ -34,8 +34,8 @@ class Patients:
     @cached_property
     def _groups(self) -> tuple[Any, Any]:
         """The images sorted by (shard, patient), [N], and the start and end of each image's group in them, [N, 2]."""
-        samples = [shard.samples for shard in self._manifest.of_split(self._split)]
-        shard = np.repeat(np.arange(len(samples)), samples)
+        sizes = self._manifest.shard_sizes(self._split)
+        shard = np.repeat(np.arange(len(sizes)), sizes)
         group = np.unique(np.stack([shard, self.ids]), axis=1, return_inverse=True)[1].reshape(-1)
         members = np.argsort(group, kind="stable")
         ends = np.cumsum(np.bincount(group))

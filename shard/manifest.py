@@ -76,9 +76,13 @@ class Manifest:
         """Return the shards of one split, in order."""
         return tuple(shard for shard in self.shards if shard.split == split)
 
+    def shard_sizes(self, split: str) -> tuple[int, ...]:
+        """Return the number of images in each shard of one split, in order."""
+        return tuple(shard.samples for shard in self.of_split(split))
+
     def images(self, split: str) -> int:
         """Return the number of images in a split; 0 if the split does not exist."""
-        return sum(shard.samples for shard in self.of_split(split))
+        return sum(self.shard_sizes(split))
 
     def fingerprint(self) -> str:
         """Hash the contents of all tars, 16 hex digits: equal for equal shards in any folder."""

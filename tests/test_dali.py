@@ -140,7 +140,7 @@ def test_undecodable_jpeg_is_named(shards: Shards, tmp_path: Path, fused: bool, 
     manifest = dataclasses.replace(
         manifest, shards=tuple(forged if shard.tar == first.tar else shard for shard in manifest.shards)
     )
-    batches = BatchSampler(tuple(shard.samples for shard in manifest.of_split("train")), 8).batches(0, 0)
+    batches = BatchSampler(manifest.shard_sizes("train"), 8).batches(0, 0)
     views = dali.view_batches(Fetcher(folder, manifest, "train"), batches, Augmentation(size=32), seed=0, device=CPU,
                               fused=fused, threads=2, half=False)  # fmt: skip
     with pytest.raises(InputError, match=rf"{tar}, image {sample.key}: can't be decoded .*put back the shards"):

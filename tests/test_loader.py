@@ -46,15 +46,11 @@ def loader_of(shards: Shards, backend: str, **settings: Any) -> ViewLoader:
     if backend != "dali-stock":
         return loader
     fetcher, patients = (kind(shards.folder, shards.manifest, "train") for kind in (Fetcher, Patients))
-    sampler = BatchSampler(shard_sizes(shards), settings["batch_size"], settings.get("seed", 0),
+    sampler = BatchSampler(shards.manifest.shard_sizes("train"), settings["batch_size"], settings.get("seed", 0),
                            settings.get("rank", 0), settings.get("world", 1))  # fmt: skip
     views = partial(make_views, "dali-stock", fetcher, augmentation=settings["augmentation"], device=CPU,
                     seed=settings.get("seed", 0), workers=settings["workers"], patients=patients)  # fmt: skip
     return ViewLoader(sampler, views, loader.state_dict()["fingerprint"], fetcher.key, patients)
-
-
-def shard_sizes(shards: Shards) -> tuple[int, ...]:
-    return tuple(shard.samples for shard in shards.manifest.of_split("train"))
 
 
 def epoch_of(loader: Any) -> torch.Tensor:
@@ -112,10 +108,10 @@ def test_views_of_an_image_depend_on_neither_batch_size_nor_ranks(shards: Shards
         loader = loader_of(shards, backend, batch_size=batch_size, rank=rank, world=world, seed=3)
         return {pair.numpy().tobytes() for pair in epoch_of(loader)}
 
-    one = views(1, 0, 1)
-    assert len(one) == shards.manifest.images("train")
+    single = views(1, 0, 1)
+    assert len(single) == shards.manifest.images("train")
     parts = [views(7, rank, 2) for rank in range(2)]
-    assert parts[0] < one and parts[1] < one and not parts[0] & parts[1]
+    assert parts[0] < single and parts[1] < single and not parts[0] & parts[1]
 
 
 @pytest.mark.parametrize("backend", VIEW_BACKENDS)

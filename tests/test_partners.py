@@ -32,7 +32,7 @@ from shard.merge import merge
 from shard.read import label_frame
 from shard.write import build
 from tests.conftest import Shards
-from tests.test_loader import CPU, IDENTITY, VIEW_BACKENDS, epoch_of, loader_of, shard_sizes
+from tests.test_loader import CPU, IDENTITY, VIEW_BACKENDS, epoch_of, loader_of
 from tests.test_view_parameters import numpy_uniforms
 
 AUGMENTATION = Augmentation(size=32, mean=0.4, std=0.2, patient_positive=0.5)
@@ -57,23 +57,23 @@ def hashes_of(folder: Path) -> dict[str, str]:
 # Shards.
 
 
-@pytest.mark.parametrize("most", [2, 3, 7])
-def test_groups_are_balanced_within_a_patient_and_never_split_over_shards(most: int) -> None:
-    patients = np.random.default_rng(most).integers(0, 40, 300)
-    groups = group_by_patient(patients, most)
+@pytest.mark.parametrize("limit", [2, 3, 7])
+def test_groups_are_balanced_within_a_patient_and_never_split_over_shards(limit: int) -> None:
+    patients = np.random.default_rng(limit).integers(0, 40, 300)
+    groups = group_by_patient(patients, limit)
     assert sorted(np.concatenate(groups)) == list(range(300))
-    assert all(len(set(patients[places])) == 1 and len(places) <= most for places in groups)
+    assert all(len(set(patients[rows])) == 1 and len(rows) <= limit for rows in groups)
     for patient, images in Counter(patients.tolist()).items():
-        sizes = sorted(len(places) for places in groups if patients[places[0]] == patient)
-        assert len(sizes) == -(-images // most) and sizes[-1] - sizes[0] <= 1
-    assert [int(places[0]) for places in groups] == sorted(int(places[0]) for places in groups)
-    for shard_size in (most, 25, 1000):
+        sizes = sorted(len(rows) for rows in groups if patients[rows[0]] == patient)
+        assert len(sizes) == -(-images // limit) and sizes[-1] - sizes[0] <= 1
+    assert [int(rows[0]) for rows in groups] == sorted(int(rows[0]) for rows in groups)
+    for shard_size in (limit, 25, 1000):
         shards = pack_groups(groups, shard_size)
         assert sorted(np.concatenate(shards)) == list(range(300)) and max(map(len, shards)) <= shard_size
         assert all((np.diff(shard) > 0).all() for shard in shards)
-        assert all(sum(places[0] in shard for shard in map(set, shards)) == 1 == sum(
-            set(places) <= set(shard) for shard in shards) for places in groups)  # fmt: skip
-        assert all(len(shard) + most > shard_size for shard in shards[:-1])  # too full for another group
+        assert all(sum(rows[0] in shard for shard in map(set, shards)) == 1 == sum(
+            set(rows) <= set(shard) for shard in shards) for rows in groups)  # fmt: skip
+        assert all(len(shard) + limit > shard_size for shard in shards[:-1])  # too full for another group
 
 
 def test_partners_are_in_the_same_shard_and_split(partner_shards: Shards) -> None:
@@ -171,7 +171,7 @@ def test_partners_are_of_the_same_patient_and_shard_or_the_image_itself(partner_
               for shard in partner_shards.manifest.of_split("train")]  # fmt: skip
     group = pd.concat(frames).to_numpy()  # of patient and shard
     single = ~pd.Series(group).duplicated(keep=False).to_numpy()
-    sampler = BatchSampler(shard_sizes(partner_shards), len(group))
+    sampler = BatchSampler(partner_shards.manifest.shard_sizes("train"), len(group))
     batch = patients.pair(1.0, 0, next(sampler.batches(0, 0)))
     assert (group[batch.partners] == group[batch.indices]).all()
     assert ((batch.partners == batch.indices) == single[batch.indices]).all() and 0 < single.sum() < len(group)
@@ -206,7 +206,7 @@ def test_epoch_shows_each_image_once_with_itself_or_a_partner(raw_partner_shards
     fetcher = Fetcher(folder, manifest, "train")
     index_of = {fetcher.read(index): index for index in range(len(fetcher))}
     patients = Patients(folder, manifest, "train").ids
-    sizes = shard_sizes(raw_partner_shards)
+    sizes = manifest.shard_sizes("train")
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
     augmentation = dataclasses.replace(IDENTITY, patient_positive=0.7)
     loaders = [loader_of(raw_partner_shards, backend, rank=rank, world=2, batch_size=7, augmentation=augmentation)
@@ -236,26 +236,24 @@ def test_loader_resumes_bit_for_bit_with_the_same_partners(partner_shards: Shard
 
 
 @pytest.mark.parametrize("backend", VIEW_BACKENDS)
-def test_partners_depend_on_neither_batch_size_nor_ranks_nor_workers(
-    partner_shards: Shards, backend: str
-) -> None:
+def test_partners_depend_on_neither_batch_size_nor_ranks_nor_workers(partner_shards: Shards, backend: str) -> None:
     def views(batch_size: int, rank: int, world: int, workers: int) -> set[bytes]:
         loader = loader_of(partner_shards, backend, batch_size=batch_size, rank=rank, world=world, workers=workers,
                            augmentation=AUGMENTATION)  # fmt: skip
         return {pair.numpy().tobytes() for pair in epoch_of(loader)}
 
-    one = views(1, 0, 1, 1)
+    single = views(1, 0, 1, 1)
     parts = [views(7, rank, 2, 2) for rank in range(2)]
-    assert parts[0] < one and parts[1] < one and not parts[0] & parts[1]
+    assert parts[0] < single and parts[1] < single and not parts[0] & parts[1]
 
 
 @pytest.mark.parametrize("backend", VIEW_BACKENDS)
 def test_only_sampled_partners_are_read_and_decoded(
-    partner_shards: Shards, backend: str, monkeypatch: pytest.MonkeyPatch
+    partner_shards: Shards, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, manifest = partner_shards.folder, partner_shards.manifest
     fetcher, patients = Fetcher(folder, manifest, "train"), Patients(folder, manifest, "train")
-    batch = patients.pair(0.5, 0, next(BatchSampler(shard_sizes(partner_shards), 16).batches(0, 0)))
+    batch = patients.pair(0.5, 0, next(BatchSampler(partner_shards.manifest.shard_sizes("train"), 16).batches(0, 0)))
     sampled = int((batch.partners != batch.indices).sum())
     assert 0 < sampled < 16
     read: list[int] = []
@@ -268,18 +266,17 @@ def test_only_sampled_partners_are_read_and_decoded(
     assert len(read) == 16 + sampled and len(contents) == 32
     settings: dict[str, Any] = {"augmentation": AUGMENTATION, "seed": 0, "device": CPU, "workers": 1,
                                 "patients": patients}  # fmt: skip
-    expected = next(make_views(backend, fetcher, [batch], **settings))  # type: ignore[arg-type]
+    expected = next(make_views(backend, fetcher, [batch], **settings))
     # Replace the images of view 2 that are no partners by bytes that no decoder accepts.
-    iterate = BatchInputs.__iter__
+    iterate, garbage = BatchInputs.__iter__, np.zeros(9, np.uint8)
 
     def spoiled(inputs: BatchInputs) -> Iterator[tuple[Any, ...]]:
         for encoded, encoded2, *rest, has_partner in iterate(inputs):
-            garbage = np.zeros(9, np.uint8)
             yield (encoded, [jpeg if keep else garbage for jpeg, keep in zip(encoded2, has_partner, strict=True)],
                    *rest, has_partner)  # fmt: skip
 
     monkeypatch.setattr(BatchInputs, "__iter__", spoiled)
-    found = next(make_views(backend, fetcher, [batch], **settings))  # type: ignore[arg-type]
+    found = next(make_views(backend, fetcher, [batch], **settings))
     assert all(map(torch.equal, found, expected))
 
 
@@ -321,7 +318,7 @@ def test_loader_refuses_shards_built_without_partners(shards: Shards) -> None:
 def test_loader_patients_cover_all_ranks(partner_shards: Shards) -> None:
     patients = Patients(partner_shards.folder, partner_shards.manifest, "train").ids
     loaders = [loader_of(partner_shards, VIEW_BACKENDS[0], rank=rank, world=2, batch_size=7) for rank in range(2)]
-    samplers = [BatchSampler(shard_sizes(partner_shards), 7, rank=rank, world=2) for rank in range(2)]
+    samplers = [BatchSampler(partner_shards.manifest.shard_sizes("train"), 7, rank=rank, world=2) for rank in range(2)]
     for step, parts in enumerate(zip(*(islice(sampler.batches(3, 0), 4) for sampler in samplers), strict=True)):
         expected = np.concatenate([patients[part.indices] for part in parts])
         assert all(loader.patients(3, step).tolist() == expected.tolist() for loader in loaders)

@@ -143,7 +143,7 @@ def run_ranks(
     _allow_open_files(usage.open_files() + ranks * (min(tars, OPEN_TARS) + SPARE_FILES), ranks)
     backend: ViewBackend = "dali-fused" if default_backend() == "dali" else "torchvision"
     augmentation = Augmentation(size=size, mean=manifest.pixel_mean, std=manifest.pixel_std)
-    sampler = _sampler(tuple(shard.samples for shard in manifest.of_split("train")), batch_size, ranks)
+    sampler = _sampler(manifest.shard_sizes("train"), batch_size, ranks)
     started, seconds = list[Iterator[Batch]](), list[float]()
     for rank in tqdm(range(ranks), desc="started", unit=" ranks", disable=None):
         begun = time.perf_counter()
