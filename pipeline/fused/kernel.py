@@ -43,12 +43,9 @@ def make_views(
 
 
 @jit
-def _make_view(
-    view: Any, image: Any, parameters: Any, mean: float, std: float, scratch: Any, starts: Any
-) -> None:  # fmt: skip
+def _make_view(view: Any, image: Any, parameters: Any, mean: float, std: float, scratch: Any, starts: Any) -> None:
     """Compute one view. scratch, starts: one workspace; all arrays below are offsets into scratch."""
-    top, left = int(parameters[0]), int(parameters[1])
-    height, width = int(parameters[2]), int(parameters[3])
+    top, left, height, width = int(parameters[0]), int(parameters[1]), int(parameters[2]), int(parameters[3])
     flip, sigma, brightness, contrast = parameters[4] > 0, parameters[5], parameters[6], parameters[7]
     size, radius = view.shape[1], radius_of(sigma)
     padded = round_up(size)
@@ -118,9 +115,7 @@ def _sum_rows(
 
 
 @jit
-def _load_rows(
-    scratch: Any, out: int, pixels: Any, first: int, rows: int, image_width: int, count: int
-) -> None:  # fmt: skip
+def _load_rows(scratch: Any, out: int, pixels: Any, first: int, rows: int, image_width: int, count: int) -> None:
     """Convert `count` pixels of some rows to float32, [rows, CHUNK], without reading beyond the image's end."""
     for row in range(rows):
         start = first + row * image_width
