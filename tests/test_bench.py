@@ -108,13 +108,13 @@ def exit_after_one() -> Iterator[int]:
 
 
 def test_sharder_ratios_are_taken_within_each_round() -> None:
-    """The machine was half as fast in the second round, for all rows."""
-    rates = {"390x320": {"plain Pillow loop": [10.0, 5.0, 10.0], "decode + encode": [40.0, 20.0, 40.0],
-                         "sharder, 1 worker": [30.0, 15.0, 31.0]}}  # fmt: skip
+    """The machine was half as fast in the second round, for all rows. The ratios of the medians would be 2 and 0.5."""
+    rates = {"390x320": {"plain Pillow loop": [10.0, 5.0, 8.0], "decode + encode": [40.0, 20.0, 32.0],
+                         "sharder, 1 worker": [30.0, 15.0, 16.0]}}  # fmt: skip
     *_, sharder = shard.summarise_rates(rates, {"390x320": 19.0})
     assert sharder == {
         "source": "390x320", "kilobytes": 19.0, "name": "sharder, 1 worker", "rounds": 3, "of_plain": 3.0,
-        "images_per_s": {"median": 30.0, "low": 15.0, "high": 31.0}, "of_limit": 0.75,
+        "images_per_s": {"median": 16.0, "low": 15.0, "high": 30.0}, "of_limit": 0.75,
     }  # fmt: skip
 
 
