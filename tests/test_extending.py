@@ -29,8 +29,11 @@ from shard.formats import FORMATS, Rows, TableFormat, hashed_splits
 from shard.manifest import read_manifest
 from shard.tabular.csv_file import has_columns, read_csv
 from shard.write import build
-from tests.conftest import Shards
+from tests.conftest import Shards, train_here
 from tests.tables import write_gradient
+from train.architectures import ARCHITECTURES
+from train.checkpoint import load_newest
+from train.model import encoder_of
 
 COLUMNS = ("file", "person", "Edema")
 
@@ -104,3 +107,17 @@ def test_a_bench_io_row_can_be_added_from_outside(
     rows = {row["name"]: row for row in json.loads((tmp_path / "io.json").read_text())["rows"]}
     assert rows["mine"]["images_per_s"]["median"] > 0
     assert rows.keys() <= {"decode", "mine"}  # the limit is always measured
+
+
+def tiny() -> tuple[nn.Module, int]:
+    return nn.Sequential(nn.Conv2d(1, 16, 3, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 16
+
+
+def test_an_architecture_can_be_added_from_outside(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "tiny", tiny)
+    train_here(shards, tmp_path, arch="tiny", limit_steps=2)
+    _, state = load_newest(tmp_path) or pytest.fail("no checkpoint")
+    encoder, width = encoder_of(state)
+    assert (state["step"], width, encoder(torch.zeros(3, 1, 32, 32)).shape) == (2, 16, (3, 16))
