@@ -121,12 +121,12 @@ def test_drop_gives_the_shards_of_a_table_without_the_copies(source: Path, tmp_p
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])
 def test_parts_and_workers_drop_the_same_copies(source: Path, tmp_path: Path, encoding: str) -> None:
-    whole = build_shards(source, tmp_path / "whole", encoding=encoding)
+    expected = build_shards(source, tmp_path / "expected", encoding=encoding)
     many = build_shards(source, tmp_path / "many", encoding=encoding, workers=2)
     for part in range(3):
         build_shards(source, tmp_path / "parts", encoding=encoding, part=part, parts=3)
     merge(tmp_path / "parts", max_rejects=0.0)
-    assert files(whole) == files(many) == files(tmp_path / "parts")
+    assert files(expected) == files(many) == files(tmp_path / "parts")
 
 
 def test_default_keeps_and_counts_duplicates(
@@ -170,7 +170,7 @@ def test_finished_shard_whose_record_lacks_pictures_is_rebuilt(source: Path, tmp
         content = json.loads(record.read_text())
         del content["pictures"]
         record.write_text(json.dumps(content))
-    assert files(build_shards(source, out)) == files(build_shards(source, tmp_path / "whole"))
+    assert files(build_shards(source, out)) == files(build_shards(source, tmp_path / "expected"))
 
 
 def test_merge_policy_overrides_the_policy_of_the_parts(source: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_merge_policy_overrides_the_policy_of_the_parts(source: Path, tmp_path: 
     with pytest.raises(InputError, match="3 pictures"):
         merge(tmp_path / "out", max_rejects=0.0)
     merge(tmp_path / "out", max_rejects=0.0, duplicates="drop")
-    assert files(tmp_path / "out") == files(build_shards(source, tmp_path / "whole"))
+    assert files(tmp_path / "out") == files(build_shards(source, tmp_path / "expected"))
 
 
 def test_equal_pixels_are_duplicates_in_any_format_and_with_any_metadata(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_build_without_duplicates_writes_no_list(
 def test_build_killed_while_dropping_copies_resumes_to_equal_shards(
     source: Path, tmp_path: Path, shard_size: int
 ) -> None:
-    whole = build_shards(source, tmp_path / "whole", shard_size=shard_size)
+    expected = build_shards(source, tmp_path / "expected", shard_size=shard_size)
     for moment in (2, 3, 5):
         out = tmp_path / f"killed-{moment}"
         for part in range(2):
@@ -251,7 +251,7 @@ merge(pathlib.Path({str(out)!r}), max_rejects=0.0)
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
         merge(out, max_rejects=0.0)
-        assert files(out) == files(whole)
+        assert files(out) == files(expected)
 
 
 def test_comparing_100_000_pictures_takes_seconds(tmp_path: Path) -> None:
@@ -265,9 +265,9 @@ def test_comparing_100_000_pictures_takes_seconds(tmp_path: Path) -> None:
                     for k in range(1000)}  # fmt: skip
         shard = Shard(f"{number}.tar", f"{number}.idx", "train", 1000, 1, 1, "", "", 1, 1, 1)
         records.append(ShardRecord("", shard, {}, [], [], pictures=pictures))
-    begun = time.perf_counter()
+    start = time.perf_counter()
     _, rejects, summary = resolve_duplicates(tmp_path, records, "drop")
-    assert rejects == [] and summary.pictures == 0 and time.perf_counter() - begun < 30
+    assert rejects == [] and summary.pictures == 0 and time.perf_counter() - start < 30
 
 
 def test_jpegs_that_are_not_encoded_again_are_compared_by_pixels(tmp_path: Path) -> None:

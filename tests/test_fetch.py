@@ -97,12 +97,12 @@ def test_corruption_after_the_first_read_is_named_by_tar_and_key(shards_copy: Sh
 def test_missing_tar_is_noticed_when_it_is_reopened(shards_copy: Shards) -> None:
     fetcher, tar = Fetcher(shards_copy.folder, shards_copy.manifest, "train"), first_tar(shards_copy)
     before = fetcher.read(5)
-    tar.rename(tar.with_suffix(".gone"))
+    tar.rename(tar.with_suffix(".moved"))
     assert fetcher.read(5) == before  # still open
     fetcher.reopen()
     with pytest.raises(InputError, match=rf"{tar}, image {fetcher.key(5)}: No such file.*put back the shards"):
         fetcher.read(5)
-    tar.with_suffix(".gone").rename(tar)
+    tar.with_suffix(".moved").rename(tar)
     assert fetcher.read(5) == before
 
 
