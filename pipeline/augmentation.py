@@ -56,7 +56,7 @@ def _are_numbers(*values: Any) -> bool:
 
 @dataclass(frozen=True)
 class View:
-    """The sampled parameters of one view, in pixels of the image; sigma 0 means no blur."""
+    """The sampled parameters of one view: the crop in pixels of the image, sigma in pixels of the view (0: no blur)."""
 
     top: int
     left: int
