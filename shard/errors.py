@@ -1,4 +1,4 @@
-"""InputError, the exception for errors that the user can fix. Any other exception is a bug."""
+"""Exceptions for errors that the user can fix, and for unusable source files. Any other exception is a bug."""
 
 LONGEST = 2000  # characters, enough for a command with three long paths
 # What parsing JSON from elsewhere, or a truncated file, may raise.

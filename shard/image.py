@@ -1,4 +1,4 @@
-"""Load any source image as 8-bit grey of a given size, and encode it for a shard. Unusable images raise a reason."""
+"""Load any source image as 8-bit grey of a given size, and encode it for a shard."""
 
 from __future__ import annotations
 

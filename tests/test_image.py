@@ -1,4 +1,4 @@
-"""Source files of many kinds → grey arrays, or the reason why not."""
+"""Source images of many kinds are loaded as grey arrays, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ from tests.conftest import REAL, ROOT
 from tests.odd_files import write_png, write_tiff
 
 RAMP = np.tile(np.linspace(0, 255, 200, dtype=np.uint8), (120, 1))  # [120, 200]
-RAMP[:30, :50] = 90  # a corner of its own: a turned image is told from an upright one
+RAMP[:30, :50] = 90  # a distinct corner, which shows the orientation
 DEEP = RAMP.astype(np.uint16) * 8 + 700
 COLOUR = np.stack([RAMP, RAMP // 2, RAMP // 4], axis=-1)
 LUMA = (COLOUR.astype(float) @ (0.299, 0.587, 0.114)).round().astype(int)
 
 
-
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA"])
 @pytest.mark.parametrize("ending", ["png", "tif", "bmp"])
-def test_every_eight_bit_mode_gives_the_same_greys(tmp_path: Path, mode: str, ending: str) -> None:
+def test_every_8_bit_mode_gives_the_same_grey(tmp_path: Path, mode: str, ending: str) -> None:
     if ending == "bmp" and mode == "LA":
-        pytest.skip("BMP has no grey with alpha")
+        pytest.skip("BMP does not support grey with alpha")
     Image.fromarray(RAMP).convert(mode).save(tmp_path / f"image.{ending}")
     grey = load_grey(tmp_path / f"image.{ending}", 500)
     assert grey.shape == (120, 200) and np.abs(grey.astype(int) - RAMP).max() <= 1
@@ -46,7 +45,7 @@ def test_every_eight_bit_mode_gives_the_same_greys(tmp_path: Path, mode: str, en
     [("L", {}), ("RGB", {}), ("CMYK", {}), ("L", {"progressive": True}), ("RGB", {"progressive": True}),
      ("L", {"restart_marker_blocks": 3}), ("RGB", {"subsampling": 2})],
 )  # fmt: skip
-def test_every_kind_of_jpeg_gives_the_same_greys(tmp_path: Path, mode: str, options: dict[str, object]) -> None:
+def test_every_kind_of_jpeg_gives_the_same_grey(tmp_path: Path, mode: str, options: dict[str, object]) -> None:
     Image.fromarray(RAMP).convert(mode).save(tmp_path / "image.jpg", quality=98, **options)
     assert np.abs(load_grey(tmp_path / "image.jpg", 500).astype(int) - RAMP).mean() < 1
 
@@ -58,20 +57,20 @@ def test_colour_becomes_luma(tmp_path: Path) -> None:
     assert np.abs(load_grey(tmp_path / "image.jpg", 500) - LUMA).mean() < 1
 
 
-def test_what_is_transparent_is_black(tmp_path: Path) -> None:
+def test_transparent_pixels_become_black(tmp_path: Path) -> None:
     alpha = np.full_like(RAMP, 255)
     alpha[60:] = 0
-    wanted = np.where(alpha == 255, RAMP, 0).astype(int)
+    expected = np.where(alpha == 255, RAMP, 0).astype(int)
     Image.fromarray(np.dstack([RAMP, RAMP, RAMP, alpha])).save(tmp_path / "rgba.png")
     Image.fromarray(np.dstack([RAMP, alpha]), "LA").save(tmp_path / "la.png")
     palette = Image.fromarray(np.where(alpha == 255, RAMP // 2, 200).astype(np.uint8), "L").convert("P")
     palette.save(tmp_path / "palette.png", transparency=200)
     for name in ("rgba", "la"):
-        assert np.abs(load_grey(tmp_path / f"{name}.png", 500) - wanted).max() <= 1
-    assert np.abs(load_grey(tmp_path / "palette.png", 500) - wanted // 2).max() <= 1
+        assert np.abs(load_grey(tmp_path / f"{name}.png", 500) - expected).max() <= 1
+    assert np.abs(load_grey(tmp_path / "palette.png", 500) - expected // 2).max() <= 1
 
 
-def test_one_bit_becomes_black_and_white(tmp_path: Path) -> None:
+def test_1_bit_becomes_black_and_white(tmp_path: Path) -> None:
     bits = Image.fromarray(RAMP > 128)
     for ending in ("png", "tif"):
         bits.save(tmp_path / f"image.{ending}")
@@ -79,12 +78,12 @@ def test_one_bit_becomes_black_and_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path, ending: str) -> None:
+def test_16_bits_are_scaled_to_8(tmp_path: Path, ending: str) -> None:
     Image.fromarray(DEEP).save(tmp_path / f"image.{ending}")
     assert np.abs(load_grey(tmp_path / f"image.{ending}", 500).astype(int) - RAMP).max() <= 2
 
 
-def test_big_endian_float_and_white_is_zero(tmp_path: Path) -> None:
+def test_tiff_variants_are_read(tmp_path: Path) -> None:
     Image.fromarray(DEEP).save(tmp_path / "big.tif", big_endian=True)
     Image.fromarray(RAMP.astype(np.float32) / 1000 - 0.1).save(tmp_path / "float.tif")
     Image.fromarray(RAMP.astype(np.int32) * 70000 - 10**6).save(tmp_path / "int.tif")
@@ -95,8 +94,8 @@ def test_big_endian_float_and_white_is_zero(tmp_path: Path) -> None:
     assert np.abs(load_grey(tmp_path / "white.tif", 500).astype(int) - (255 - RAMP)).max() <= 2
 
 
-def test_sixteen_bit_colour_keeps_its_low_bytes(tmp_path: Path) -> None:
-    """All values lie within one high byte: cut to 8 bits they would be constant."""
+def test_16_bit_colour_keeps_its_low_bytes(tmp_path: Path) -> None:
+    """All values share one high byte, so without the low bytes they would be constant."""
     deep = np.dstack([RAMP.astype(np.uint16) + 512] * 3)
     write_png(tmp_path / "rgb.png", deep)
     write_png(tmp_path / "rgba.png", np.dstack([deep, np.full_like(RAMP, 65535, np.uint16)]))
@@ -109,15 +108,15 @@ def test_sixteen_bit_colour_keeps_its_low_bytes(tmp_path: Path) -> None:
         load_grey(tmp_path / "la.png", 500)
 
 
-def test_interlaced_equals_plain(tmp_path: Path) -> None:
+def test_interlaced_png_is_read(tmp_path: Path) -> None:
     write_png(tmp_path / "image.png", RAMP, interlaced=True)
     assert (load_grey(tmp_path / "image.png", 500) == RAMP).all()
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_the_image_upright(tmp_path: Path, ending: str, orientation: int) -> None:
-    """The eight orientations by hand: what row 0 and column 0 of the file show."""
+def test_exif_orientation_is_applied(tmp_path: Path, ending: str, orientation: int) -> None:
+    """The expected arrays are the definitions of the eight orientations, by row 0 and column 0 of the file."""
     upright = {1: RAMP, 2: RAMP[:, ::-1], 3: RAMP[::-1, ::-1], 4: RAMP[::-1], 5: RAMP.T, 6: RAMP.T[:, ::-1],
                7: RAMP.T[::-1, ::-1], 8: RAMP.T[::-1]}[orientation]  # fmt: skip
     exif = Image.Exif()
@@ -132,53 +131,53 @@ def test_exif_turns_the_image_upright(tmp_path: Path, ending: str, orientation: 
 
 @pytest.mark.parametrize(("size", "shape"), [(60, (60, 100)), (120, (120, 200)), (4096, (120, 200))])
 @pytest.mark.parametrize("ending", ["png", "jpg"])
-def test_the_short_side_is_shrunk_and_never_enlarged(
+def test_shorter_side_is_downscaled_and_never_enlarged(
     tmp_path: Path, ending: str, size: int, shape: tuple[int, int]
 ) -> None:
     Image.fromarray(RAMP).save(tmp_path / f"image.{ending}")
     assert load_grey(tmp_path / f"image.{ending}", size).shape == shape
 
 
-def psnr_of_shrinking(path: Path, size: int) -> float:
-    """dB between load_grey and full decoding with antialiased resizing."""
+def psnr_of_downscaling(path: Path, size: int) -> float:
+    """Return the PSNR in dB between load_grey and full decoding with antialiased resizing."""
     full = Image.open(path).convert("L")
     short = min(full.size)
     target = round(full.width * size / short), round(full.height * size / short)
-    wanted = np.asarray(full.resize(target, Image.Resampling.BICUBIC)).astype(float)
-    return float(10 * np.log10(255**2 / max(1e-9, np.square(load_grey(path, size) - wanted).mean())))
+    expected = np.asarray(full.resize(target, Image.Resampling.BICUBIC)).astype(float)
+    return float(10 * np.log10(255**2 / max(1e-9, np.square(load_grey(path, size) - expected).mean())))
 
 
 @pytest.mark.parametrize("size", [40, 41, 53, 64, 80, 100, 107, 159, 160, 161])
-def test_shrinking_while_decoding_stays_within_40_db_of_full_decoding(radiographs: Path, size: int) -> None:
-    """390 × 320 and sizes around it, not multiples of 8: a shift by a fraction of a pixel would show."""
+def test_downscaling_while_decoding_has_a_psnr_above_40_db(radiographs: Path, size: int) -> None:
+    """The images, of about 390 × 320, have sides that are not multiples of 8. A shift of part of a pixel would fail."""
     paths = sorted(radiographs.glob("train/*/*/*.jpg"))[:12]
-    assert min(psnr_of_shrinking(path, size) for path in paths) > 40
+    assert min(psnr_of_downscaling(path, size) for path in paths) > 40
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there: real radiographs are not part of the product")
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL}: no such folder; the repository has no real radiographs")
 @pytest.mark.parametrize("size", [40, 53, 64, 80, 100, 128, 160])
-def test_shrinking_while_decoding_stays_within_40_db_on_real_radiographs(size: int) -> None:
+def test_downscaling_real_radiographs_has_a_psnr_above_40_db(size: int) -> None:
     paths = sorted((REAL / "cxr390").glob("*.jpg"))[::7]
-    assert min(psnr_of_shrinking(path, size) for path in paths) > 40
+    assert min(psnr_of_downscaling(path, size) for path in paths) > 40
 
 
-def bomb(path: Path) -> None:
+def write_decompression_bomb(path: Path) -> None:
     write_png(path, RAMP, claim=(60_000, 60_000))
 
 
-def animation(path: Path) -> None:
+def write_two_frames(path: Path) -> None:
     other = Image.fromarray(255 - RAMP)
     Image.fromarray(RAMP).save(path, "TIFF", save_all=True, append_images=[other])
 
 
-def holed(path: Path) -> None:
+def write_nan(path: Path) -> None:
     values = RAMP.astype(np.float32)
     values[60, 100] = np.nan
     Image.fromarray(values).save(path, "TIFF")
 
 
 @pytest.mark.parametrize(
-    ("make", "reason"),
+    ("write", "reason"),
     [
         (lambda path: path.write_bytes(b""), "empty file"),
         (lambda path: path.write_text("This is not an image, whatever its name."), "not an image in a known format"),
@@ -193,23 +192,23 @@ def holed(path: Path) -> None:
         (lambda path: Image.fromarray(DEEP // 2000 + 500).save(path, "PNG"), "near-constant image"),
         (lambda path: Image.fromarray(RAMP[:20, :20]).save(path, "PNG"), "20×20 pixels: too small"),
         (lambda path: Image.fromarray(RAMP[:40]).save(path, "PNG"), "200×40 pixels: too small or too narrow"),
-        (bomb, "60000×60000 pixels|decompression bomb"),
-        (animation, "contains 2 images, expected one"),
-        (holed, "not finite"),
+        (write_decompression_bomb, "60000×60000 pixels|decompression bomb"),
+        (write_two_frames, "contains 2 images, expected one"),
+        (write_nan, "not finite"),
         (lambda path: Image.new("LAB", (200, 120)).save(path, "TIFF"), "colour mode LAB"),
     ],
 )  # fmt: skip
-def test_what_is_no_radiograph_is_refused_with_its_reason(
-    tmp_path: Path, make: Callable[[Path], object], reason: str
+def test_unusable_file_is_refused_with_the_reason(
+    tmp_path: Path, write: Callable[[Path], object], reason: str
 ) -> None:
-    make(tmp_path / "image.jpg")
+    write(tmp_path / "image.jpg")
     with pytest.raises(UnreadableImage, match=reason) as first:
         load_grey(tmp_path / "image.jpg", 64)
-    with pytest.raises(UnreadableImage, match=re.escape(str(first.value))):  # the same words each time
+    with pytest.raises(UnreadableImage, match=re.escape(str(first.value))):  # the same reason each time
         load_grey(tmp_path / "image.jpg", 64)
 
 
-def test_a_truncated_png_is_refused_and_corrupt_jpeg_data_is_noticed(tmp_path: Path) -> None:
+def test_truncated_png_and_corrupt_jpeg_are_refused(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "image.png")
     content = (tmp_path / "image.png").read_bytes()
     (tmp_path / "image.png").write_bytes(content[: len(content) // 2])
@@ -217,13 +216,13 @@ def test_a_truncated_png_is_refused_and_corrupt_jpeg_data_is_noticed(tmp_path: P
         load_grey(tmp_path / "image.png", 64)
     rng = np.random.default_rng(0)
     noisy = encode_jpeg(rng.integers(0, 256, (200, 200), dtype=np.uint8), 90)
-    (tmp_path / "image.jpg").write_bytes(noisy[:5000] + noisy[5400:])  # Pillow reads this without a word
+    (tmp_path / "image.jpg").write_bytes(noisy[:5000] + noisy[5400:])  # Pillow reads this without a warning
     with pytest.raises(UnreadableImage, match="broken image: "):
         load_grey(tmp_path / "image.jpg", 64)
 
 
-def test_a_file_one_may_not_read_is_refused() -> None:
-    """Root may read anything, so the test becomes nobody for a moment."""
+def test_file_without_read_permission_is_refused() -> None:
+    """Root may read any file, so the test switches to the user nobody."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         file = Path(folder) / "image.png"
@@ -240,8 +239,8 @@ def test_a_file_one_may_not_read_is_refused() -> None:
                 os.seteuid(0)
 
 
-def test_the_machines_own_errors_are_not_blamed_on_the_image(tmp_path: Path) -> None:
-    """With no file handle left, a whole archive would else be rejected file by file."""
+def test_errors_of_the_machine_are_not_attributed_to_the_image(tmp_path: Path) -> None:
+    """Otherwise a lack of file handles would reject a whole archive, file by file."""
     Image.fromarray(RAMP).save(tmp_path / "image.png")
     load_grey(tmp_path / "image.png", 64)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -254,7 +253,7 @@ def test_the_machines_own_errors_are_not_blamed_on_the_image(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("name", "limit_mb"), [("grey.png", 400), ("deep.png", 700), ("rgb.jpg", 300)])
-def test_ten_thousand_pixels_take_bounded_memory(tmp_path: Path, name: str, limit_mb: int) -> None:
+def test_memory_is_bounded_for_10000_pixels_squared(tmp_path: Path, name: str, limit_mb: int) -> None:
     path = tmp_path / name
     huge = np.tile(np.linspace(0, 255, 10_000, dtype=np.uint8), (10_000, 1))
     if name == "rgb.jpg":
@@ -270,7 +269,7 @@ def test_ten_thousand_pixels_take_bounded_memory(tmp_path: Path, name: str, limi
     assert shape == "(256, 256)" and int(used) < limit_mb
 
 
-def test_encoding_keeps_one_channel_and_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encode_jpeg_writes_grey_and_checks_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encode_jpeg(RAMP, 95)
     decoded = Image.open(io.BytesIO(content))
     assert decoded.mode == "L" and np.abs(np.asarray(decoded).astype(int) - RAMP).mean() < 1
@@ -282,13 +281,13 @@ def test_encoding_keeps_one_channel_and_is_checked(monkeypatch: pytest.MonkeyPat
         encode_jpeg(RAMP[:20, :20], 95)
 
 
-def test_a_square_is_the_centre_and_black_where_the_image_ends() -> None:
+def test_center_crop_pads_with_black() -> None:
     assert (center_crop(RAMP, 100) == RAMP[10:110, 50:150]).all()
     padded: Grey = center_crop(np.full((10, 30), 9, np.uint8), 20)
     assert padded.shape == (20, 20) and (padded[5:15] == 9).all() and padded.sum() == 9 * 200
 
 
 @pytest.mark.skipif(not features.check("jpg_2000"), reason="this Pillow was built without JPEG 2000")
-def test_jpeg_2000_of_sixteen_bits(tmp_path: Path) -> None:
+def test_16_bit_jpeg_2000_is_read(tmp_path: Path) -> None:
     Image.fromarray(DEEP).save(tmp_path / "image.jp2")
     assert np.abs(load_grey(tmp_path / "image.jp2", 500).astype(int) - RAMP).max() <= 2

@@ -84,7 +84,7 @@ def read_image(data: Any) -> DicomImage:
 
 
 def pixel_aspect_ratio(data: Any) -> float:
-    """Return the height of a pixel divided by its width: 1 if it is square or the file does not tell.
+    """Return the height of a pixel divided by its width: 1 if it is square or unknown.
 
     PixelSpacing takes precedence over ImagerPixelSpacing, then NominalScannedPixelSpacing, then PixelAspectRatio, as
     in dcmtk.

@@ -70,12 +70,13 @@ def _remove_stray_bytes(content: bytes) -> bytes:
     Raises ValueError if those bytes may be lost image data.
     """
     try:
-        odd = next((segment for segment in segments.parse_segments(content) if segment.stray), None)
+        after_stray = next((segment for segment in segments.parse_segments(content) if segment.stray), None)
     except CorruptJpeg:  # no end marker; GDCM warns about that
         return content
-    repaired = segments.repair(content) if odd else content
-    if odd and repaired is None:
-        raise ValueError(f"Corrupt JPEG data: {len(odd.stray)} extraneous bytes before marker 0x{odd.marker:02x}")
+    repaired = segments.repair(content) if after_stray else content
+    if after_stray and repaired is None:
+        count, marker = len(after_stray.stray), after_stray.marker
+        raise ValueError(f"Corrupt JPEG data: {count} extraneous bytes before marker 0x{marker:02x}")
     return repaired or content
 
 

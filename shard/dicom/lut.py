@@ -55,7 +55,7 @@ def apply_lut(lut: Lut, values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
 
 
 def _infer_first_mapped(lut: Lut, low: float, high: float) -> int:
-    """Return the first mapped value, signed or unsigned: whichever makes the table cover more of low to high."""
+    """Return the first mapped value, signed or unsigned: the one with which the table covers more of low to high."""
     unsigned, signed = lut.first_mapped, lut.first_mapped - 65536
     if unsigned < 0x8000:
         return unsigned

@@ -1,4 +1,4 @@
-"""Small JPEGs of 12 bits, which nothing but dcmtk writes: rings of 40 × 48 pixels, made by `dcmcjpeg +q 70`."""
+"""Small 12-bit JPEGs: rings of 40 × 48 pixels, encoded by dcmtk's `dcmcjpeg +q 70`, as Pillow can't."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import base64
 
 import numpy as np
 
-_FROM_CENTRE = np.hypot(*(np.mgrid[:40, :48] - np.array([20, 24])[:, None, None]))
-RINGS = (_FROM_CENTRE / 32 * 4095).clip(0, 4095).astype(np.uint16)
+_RADIUS = np.hypot(*(np.mgrid[:40, :48] - np.array([20, 24])[:, None, None]))
+RINGS = (_RADIUS / 32 * 4095).clip(0, 4095).astype(np.uint16)
 
-# Transfer syntax → a JPEG by it: extended, spectral selection and full progression.
-JPEGS = {
+# Transfer syntax → a JPEG: Extended, Spectral Selection and Full Progression.
+JPEGS_12_BIT = {
     "1.2.840.10008.1.2.4.51": base64.b64decode(
         "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAoHBwgHBgoICAgLCgoLDhgQDg0NDh0VFhEYIx8lJCIfIiEmKzcvJik0KSEiMEExNDk7Pj4+JS5E"
         "SUM8SDc9Pjv/wQALDAAoADABAREA/8QAGgABAQADAQEAAAAAAAAAAAAACgkFBgcIC//EACoQAAECBQMEAgIDAQAAAAAAAAECBAADBQkRCBJC"

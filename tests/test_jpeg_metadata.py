@@ -1,4 +1,4 @@
-"""A grey baseline JPEG no larger than --size is kept as it is, without metadata; everything else is encoded."""
+"""A build keeps grey baseline JPEGs up to --size without their metadata, and encodes all other images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shard.manifest import Manifest, read_manifest
 from shard.record import UNFINISHED
 from shard.verify import verify
 from shard.write import build
-from tests.damage import colour, encode, radiograph
+from tests.damage import encode, radiograph, to_colour
 
 SECRET = b"Doe^Jane"
 OPTIONS: list[dict[str, Any]] = [
@@ -31,7 +31,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def with_metadata(image: Image.Image, **options: Any) -> bytes:
-    """A JPEG with EXIF, a profile, a comment, XMP, odd density, and bytes after its end, each of which holds a name."""
+    """Encode a JPEG whose EXIF, colour profile, comment, XMP and trailing bytes contain a name; and an odd density."""
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = SECRET.decode(), options.pop("orientation", 1)
     content = encode(image, exif=exif, icc_profile=SECRET * 9, comment=SECRET, xmp=SECRET, dpi=(72, 300), **options)
@@ -39,13 +39,13 @@ def with_metadata(image: Image.Image, **options: Any) -> bytes:
     return content[:2] + adobe + content[2:] + SECRET
 
 
-def without(content: bytes) -> bytes:
-    """The same without metadata, which Pillow writes before the tables, and without what follows its end."""
+def without_metadata(content: bytes) -> bytes:
+    """Cut out the JPEG's tables and data. Pillow writes metadata before the tables; the rest follows EOI."""
     return b"\xff\xd8" + content[content.index(b"\xff\xdb\0\x43") : content.rindex(b"\xff\xd9") + 2]
 
 
-def make(folder: Path, files: dict[str, bytes], **options: Any) -> tuple[Manifest, dict[str, bytes]]:
-    """A build of these files: its manifest, and each one's bytes in the shard by name."""
+def build_shard(folder: Path, files: dict[str, bytes], **options: Any) -> tuple[Manifest, dict[str, bytes]]:
+    """Build a shard of these files. Return its manifest and the bytes of each image by key."""
     source, out = folder / "source", folder / "out"
     source.mkdir()
     with (source / "table.csv").open("w", newline="") as file:
@@ -55,87 +55,88 @@ def make(folder: Path, files: dict[str, bytes], **options: Any) -> tuple[Manifes
             (source / name).write_bytes(content)
             writer.writerow([name.partition(".")[0], name, f"p{number}", "train"])
     build(source, out, table=source / "table.csv", workers=1, **options)
-    found = {}
+    images = {}
     with tarfile.open(out / "train-000000.tar") as archive:
         for member in archive:
             extracted = archive.extractfile(member)
             assert extracted
             if not member.name.endswith(".json"):
-                found[member.name.partition(".")[0]] = extracted.read()
-    return read_manifest(out), found
+                images[member.name.partition(".")[0]] = extracted.read()
+    return read_manifest(out), images
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_it_is_kept_bit_for_bit_and_every_decoder_sees_the_same(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_strip_metadata_keeps_the_pixels_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
     content = with_metadata(radiograph(), **options)
     (tmp_path / "image.jpg").write_bytes(content)
-    grey, read = load_grey_and_bytes(tmp_path / "image.jpg", 88)
-    kept = strip_metadata(read, grey)
-    assert kept == without(content)
-    source = np.asarray(Image.open(io.BytesIO(content)))
-    assert (source == grey).all()
-    assert (simplejpeg.decode_jpeg(kept, "GRAY")[:, :, 0] == source).all()
-    assert (np.asarray(Image.open(io.BytesIO(kept))) == source).all()
+    grey, source = load_grey_and_bytes(tmp_path / "image.jpg", 88)
+    kept = strip_metadata(source, grey)
+    assert kept == without_metadata(content)
+    pixels = np.asarray(Image.open(io.BytesIO(content)))
+    assert (pixels == grey).all()
+    assert (simplejpeg.decode_jpeg(kept, "GRAY")[:, :, 0] == pixels).all()
+    assert (np.asarray(Image.open(io.BytesIO(kept))) == pixels).all()
 
 
-def test_dali_sees_the_same(tmp_path: Path) -> None:
+def test_dali_decodes_a_stripped_jpeg_to_the_same_pixels(tmp_path: Path) -> None:
     fn = pytest.importorskip("nvidia.dali.fn", reason="DALI is not installed")
     dali, types = pytest.importorskip("nvidia.dali"), pytest.importorskip("nvidia.dali.types")
     sources = [with_metadata(radiograph(), **options) for options in OPTIONS]
     pipe = dali.Pipeline(batch_size=len(sources), num_threads=1, device_id=None)
     with pipe:
-        encoded = fn.external_source(lambda: [np.frombuffer(without(one), np.uint8) for one in sources])
+        encoded = fn.external_source(lambda: [np.frombuffer(without_metadata(jpeg), np.uint8) for jpeg in sources])
         pipe.set_outputs(fn.decoders.image(encoded, device="cpu", output_type=types.GRAY))
     (decoded,) = pipe.run()
     for number, content in enumerate(sources):
         assert (decoded.at(number)[:, :, 0] == np.asarray(Image.open(io.BytesIO(content)))).all()
 
 
-def test_a_build_keeps_and_encodes_says_how_many_and_holds_no_metadata(
+def test_build_counts_the_jpegs_it_keeps_and_writes_no_metadata(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grey = radiograph()
     other = {
-        "large.jpg": with_metadata(radiograph(120, 140)), "turned.jpg": with_metadata(grey, orientation=6),
+        "large.jpg": with_metadata(radiograph(120, 140)), "rotated.jpg": with_metadata(grey, orientation=6),
         "upside-down.jpg": with_metadata(grey, orientation=3),
-        "colour.jpg": with_metadata(colour(grey)), "progressive.jpg": with_metadata(grey, progressive=True),
+        "colour.jpg": with_metadata(to_colour(grey)), "progressive.jpg": with_metadata(grey, progressive=True),
         "lossless.png": encode(grey, format="PNG"),
     }  # fmt: skip
     jpeg = with_metadata(grey)
     odd = {"stray.jpg": jpeg.replace(b"\xff\xd9", SECRET * 2 + b"\xff\xd9"), "camera.jpg": encode(
         grey, format="MPO", save_all=True, append_images=[grey])}  # fmt: skip
     files = {"grey.jpg": jpeg, **odd, **other}
-    manifest, found = make(tmp_path, files, size=88)
-    kept = {name for name in found if found[name] in (without(jpeg), without(odd["camera.jpg"]))}
-    assert kept == {"grey", "stray", "camera"} and len(found) == 9
+    manifest, images = build_shard(tmp_path, files, size=88)
+    kept = {name for name in images if images[name] in (without_metadata(jpeg), without_metadata(odd["camera.jpg"]))}
+    assert kept == {"grey", "stray", "camera"} and len(images) == 9
     assert [shard.not_encoded for shard in manifest.shards] == [3]
     assert "JPEGs: 3 copied from their sources, without metadata; 6 encoded" in describe(tmp_path / "out", manifest)
-    for content in found.values():
+    for content in images.values():
         assert SECRET not in content and b"Adobe" not in content
-        assert min(simplejpeg.decode_jpeg_header(content)[:2]) == 88
+    shapes = [simplejpeg.decode_jpeg_header(content)[:2] for content in images.values()]
+    assert all(min(shape) == 88 for shape in shapes)
     verify(tmp_path / "out", decode=True, workers=1)
     assert "3 of 9 images are their sources' JPEGs" in capsys.readouterr().out
-    assert manifest.shards[0].pixels == sum(np.prod(simplejpeg.decode_jpeg_header(one)[:2]) for one in found.values())
+    assert manifest.shards[0].pixels == sum(map(np.prod, shapes))
 
 
-def test_deidentified_shards_hold_nothing_of_the_files_but_pixels(tmp_path: Path) -> None:
+def test_deidentified_shards_contain_only_pixels_of_their_sources(tmp_path: Path) -> None:
     jpeg = with_metadata(radiograph())
-    manifest, found = make(tmp_path, {"Doe.jpg": jpeg}, size=100, deidentify=tmp_path / "secret")
-    assert list(found.values()) == [without(jpeg)] and manifest.shards[0].not_encoded == 1
+    manifest, images = build_shard(tmp_path, {"Doe.jpg": jpeg}, size=100, deidentify=tmp_path / "secret")
+    assert list(images.values()) == [without_metadata(jpeg)] and manifest.shards[0].not_encoded == 1
     for file in (tmp_path / "out").rglob("*"):
         assert not file.is_file() or b"Doe" not in file.read_bytes()
 
 
-def test_raw_shards_are_as_before_and_a_constant_jpeg_is_no_radiograph(tmp_path: Path) -> None:
+def test_raw_shards_keep_no_jpeg_and_reject_constant_images(tmp_path: Path) -> None:
     flat = encode(Image.new("L", (120, 88), 7))
-    manifest, found = make(tmp_path, {"a.jpg": encode(radiograph()), "flat.jpg": flat}, size=64, encoding="raw",
+    manifest, images = build_shard(tmp_path, {"a.jpg": encode(radiograph()), "flat.jpg": flat}, size=64, encoding="raw",
                            max_rejects=1)  # fmt: skip
-    assert {len(content) for content in found.values()} == {64 * 64} and manifest.rejected == 1
+    assert {len(content) for content in images.values()} == {64 * 64} and manifest.rejected == 1
     assert manifest.shards[0].not_encoded == 0 and "JPEGs:" not in describe(tmp_path / "out", manifest)
 
 
-def test_shards_of_before_this_was_counted_are_read(tmp_path: Path) -> None:
-    make(tmp_path, {"a.jpg": encode(radiograph())}, size=64)
+def test_manifest_without_the_count_of_kept_jpegs_is_read(tmp_path: Path) -> None:
+    build_shard(tmp_path, {"a.jpg": encode(radiograph())}, size=64)
     path = tmp_path / "out" / "manifest.json"
     content = json.loads(path.read_text())
     for shard in content["shards"]:
@@ -149,22 +150,22 @@ def test_shards_of_before_this_was_counted_are_read(tmp_path: Path) -> None:
             read_manifest(tmp_path / "out")
 
 
-def test_a_build_that_another_sharder_began_is_not_gone_on_with(tmp_path: Path) -> None:
-    """It would leave half of the sources encoded and half kept."""
-    make(tmp_path, {"a.jpg": encode(radiograph())}, size=100)
+def test_build_is_not_resumed_with_another_version_of_the_sharder(tmp_path: Path) -> None:
+    """Otherwise some sources would be encoded and others kept."""
+    build_shard(tmp_path, {"a.jpg": encode(radiograph())}, size=100)
     other = tmp_path / "other"
-    with pytest.raises(InputError, match="rejected"):  # stops before it has a manifest
-        build(tmp_path / "source", other, table=broken(tmp_path), size=100, workers=1, max_rejects=0)
-    begun = other / UNFINISHED / "begun.json"
-    content = json.loads(begun.read_text())
+    with pytest.raises(InputError, match="rejected"):  # stops before it writes the manifest
+        build(tmp_path / "source", other, table=table_with_reject(tmp_path), size=100, workers=1, max_rejects=0)
+    record = other / UNFINISHED / "begun.json"
+    content = json.loads(record.read_text())
     del content["software"]["sharder"]
-    begun.write_text(json.dumps(content))
+    record.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"sharder None there, '\d+' now"):
-        build(tmp_path / "source", other, table=broken(tmp_path), size=100, workers=1)
+        build(tmp_path / "source", other, table=table_with_reject(tmp_path), size=100, workers=1)
 
 
-def broken(folder: Path) -> Path:
-    """A table with a row that will be rejected."""
+def table_with_reject(folder: Path) -> Path:
+    """Write a table with one row that will be rejected."""
     (folder / "source" / "half.jpg").write_bytes(encode(radiograph())[:900])
     path = folder / "source" / "broken.csv"
     path.write_text("path,patient,split\na.jpg,p1,train\nhalf.jpg,p2,train\n")
