@@ -5,6 +5,7 @@
 # make kills      kill a build and a training with SIGKILL at twenty random moments each, 5 minutes
 # make faults     inject every fault into every command and write docs/faults.md, 20 minutes
 # make fuzz       read 1,200 mutated inputs of each kind and print a table of outcomes, 10 minutes
+# make docs       write docs/flags.md, the table of all flags
 # make pictures   render the pictures in docs/ from the demo (the screenshot needs Debian's chromium)
 # make gpu-check  on a machine with a GPU: run its tests, benchmarks and a killed run, and write docs/gpu.md, 10 minutes
 # All targets first create the virtual environment .venv, if it does not exist.
@@ -15,7 +16,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/installed
 DEMO   := out/demo
 
-.PHONY: demo test test-long kills faults fuzz pictures gpu-check lint clean
+.PHONY: demo test test-long kills faults fuzz docs pictures gpu-check lint clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -39,6 +40,9 @@ fuzz: $(READY)
 
 gpu-check: $(READY)
 	$(RUN) -m bench.gpu_check $(if $(SHARDS),--shards=$(SHARDS))
+
+docs: $(READY)
+	$(RUN) -m bench.flags
 
 lint: $(READY)
 	$(RUN) -m ruff check .

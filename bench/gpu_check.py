@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -25,9 +25,10 @@ from bench.output import describe_machine, to_json
 from bench.rows import LoaderSettings, write_raw_copy
 from pipeline.augmentation import Augmentation
 from pipeline.loader import ViewBackend, has_dali, make_views
-from shard.cli import check_numbers, run
+from shard.cli import run
 from shard.errors import InputError
 from shard.files import write_bytes
+from shard.flags import Flag, validate_call
 from shard.manifest import read_manifest
 from train.checkpoint import list_checkpoints, load_checkpoint
 from train.journal import SPEED, read_journal
@@ -53,14 +54,22 @@ class Check:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-def check(*, shards: Path | None = None, out: Path = DOCS, minutes: float = 10.0, on_cpu: bool = False) -> None:
-    """Run everything that needs a GPU, and write OUT/gpu.md and OUT/gpu.json, anew after each part.
+@validate_call
+def check(
+    *,
+    shards: Annotated[Path | None, Flag("Folder of JPEG shards of real radiographs.", metavar="DIR",
+                                        default="phantoms")] = None,
+    out: Annotated[Path, Flag("Folder to write gpu.md and gpu.json to.", metavar="DIR")] = DOCS,
+    minutes: Annotated[float, Flag("Minutes for all parts. A part that exceeds its share is stopped.",
+                                   low=0.1, high=600)] = 10.0,
+    on_cpu: Annotated[bool, Flag("Run without a GPU, to test the check itself. It needs another --out.")] = False,
+) -> None:  # fmt: skip
+    """Run everything that needs a GPU, and write a page about it.
 
-    --shards: JPEG shards of real radiographs; without them phantoms are made. --minutes: a part that does not end
-    within its share of them is stopped, and the page says so. --on-cpu=true runs the same without a GPU, to test the
-    check itself; it needs another --out.
+    The page is written again after each part, so that an interrupted check leaves what it measured.
+
+        python -m bench.gpu_check --shards=shards
     """
-    check_numbers(minutes=(minutes, 0.1, 600))
     if on_cpu and out == DOCS:
         raise InputError(f"--on-cpu --out={out}: the page there describes a GPU; name another folder")
     if not torch.cuda.is_available() and not on_cpu:

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from tqdm import tqdm
 
@@ -20,8 +20,9 @@ from bench.output import prepare_output_path, spread, write_results
 from bench.process import MeasuredProcess
 from bench.rows import LoaderSettings, Row, choose_rows
 from pipeline.augmentation import Augmentation
-from shard.cli import check_numbers, run
+from shard.cli import run
 from shard.errors import InputError
+from shard.flags import JSON, ROUNDS, Flag, validate_call
 from shard.machine import cores, version_of
 from shard.manifest import read_manifest
 
@@ -29,21 +30,28 @@ PUBLISHED_RATE = 152  # images/s: 224,316 images × 100 epochs in 41 hours
 GPU_RATE = 1400  # images/s: estimate of the rate at which an H100 trains a ResNet-50
 
 
+@validate_call
 def bench(
-    shards: Path, *, backends: tuple[str, ...] = (), threads: int = 0, size: int = 224, batch_size: int = 64,
-    rounds: int = 5, seconds: float = 2.0, json: Path = Path("bench-io.json"), plot: Path | None = None,
+    shards: Annotated[Path, Flag("Folder of shards.")], *,
+    backends: Annotated[tuple[str, ...], Flag("Rows to measure; decode is always measured.", metavar="NAME,…",
+                                              default="all")] = (),
+    threads: Annotated[int, Flag("Loader threads; 0 starts one per core.", low=0, high=4096)] = 0,
+    size: Annotated[int, Flag("Side of a view in pixels.", low=16, high=4096)] = 224,
+    batch_size: Annotated[int, Flag("Images per batch.", low=1, high=10**5)] = 64,
+    rounds: Annotated[int, ROUNDS] = 5,
+    seconds: Annotated[float, Flag("Seconds for which a row is measured in each round.", low=0.001, high=3600)] = 2.0,
+    json: Annotated[Path, JSON] = Path("bench-io.json"),
+    plot: Annotated[Path | None, Flag("Plot the rows to this file.", metavar="FILE")] = None,
 ) -> None:  # fmt: skip
-    """Print images/s of each loader that can run here and of its limits, and write them as JSON.
+    """Measure images/s of every loader that can run here, and of decoding alone.
 
-    Rows, of which --backends=dali-fused,opencv chooses (the limit, decode, stays): decode and decode-turbojpeg, which
-    make nothing; read, which does not decode; dali-fused and torchvision, what trains here; dali-fused-raw, of images
-    that need no decoder; the rivals dali-stock, opencv and published; on a GPU also decode-gpu, dali-gpu and
-    dali-fused-to-gpu. --threads: 0 for one a core. A row has a turn of --seconds in each round, its warm-up left out;
-    median, low and high are over rounds. cold: the first pass of a loader begun anew over files that the page cache has
-    been asked to forget. --plot: a picture of the rows.
+    The rows are decode and decode-turbojpeg, which only decode; read, which does not decode; dali-fused, torchvision
+    and dali-fused-raw, the loaders of python -m train; and the rivals dali-stock, opencv and published. A GPU adds
+    decode-gpu, dali-gpu and dali-fused-to-gpu. The column "cold" is the first pass of a new loader over files that are
+    not in the page cache. docs/performance.md has figures.
+
+        python -m bench.io shards --backends=dali-fused,opencv
     """
-    check_numbers(rounds=(rounds, 1, 10**4), batch_size=(batch_size, 1, 10**5), threads=(threads, 0, 4096),
-                  size=(size, 16, 4096), seconds=(seconds, 0.001, 3600))  # fmt: skip
     manifest = read_manifest(shards)
     if manifest.images("train") < batch_size:
         raise InputError(f"--batch-size={batch_size}: {shards} has {manifest.images('train')} images; lower it")

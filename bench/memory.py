@@ -13,15 +13,16 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
 import torch
 from tqdm import tqdm
 
 from bench.output import prepare_output_path, write_results
-from shard.cli import check_numbers, run
+from shard.cli import run
 from shard.errors import InputError
+from shard.flags import JSON, Flag, flag_in, validate_call
 from train.config import Arch, Config
 from train.device import make_fast, resolve_device, resolve_precision
 from train.large_batch import recompute_blocks
@@ -36,24 +37,32 @@ OUT_OF_MEMORY = 3  # exit status of a process on a GPU; on a CPU the kernel kill
 MAX_WARM_UP_BATCH = 256  # on a CPU, larger batches are timed without a warm-up step
 
 
+@validate_call
 def bench(
-    *, batches: tuple[int, ...] = (64, 128, 256, 512, 1024), modes: tuple[str, ...] = MODES, micro_batch: int = 64,
-    arch: Arch = "resnet50", size: int = 224, json: Path = Path("bench-memory.json"),
+    *,
+    batches: Annotated[tuple[int, ...], Flag("Batch sizes to measure, in images.", low=2, high=10**6,
+                                             metavar="N,…")] = (64, 128, 256, 512, 1024),
+    modes: Annotated[tuple[str, ...], Flag("Rows to measure: plain steps, --recompute or --micro-batch.",
+                                           metavar="MODE,…")] = MODES,
+    micro_batch: Annotated[int, Flag("Images embedded at a time in the mode micro-batch.", low=1, high=10**6)] = 64,
+    arch: Annotated[Arch, flag_in(Config, "arch", group="options")] = "resnet50",
+    size: Annotated[int, Flag("Side of a view in pixels.", low=32, high=4096)] = 224,
+    json: Annotated[Path, JSON] = Path("bench-memory.json"),
 ) -> None:  # fmt: skip
-    """Print peak memory and images/s of a training step against the batch, and write them as JSON.
+    """Measure peak memory and images/s of a training step against the batch size.
 
-    --batches: images a step, each as two views; --modes: plain steps, recompute (python -m train --recompute) and
-    micro-batch (--micro-batch=N). Peak memory is a process's on a CPU, Python and PyTorch included; what PyTorch has
-    allocated on a GPU. A batch that would not fit, as the two before it tell, is skipped; its estimate is printed. On a
-    CPU the step of a batch above 256 is timed without a warm-up.
+    On a CPU, peak memory is that of the whole process. On a GPU, it is what PyTorch allocated. A batch that would not
+    fit, judging by the two before it, is skipped, and its estimate is printed. On a CPU, batches above 256 are timed
+    without a warm-up.
+
+        python -m bench.memory --batches=64,256,1024 --modes=plain,recompute
     """
     for mode in modes:
         if mode not in MODES:
             raise InputError(f"--modes={','.join(modes)}: no mode {mode!r}; there are {', '.join(MODES)}")
-    check_numbers(micro_batch=(micro_batch, 1, 10**6), size=(size, 32, 4096))
-    for batch in batches or (0,):
-        if batch < 2:
-            raise InputError(f"--batches={','.join(map(str, batches))}: expects numbers of images, each at least 2")
+    if not batches:
+        raise InputError("--batches: needs at least one batch size, as in --batches=64,128")
+    for batch in batches:
         if "micro-batch" in modes and batch % micro_batch:
             raise InputError(f"--batches={','.join(map(str, batches))}: {batch} is not a multiple of "
                              f"--micro-batch={micro_batch}")  # fmt: skip

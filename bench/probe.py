@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -20,7 +20,8 @@ from bench.output import write_results
 from probe.fewshot import Rows
 from probe.linear import INVERSE_L2, probe_draws
 from probe.statistics import resample, score
-from shard.cli import check_numbers, run
+from shard.cli import run
+from shard.flags import JSON, ROUNDS, Flag, check_numbers, validate_call
 from train.frozen_features import Features
 
 TRAIN_IMAGES, TEST_IMAGES = 2000, 234  # the test images are as many as in valid.csv
@@ -36,17 +37,25 @@ class Problem(NamedTuple):
     test_labels: Rows
 
 
+@validate_call
 def bench_probe(
-    *, encoders: int = 6, tasks: int = 4, draws: int = 200, shots: int = 10, width: int = 2048, rounds: int = 5,
-    json: Path | None = None,
+    *,
+    encoders: Annotated[int, Flag("Number of encoders.", low=1, high=10**5)] = 6,
+    tasks: Annotated[int, Flag("Number of tasks, at most --width.", low=1, high=10**5)] = 4,
+    draws: Annotated[int, Flag("Number of support sets per task.", low=1, high=10**5)] = 200,
+    shots: Annotated[int, Flag("Positive and negative examples in a support set.", low=1, high=TRAIN_IMAGES // 4)] = 10,
+    width: Annotated[int, Flag("Number of features.", low=1, high=10**5)] = 2048,
+    rounds: Annotated[int, ROUNDS] = 5,
+    json: Annotated[Path | None, JSON] = None,
 ) -> None:  # fmt: skip
-    """Time ours and scikit-learn's logistic regression, interleaved, on the same support sets, in seconds.
+    """Measure the seconds that all logistic regressions of a report take, here and in scikit-learn.
 
-    One round is all ENCODERS × TASKS × DRAWS probes. Says how far the decision values are apart, and what the metrics
-    with their intervals over draws and patients take beside. --json=FILE keeps the figures.
+    A round solves encoders × tasks × draws regressions on the same support sets. The command also prints how far the
+    decision values differ, and what the metrics with their intervals cost.
+
+        python -m bench.probe --draws=50 --rounds=3
     """
-    check_numbers(encoders=(encoders, 1, 10**5), draws=(draws, 1, 10**5), shots=(shots, 1, TRAIN_IMAGES // 4),
-                  width=(width, 1, 10**5), tasks=(tasks, 1, width), rounds=(rounds, 1, 10**4))  # fmt: skip
+    check_numbers(tasks=(tasks, 1, width))
     problems = [_make_problem(np.random.default_rng(number), tasks, draws, shots, width) for number in range(encoders)]
     _ours(problems[:1])  # warm-up
     solvers: dict[str, Callable[[list[Problem]], list[np.ndarray]]] = {"ours": _ours, "scikit-learn": _scikit_learn}

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import simplejpeg
@@ -23,8 +23,9 @@ from tqdm import tqdm
 from bench.build_memory import measure_build_memory
 from bench.output import ARCHIVE, prepare_output_path, spread, write_results
 from shard.assignment import Row, ShardRows
-from shard.cli import check_numbers, run
+from shard.cli import run
 from shard.errors import InputError
+from shard.flags import JSON, ROUNDS, Flag, validate_call
 from shard.formats import CHEXPERT_FINDINGS
 from shard.image import choose_scale_denominator, load_grey
 from shard.machine import cores
@@ -45,20 +46,28 @@ SOURCES = {
 MeasureRate = Callable[[], float]  # runs a row once and returns images/s
 
 
+@validate_call
 def bench(
-    *, src: Path | None = None, size: int = 256, rounds: int = 5, workers: tuple[int, ...] = (1, 2),
-    memory_rows: tuple[int, ...] = (2000, ARCHIVE), json: Path = Path("bench-shard.json"),
+    *,
+    src: Annotated[Path | None, Flag("Folder of JPEGs to resize and use as sources.", metavar="DIR",
+                                     default="phantoms")] = None,
+    size: Annotated[int, Flag("Short side of a stored image in pixels.", low=16, high=4096)] = 256,
+    rounds: Annotated[int, ROUNDS] = 5,
+    workers: Annotated[tuple[int, ...], Flag("Numbers of sharder processes to measure.", low=1, high=4096,
+                                             metavar="N,…")] = (1, 2),
+    memory_rows: Annotated[tuple[int, ...], Flag("Table lengths at which to measure memory.", low=1, high=10**9,
+                                                 metavar="N,…")] = (2000, ARCHIVE),
+    json: Annotated[Path, JSON] = Path("bench-shard.json"),
 ) -> None:  # fmt: skip
-    """Print images/s of a plain Pillow loop, of decoding and encoding alone, and of the sharder; write them as JSON.
+    """Measure images/s of the sharder, of a plain Pillow loop, and of decoding and encoding alone.
 
-    Sources are phantoms, or the first dozen JPEGs in the folder --src, resized to each source's size. --workers: a row
-    of the sharder for each number of processes. The limit decodes with the scaling
-    that the sharder uses, and encodes; the sharder reads, resizes, checks, hashes and writes besides. Median and range
-    are over rounds, start-up excluded. Memory is the peak of the building process and of its largest worker, over a
-    part of a table of so many rows (--memory-rows).
+    The limit decodes, with the scaling that the sharder uses, and encodes. The sharder also reads, resizes, checks,
+    hashes and writes. Start-up time is excluded. Memory is the peak of the main process and of its largest worker.
+
+        python -m bench.shard --src=CheXpert-v1.0-small/train
     """
-    check_numbers(rounds=(rounds, 1, 10**4), size=(size, 16, 4096), workers=(min(workers, default=0), 1, 4096),
-                  memory_rows=(min(memory_rows, default=1), 1, 10**9))  # fmt: skip
+    if not workers:
+        raise InputError("--workers: needs at least one number of processes, as in --workers=1,2")
     prepare_output_path(json)
     with tempfile.TemporaryDirectory(prefix="bench-shard-") as name:
         folder = Path(name)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from tqdm import tqdm
 
@@ -21,11 +21,12 @@ from bench.output import ARCHIVE, prepare_output_path, spread, write_results
 from bench.process import MeasuredProcess, gpu_share
 from bench.step_rows import Step, StepSettings, available_rows
 from pipeline.loader import has_dali
-from shard.cli import check_numbers, run
+from shard.cli import run
 from shard.errors import InputError
+from shard.flags import JSON, ROUNDS, Flag, flag_in, validate_call
 from shard.machine import cores
 from shard.manifest import read_manifest
-from train.config import Arch, check_batch
+from train.config import Arch, Config, check_batch
 
 EPOCHS = 100  # of the published run
 PARTS = ("data", "forward_backward", "optimizer")
@@ -45,21 +46,27 @@ class StepMeasurement:
         return sum(step.images for step in self.steps) / seconds
 
 
+@validate_call
 def bench(
-    shards: Path, *, rows: tuple[str, ...] = (), arch: Arch = "resnet50", size: int = 224, batch_size: int = 64,
-    workers: int = 0, rounds: int = 5, seconds: float = 5.0, json: Path = Path("bench-step.json"),
+    shards: Annotated[Path, Flag("Folder of shards.")], *,
+    rows: Annotated[tuple[str, ...], Flag("Rows to measure.", metavar="NAME,…", default="all")] = (),
+    arch: Annotated[Arch, flag_in(Config, "arch", group="options")] = "resnet50",
+    size: Annotated[int, Flag("Side of a view in pixels.", low=32, high=4096)] = 224,
+    batch_size: Annotated[int, Flag("Images per step.", low=2, high=10**6)] = 64,
+    workers: Annotated[int, Flag("Loader threads or processes; 0 starts one per core.", low=0, high=4096)] = 0,
+    rounds: Annotated[int, ROUNDS] = 5,
+    seconds: Annotated[float, Flag("Seconds for which a row is measured in each round.", low=0, high=3600)] = 5.0,
+    json: Annotated[Path, JSON] = Path("bench-step.json"),
 ) -> None:  # fmt: skip
-    """Print images/s of training and what a step's time goes to, and write them as JSON.
+    """Measure images/s of training, and what the time of a step is spent on.
 
-    Rows: published (fp32, contiguous, RGB from PIL, DataLoader workers), plain-amp (the same in bf16, on a GPU in fp16
-    with a scaler), ours (python -m train --dali), ours-compiled (--compile) and, on a GPU, ours-cpu-views and
-    ours-gpu-views (--views=cpu, --views=gpu). --rows chooses. A row has a turn of
-    --seconds in each round, at least a step, after a warm-up step; median, low and high are over rounds. The hours are
-    those of 100 epochs of CheXpert's 224,316 images at that rate.
+    The rows are published (float32, RGB images from PIL, DataLoader workers), plain-amp (the same in mixed precision),
+    ours (python -m train --dali) and ours-compiled (with --compile). A GPU adds ours-cpu-views and ours-gpu-views (with
+    --views=cpu and --views=gpu). The hours printed are those of 100 epochs of CheXpert, 224,316 images, at that rate.
+
+        python -m bench.step shards --rows=published,ours
     """
     known = available_rows()
-    check_numbers(rounds=(rounds, 1, 10**4), size=(size, 32, 4096), workers=(workers, 0, 4096),
-                  batch_size=(batch_size, 2, 10**6), seconds=(seconds, 0, 3600))  # fmt: skip
     for row in rows:
         if row not in known:
             raise InputError(f"--rows={','.join(rows)}: no row {row!r}; there are {', '.join(known)}")

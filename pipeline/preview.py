@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args
 
 import matplotlib
 
@@ -19,22 +19,29 @@ from pipeline.loader import ViewBackend, has_dali, make_views
 from pipeline.partners import Patients
 from pipeline.sampler import Batch
 from pipeline.torchvision_views import decode, sample_views
-from shard.cli import check_numbers
 from shard.fetch import Fetcher
 from shard.files import write_bytes
+from shard.flags import Flag, validate_call
 from shard.manifest import read_manifest
 
 
-def preview(shards: Path, *, out: Path = Path("views.png"), images: int = 6, size: int = 224, seed: int = 0,
-            patient_positive: float = 0.0) -> None:  # fmt: skip
-    """Draw rows of image, view 1, view 2 by each backend from the training split of SHARDS, and print the parameters.
+@validate_call
+def preview(
+    shards: Annotated[Path, Flag("Folder of shards.")], *,
+    out: Annotated[Path, Flag("PNG to write.", metavar="FILE")] = Path("views.png"),
+    images: Annotated[int, Flag("Number of training images to show.", low=1, high=64)] = 6,
+    size: Annotated[int, Flag("Side of a view in pixels.", low=16, high=2048)] = 224,
+    seed: Annotated[int, Flag("Seed of the views, as in python -m train.", low=0, high=2**63 - 1)] = 0,
+    patient_positive: Annotated[float, Flag("Probability that view 2 shows another image of the patient.",
+                                            low=0, high=1)] = 0.0,
+) -> None:  # fmt: skip
+    """Plot training images with two views of each from every backend, and print the parameters of the views.
 
-    The views are those of the first epoch of a run of the published recipe with this seed. Each backend makes them by
-    the same numbers: what differs between them is rounding. With --patient-positive=p, view 2 is often of another
-    image of the patient.
+    These are the views of the first epoch of the published recipe with this seed. The backends use the same
+    parameters, so their views differ by rounding only.
+
+        python -m pipeline preview shards --out=views.png
     """
-    check_numbers(images=(images, 1, 64), size=(size, 16, 2048), seed=(seed, 0, 2**63 - 1),
-                  patient_positive=(patient_positive, 0, 1))  # fmt: skip
     augmentation = Augmentation(size=size, patient_positive=patient_positive)
     png, lines = plot_preview(shards, augmentation, images=images, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from train.checkpoint import (
 )
 from train.journal import CARD
 from train.model import encoder_of
-from train.presets import say_recipe
+from train.recipe import describe_recipe
 from train.weights.diagnosis import plain
 from train.weights.read import UnreadableTensors, read_tensors
 
@@ -97,7 +97,7 @@ def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run
     augmentation = Augmentation(**state["augmentation"])  # checks the values
     progress = f"epoch {state['epoch']}" if not state["step_in_epoch"] else f"step {state['step']}"
     kept = {key: value for key, value in state.items() if key in STATE_FIELDS}
-    recipe = with_changes(say_recipe(state["config"]), changes_of(state))
+    recipe = with_changes(describe_recipe(state["config"]), changes_of(state))
     images = Input(size or augmentation.size, augmentation.mean, augmentation.std)
     return Encoder(name, f"{state['config']['arch']}, SimCLR, {recipe}, {progress}", module.eval(), images, state=kept,
                    run=run, notes=(_describe_input(images, "checkpoint"),))  # fmt: skip

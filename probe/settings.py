@@ -5,20 +5,18 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from probe.fewshot import Blank, Shots, Uncertain
-from probe.names import absolute_spec, join_tasks
-from shard.cli import check_numbers, flag_of
+from probe.names import absolute_spec, join_tasks, split_spec, split_tasks
 from shard.errors import InputError
+from shard.flags import Flag, check_ranges, flag_name
+from shard.manifest import parse_manifest
 from train.config import Device
 
 Protocol = Literal["ours", "paper"]
 BASELINES = ("scratch", "thumbnail", "imagenet")
 HEADLINE = 10  # shots, if they are among the requested ones
-# Name → lowest, highest value.
-LIMITS = {"draws": (1, 10**5), "finetune": (0, 10**5), "size": (0, 4096), "seed": (0, 2**31), "batch_size": (1, 10**6),
-          "workers": (0, 4096)}  # fmt: skip
 # Settings that change where and how fast results are computed, not the results.
 KEEP_RESULTS = {"shards", "out", "cache", "batch_size", "workers"}
 # Files, whose content decides and not their path.
@@ -27,35 +25,62 @@ FILES = {"encoders", "draws_file", "imagenet_weights"}
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a report compares, and how; the flags of `python -m probe report` say the same.
+    """What a report compares, and how. The fields are the flags of `python -m probe report`."""
 
-    encoders: runs and files of weights, each maybe with a name before it, NAME=PATH. size: the images' side, 0 for what
-    each encoder was trained at; input: how images are made for weights that don't say it (see inputs.read_flag).
-    """
+    encoders: Annotated[tuple[str, ...], Flag("Runs (newest checkpoint), checkpoints, or weight files of torchvision "
+                                              "or timm. NAME=PATH names one. PATH::KEY takes one of several networks "
+                                              "in a file.", positional=True)]
+    shards: Annotated[Path, Flag("Folder of shards, written by python -m shard build.", "data", metavar="DIR")]
+    out: Annotated[Path, Flag("Folder for the report.", "data", metavar="DIR",
+                              default="RUN/report if there is one run")]
+    baselines: Annotated[tuple[str, ...], Flag("Baselines to compare with: random weights, the image's own pixels, "
+                                               "ImageNet's weights.", "comparison", metavar="NAME,…")] = BASELINES
+    shots: Annotated[tuple[str, ...], Flag("Examples of each class to learn from; all uses every training image.",
+                                           "few-shot", metavar="K,…,all")] = ("1", "5", "10", "50", "all")
+    draws: Annotated[int, Flag("Support sets per task.", "few-shot", 1, 10**5)] = 50
+    tasks: Annotated[tuple[str, ...], Flag("Findings to predict. Put a name that contains a comma in double quotes.",
+                                           "data", metavar="A,B,…", default="those of the published table",
+                                           text=True)] = ()
+    uncertain: Annotated[Uncertain, Flag("What uncertain labels (-1) count as; exclude leaves them out.",
+                                         "data")] = "exclude"
+    blank: Annotated[Blank, Flag("What blank labels count as; exclude leaves them out.", "data")] = "exclude"
+    draws_file: Annotated[Path | None, Flag("draws.csv of another report, to use the same support sets.", "few-shot",
+                                            metavar="FILE")] = None
+    protocol: Annotated[Protocol, Flag("Protocol to put first in the report; it shows both.", "comparison")] = "ours"
+    finetune: Annotated[int, Flag("Also fine-tune the whole encoders, on the first N support sets.", "few-shot",
+                                  0, 10**5)] = 0
+    imagenet_weights: Annotated[Path | None, Flag("ImageNet weights to compare with.", "comparison", metavar="FILE",
+                                                  default="downloaded from torchvision")] = None
+    size: Annotated[int, Flag("Side of the images in pixels; 0 is the size each encoder was trained at.", "images",
+                              0, 4096)] = 0
+    input: Annotated[str, Flag("How weights without a config.json expect their images: NAME:imagenet, "
+                               "NAME:torchxrayvision, or NAME:mean=M,std=S with size=N, range=LOW/HIGH and "
+                               "interpolation=bilinear|bicubic as needed.", "images", metavar="SPEC,…")] = ""
+    cache: Annotated[Path | None, Flag("Folder to keep features in.", "running", metavar="DIR",
+                                       default="OUT/features")] = None
+    seed: Annotated[int, Flag("Seed of support sets, bootstrap and random weights.", "few-shot", 0, 2**31)] = 0
+    batch_size: Annotated[int, Flag("Images per batch.", "running", 1, 10**6)] = 128
+    device: Annotated[Device, Flag("Device to compute features on; auto takes a GPU if there is one.",
+                                   "running")] = "auto"
+    workers: Annotated[int, Flag("Loader threads; 0 starts one per core.", "running", 0, 4096)] = 0
 
-    encoders: tuple[str, ...]
-    shards: Path
-    out: Path
-    baselines: tuple[str, ...] = BASELINES
-    shots: tuple[str, ...] = ("1", "5", "10", "50", "all")
-    draws: int = 50
-    tasks: tuple[str, ...] = ()
-    uncertain: Uncertain = "exclude"
-    blank: Blank = "exclude"
-    draws_file: Path | None = None
-    protocol: Protocol = "ours"
-    finetune: int = 0
-    imagenet_weights: Path | None = None
-    size: int = 0
-    input: str = ""
-    cache: Path | None = None
-    seed: int = 0
-    batch_size: int = 128
-    device: Device = "auto"
-    workers: int = 0
+    @classmethod
+    def from_flags(
+        cls, *, shards: Path, encoders: tuple[str, ...] = (), out: Path | None = None, tasks: str = "", **given: Any
+    ) -> Settings:
+        """Build from the flags that were given. Raises InputError if `out` is missing and can't be derived."""
+        if not encoders:
+            raise InputError("no encoder; give a run, a checkpoint or a weight file")
+        if out is None:
+            _, first = split_spec(encoders[0])
+            if len(encoders) > 1 or not first.is_dir():
+                raise InputError("--out=DIR: needed unless the report is about a single run")
+            out = first / "report"
+        listed = split_tasks(tasks, parse_manifest(shards).findings) if tasks else ()
+        return cls(encoders=encoders, shards=shards, out=out, tasks=listed, **given)
 
     def __post_init__(self) -> None:
-        check_numbers(**{name: (getattr(self, name), *limits) for name, limits in LIMITS.items()})
+        check_ranges(Settings, vars(self))
         from probe.baselines import BASELINES as KNOWN  # imports PyTorch, which --help need not wait for
 
         for word in self.baselines:
@@ -106,7 +131,7 @@ class Settings:
                  if name != "encoders" and value != defaults[name]}  # fmt: skip
         if self.tasks:
             given["tasks"] = join_tasks(self.tasks)
-        shown = [f"{flag_of(name)}={shlex.quote(','.join(value) if isinstance(value, list) else str(value))}"
+        shown = [f"{flag_name(name)}={shlex.quote(','.join(value) if isinstance(value, list) else str(value))}"
                  for name, value in given.items()]  # fmt: skip
         return " ".join(["python -m probe report", *map(shlex.quote, self.plain()["encoders"]), *shown])
 

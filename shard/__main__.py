@@ -2,12 +2,15 @@
 
 from shard.cli import run
 from shard.deidentify import names
+from shard.flags import Command
 from shard.info import info
 from shard.merge import merge
 from shard.phantom.archive import phantom
 from shard.verify import verify
 from shard.write import build
 
+COMMANDS: dict[str, Command] = {"build": build, "merge": merge, "verify": verify, "info": info, "phantom": phantom,
+                                "names": names}  # fmt: skip
+
 if __name__ == "__main__":
-    run("python -m shard", {"build": build, "merge": merge, "verify": verify, "info": info, "phantom": phantom,
-                            "names": names})  # fmt: skip
+    run("python -m shard", COMMANDS)

@@ -1,7 +1,7 @@
-"""run(commands): strict fire for every `__main__`: bind, check names and types, and only then run.
+"""run(commands): a strict command line for every `__main__`.
 
-Fire calls a function before it reports an unknown flag, and passes `--dali=false` on as a truthy string.
-Here fire only parses: it is handed functions that do nothing but remember their arguments.
+Fire calls a function before it reports an unknown flag, and passes `--dali=false` on as a truthy string. Here fire only
+parses. The command runs once all names and values are checked.
 """
 
 from __future__ import annotations
@@ -16,98 +16,122 @@ import shlex
 import signal
 import sys
 import threading
-import types
 import typing
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fire
 
+from shard.cli_help import print_commands, print_help
 from shard.errors import InputError
+from shard.flags import REQUIRED, Command, Commands, Option, flag_name, options_of
 
-Command = Callable[..., None]
+HELP = ("-h", "--help")
 
 
-def run(name: str, commands: Command | Mapping[str, Command], argv: Sequence[str] | None = None) -> None:
-    """Run the command that `argv` asks for, or end with one line on stderr and a non-zero status.
+def run(name: str, commands: Commands, argv: Sequence[str] | None = None) -> None:
+    """Run the command that `argv` names, or exit with one line on stderr and a non-zero status.
 
-    name: how the user started us, such as "python -m shard"; used in messages.
-    commands: one function, or sub-commands by name, "" for what runs where none is named. Their type hints say what a
-    flag may hold.
-    Exit status: 0 done, 1 the input can't be used, 2 the command line can't be read, 130 interrupted.
+    name: how the user started the program, such as "python -m shard". Messages begin with it.
+    commands: one function, or functions by sub-command. "" is the command that runs if none is named.
+    Exit status: 0 done, 1 unusable input, 2 unreadable command line, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal or log that knows no é, as in a C locale, gets \xe9
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or log without é, as in a C locale, gets \xe9
             stream.reconfigure(errors="backslashreplace")
     try:
-        call = bind(name, commands, arguments)
+        call = bind(name, commands, list(arguments))
     except InputError as error:
-        sys.exit(_complain(name, error, 2))
+        sys.exit(_print_error(name, error, 2))
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a scheduler ends a job: like Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers send SIGTERM: handle it like Ctrl-C
     try:
         call()
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: None)  # all is done: nothing is left to be ended
+            signal.signal(signal.SIGTERM, lambda *_: None)  # the work is done: too late to be interrupted
     except InputError as error:
-        sys.exit(_complain(name, error, 1))
-    except BrokenPipeError:  # who reads what we print has had enough, as head(1) does
-        sys.stdout = None  # or Python complains at its exit
+        sys.exit(_print_error(name, error, 1))
+    except BrokenPipeError:  # the reader of our output, such as head, has closed it
+        sys.stdout = None  # or Python prints an error when it exits
         sys.exit(141)
-    except OSError as error:  # a full disk, a folder one may not write to, a file where a folder is wanted
+    except OSError as error:  # a full disk, no permission to write, a file instead of a folder
         place = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error) or type(error).__name__
-        sys.exit(_complain(name, InputError(f"{place}{reason}; mend that and run the same command again"), 1))
+        sys.exit(_print_error(name, InputError(f"{place}{reason}; fix that and run the same command again"), 1))
     except RuntimeError as error:
-        if "home directory" not in str(error):  # Path.expanduser's, without HOME and without an entry in passwd
+        if "home directory" not in str(error):  # Path.expanduser without HOME and without an entry in passwd
             raise
-        sys.exit(_complain(name, InputError("~: there is no home here (HOME is not set); give the whole path"), 1))
+        message = "~: no home directory (HOME is not set); give the full path"
+        sys.exit(_print_error(name, InputError(message), 1))
     except KeyboardInterrupt:
-        again = shlex.join([*name.split(), *(sys.argv[1:] if argv is None else argv)])
-        sys.exit(_complain(name, InputError(f"interrupted; to go on: {again}"), 130))
+        message = f"interrupted; to resume: {shlex.join([*name.split(), *arguments])}"
+        sys.exit(_print_error(name, InputError(message), 130))
 
 
-def flag_of(name: str) -> str:
-    """A setting as its flag: batch_size is --batch-size."""
-    return "--" + name.replace("_", "-")
-
-
-def check_numbers(**settings: tuple[float, float, float]) -> None:
-    """Raise InputError for the first setting that is out of its bounds: name=(value, lowest, highest)."""
-    for name, (value, low, high) in settings.items():
-        if not low <= value <= high:  # NaN is not either
-            raise InputError(f"{flag_of(name)}={value}: wants a number from {low} to {high}")
-
-
-def bind(name: str, commands: Command | Mapping[str, Command], argv: list[str]) -> Callable[[], None]:
-    """Return the call that `argv` asks for, its arguments checked and typed, without making it."""
+def bind(name: str, commands: Commands, argv: list[str]) -> Callable[[], None]:
+    """Return the call that `argv` asks for, with checked and typed arguments, without running it."""
+    command: Command
     if isinstance(commands, Mapping) and "" in commands and (not argv or argv[0].startswith("-")):
-        others = [word for word in commands if word]
-        if {"-h", "--help"} & set(argv):
-            return functools.partial(_print_help, name, commands[""], others)
-        command = commands[""]
+        command, others = commands[""], [word for word in commands if word]
     elif isinstance(commands, Mapping):
-        if not argv or argv[0] in ("-h", "--help", "help"):
-            return functools.partial(_print_commands, name, commands)
+        if not argv or argv[0] in (*HELP, "help"):
+            return functools.partial(print_commands, name, commands)
         chosen = argv.pop(0)
         if chosen not in commands:
-            raise InputError(f"unknown command {chosen!r}{_closest(chosen, commands)}; "
+            raise InputError(f"unknown command {chosen!r}{_suggest(chosen, commands)}; "
                              f"one of: {', '.join(filter(None, commands))}")
-        name, command = f"{name} {chosen}", commands[chosen]
+        name, command, others = f"{name} {chosen}", commands[chosen], []
     else:
-        command = commands
-    if {"-h", "--help"} & set(argv):
-        return functools.partial(_print_help, name, command)
-    _check_flags(name, command, argv)
-    return _bind_with_fire(name, command, argv)
+        command, others = commands, []
+    if not set(HELP).isdisjoint(argv):
+        return functools.partial(print_help, name, command, others)
+    options = options_of(command)
+    _check_flags(name, options, argv)
+    return BoundCommand(command, _parse_with_fire(name, options, argv))
 
 
-def _check_flags(name: str, command: Command, argv: list[str]) -> None:
-    known = [flag for flag, parameter in inspect.signature(command).parameters.items()
-             if parameter.kind is not parameter.VAR_POSITIONAL]  # fmt: skip
+@dataclass(frozen=True)
+class BoundCommand:
+    """A command and the values that the command line gave for its options, by name. Calling it runs the command."""
+
+    command: Command
+    given: Mapping[str, Any]
+
+    def __call__(self) -> None:
+        """Run the command."""
+        bound = self.arguments()
+        self.command(*bound.args, **bound.kwargs)
+
+    def arguments(self) -> inspect.BoundArguments:
+        """Return the command's arguments, dataclasses built. Raises InputError if a dataclass refuses its values."""
+        signature, options = inspect.signature(self.command), options_of(self.command)
+        values = {**self._preset(options), **self.given}
+        arguments = {option.name: values[option.name] for option in options
+                     if not option.holder and option.name in values}  # fmt: skip
+        hints = typing.get_type_hints(self.command)
+        for holder in dict.fromkeys(option.holder for option in options if option.holder):
+            fields = {option.name: values[option.name] for option in options
+                      if option.holder == holder and option.name in values}  # fmt: skip
+            arguments[holder] = getattr(hints[holder], "from_flags", hints[holder])(**fields)
+        bound = signature.bind_partial()
+        bound.arguments.update((name, arguments[name]) for name in signature.parameters if name in arguments)
+        return bound
+
+    def _preset(self, options: Iterable[Option]) -> dict[str, Any]:
+        """Return the defaults that the chosen preset, if the command has presets, puts in place of the usual ones."""
+        preset: dict[str, Any] = {}
+        for option in options:
+            if option.flag.presets:
+                preset |= option.flag.presets[self.given.get(option.name, option.default)]
+        return preset
+
+
+def _check_flags(name: str, options: Sequence[Option], argv: list[str]) -> None:
+    known = [option.name for option in options if option.kind is not inspect.Parameter.VAR_POSITIONAL]
     seen = set()
     for word in argv:
         if not re.match(r"--?[A-Za-z]", word):
@@ -116,134 +140,84 @@ def _check_flags(name: str, command: Command, argv: list[str]) -> None:
         if flag not in known and flag.startswith("no") and flag[2:] in known:
             flag = flag[2:]
         if not word.startswith("--") or flag not in known:
-            raise InputError(f"unknown flag {word}{_closest(flag, known, '--')}; see: {name} --help")
+            raise InputError(f"unknown flag {word}{_suggest(flag, known, '--')}; see: {name} --help")
         if flag in seen:
-            raise InputError(f"{flag_of(flag)} is given twice; keep one")
+            raise InputError(f"{flag_name(flag)} is given twice; keep one")
         seen.add(flag)
 
 
-def _bind_with_fire(name: str, command: Command, argv: list[str]) -> Callable[[], None]:
-    hints = typing.get_type_hints(command)
-    parameters = inspect.signature(command).parameters
-    parse_fns = {flag: functools.partial(_parse, flag, hints[flag]) for flag in parameters}
+class _Parsed:
+    """What fire read. Its name is hidden from fire, which would look words up among public attributes."""
 
-    @functools.wraps(command)
-    def remember(*args: Any, **kwargs: Any) -> _Remembered:
-        return _Remembered(functools.partial(command, *args, **kwargs))
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
 
-    remember = fire.decorators.SetParseFns(**parse_fns)(remember)
-    for flag, parameter in parameters.items():
-        if parameter.kind is parameter.VAR_POSITIONAL:  # as many words as there are, which to fire have no name
-            remember = fire.decorators.SetParseFn(parse_fns[flag])(remember)
+
+def _parse_with_fire(name: str, options: Sequence[Option], argv: list[str]) -> dict[str, Any]:
+    """Return the values that `argv` gives, by option."""
+    signature = inspect.Signature([
+        inspect.Parameter(option.name, option.kind, default=REQUIRED if option.required or option.positional else None)
+        for option in sorted(options, key=lambda option: option.kind)
+    ])  # fmt: skip
+
+    def remember(*args: Any, **kwargs: Any) -> _Parsed:
+        return _Parsed(signature.bind(*args, **kwargs).arguments)
+
+    readers = {option.name: functools.partial(_parse, option) for option in options}
+    target: Any = fire.decorators.SetParseFns(**readers)(remember)
+    for option in options:
+        if option.kind is inspect.Parameter.VAR_POSITIONAL:  # fire has no name for these words
+            target = fire.decorators.SetParseFn(readers[option.name])(target)
+    target.__signature__ = signature
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            remembered = fire.Fire(remember, command=argv, name=name, serialize=lambda _: None)
+            parsed = fire.Fire(target, command=argv, name=name, serialize=lambda _: None)
     except fire.core.FireExit as stop:
         reason = stop.trace.elements[-1].ErrorAsStr()
         raise InputError(f"{reason[0].lower()}{reason[1:]}; see: {name} --help") from None
-    return typing.cast("_Remembered", remembered)._call
+    return typing.cast("_Parsed", parsed)._values
 
 
-class _Remembered:
-    """Wraps a bound call, because fire calls every callable it is given back."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
+def _parse(option: Option, text: str) -> Any:
+    """Read the text of one flag as its type requires."""
+    return _parse_as(option.hint, flag_name(option.name), text)
 
 
-def _parse(flag: str, hint: Any, text: str) -> Any:
-    """Read the words of one flag as its type hint says."""
-    shown = f"{flag_of(flag)}={text}"
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
+def _parse_as(hint: Any, flag: str, text: str) -> Any:
+    shown = f"{flag}={text}"
     if typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
         if text not in choices:
-            raise InputError(f"{shown}: not one of {', '.join(choices)}{_closest(text, choices)}")
+            raise InputError(f"{shown}: not one of {', '.join(choices)}{_suggest(text, choices)}")
         return text
     if typing.get_origin(hint) is tuple:
         kind = typing.get_args(hint)[0]
-        return tuple(_parse(flag, kind, word.strip()) for word in text.strip("()[]").split(",") if word.strip())
+        return tuple(_parse_as(kind, flag, word.strip()) for word in text.strip("()[]").split(",") if word.strip())
     if hint is bool:
         if text.lower() not in ("true", "false"):
-            raise InputError(f"{shown}: wants true or false")
+            raise InputError(f"{shown}: must be true or false")
         return text.lower() == "true"
     if hint in (int, float):
         try:
             return hint(text)
         except ValueError:
-            wanted = "a whole number" if hint is int else "a number"
-            raise InputError(f"{shown}: wants {wanted}") from None
-    if text == "" or (text == "True" and hint is Path):  # fire's word for a flag without a value
-        raise InputError(f"{flag_of(flag)}: wants a value, as in {flag_of(flag)}=VALUE")
+            raise InputError(f"{shown}: must be {'a whole number' if hint is int else 'a number'}") from None
+    if text == "" or (text == "True" and hint is Path):  # fire passes True for a flag without a value
+        raise InputError(f"{flag}: needs a value, as in {flag}=VALUE")
     try:
         return Path(text).expanduser() if hint is Path else hint(text)
     except RuntimeError:  # no HOME, and no entry in passwd
-        raise InputError(f"{shown}: there is no home for ~ here; give the whole path") from None
+        raise InputError(f"{shown}: there is no home directory for ~; give the full path") from None
 
 
-def _closest(word: str, known: typing.Iterable[str], dashes: str = "") -> str:
+def _suggest(word: str, known: Iterable[str], dashes: str = "") -> str:
     match = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {dashes}{match[0].replace('_', '-') if dashes else match[0]}?)" if match else ""
 
 
-def _complain(name: str, error: InputError, status: int) -> int:
-    # A path or a value may hold what a terminal obeys.
-    said = "".join(f"\\x{ord(one):02x}" if unicodedata.category(one) == "Cc" else one
-                   for one in str(error))  # fmt: skip
-    print(f"{name}: error: {said}", file=sys.stderr)
+def _print_error(name: str, error: InputError, status: int) -> int:
+    # A path or a value may hold control characters, which a terminal would obey.
+    line = "".join(f"\\x{ord(letter):02x}" if unicodedata.category(letter) == "Cc" else letter for letter in str(error))
+    print(f"{name}: error: {line}", file=sys.stderr)
     return status
-
-
-def _print_commands(name: str, commands: Mapping[str, Command]) -> None:
-    print(f"usage: {name} COMMAND [FLAGS]; {name} COMMAND --help says more\n")
-    words = list(commands)
-    for word, command in commands.items():
-        twin = next(other for other in words if commands[other] is command)
-        print(f"  {word:10} " + (_promise(command).splitlines()[0] if twin == word else f"The same as {twin}."))
-
-
-def _print_help(name: str, command: Command, others: Sequence[str] = ()) -> None:
-    """Our own page: fire's takes the terminal over with a pager and leaves the choices out."""
-    hints = typing.get_type_hints(command)
-    words, flags = [], []
-    for flag, parameter in inspect.signature(command).parameters.items():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            words.append(f"{flag.upper()}…")
-        elif parameter.default is inspect.Parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            words.append(flag.upper())
-        else:
-            if parameter.default is inspect.Parameter.empty:
-                words.append(f"{flag_of(flag)}=…")
-            flags.append(f"  {flag_of(flag)}={_show_hint(hints[flag])}{_show_default(parameter.default)}")
-    for other in others:
-        print(f"usage: {name} {other} …; see {name} {other} --help")
-    print("usage:", " ".join([name, *words, *(["[FLAGS]"] if flags else [])]) + f"\n\n{_promise(command)}")
-    if flags:
-        print("\n".join(["", "flags:", *flags]))
-
-
-def _promise(command: Command) -> str:
-    """What a docstring says to users: all but which exceptions it raises."""
-    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
-    return "\n\n".join(text for text in paragraphs if not text.startswith("Raises "))
-
-
-def _show_default(value: Any) -> str:
-    if value is inspect.Parameter.empty:
-        return "  (required)"
-    if value is None or value == ():
-        return ""
-    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f" (default {shown.lower() if isinstance(value, bool) else shown})"
-
-
-def _show_hint(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "|".join(typing.get_args(hint))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return _show_hint(typing.get_args(hint)[0])
-    if typing.get_origin(hint) is tuple:
-        return "A,B,…"
-    return {int: "N", float: "X", bool: "true|false", str: "TEXT", Path: "PATH"}[hint]

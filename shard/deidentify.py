@@ -10,13 +10,24 @@ import os
 import secrets
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 
 from shard.errors import InputError
 from shard.files import TEMPORARY, write_bytes
-from shard.formats import Votes
-from shard.table import Dataset, Table, read_table
+from shard.flags import Flag
+from shard.source_flags import (
+    GROUP,
+    AllowOutside,
+    DatasetFlag,
+    FindingsFlag,
+    PatientFrom,
+    Source,
+    TableFlag,
+    VotesFlag,
+)
+from shard.table import Table, read_table
 from shard.tabular.sheet import to_csv
 
 DIGITS = 20  # 80 bits: the chance of a collision among a million names is below 10^-12
@@ -85,14 +96,21 @@ def _create_secret(path: Path) -> None:
 
 
 def names(
-    src: Path, out: Path, *, deidentify: Path, dataset: Dataset = "auto", table: Path | None = None,
-    allow_outside: bool = False, patient_from: str | None = None, findings: str | None = None,
-    votes: Votes | None = None,
+    src: Source,
+    out: Annotated[Path, Flag("CSV file to write. Keep it as confidential as SRC.")], *,
+    deidentify: Annotated[Path, Flag("File with the secret of the build.", GROUP, metavar="FILE")],
+    dataset: DatasetFlag = "auto",
+    table: TableFlag = None,
+    findings: FindingsFlag = None,
+    votes: VotesFlag = None,
+    patient_from: PatientFrom = None,
+    allow_outside: AllowOutside = False,
 ) -> None:  # fmt: skip
-    """Write OUT, a CSV that says which path and patient of SRC is which key and patient in de-identified shards.
+    """Write a CSV that maps the paths and patients of a source to the names in de-identified shards.
 
-    --deidentify: the file with the secret that they were built with. The other flags: as in that build. OUT is as
-    confidential as the source.
+    Give the same flags as to the build.
+
+        python -m shard names exports names.csv --dataset=folder --deidentify=secret.txt
     """
     if not deidentify.exists():
         raise InputError(f"--deidentify={deidentify}: no such file; give the one that the shards were built with")

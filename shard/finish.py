@@ -117,8 +117,6 @@ def _print_summary(out: Path, manifest: Manifest, duplicates: Summary) -> None:
 
 def check_max_rejects(rejects: Sequence[Reject], rows: int, max_rejects: float, place: str) -> None:
     """Raise InputError if more than max_rejects (a fraction of all rows) were rejected. place: the file to name."""
-    if not 0 <= max_rejects <= 1:
-        raise InputError(f"--max-rejects={max_rejects}: not a fraction of the rows; give a number from 0 to 1")
     if len(rejects) > max_rejects * rows:
         (reason, count), *_ = Counter(reason for _, _, reason in rejects).most_common(1)
         example = next(path or key for key, path, why in rejects if why == reason)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from pathlib import Path
+from typing import Annotated
 
 import jinja2
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw
 from shard.duplicates import Summary
 from shard.errors import PARSE_ERRORS, InputError
 from shard.files import write_bytes
+from shard.flags import Flag
 from shard.manifest import Manifest, Shard, read_manifest
 from shard.read import CURE, Sample, read_index, read_members
 from shard.tar import ENDINGS
@@ -23,11 +25,15 @@ COLUMNS = 8
 TILE = 160  # pixels
 
 
-def info(out: Path, *, png: Path | None = None, html: Path | None = None) -> None:
-    """Print what is in the shards of OUT: images, patients and labels by split, sizes, settings, pixel statistics.
+def info(
+    out: Annotated[Path, Flag("Folder of shards.")], *,
+    png: Annotated[Path | None, Flag("Write a contact sheet of 64 images to this file.", metavar="FILE")] = None,
+    html: Annotated[Path | None, Flag("Write a web page with 64 images and what is known about them to this file.",
+                                      metavar="FILE")] = None,
+) -> None:  # fmt: skip
+    """Print what shards contain: images, patients and labels by split, sizes, settings and pixel statistics.
 
-    --png=FILE: a contact sheet of 64 images as well, spread evenly over the shards. --html=FILE: a page with them, the
-    same text, and what is known of each image.
+    python -m shard info shards --html=shards.html
     """
     manifest = read_manifest(out)
     text = describe(out, manifest)

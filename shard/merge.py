@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from shard.duplicates import Policy
 from shard.errors import PARSE_ERRORS, InputError
 from shard.finish import clear_away, finish, part_name, union_software
+from shard.flags import Flag, validate_call
 from shard.manifest import MANIFEST, read_manifest
 from shard.record import first_difference, parse_record, parse_rejects
 
 
-def merge(out: Path, *, max_rejects: float = 0.01, duplicates: Policy | None = None) -> None:
-    """Join the parts that a job array wrote into OUT under one manifest.
+@validate_call
+def merge(
+    out: Annotated[Path, Flag("Folder that the parts of the build were written to.")], *,
+    max_rejects: Annotated[float, Flag("Largest fraction of rows without a usable image.", low=0, high=1)] = 0.01,
+    duplicates: Annotated[Policy | None, Flag("What to do with equal images in two splits or of two patients.",
+                                              default="as the parts were built")] = None,
+) -> None:  # fmt: skip
+    """Join the parts of a build, which a job array wrote, under one manifest.
 
-    --max-rejects: how many rows may be left out, as a share of all. --duplicates: what becomes of pictures in two
-    splits or under two patients; without it, what the builds were told.
+    Raises InputError if a part is missing or comes from a build with other settings or another table, or if more than
+    --max-rejects of the rows were rejected.
 
-    Raises InputError where a part is missing or comes from a build with other settings or another table, and where
-    more than --max-rejects were rejected.
+        python -m shard merge shards
     """
     if (out / MANIFEST).exists():
         read_manifest(out)

@@ -7,13 +7,13 @@ import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import simplejpeg
 
-from shard.cli import check_numbers
 from shard.errors import PARSE_ERRORS, InputError
 from shard.files import sha256_of
+from shard.flags import WORKERS, Flag, validate_call
 from shard.machine import cores
 from shard.manifest import Manifest, Shard, parse_manifest, quick_faults, wrong_hash
 from shard.plain_json import refuse_constant
@@ -47,17 +47,21 @@ class Contents:
     demographics: list[Counts] = field(default_factory=list)  # empty, or a single sum over the samples
 
 
-def verify(out: Path, *, quick: bool = False, decode: bool = False, workers: int = 0) -> None:
-    """Check the shards in OUT against their manifest: sizes, hashes, members, index offsets, counts and labels.
-
-    --decode decodes every image too. --quick looks at sizes and at the indexes' hashes alone, as every loader does
-    before it starts.
+@validate_call
+def verify(
+    out: Annotated[Path, Flag("Folder of shards.")], *,
+    quick: Annotated[bool, Flag("Check only file sizes and index hashes, as every loader does.")] = False,
+    decode: Annotated[bool, Flag("Decode every image too.")] = False,
+    workers: Annotated[int, WORKERS] = 0,
+) -> None:  # fmt: skip
+    """Check shards against their manifest: sizes, hashes, tar members, index offsets, counts and labels.
 
     Raises InputError with the first fault and the number of faults.
+
+        python -m shard verify shards --decode
     """
     if quick and decode:
         raise InputError("--quick --decode: give one of them")
-    check_numbers(workers=(workers, 0, 4096))
     manifest = parse_manifest(out)
     faults = list(quick_faults(out, manifest.shards))
     if not faults and not quick:

@@ -6,73 +6,69 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from shard.assignment import Assignment
-from shard.cli import check_numbers
 from shard.deidentify import Pseudonyms, read_secret
 from shard.dicom.image import any_dicom_suffix
 from shard.duplicates import Policy
 from shard.errors import InputError
 from shard.files import locked, write_bytes
 from shard.finish import check_max_rejects, clear_away, finish, part_name
-from shard.formats import Votes
+from shard.flags import PART, PARTS, WORKERS, Flag, check_numbers, validate_call
 from shard.machine import choose_part, cores, version_of
 from shard.manifest import LARGEST_SIZE, MANIFEST, read_manifest
 from shard.phantom.archive import is_phantom
 from shard.pool import parallel_map
 from shard.record import SHARDER, UNFINISHED, begin_build, first_difference
-from shard.table import Dataset, Table, read_table
+from shard.source_flags import AllowOutside, DatasetFlag, FindingsFlag, PatientFrom, Source, TableFlag, VotesFlag
+from shard.table import Table, read_table
 from shard.write_shard import Encoding, Job, dicom_readers, write_shard
 
 
+@validate_call
 def build(
-    src: Path, out: Path, *, dataset: Dataset = "auto", table: Path | None = None, size: int = 256,
-    encoding: Encoding = "jpeg", quality: int = 95, shard_size: int = 1000, seed: int = 0, workers: int = 0,
-    partners: int = 0, part: int | None = None, parts: int | None = None, max_rejects: float = 0.01,
-    duplicates: Policy = "keep", deidentify: Path | None = None, allow_outside: bool = False,
-    patient_from: str | None = None, findings: str | None = None, votes: Votes | None = None,
+    src: Source,
+    out: Annotated[Path, Flag("Folder to write the shards to.")], *,
+    dataset: DatasetFlag = "auto",
+    table: TableFlag = None,
+    findings: FindingsFlag = None,
+    votes: VotesFlag = None,
+    patient_from: PatientFrom = None,
+    allow_outside: AllowOutside = False,
+    size: Annotated[int, Flag("Short side of a stored image in pixels. Smaller images are not enlarged.", "images",
+                              16, LARGEST_SIZE)] = 256,
+    encoding: Annotated[Encoding, Flag("Format of a stored image: a grey JPEG, or raw bytes of its central square.",
+                                       "images")] = "jpeg",
+    quality: Annotated[int, Flag("JPEG quality. Grey JPEGs that are small enough are copied as they are.", "images",
+                                 1, 100)] = 95,
+    duplicates: Annotated[Policy, Flag("What to do with equal images in two splits or of two patients: list them and "
+                                       "keep all, drop all but one, or stop.", "images")] = "keep",
+    max_rejects: Annotated[float, Flag("Largest fraction of rows without a usable image.", "images", 0, 1)] = 0.01,
+    deidentify: Annotated[Path | None, Flag("Replace names of images and patients by hashes keyed with the secret in "
+                                            "FILE, which is created if it does not exist.", "images",
+                                            metavar="FILE")] = None,
+    shard_size: Annotated[int, Flag("Images per shard.", "shards", 1, 10**7)] = 1000,
+    partners: Annotated[int, Flag("Keep up to N + 1 images of a patient in one shard, as --patient-positive of python "
+                                  "-m train needs.", "shards")] = 0,
+    seed: Annotated[int, Flag("Seed of the order of images.", "shards", 0, 2**63)] = 0,
+    workers: Annotated[int, replace(WORKERS, group="running")] = 0,
+    part: Annotated[int | None, PART] = None,
+    parts: Annotated[int | None, PARTS] = None,
 ) -> None:  # fmt: skip
-    """Write the radiographs of folder SRC as shuffled tar shards with DALI indexes and a manifest into OUT.
+    """Write a folder of radiographs as shuffled tar shards, with DALI indexes and a manifest.
 
-    Images become grey, their short side --size pixels (never enlarged): KEY.jpg of --quality or, with --encoding=raw,
-    KEY.raw, --size × --size bytes, the centre of the image, black where it is smaller. A source that is such a JPEG
-    already (grey, baseline, upright, no larger than --size) is not compressed again: KEY.jpg has its very pixels,
-    whatever --quality says, and none of its metadata. Beside each lies KEY.json. Rows
-    without a usable image are listed in rejects.csv with the reason; where they are more than --max-rejects (a share of
-    all rows), no manifest is written. A build that was stopped goes on where it was, with the same command.
+    The same command resumes a build that was stopped. Rows without a usable image are listed in rejects.csv. See
+    docs/archives.md for the flags of each archive and docs/guide.md for what is stored.
 
-    --dataset: which archive SRC is; auto tells by the columns of its tables, or of --table=FILE; csv is a --table=FILE
-    of your own, with the columns path, patient, maybe split, key, view, sex and age, and one a finding.
-    docs/archives.md has a line for each archive.
-    --dataset=folder: every image and DICOM file under SRC; patient, view, sex, age and date from DICOM's tags, no
-    labels, splits by a hash of patients. --table=FILE then gives labels of some: a column path or key, and findings.
-    --patient-from=parent or REGEX: whose the images are that no tag names: of the patient that the folder they lie in
-    is called after, or that the one group of REGEX finds in the path. Without it each counts as its own patient.
-    --findings=A,B: which columns of --table are findings. Without it those are whose every cell is 1, 0, -1 or blank
-    and whose name may be a finding's; the build says which it does not take.
-    --votes=majority, any or all: how labels of several readers of one image become one, of VinDr or of a table of your
-    own: 1 where most, one or all of them say so; majority leaves a tie uncertain. The build says how they disagree.
-    --shard-size: images in a shard. --seed: of their order. --workers: processes, 0 for one a core.
-    --duplicates: what becomes of a picture (equal pixels, as they go into the shards) that is in two splits or under
-    two patients. keep, the default, keeps them, so that counts and official splits are the archive's; drop leaves out
-    all copies but one, test's before valid's before train's; error ends the build. In each case they are counted and
-    listed in duplicates.csv.
-    --partners=K: keep up to K + 1 images of a patient together in one shard, for python -m train
-    --patient-positive. It takes no room, and makes other shards than without.
-    --deidentify=FILE: name images and patients by hashes keyed with the secret in FILE, which is made where it is not
-    there; in tars, indexes and rejects.csv, and so in all that is made of them. Ages over 90 become 90, dates are left
-    out. What is written in the pixels stays. python -m shard names lists which is which.
-    --allow-outside=true: paths of the table may lead out of SRC.
-    --part=K --parts=N: build a part, 0 to N - 1, on any machine; then: python -m shard merge OUT. In a Slurm job array
-    both come from the array; --part=0 --parts=1 builds all.
+        python -m shard build CheXpert-v1.0-small shards
+        python -m shard build hospital shards --dataset=csv --table=labels.csv --size=512
+        python -m shard build exports shards --dataset=folder --deidentify=secret.txt
     """
     part, parts = choose_part(part, parts)
-    check_numbers(size=(size, 16, LARGEST_SIZE), quality=(quality, 1, 100), shard_size=(shard_size, 1, 10**7),
-                  parts=(parts, 1, 10**5), part=(part, 0, parts - 1), workers=(workers, 0, 4096),
-                  partners=(partners, 0, shard_size - 1), seed=(seed, 0, 2**63))  # fmt: skip
+    check_numbers(parts=(parts, 1, 10**5), part=(part, 0, parts - 1), partners=(partners, 0, shard_size - 1))
     content = read_table(src, dataset, table, allow_outside, patient_from, workers, findings, votes)
     rows = len(content.rows) + len(content.rejects)
     check_max_rejects(content.rejects, rows, max_rejects, place=f"the table of {src}")

@@ -30,6 +30,7 @@ from bench.process import LoaderMeasurement
 from bench.rows import JPEG_LOADERS, Row
 from bench.step_rows import Step
 from pipeline.sampler import Batch, BatchSampler
+from shard.cli import BoundCommand
 from shard.errors import InputError
 from shard.write import build
 from tests.conftest import ROOT, Shards
@@ -90,10 +91,15 @@ def write_json(folder: Path, name: str, gpu: str, **content: Any) -> None:
     (folder / f"bench-{name}.json").write_text(json.dumps({"machine": machine, **content}))
 
 
+def run_plan(**changed: Any) -> None:
+    """Run the command with the flags of REQUEST and changes to them."""
+    BoundCommand(plan, {**REQUEST, **changed})()
+
+
 def make_plan(benches: Path, **changed: Any) -> dict[str, Any]:
     """Return the JSON that `plan` writes, with its estimates by the name of the step."""
     out = benches.parent / "plan" / "plan.json"
-    plan(benches=benches, json=out, **{**REQUEST, **changed})
+    run_plan(benches=benches, json=out, **changed)
     content: dict[str, Any] = json.loads(out.read_text())
     content["needs"] = {step["name"]: step for step in content["needs"]}
     return content
@@ -333,9 +339,8 @@ def submit(lines: list[str], folder: Path) -> list[dict[str, Any]]:
 def test_defaults_equal_those_of_the_planned_commands() -> None:
     defaults = inspect.signature(build).parameters
     assert (defaults["size"].default, defaults["shard_size"].default) == (SHORT_SIDE, SHARD_SIZE)
-    own = inspect.signature(plan).parameters
-    assert own["short_side"].default == SHORT_SIDE
-    assert all(own[name].default == getattr(Config, name) for name in ("arch", "size", "epochs"))
+    assert PlanRequest.short_side == SHORT_SIDE
+    assert all(getattr(PlanRequest, name) == getattr(Config, name) for name in ("arch", "size", "epochs"))
     hours = re.search(r"--time=(\d+):00:00", (ROOT / "slurm" / "probe.sbatch").read_text())
     assert hours and int(hours[1]) == PROBING_H
 
@@ -358,7 +363,7 @@ def test_bad_input_is_refused_before_the_plan_is_written(
     benches: Path, tmp_path: Path, changed: Any, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        plan(**{**REQUEST, "benches": benches, "json": tmp_path / "plan.json", **changed})
+        run_plan(**{"benches": benches, "json": tmp_path / "plan.json", **changed})
     assert not (tmp_path / "plan.json").exists()
 
 
@@ -405,7 +410,7 @@ def test_simulated_fault_fails_the_command_and_is_written(
     report = EpochReport(8, 10_000, 64, 19, (1, 1, 1), ("epoch 2: odd",))
     monkeypatch.setattr(bench_plan, "check_epoch_order", lambda *_: report)
     with pytest.raises(InputError, match=r"--simulate=8: the simulation found faults \(epoch 2: odd\)"):
-        plan(**REQUEST, benches=benches, simulate=8, json=tmp_path / "plan.json")
+        run_plan(benches=benches, simulate=8, json=tmp_path / "plan.json")
     assert json.loads((tmp_path / "plan.json").read_text())["simulated"]["order"]["faults"] == ["epoch 2: odd"]
 
 

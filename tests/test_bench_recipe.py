@@ -32,7 +32,7 @@ from tests.conftest import Shards
 from train.checkpoint import save_checkpoint
 from train.config import Config
 from train.journal import METRICS
-from train.presets import PRESETS
+from train.recipe import recipe_of
 
 QUICK: dict[str, Any] = {"arch": "resnet18", "size": 32, "epochs": 1, "batch_size": 16, "online_every": 1,
                          "device": "cpu", "precision": "fp32"}  # fmt: skip
@@ -68,9 +68,9 @@ def test_every_cell_is_a_valid_config_and_has_a_comparable_reference(tmp_path: P
 
 
 def test_patient_preset_is_a_cell_of_the_grid() -> None:
-    names = PRESETS["patient"].keys() - {"schedule", "warmup_epochs"}
-    defaults = PRESETS["published"]
-    assert any(all(cell.all_settings().get(name, defaults[name]) == PRESETS["patient"][name] for name in names)
+    patient, defaults = recipe_of("patient"), recipe_of("published")
+    names = patient.keys() - {"schedule", "warmup_epochs"}
+    assert any(all(cell.all_settings().get(name, defaults[name]) == patient[name] for name in names)
                for cell in CELLS)  # fmt: skip
 
 

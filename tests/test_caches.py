@@ -78,7 +78,7 @@ def test_tilde_without_a_home_is_refused() -> None:
     done = subprocess.run([sys.executable, "-c", f"from pathlib import Path\n{code}"], cwd=ROOT, env=BARE,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "--place=~/a: there is no home for ~ here; give the whole path" in done.stderr
+    assert "--place=~/a: there is no home directory for ~; give the full path" in done.stderr
 
 
 def test_training_with_read_only_code_and_no_home(shards: Shards, tmp_path: Path) -> None:

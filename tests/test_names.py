@@ -12,7 +12,6 @@ import pytest
 import torch
 import torchvision
 
-from probe.__main__ import report
 from probe.baselines import baseline_names
 from probe.draws_file import read_draws, write_draws
 from probe.encoder import Encoder
@@ -119,16 +118,11 @@ def test_single_name_precedes_a_list_unless_quoted() -> None:
         assert split_tasks(word.removeprefix("--tasks="), findings) == tasks
 
 
-def test_command_with_odd_tasks_can_be_repeated(
-    odd_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = list[Settings]()
-    monkeypatch.setattr("probe.report.make_report", lambda settings, part, parts: seen.append(settings))
+def test_command_with_odd_tasks_can_be_repeated(odd_shards: Shards, tmp_path: Path) -> None:
     for text in ('a, "b" = c', "Mass (left),=1+1"):
-        report("w.pth", shards=odd_shards.folder, out=tmp_path, tasks=text)
-        words = shlex.split(seen[-1].command())
-        again = next(word for word in words if word.startswith("--tasks=")).removeprefix("--tasks=")
-        assert split_tasks(again, ODD) == seen[-1].tasks and set(seen[-1].tasks) <= set(ODD)
+        settings = Settings.from_flags(encoders=("w.pth",), shards=odd_shards.folder, out=tmp_path, tasks=text)
+        again = next(word for word in shlex.split(settings.command()) if word.startswith("--tasks="))
+        assert split_tasks(again.removeprefix("--tasks="), ODD) == settings.tasks and set(settings.tasks) <= set(ODD)
 
 
 def test_draws_file_round_trips_odd_names(tmp_path: Path, labels: pd.DataFrame) -> None:
@@ -159,14 +153,9 @@ def test_path_with_equals_signs_is_opened(file: Path, monkeypatch: pytest.Monkey
     assert [encoder.name for encoder in opened] == ["epoch=9-step=1000", "A"]
 
 
-def test_default_out_of_a_run_with_an_equals_sign_in_its_path(
-    file: Path, shards: Shards, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = list[Settings]()
-    monkeypatch.setattr("probe.report.make_report", lambda settings, part, parts: seen.append(settings))
+def test_default_out_of_a_run_with_an_equals_sign_in_its_path(file: Path, shards: Shards) -> None:
     for spec in (str(file.parent), f"A={file.parent}"):
-        report(spec, shards=shards.folder)
-        assert seen.pop().out == file.parent / "report"
+        assert Settings.from_flags(encoders=(spec,), shards=shards.folder).out == file.parent / "report"
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_build_refuses_a_folder_with_shards_of_other_partners(radiographs: Path,
 
 
 def test_build_refuses_more_partners_than_a_shard_contains(radiographs: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--partners=40: wants a number from 0 to 39"):
+    with pytest.raises(InputError, match="--partners=40: must be a number from 0 to 39"):
         build_shards(radiographs, tmp_path / "out", partners=40)
     assert not (tmp_path / "out").exists()
 

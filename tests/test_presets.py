@@ -15,12 +15,14 @@ from pipeline.partners import Patients
 from pipeline.sampler import BatchSampler
 from probe.encoders import open_encoder
 from probe.preprocessing import Input
+from shard.cli import bind
 from shard.errors import InputError
 from tests.conftest import DALI, SMALL, Shards, newest, run_module, same_run, train_here
-from train.__main__ import train
-from train.config import Config, train_command
+from train.__main__ import COMMANDS
+from train.config import Config
 from train.journal import CARD, read_journal
-from train.presets import PRESETS, overrides, say_recipe, with_preset
+from train.presets import PRESETS, Preset
+from train.recipe import describe_recipe, overrides, recipe_of, train_command
 from train.setup import set_up
 from train.state import TrainState
 from train.status import status
@@ -36,35 +38,47 @@ def patient_run(partner_shards: Shards, tmp_path_factory: pytest.TempPathFactory
     return out
 
 
-def test_the_published_preset_is_the_default_and_the_published_recipe(shards: Shards) -> None:
-    config = Config(shards=shards.folder, out=shards.folder, batch_size=16, device="cpu")
-    assert {name: getattr(config, name) for name in PRESETS["published"]} == PRESETS["published"]
-    made = set_up(config).augmentation
+def config_of(*flags: str) -> Config:
+    """Return the settings that a command line gives."""
+    call: Any = bind("python -m train", COMMANDS, [*flags])
+    config: Config = call.arguments().arguments["config"]
+    return config
+
+
+def test_the_default_is_the_published_recipe(shards: Shards) -> None:
+    made = set_up(Config(shards=shards.folder, out=shards.folder, batch_size=16, device="cpu")).augmentation
     assert made == Augmentation(mean=made.mean, std=made.std)
-    assert (config.temperature, config.same_patient, config.lr, config.schedule) == (0.5, "negatives", 3e-4, "constant")
+    config = Config(shards=shards.folder, out=shards.folder)
+    assert (config.optimizer, config.lr, config.batch_size, config.epochs) == ("adam", 3e-4, 64, 100)
+    assert {name: getattr(config, name) for name in recipe_of("published")} == {
+        "temperature": 0.5, "crop_min": 0.2, "flip": 0.5, "blur": 0.5, "patient_positive": 0.0,
+        "same_patient": "negatives", "schedule": "constant", "warmup_epochs": 0.0,
+    }  # fmt: skip
 
 
-def test_every_preset_says_the_same_settings_and_is_valid(tmp_path: Path) -> None:
-    for preset, settings in PRESETS.items():
-        assert settings.keys() == PRESETS["published"].keys()
-        config = Config(shards=tmp_path, out=tmp_path, preset=preset, **settings)
-        assert not overrides(config.plain()) and say_recipe(config.plain()) == f"preset {preset}"
-        command = train_command(config.plain())
-        assert (f"--preset={preset}" in command) == (preset != "published")
-        assert not any(f"--{name.replace('_', '-')}" in command for name in settings)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_valid_and_needs_no_other_flag(preset: Preset, shards: Shards, tmp_path: Path) -> None:
+    settings = recipe_of(preset)
+    assert PRESETS[preset].items() <= settings.items()
+    config = config_of(f"--shards={shards.folder}", f"--out={tmp_path}", f"--preset={preset}")
+    assert config == Config(shards=shards.folder, out=tmp_path, preset=preset, **settings)
+    assert not overrides(config.plain()) and describe_recipe(config.plain()) == f"preset {preset}"
+    command = train_command(config.plain())
+    assert (f"--preset={preset}" in command) == (preset != "published")
+    assert not any(f"--{name.replace('_', '-')}" in command for name in settings)
 
 
-def test_a_flag_overrides_its_preset_nought_too_and_what_is_left_out_is_the_presets() -> None:
-    given: dict[str, Any] = {"preset": "patient", "temperature": 0.1, "blur": 0.0, "flip": None, "epochs": 3,
-                             "patient_positive": None}  # fmt: skip
-    made = with_preset(given)
-    wanted = PRESETS["patient"]
-    assert made == {**given, "flip": wanted["flip"], "patient_positive": wanted["patient_positive"]}
+def test_flags_override_the_preset_even_with_zero(shards: Shards, tmp_path: Path) -> None:
+    config = config_of(f"--shards={shards.folder}", f"--out={tmp_path}", "--blur=0", "--temperature=0.1", "--epochs=3",
+                       "--preset=patient")  # fmt: skip
+    assert {name: getattr(config, name) for name in recipe_of("patient")} == {
+        **recipe_of("patient"), "blur": 0.0, "temperature": 0.1}  # fmt: skip
+    assert overrides(config.plain()) == {"blur": 0.0, "temperature": 0.1}
 
 
 def test_checkpoints_of_before_there_were_presets_are_of_the_published_recipe() -> None:
-    assert say_recipe({"temperature": 0.2}) == "preset published with --temperature=0.2"
-    assert say_recipe({"temperature": 0.5, "schedule": "cosine"}) == "preset published with --schedule=cosine"
+    assert describe_recipe({"temperature": 0.2}) == "preset published with --temperature=0.2"
+    assert describe_recipe({"temperature": 0.5, "schedule": "cosine"}) == "preset published with --schedule=cosine"
 
 
 def test_the_command_overrides_and_every_report_says_so(
@@ -117,7 +131,7 @@ def test_a_run_with_partners_goes_on_exactly(partner_shards: Shards, tmp_path: P
 
 
 def test_giving_the_published_settings_is_giving_none(shards: Shards, trained: Path, tmp_path: Path) -> None:
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in PRESETS["published"].items()]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in recipe_of("published").items()]
     done = run_module("train", f"--shards={shards.folder}", f"--out={tmp_path / 'same'}", DALI, "--epochs=2", *SMALL,
                       "--preset=published", *flags)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -133,9 +147,9 @@ def test_shards_without_partners_are_refused_in_a_line_and_nothing_is_written(sh
 
 @pytest.mark.parametrize(
     ("flag", "wanted"),
-    [({"patient_positive": 1.5}, "--patient-positive=1.5: wants a number from 0.0 to 1.0"),
-     ({"crop_min": 0.0}, "--crop-min=0.0: wants a number from 0.001 to 1.0"), ({"flip": -1.0}, "--flip=-1.0")],
+    [({"patient_positive": 1.5}, "--patient-positive=1.5: must be a number from 0 to 1"),
+     ({"crop_min": 0.0}, "--crop-min=0.0: must be a number from 0.001 to 1"), ({"flip": -1.0}, "--flip=-1.0")],
 )  # fmt: skip
 def test_impossible_probabilities_are_refused(shards: Shards, flag: dict[str, Any], wanted: str) -> None:
     with pytest.raises(InputError, match=wanted):
-        train(shards=shards.folder, out=shards.folder / "out", batch_size=8, **flag)
+        Config(shards=shards.folder, out=shards.folder / "out", batch_size=8, **flag)

@@ -140,7 +140,7 @@ def test_an_interrupted_build_says_what_to_run_next_and_leaves_nothing_half_writ
     os.killpg(process.pid, number)  # to every process, as a terminal and a scheduler do
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130 and error.count("\n") == 1 and "Traceback" not in error
-    assert f"interrupted; to go on: python -m shard build {radiographs} {out}" in error
+    assert f"interrupted; to resume: python -m shard build {radiographs} {out}" in error
     assert not list(out.glob(".*")) and not (out / "manifest.json").exists()
     process = start(radiographs, archive, out)
     assert process.wait(60) == 0
@@ -158,7 +158,7 @@ def test_workers_that_are_interrupted_stop_at_their_next_image(
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
-    assert "interrupted; to go on: " in error and not finished(out) and not list(out.glob("*.tar"))
+    assert "interrupted; to resume: " in error and not finished(out) and not list(out.glob("*.tar"))
 
 
 def test_a_record_of_other_rows_is_not_believed(radiographs: Path, tmp_path: Path) -> None:

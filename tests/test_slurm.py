@@ -205,7 +205,7 @@ def test_failed_array_tasks_are_reported_with_their_logs(cluster: Cluster, radio
     log = log_of(tmp_path / "run", "chain", jobs["chain"])
     assert f"The chain stopped at shard, job {jobs['shard']}: {jobs['shard']}_" in log
     assert all(f"{jobs['shard']}_{number} FAILED" in log for number in range(2))
-    assert log.count("--quality=101: wants a number from 1 to 100") == 2
+    assert log.count("--quality=101: must be a number from 1 to 100") == 2
     assert cluster.states(jobs["merge"]) == {"CANCELLED"}
 
 

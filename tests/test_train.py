@@ -265,7 +265,7 @@ def test_a_journal_that_lost_lines_is_told_of(
 def test_auto_precision_is_settled_and_fp16_needs_a_gpu(tmp_path: Path) -> None:
     config = resolve(Config(shards=tmp_path, out=tmp_path, device="cpu"))
     assert config.precision in ("bf16", "fp32")
-    with pytest.raises(InputError, match="fp16: wants a GPU"):
+    with pytest.raises(InputError, match="fp16: needs a GPU"):
         Config(shards=tmp_path, out=tmp_path, device="cpu", precision="fp16")
 
 
@@ -279,13 +279,13 @@ def test_the_published_recipe_is_the_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [(("--micro-batch=5",), "--micro-batch=5: does not divide --batch-size=16; 1, 2, 4, 8 do"),
-     (("--precision=fp16", "--device=cpu"), "--precision=fp16: wants a GPU"),
+     (("--precision=fp16", "--device=cpu"), "--precision=fp16: needs a GPU"),
      (("--batch-size=1000",), "--batch-size=1000: .* has 97 images in split 'train'.*lower it to 97 or less"),
      (("--warmup-epochs=200",), "--warmup-epochs=200: more than --epochs=100"),
-     (("--lr=nan",), "--lr=nan: wants a number from"),
-     (("--compile", "--recompute"), "--compile --recompute: the compiler decides"),
+     (("--lr=nan",), "--lr=nan: must be a number from"),
+     (("--compile", "--recompute"), "--compile --recompute: the compiler itself decides"),
      (("--optimizer=sgd",), "--optimizer=sgd: not one of adam, adamw, lars"),
-     (("--clip=-1",), "--clip=-1.0: wants a number from 0"),
+     (("--clip=-1",), "--clip=-1.0: must be a number from 0"),
      (("--epoch=3",), "unknown flag --epoch=3 .did you mean --epochs")],
 )  # fmt: skip
 def test_bad_flags_fail_before_pytorch_is_imported(

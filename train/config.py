@@ -1,17 +1,16 @@
-"""Config: every setting of a run, validated once, saved in its checkpoints. The defaults are the published recipe."""
+"""Config: all settings of a run, validated once and saved in its checkpoints. The defaults are the published recipe."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pipeline.augmentation import Augmentation, ViewDevice
-from shard.cli import check_numbers, flag_of
 from shard.errors import InputError
+from shard.flags import Flag, check_ranges
 from shard.manifest import parse_manifest
 from train.presets import PRESETS, Preset, SamePatient
 
@@ -19,72 +18,80 @@ Arch = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 Optimizer = Literal["adam", "adamw", "lars"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-FP16_WANTS_GPU = "--precision=fp16: wants a GPU; on a CPU use bf16 or fp32"
+FP16_WANTS_GPU = "--precision=fp16: needs a GPU; on a CPU use bf16 or fp32"
 Device = Literal["auto", "cpu", "cuda"]
 
-# Name → lowest, highest value.
-LIMITS = {
-    "size": (32, 1024), "epochs": (1, 10**5), "batch_size": (2, 10**6), "lr": (1e-9, 100.0),
-    "temperature": (1e-3, 100.0), "crop_min": (1e-3, 1.0), "flip": (0.0, 1.0), "blur": (0.0, 1.0),
-    "patient_positive": (0.0, 1.0), "warmup_epochs": (0, 10**5), "weight_decay": (0, 10.0), "clip": (0, 1e6),
-    "micro_batch": (0, 10**6), "workers": (0, 4096), "seed": (0, 2**31 - 2**16), "limit_steps": (0, 10**12),
-    "log_every": (1, 10**6), "checkpoint_minutes": (0, 10**5), "online_every": (0, 10**5),
-}  # fmt: skip
-# What may be another when a run goes on: it changes where and how fast the same numbers are computed, or which of
-# them are written down. (Views made elsewhere differ, which the loader knows: its part of the fingerprint.)
+# A resumed run may change these. They decide where and how fast the same numbers are computed, or which of them are
+# written down. Where views are made changes them; the loader records that in its part of the fingerprint.
 MAY_CHANGE_ON_RESUME = {"shards", "out", "preset", "workers", "views", "recompute", "limit_steps", "log_every",
                         "checkpoint_minutes", "online_every", "resume", "accept"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of a pre-training run. train.device.resolve replaces "auto" as device and precision.
+    """Settings of a pre-training run, and the flags of `python -m train`.
 
-    preset: the name of the recipe that the settings began from; the values themselves are beside it. crop_min: the
-    least share of an image's area in a view; flip, blur: probabilities. patient_positive: as in Augmentation;
-    same_patient: what the loss makes of a patient's other images.
-    batch_size: images a step, over all ranks. clip: the longest a gradient may be, 0 for any. micro_batch: images at
-    a time on each rank, 0 for all. warmup_epochs may be a part of one. accept: differences a resumed run may have.
+    The values are complete: `preset` only names the recipe that supplied the defaults. train.device.resolve replaces
+    "auto" as device and precision.
     """
 
-    shards: Path
-    out: Path
-    dali: bool = False
-    arch: Arch = "resnet50"
-    size: int = 224
-    epochs: int = 100
-    batch_size: int = 64
-    lr: float = 3e-4
-    preset: Preset = "published"
-    temperature: float = 0.5
-    crop_min: float = Augmentation.crop_area[0]
-    flip: float = Augmentation.flip_probability
-    blur: float = Augmentation.blur_probability
-    patient_positive: float = Augmentation.patient_positive
-    same_patient: SamePatient = "negatives"
-    optimizer: Optimizer = "adam"
-    schedule: Schedule = "constant"
-    warmup_epochs: float = 0.0
-    weight_decay: float = 0.0
-    clip: float = 0.0
-    recompute: bool = False
-    micro_batch: int = 0
-    sync_batchnorm: bool = True
-    precision: Precision = "auto"
-    device: Device = "auto"
-    compile: bool = False
-    views: ViewDevice = "auto"
-    workers: int = 0
-    seed: int = 0
-    limit_steps: int = 0
-    log_every: int = 50
-    checkpoint_minutes: float = 10.0
-    online_every: int = 10
-    resume: str = "auto"
-    accept: tuple[str, ...] = ()
+    shards: Annotated[Path, Flag("Folder of shards, written by python -m shard build.", "data", metavar="DIR")]
+    out: Annotated[Path, Flag("Folder for the run's checkpoints and journal.", "data", metavar="DIR")]
+    dali: Annotated[bool, Flag("Load images with NVIDIA DALI instead of torchvision.", "data")] = False
+    arch: Annotated[Arch, Flag("Encoder architecture.", "recipe")] = "resnet50"
+    size: Annotated[int, Flag("Side of a view in pixels.", "recipe", 32, 1024)] = 224
+    epochs: Annotated[int, Flag("Passes over the training images.", "recipe", 1, 10**5)] = 100
+    batch_size: Annotated[int, Flag("Images per step, over all ranks together.", "recipe", 2, 10**6)] = 64
+    lr: Annotated[float, Flag("Peak learning rate.", "optimisation", 1e-9, 100)] = 3e-4
+    preset: Annotated[Preset, Flag("Recipe that supplies defaults; other flags override them. docs/recipe.md "
+                                   "compares the recipes.", "recipe", presets=PRESETS)] = "published"
+    temperature: Annotated[float, Flag("Temperature of the NT-Xent loss.", "recipe", 1e-3, 100)] = 0.5
+    crop_min: Annotated[float, Flag("Smallest area of a crop, as a fraction of the image.", "recipe", 1e-3, 1)] = (
+        Augmentation.crop_area[0])
+    flip: Annotated[float, Flag("Probability that a view is flipped.", "recipe", 0, 1)] = Augmentation.flip_probability
+    blur: Annotated[float, Flag("Probability that a view is blurred.", "recipe", 0, 1)] = Augmentation.blur_probability
+    patient_positive: Annotated[float, Flag("Probability that view 2 shows another image of the patient. Above 0, the "
+                                            "shards must be built with --partners.", "recipe", 0, 1)] = (
+        Augmentation.patient_positive)
+    same_patient: Annotated[SamePatient, Flag("How the loss treats other images of the same patient in the batch; "
+                                              "masked ignores them.", "recipe")] = "negatives"
+    optimizer: Annotated[Optimizer, Flag("Optimizer; lars is meant for batches of thousands of images.",
+                                          "optimisation")] = "adam"
+    schedule: Annotated[Schedule, Flag("Learning rate after the warm-up.", "optimisation")] = "constant"
+    warmup_epochs: Annotated[float, Flag("Epochs of linear warm-up; fractions are allowed.", "optimisation",
+                                         0, 10**5)] = 0.0
+    weight_decay: Annotated[float, Flag("Weight decay, except on biases and norm layers.", "optimisation", 0, 10)] = 0.0
+    clip: Annotated[float, Flag("Largest gradient norm; 0 never clips.", "optimisation", 0, 10**6)] = 0.0
+    recompute: Annotated[bool, Flag("Recompute activations in the backward pass. This needs less memory and gives the "
+                                    "same gradient.", "memory")] = False
+    micro_batch: Annotated[int, Flag("Images that each rank embeds at a time; 0 embeds all at once. Memory no longer "
+                                     "grows with the batch, but BatchNorm sees only these images.", "memory",
+                                     0, 10**6)] = 0
+    sync_batchnorm: Annotated[bool, Flag("Whether BatchNorm sees the views of all ranks or only of its own.",
+                                         "memory")] = True
+    precision: Annotated[Precision, Flag("Floating-point format. auto is fp16 with a gradient scaler on a GPU, bf16 on "
+                                         "a CPU that supports it, else fp32.", "device")] = "auto"
+    device: Annotated[Device, Flag("Device to train on; auto takes a GPU if there is one.", "device")] = "auto"
+    compile: Annotated[bool, Flag("Compile the model with torch.compile.", "device")] = False
+    views: Annotated[ViewDevice, Flag("Where views are made. auto takes the CPU if it has enough cores to keep the GPU "
+                                      "busy.", "device")] = "auto"
+    workers: Annotated[int, Flag("Loader threads; 0 starts one per core.", "device", 0, 4096)] = 0
+    seed: Annotated[int, Flag("Seed of weights, order and views.", "recipe", 0, 2**31 - 2**16)] = 0
+    limit_steps: Annotated[int, Flag("Stop after this many steps, for a trial; 0 trains all epochs.", "checkpoints",
+                                     0, 10**12)] = 0
+    log_every: Annotated[int, Flag("Steps between two lines of the journal.", "watching", 1, 10**6)] = 50
+    checkpoint_minutes: Annotated[float, Flag("Minutes between checkpoints within an epoch; 0 writes them only after "
+                                              "epochs.", "checkpoints", 0, 10**5)] = 10.0
+    online_every: Annotated[int, Flag("Epochs between online probes on held-out training patients; 0 runs none and "
+                                      "keeps no best checkpoint.", "watching", 0, 10**5)] = 10
+    resume: Annotated[str, Flag("auto resumes from the newest checkpoint in --out, never refuses to, and PATH starts "
+                                "a new run from another run's checkpoint.", "checkpoints",
+                                metavar="auto|never|PATH")] = "auto"
+    accept: Annotated[tuple[str, ...], Flag("Differences from the resumed run to allow. The error about them lists "
+                                            "their names.", "checkpoints", metavar="NAME,…")] = ()
 
     def __post_init__(self) -> None:
-        check_numbers(**{name: (getattr(self, name), *limits) for name, limits in LIMITS.items()})
+        check_ranges(Config, vars(self))
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise InputError(f"--micro-batch={self.micro_batch}: does not divide --batch-size={self.batch_size}; "
                              f"{divisors(self.batch_size)} do")
@@ -93,9 +100,10 @@ class Config:
         if self.precision == "fp16" and self.device == "cpu":
             raise InputError(FP16_WANTS_GPU)
         if self.compile and self.recompute:
-            raise InputError("--compile --recompute: the compiler decides itself what to compute again; drop one")
+            raise InputError("--compile --recompute: the compiler itself decides what to recompute; drop one of them")
         if self.compile and shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
-            raise InputError(f"--compile: PyTorch compiles with {compiler}, which is not here; Debian: apt install g++")
+            raise InputError(f"--compile: PyTorch needs the compiler {compiler}, which is not installed; on Debian: "
+                             "apt install g++")  # fmt: skip
 
     @property
     def backend(self) -> Literal["dali", "torchvision"]:
@@ -103,7 +111,7 @@ class Config:
         return "dali" if self.dali else "torchvision"
 
     def plain(self) -> dict[str, str | int | float | bool]:
-        """All settings as plain values, as a checkpoint keeps them; paths are absolute: they are read anywhere."""
+        """Return all settings as the plain values that a checkpoint keeps, with absolute paths."""
         plain = {name: str(value.absolute()) if isinstance(value, Path) else
                  ",".join(value) if isinstance(value, tuple) else value
                  for name, value in asdict(self).items()}  # fmt: skip
@@ -112,32 +120,22 @@ class Config:
         return plain
 
     def decisive(self) -> dict[str, str | int | float | bool]:
-        """The settings that change the weights a step gives; a resumed run must agree in all of them."""
+        """Return the settings that decide the weights after a step. A resumed run must agree in all of them."""
         decisive = {name: value for name, value in self.plain().items() if name not in MAY_CHANGE_ON_RESUME}
-        if self.schedule == "constant":  # which has no end
+        if self.schedule == "constant":  # does not depend on the last epoch
             decisive["epochs"] = "any"
         return decisive
 
 
 def check_batch(shards: Path, batch_size: int) -> None:
-    """Raise InputError where the shards are none, or hold fewer training images than a batch."""
+    """Raise InputError if the folder has no shards, or fewer training images than a batch."""
     images = parse_manifest(shards).images("train")
     if images < batch_size:
         raise InputError(f"--batch-size={batch_size}: {shards} has {images} images in split 'train', fewer than a "
                          f"batch; lower it to {images} or less")  # fmt: skip
 
 
-def train_command(settings: dict[str, Any]) -> str:
-    """The command that makes a run of these plain settings, to its end: each that is not the default."""
-    defaults = {field.name: field.default for field in fields(Config)} | PRESETS[settings.get("preset", "published")]
-    given = {name: value for name, value in settings.items()
-             if name in defaults and value not in (defaults[name], "")}  # fmt: skip
-    given.pop("limit_steps", None)
-    return " ".join(["python -m train", *(flag_of(name) + ("" if value is True else f"={shlex.quote(str(value))}")
-                                          for name, value in given.items())])  # fmt: skip
-
-
 def divisors(number: int) -> str:
-    """The largest few numbers that divide `number`, for a message."""
+    """Return the four largest proper divisors of `number` in words, for a message."""
     fitting = [part for part in range(1, number // 2 + 1) if number % part == 0][-4:]
     return ", ".join(map(str, fitting))

@@ -14,8 +14,8 @@ from shard.errors import InputError
 from shard.files import atomic_write, write_bytes
 from shard.plain_json import without_nan
 from train.accepted import Change, check_changes
-from train.config import Config, train_command
-from train.presets import say_recipe
+from train.config import Config
+from train.recipe import describe_recipe, train_command
 from train.tensorboard_file import TensorBoardFile
 
 CARD, METRICS, SPEED = "run.json", "metrics.jsonl", "speed.jsonl"
@@ -103,7 +103,7 @@ def read_card(run: Path) -> dict[str, Any]:
             type(text) is str for text in texts
         ):
             raise ValueError(f"its numbers are {numbers}, its texts {texts}")
-        say_recipe(settings)
+        describe_recipe(settings)
         card["accepted"] = check_changes(card.get("accepted", []))
     except FileNotFoundError:
         raise InputError(f"{run}: no {CARD}; give the folder of a run, what python -m train had as --out") from None

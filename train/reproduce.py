@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from train.accepted import UNRECORDED, Change, changes_of, say_changes
-from train.config import train_command
 from train.fingerprint import RANKS, THREADS, hash_code
+from train.recipe import train_command
 
 # What the fingerprint holds and settings decide.
 DERIVED = {"augmentation", "backend"}

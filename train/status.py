@@ -13,10 +13,9 @@ from shard.files import is_locked
 from train.accepted import still_to_accept, with_changes
 from train.checkpoint import list_checkpoints, step_of
 from train.collapse import say_collapse
-from train.config import train_command
 from train.journal import CARD, LOCK, SPEED, read_card, read_journal
 from train.moved import find_moved
-from train.presets import say_recipe
+from train.recipe import describe_recipe, train_command
 
 _MEASURES = {"top1": "top-1 {:.1%}", "positive_similarity": "positive similarity {:.3f}",
              "negative_similarity": "negative {:.3f}", "embedding_rank": "embedding rank {:.1f}"}  # fmt: skip
@@ -47,7 +46,7 @@ def _say_status(run: Path) -> None:
     done = bool(epochs) and epochs[-1]["epoch"] >= settings["epochs"] and saved >= total
     print(f"{run}: {settings['arch']} at {settings['size']} px, batch {settings['batch_size']}, step {step} of {total},"
           f" epoch {step / card['steps_per_epoch']:.2f} of {settings['epochs']}; "
-          f"{with_changes(say_recipe(settings), card['accepted'])}")  # fmt: skip
+          f"{with_changes(describe_recipe(settings), card['accepted'])}")  # fmt: skip
     _say_measures(lines)
     if collapse := say_collapse(lines, settings):
         print(collapse)

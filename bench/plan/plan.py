@@ -6,47 +6,45 @@ and bench.memory, and prints the plan with all its assumptions and the sbatch co
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from bench.output import ARCHIVE, prepare_output_path, write_results
+from bench.output import prepare_output_path, write_results
 from bench.plan.estimate import StepEstimate
 from bench.plan.request import SHORT_SIDE, PlanRequest
 from bench.plan.results import read_results
 from bench.plan.simulation import check_epoch_order, run_ranks
 from bench.plan.steps import PROBING_H, estimate_steps, stored_image_size
-from shard.cli import check_numbers
 from shard.errors import InputError
+from shard.flags import JSON, Flag, validate_call
 from shard.manifest import parse_manifest
-from train.config import Arch, Config
+from train.config import Config
 
 START_H = 0.25  # hours for a job to start, which no rate includes
 
 
+@validate_call
 def plan(
-    *, images: int = ARCHIVE, source: str = "2320x2828", tasks: int = 16, cores: int = 4, short_side: int = 256,
-    gpus: int = 1, gpus_per_node: int = 8, gpu_rate: float | None = None, arch: Arch = "resnet50", size: int = 224,
-    epochs: int = 100, batch_size: int = 0, safety: float = 1.5, benches: Path = Path(), shards: Path | None = None,
-    simulate: int = 0, simulate_epochs: int = 3, json: Path = Path("bench-plan.json"),
+    request: PlanRequest, *,
+    benches: Annotated[Path, Flag("Folder with the JSON files of bench.shard, bench.io, bench.step and bench.memory.",
+                                  "rates", metavar="DIR")] = Path(),
+    shards: Annotated[Path | None, Flag("Folder of shards that tells the size of an image, and that --simulate reads.",
+                                        "rates", metavar="DIR")] = None,
+    simulate: Annotated[int, Flag("Simulate this many ranks in one process; 0 simulates none.", "simulation",
+                                  0, 4096)] = 0,
+    simulate_epochs: Annotated[int, Flag("Epochs to simulate.", "simulation", 1, 4096)] = 3,
+    json: Annotated[Path, replace(JSON, group="rates")] = Path("bench-plan.json"),
 ) -> None:  # fmt: skip
-    """Print what sharding, pre-training and probing an archive take, by rates measured here, and the sbatch lines.
+    """Print what sharding, pre-training and probing an archive take, and the sbatch lines to submit it.
 
-    The archive: --images of --source=WIDTHxHEIGHT pixels are sharded to --short-side pixels by a job array of --tasks,
-    each of --cores. --shards: real ones, by which an image is weighed.
+    The plan multiplies rates measured on this machine. It prints what it assumes and what was not measured. --simulate
+    audits the order of images over many ranks. With --shards it also makes their views, and measures each rank's
+    start, file handles and memory.
 
-    The training: --epochs of --arch at --size pixels by --gpus, at most --gpus-per-node on a node, with --batch-size
-    images a step on all of them (0: 64 on each). --benches is the folder with the other benches' JSON; what isn't in
-    there is said to be not measured. A CPU's rate tells nothing of a GPU: where none was measured, --gpu-rate states
-    the images/s that one trains on. --safety multiplies the time and memory that the scheduler is asked for.
-
-    --simulate=64 audits --simulate-epochs of so many ranks in this process: the order of --images and, with --shards,
-    views of those, and then measures each rank's start, file handles and memory. --json keeps it all.
+        python -m bench.plan --images=224316 --source=2320x2828 --gpus=8
     """
-    request = PlanRequest(images=images, source=source, tasks=tasks, cores=cores, short_side=short_side, gpus=gpus,
-                          gpus_per_node=gpus_per_node, gpu_rate=gpu_rate, arch=arch, size=size, epochs=epochs,
-                          batch_size=batch_size or Config.batch_size * gpus, safety=safety)  # fmt: skip
     if not benches.is_dir():
         raise InputError(f"--benches={benches}: no such folder; name the one with bench-io.json and the others")
     _check_simulation(request, simulate, simulate_epochs)
@@ -151,7 +149,6 @@ def _format(step: StepEstimate, name: str) -> str:
 
 
 def _check_simulation(request: PlanRequest, ranks: int, epochs: int) -> None:
-    check_numbers(simulate=(ranks, 0, 4096), simulate_epochs=(epochs, 1, 4096))
     if request.images < ranks * request.images_per_gpu:
         raise InputError(f"--simulate={ranks}: ranks of {request.images_per_gpu} images a step need more than --images="
                          f"{request.images}; lower it, or --batch-size")  # fmt: skip

@@ -5,44 +5,45 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Annotated, Any
 
-from shard.cli import check_numbers
+from bench.output import ARCHIVE
 from shard.errors import InputError
-from train.config import LIMITS, Arch
+from shard.flags import Flag, check_ranges, flag_in
+from train.config import Arch, Config
 
 SHORT_SIDE, SHARD_SIZE = 256, 1000  # pixels, and images per shard: the defaults of python -m shard build
-# Name → lowest, highest value.
-OWN_LIMITS = {"images": (1, 10**9), "tasks": (1, 10**5), "cores": (1, 4096), "short_side": (16, 4096),
-              "gpus": (1, 10**5), "gpus_per_node": (1, 64), "safety": (1, 100)}  # fmt: skip
-
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """The flags of `python -m bench.plan`.
+    """The archive, training and cluster to plan for. The fields are flags of `python -m bench.plan`.
 
-    source: the size of a radiograph, WxH pixels. tasks, cores: of the sharder's job array, and of each task.
-    short_side: of the images in the shards; size: the side of the views. batch_size: images a step on all GPUs
-    together. gpu_rate: images/s of training on one GPU as stated by the user, None to use the measured rate. safety: a
-    factor on time and memory. Raises InputError if a value is out of range or the GPUs can't be divided as requested.
+    Raises InputError if a value is out of range or the GPUs can't be divided as requested.
     """
 
-    images: int
-    source: str
-    tasks: int
-    cores: int
-    short_side: int
-    gpus: int
-    gpus_per_node: int
-    gpu_rate: float | None
-    arch: Arch
-    size: int
-    epochs: int
-    batch_size: int
-    safety: float
+    images: Annotated[int, Flag("Number of radiographs.", "archive", 1, 10**9)] = ARCHIVE
+    source: Annotated[str, Flag("Size of a radiograph in pixels.", "archive", metavar="WxH")] = "2320x2828"
+    tasks: Annotated[int, Flag("Tasks of the job array that builds shards.", "archive", 1, 10**5)] = 16
+    cores: Annotated[int, Flag("Cores of each task.", "archive", 1, 4096)] = 4
+    short_side: Annotated[int, Flag("Short side of a stored image in pixels.", "archive", 16, 4096)] = SHORT_SIDE
+    gpus: Annotated[int, Flag("Number of GPUs.", "training", 1, 10**5)] = 1
+    gpus_per_node: Annotated[int, Flag("Largest number of GPUs on a node.", "training", 1, 64)] = 8
+    gpu_rate: Annotated[float | None, Flag("Images/s of training on one GPU, if none was measured. A CPU's rate says "
+                                           "nothing about a GPU's.", "training", default="as measured")] = None
+    arch: Annotated[Arch, flag_in(Config, "arch", group="training")] = Config.arch
+    size: Annotated[int, flag_in(Config, "size", group="training")] = Config.size
+    epochs: Annotated[int, flag_in(Config, "epochs", group="training")] = Config.epochs
+    batch_size: Annotated[int, flag_in(Config, "batch_size", help="Images per step, on all GPUs together.",
+                                       group="training", default=f"{Config.batch_size} per GPU")]
+    safety: Annotated[float, Flag("Factor on the time and memory to ask the scheduler for.", "training", 1, 100)] = 1.5
+
+    @classmethod
+    def from_flags(cls, *, batch_size: int = 0, **given: Any) -> PlanRequest:
+        """Build from the flags that were given. The batch grows with the GPUs by default."""
+        return cls(batch_size=batch_size or Config.batch_size * given.get("gpus", cls.gpus), **given)
 
     def __post_init__(self) -> None:
-        limits = {**OWN_LIMITS, **{name: LIMITS[name] for name in ("size", "epochs", "batch_size")}}
-        check_numbers(**{name: (getattr(self, name), *bounds) for name, bounds in limits.items()})
+        check_ranges(PlanRequest, vars(self))
         if not re.fullmatch(r"[1-9]\d{1,5}x[1-9]\d{1,5}", self.source):
             raise InputError(f"--source={self.source}: expects a radiograph's size in pixels, as in --source=2320x2828")
         if self.gpu_rate is not None and not 0 < self.gpu_rate < math.inf:

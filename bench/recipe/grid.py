@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from shard.cli import flag_of
 from shard.errors import InputError
+from shard.flags import flag_name
 from shard.manifest import read_manifest
 from shard.record import first_difference
 from train.checkpoint import load_newest_good
@@ -113,7 +113,8 @@ class TrainingRun:
         """Return the command that starts or resumes the run."""
         flags = {**self.cell.all_settings(), "shards": self.shards, "out": self.folder, "seed": self.seed,
                  "workers": workers}  # fmt: skip
-        return [sys.executable, "-m", "train", "--dali", *(f"{flag_of(name)}={value}" for name, value in flags.items())]
+        given = [f"{flag_name(name)}={value}" for name, value in flags.items()]
+        return [sys.executable, "-m", "train", "--dali", *given]
 
     def cost(self) -> float:
         """Return the relative duration: epochs × pixels of a view."""

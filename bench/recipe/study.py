@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from bench.output import describe_machine
 from bench.recipe.comparison import SeedScores, by_task, compare_cells, correct_p_values, difference, mean_auroc
@@ -31,28 +31,36 @@ from bench.recipe.grid import BASE, Cell, TrainingRun, choose_cells, train_all
 from bench.recipe.page import Claim, Page, Row, write_page
 from bench.recipe.result import RunResult, collect_result, read_result, write_result
 from probe.statistics import over_seeds
-from shard.cli import check_numbers
 from shard.errors import PARSE_ERRORS, InputError
 from shard.files import write_bytes
+from shard.flags import Flag, validate_call
 from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
 
 CLAIM = "claim.json"
 
 
+@validate_call
 def bench_recipe(
-    shards: Path, *, out: Path, cells: tuple[str, ...] = (), seeds: int = 3, draws: int = 100, claim: bool = False,
-    page: Path | None = None, workers: int = 0,
+    shards: Annotated[Path, Flag("Folder of shards, built with --partners, with the splits train, valid and test.")], *,
+    out: Annotated[Path, Flag("Folder for the runs and their results.", metavar="DIR")],
+    cells: Annotated[tuple[str, ...], Flag("Cells of the grid to train; bench/recipe/grid.py lists them.",
+                                           metavar="NAME,…", default="all")] = (),
+    seeds: Annotated[int, Flag("Seeds of the cells that may be chosen; the others have one.", low=1, high=100)] = 3,
+    draws: Annotated[int, Flag("Support sets, the same for all cells.", low=2, high=10**4)] = 100,
+    claim: Annotated[bool, Flag("Score the chosen cell on the test patients. This happens once; later runs show the "
+                                "figures kept in --out.")] = False,
+    page: Annotated[Path | None, Flag("Write the results as Markdown to this file, with a figure next to it.",
+                                      metavar="FILE")] = None,
+    workers: Annotated[int, Flag("Loader threads; 0 starts one per core.", low=0, high=4096)] = 0,
 ) -> None:  # fmt: skip
-    """Train the grid's cells on SHARDS, a run a cell and seed, and compare them; run again, it goes on.
+    """Train a grid of recipes, one run per cell and seed, and compare their few-shot scores.
 
-    SHARDS are built with --partners, have the splits train, valid and test, and labels of Cardiomegaly, (Pleural)
-    Effusion or Lung Opacity (NIH's have). --cells names some, by default all (bench/recipe/grid.py lists them); those
-    that may be chosen have --seeds seeds, the others one. --draws: of support sets, the same for all. What a run came
-    to is kept in --out/results, and its folder may be deleted. --claim scores the chosen cell on the test patients,
-    once: the figures are kept in --out and shown from there. --page writes it all in Markdown, with a figure beside it.
+    The same command resumes a study that was stopped. Results are kept in --out/results, so a finished run's folder may
+    be deleted. The shards need labels of Cardiomegaly, (Pleural) Effusion or Lung Opacity.
+
+        python -m bench.recipe nih --out=runs/recipe --claim --page=docs/recipe.md
     """
-    check_numbers(seeds=(seeds, 1, 100), draws=(draws, 2, 10**4), workers=(workers, 0, 4096))
     manifest, chosen = read_manifest(shards), choose_cells(cells)
     check_shards(shards, manifest, chosen)
     check_evaluation_sets(shards, draws)

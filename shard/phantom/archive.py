@@ -9,14 +9,14 @@ import csv
 import io
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from shard.cli import check_numbers
 from shard.errors import InputError
 from shard.files import write_bytes
+from shard.flags import WORKERS, Flag, validate_call
 from shard.formats import CHEXPERT_FINDINGS, TASKS
 from shard.machine import cores
 from shard.phantom.anatomy import Pathology, render_frontal, render_lateral
@@ -158,16 +158,22 @@ def is_phantom(folder: Path) -> bool:
     return readme.is_file() and readme.read_text(errors="replace").startswith(README_HEADER)
 
 
-def phantom(out: Path, *, images: int = 2000, seed: int = 0, workers: int = 0) -> None:
-    """Write --images synthetic radiographs to the folder OUT in CheXpert's layout, a fifth of them in valid.
+@validate_call
+def phantom(
+    out: Annotated[Path, Flag("Folder to write to.")], *,
+    # Two splits need 20 images. Beyond 100,000, patient numbers of train and valid would overlap.
+    images: Annotated[int, Flag("Number of images; a fifth of them are in valid.", low=20, high=100_000)] = 2000,
+    seed: Annotated[int, Flag("Seed of the images.", low=0, high=2**63)] = 0,
+    workers: Annotated[int, WORKERS] = 0,
+) -> None:  # fmt: skip
+    """Write synthetic radiographs, grey JPEGs of about 390×320 pixels, in the layout of CheXpert.
 
-    8-bit grey JPEGs of about 390x320; the tables come last, so a table in place names whole images only. The same
-    --images and --seed give the same bytes, however many --workers (0: one a core) draw them.
+    The same --images and --seed give the same bytes with any number of workers.
 
-    Raises InputError where a number is out of range or OUT holds anything but a phantom.
+    Raises InputError if a number is out of range, or OUT contains anything but a phantom.
+
+        python -m shard phantom out/radiographs --images=2400
     """
-    # Fewer images do not fill two splits. More would number patients of train like those of valid.
-    check_numbers(images=(images, 20, 100_000), seed=(seed, 0, 2**63), workers=(workers, 0, 4096))
     _prepare_folder(out, f"{README_HEADER}\nMade by: python -m shard phantom OUT --images={images} --seed={seed}\n")
     valid_images = max(8, round(0.2 * images))
     splits = {

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pipeline.augmentation import Augmentation
 from train.accepted import changes_of, say_each, with_changes
 from train.collapse import say_collapse
-from train.presets import say_recipe
+from train.recipe import describe_recipe
 
 Format = Literal["torchvision", "timm", "safetensors", "onnx"]
 Card = dict[str, Any]
@@ -50,7 +50,7 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
         "collapsed": say_collapse(lines, config),
         "arch": config["arch"],
         "features": features,
-        "preset": with_changes(say_recipe(config), accepted),
+        "preset": with_changes(describe_recipe(config), accepted),
         "input": {"size": augmentation.size, "grey": "0..1", "mean": augmentation.mean, "std": augmentation.std},
         "data": {name: value for name, value in data.items() if value is not None},
         "training": {name: state[name] for name in ("epoch", "step_in_epoch", "step") if name in state},

@@ -1,0 +1,41 @@
+"""The recipe of a run: its preset, what overrides it, and the command that repeats it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from shard.flags import flag_name
+from train.config import Config
+from train.presets import PRESETS, Preset
+
+DEFAULTS = {field.name: field.default for field in fields(Config)}
+RECIPE = ("temperature", "crop_min", "flip", "blur", "patient_positive", "same_patient", "schedule", "warmup_epochs")
+
+
+def recipe_of(preset: Preset) -> dict[str, Any]:
+    """Return the settings of a preset's recipe, all of them."""
+    return {name: PRESETS[preset].get(name, DEFAULTS[name]) for name in RECIPE}
+
+
+def overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run that differ from its preset. Runs older than presets count as "published"."""
+    preset = recipe_of(settings.get("preset", "published"))
+    return {name: settings[name] for name in preset if settings.get(name, preset[name]) != preset[name]}
+
+
+def describe_recipe(settings: Mapping[str, Any]) -> str:
+    """Return a run's preset and overrides in words: "preset patient with --temperature=0.1"."""
+    given = [f"{flag_name(name)}={value}" for name, value in overrides(settings).items()]
+    return " ".join([f"preset {settings.get('preset', 'published')}", *(["with", *given] if given else [])])
+
+
+def train_command(settings: Mapping[str, Any]) -> str:
+    """Return the command that trains a run of these plain settings to its end. It gives only what is no default."""
+    defaults = DEFAULTS | PRESETS[settings.get("preset", "published")]
+    given = {name: value for name, value in settings.items()
+             if name in defaults and name != "limit_steps" and value not in (defaults[name], "")}  # fmt: skip
+    return " ".join(["python -m train", *(flag_name(name) + ("" if value is True else f"={shlex.quote(str(value))}")
+                                          for name, value in given.items())])  # fmt: skip
