@@ -23,7 +23,7 @@ from bench import shard as bench_shard
 from bench import step as bench_step
 from bench.plan import plan as bench_plan
 from bench.plan.plan import plan
-from bench.plan.request import SHARD_SIZE, SHORT_SIDE
+from bench.plan.request import SHARD_SIZE, SHORT_SIDE, PlanRequest
 from bench.plan.simulation import EpochReport, check_epoch_order, check_epochs, run_ranks
 from bench.plan.steps import PROBING_H
 from bench.process import LoaderMeasurement
