@@ -51,7 +51,7 @@ BASELINES: dict[str, Baseline] = {
 
 
 def baseline_names() -> list[str]:
-    """Names of all baselines in tables; no encoder given by the user may have one of them."""
+    """List the names of all baselines in tables. No encoder given by the user may have one of them."""
     return [baseline.name for baseline in BASELINES.values()]
 
 
@@ -64,7 +64,7 @@ class Pixels(nn.Module):
 
 
 def scratch_encoder(arch: str, seed: int, images: Input) -> Encoder:
-    """The same architecture with random weights."""
+    """Build the encoder given first with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module, _ = build_encoder(arch)
@@ -72,14 +72,14 @@ def scratch_encoder(arch: str, seed: int, images: Input) -> Encoder:
 
 
 def thumbnail_encoder(images: Input) -> Encoder:
-    """The raw-pixel baseline. An encoder that does not beat it has learned nothing beyond grey levels."""
+    """Build the raw-pixel baseline. An encoder that does not beat it has learned nothing beyond grey levels."""
     return Encoder(THUMBNAIL, f"the image's own grey levels, {SIDE}×{SIDE}", Pixels().eval(), images)
 
 
 def imagenet_encoder(arch: str, images: Input, weights: Path | None) -> Encoder:
-    """torchvision's ImageNet weights, from the file `weights` or downloaded; without a module if the download fails.
+    """Build the encoder with torchvision's ImageNet weights, from the file `weights` or downloaded.
 
-    Raises InputError if a given file does not fit the architecture.
+    If the download fails, it has no module. Raises InputError if a given file does not fit the architecture.
     """
     # V1, although torchvision defaults to V2: those were trained with label smoothing and mixed images, and such
     # features are worse for linear probes (Kornblith et al., 2021, "Why do better loss functions lead to less

@@ -58,8 +58,11 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """Results of units. rocs: true positive rates on GRID, summed over draws, by encoder and task. peaks: the published
-    protocol, by encoder, task and test set. Both are at the headline's number of shots."""
+    """The results of one or more units.
+
+    rocs: true positive rates on GRID, summed over draws, by encoder and task. peaks: the published protocol, by
+    encoder, task and test set. Both are at the headline's number of shots.
+    """
 
     scores: dict[Key, Scores]
     rocs: dict[tuple[str, str], Curve]

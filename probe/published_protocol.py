@@ -62,6 +62,6 @@ def _initial_layer(width: int, seed: int, draws: range) -> tuple[torch.Tensor, t
 
 
 def noise_features(like: Features, seed: int) -> Features:
-    """Permute features among the images: the same distribution, without any information about the images."""
+    """Permute the rows of features: the same distribution, without any information about the images."""
     noise: Features = np.random.default_rng(seed).permutation(like)
     return noise

@@ -30,8 +30,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """The content of a report. facts: titled lists of names and values. commands: those that reproduce it.
-    label_policy: how uncertain and blank labels are treated."""
+    """The content of a report.
+
+    facts: titled lists of names and values. commands: those that reproduce it. label_policy: how uncertain and blank
+    labels are treated.
+    """
 
     headline: str
     verdicts: list[str]
