@@ -64,7 +64,7 @@ class Pixels(nn.Module):
 
 
 def scratch_encoder(arch: str, seed: int, images: Input) -> Encoder:
-    """Build the encoder given first with random weights."""
+    """Build the architecture with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module, _ = build_encoder(arch)
@@ -79,8 +79,11 @@ def thumbnail_encoder(images: Input) -> Encoder:
 def imagenet_encoder(arch: str, images: Input, weights: Path | None) -> Encoder:
     """Build the encoder with torchvision's ImageNet weights, from the file `weights` or downloaded.
 
-    If the download fails, it has no module. Raises InputError if a given file does not fit the architecture.
+    If the download fails, or torchvision lacks the architecture, it has no module. Raises InputError if a given file
+    does not fit the architecture.
     """
+    if arch not in torchvision.models.list_models():  # an architecture of our own
+        return Encoder(IMAGENET, f"torchvision has no {arch}", None, images, missing="no weights for this architecture")
     # V1, although torchvision defaults to V2: those were trained with label smoothing and mixed images, and such
     # features are worse for linear probes (Kornblith et al., 2021, "Why do better loss functions lead to less
     # transferable features?"). Also, not every ResNet has V2 weights.

@@ -83,6 +83,11 @@ def test_unfit_imagenet_weights_are_refused(tmp_path: Path, content: str) -> Non
         imagenet_encoder("resnet18", IMAGES, file)
 
 
+def test_imagenet_baseline_is_missing_for_an_architecture_that_torchvision_lacks() -> None:
+    encoder = imagenet_encoder("ours", IMAGES, None)
+    assert encoder.module is None and encoder.missing == "no weights for this architecture"
+
+
 def test_features_are_deterministic_and_in_order_of_labels(shards: Shards) -> None:
     class Mean(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
