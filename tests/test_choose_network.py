@@ -85,6 +85,9 @@ def test_several_networks_without_a_known_choice_are_refused(states: list[State]
     assert chosen(Path(f"{path}::right"), states) == 1 and chosen(Path(f"{path}::left"), states) == 0
     with pytest.raises(InputError, match=r"::middle: no network has that key; available: left, right.net"):
         read_weights(Path(f"{path}::middle"))
+    torch.save({"ema_1": states[0], "ema_2": states[1]}, path)
+    with pytest.raises(InputError, match=r"2 networks, ema_1, ema_2; choose one: "):
+        read_weights(path)
 
 
 def test_network_at_the_top_level_has_a_key(states: list[State], tmp_path: Path) -> None:
