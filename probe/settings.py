@@ -15,7 +15,6 @@ from shard.manifest import parse_manifest
 from train.config import Device
 
 Protocol = Literal["ours", "paper"]
-BASELINES = ("scratch", "thumbnail", "imagenet")
 HEADLINE = 10  # shots, if they are among the requested ones
 # Settings that change where and how fast results are computed, not the results.
 KEEP_RESULTS = {"shards", "out", "cache", "batch_size", "workers"}
@@ -34,7 +33,8 @@ class Settings:
     out: Annotated[Path, Flag("Folder for the report.", "data", metavar="DIR",
                               default="RUN/report if there is one run")]
     baselines: Annotated[tuple[str, ...], Flag("Baselines to compare with: random weights, the image's own pixels, "
-                                               "ImageNet's weights.", "comparison", metavar="NAME,…")] = BASELINES
+                                               "ImageNet's weights.", "comparison", metavar="NAME,…")] = (
+        "scratch", "thumbnail", "imagenet")  # fmt: skip
     shots: Annotated[tuple[str, ...], Flag("Examples of each class to learn from; all uses every training image.",
                                            "few-shot", metavar="K,…,all")] = ("1", "5", "10", "50", "all")
     draws: Annotated[int, Flag("Support sets per task.", "few-shot", 1, 10**5)] = 50
@@ -81,11 +81,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_ranges(Settings, vars(self))
-        from probe.baselines import BASELINES as KNOWN  # imports PyTorch, which --help need not wait for
+        from probe.baselines import BASELINES  # only now: it imports PyTorch, which takes a second
 
         for word in self.baselines:
-            if word not in KNOWN:
-                raise InputError(f"--baselines={word}: not one of {', '.join(KNOWN)}")
+            if word not in BASELINES:
+                raise InputError(f"--baselines={word}: not one of {', '.join(BASELINES)}")
         if not self.all_shots:
             raise InputError("--shots: needs numbers of examples per class, or all, such as --shots=1,5,10,all")
         if self.headline == "all" and (self.finetune or self.protocol == "paper"):
