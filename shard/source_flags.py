@@ -18,7 +18,7 @@ TableFlag = Annotated[Path | None, Flag("CSV to read instead of the archive's ow
 FindingsFlag = Annotated[str | None, Flag("Columns of --table that are findings.", GROUP, metavar="A,B,…",
                                           default="columns of 1, 0, -1 and blanks")]  # fmt: skip
 VotesFlag = Annotated[Votes | None, Flag("How the labels of several readers of an image become one.", GROUP,
-                                         default="majority")]  # fmt: skip
+                                         default="majority, if the table has several readers")]  # fmt: skip
 PatientFrom = Annotated[str | None, Flag("Where --dataset=folder finds the patient if no DICOM tag names one: in the "
                                          "name of the parent folder, or in the one group of a regular expression on "
                                          "the path.", GROUP, metavar="parent|REGEX")]  # fmt: skip

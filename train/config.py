@@ -6,19 +6,23 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pipeline.augmentation import Augmentation, ViewDevice
 from shard.errors import InputError
 from shard.flags import Flag, check_ranges
 from shard.manifest import parse_manifest
+from train.architectures import ARCHITECTURES
 from train.presets import PRESETS, Preset, SamePatient
 
-Arch = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+if TYPE_CHECKING:
+    Arch = str
+else:  # shard.cli reads the choices from the type
+    Arch = Literal[tuple(ARCHITECTURES)]
 Optimizer = Literal["adam", "adamw", "lars"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-FP16_WANTS_GPU = "--precision=fp16: needs a GPU; on a CPU use bf16 or fp32"
+FP16_NEEDS_GPU = "--precision=fp16: needs a GPU; on a CPU use bf16 or fp32"
 Device = Literal["auto", "cpu", "cuda"]
 
 # A resumed run may change these. They decide where and how fast the same numbers are computed, or which of them are
@@ -98,7 +102,7 @@ class Config:
         if self.warmup_epochs > self.epochs:
             raise InputError(f"--warmup-epochs={self.warmup_epochs:g}: more than --epochs={self.epochs}; lower it")
         if self.precision == "fp16" and self.device == "cpu":
-            raise InputError(FP16_WANTS_GPU)
+            raise InputError(FP16_NEEDS_GPU)
         if self.compile and self.recompute:
             raise InputError("--compile --recompute: the compiler itself decides what to recompute; drop one of them")
         if self.compile and shutil.which(compiler := os.environ.get("CXX", "g++")) is None:

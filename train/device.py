@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from shard.errors import InputError
-from train.config import FP16_WANTS_GPU, Config, Device, Precision
+from train.config import FP16_NEEDS_GPU, Config, Device, Precision
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # mallopt(3)
 MORE_AT_ONCE = 1 << 28  # bytes
@@ -36,7 +36,7 @@ def resolve_device(device: Device) -> Device:
 def resolve_precision(precision: Precision, device: Device) -> Precision:
     """Settle "auto": fp16 on a GPU, bf16 on a CPU that computes in it, else fp32. Raises InputError for fp16 on one."""
     if precision == "fp16" and device == "cpu":
-        raise InputError(FP16_WANTS_GPU)
+        raise InputError(FP16_NEEDS_GPU)
     if precision != "auto":
         return precision
     if device == "cuda":
