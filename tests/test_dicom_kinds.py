@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import struct
 import subprocess
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from shard.errors import UnreadableImage
 from shard.image import load_grey
@@ -271,9 +272,11 @@ def test_dose_mask_and_video_are_refused_but_not_a_portal_image(tmp_path: Path) 
         load_grey(tmp_path / "image.dcm", 500)
 
 
-def write_12_bit_jpeg(path: Path, jpeg: bytes, syntax: str, **tags: Any) -> Path:
-    """Write a DICOM file that contains a 12-bit JPEG of the size of RINGS."""
-    write_dicom(path, RINGS, BitsStored=12, **tags)
+def write_12_bit_jpeg(
+    path: Path, jpeg: bytes, syntax: str, shape: tuple[int, ...] = RINGS.shape, **tags: Any
+) -> Path:
+    """Write a DICOM file that contains a 12-bit JPEG of [H, W] `shape`."""
+    write_dicom(path, np.zeros(shape, np.uint16), **{"BitsStored": 12, **tags})
     data = pydicom.dcmread(path)
     data.file_meta.TransferSyntaxUID = syntax
     data.PixelData = pydicom.encaps.encapsulate([jpeg])
@@ -382,6 +385,19 @@ def test_overshoot_of_lossy_compression_does_not_wrap_around(tmp_path: Path) -> 
     writer.SetImage(codec.GetOutput())
     assert writer.Write()
     assert np.abs(load_grey(tmp_path / "packed.dcm", 500) - plain).max() <= 1
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="this Pillow was built without JPEG 2000")
+def test_overshoot_of_lossy_jpeg_2000_is_clipped(tmp_path: Path) -> None:
+    pytest.importorskip("openjpeg", reason="pylibjpeg-openjpeg, which decodes this, is not installed")
+    saturated = np.clip(RAMP + np.random.default_rng(0).normal(0, 300, RAMP.shape), 0, 4095).astype(np.uint16)
+    plain = load(tmp_path, saturated, **WINDOW)
+    buffer = io.BytesIO()
+    Image.fromarray(saturated).save(buffer, "JPEG2000", irreversible=True, quality_mode="rates", quality_layers=[4])
+    path = write_12_bit_jpeg(tmp_path / "image.dcm", buffer.getvalue(), pydicom.uid.JPEG2000, RAMP.shape, **WINDOW)
+    assert pydicom.pixels.pixel_array(path, correct_unused_bits=False).max() > 4095
+    difference = np.abs(load_grey(path, 500) - plain)
+    assert difference.mean() < 3 and difference.max() < 20
 
 
 def test_manifest_records_the_dicom_packages_for_files_of_any_suffix(tmp_path: Path) -> None:
