@@ -40,7 +40,7 @@ def measure_build_memory(folder: Path, contents: list[bytes], rows: int, workers
 
 
 def _write_table(path: Path, files: int, rows: int) -> None:
-    """Write a table of `rows` rows over so many files, all of one file's rows belonging to one patient."""
+    """Write a table of `rows` rows over `files` files. All rows of a file belong to one patient."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["path", "key", "patient", "split", *CHEXPERT_FINDINGS])

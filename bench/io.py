@@ -46,7 +46,7 @@ def bench(
     """Measure images/s of every loader that can run here, and of decoding alone.
 
     The rows are decode and decode-turbojpeg, which only decode; read, which does not decode; dali-fused, torchvision
-    and dali-fused-raw, the loaders of python -m train; and the rivals dali-stock, opencv and published. A GPU adds
+    and dali-fused-raw, the loaders of python -m train; and the baselines dali-stock, opencv and published. A GPU adds
     decode-gpu, dali-gpu and dali-fused-to-gpu. The column "cold" is the first pass of a new loader over files that are
     not in the page cache. docs/performance.md has figures.
 

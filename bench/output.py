@@ -18,7 +18,7 @@ from shard.files import write_bytes
 from shard.machine import commit, cores, version_of
 from shard.plain_json import without_nan
 
-ARCHIVE = 224_316  # images in CheXpert
+CHEXPERT_IMAGES = 224_316
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from bench.build_memory import measure_build_memory
-from bench.output import ARCHIVE, prepare_output_path, spread, write_results
+from bench.output import CHEXPERT_IMAGES, prepare_output_path, spread, write_results
 from shard.assignment import Row, ShardRows
 from shard.cli import run
 from shard.errors import InputError
@@ -56,7 +56,7 @@ def bench(
     workers: Annotated[tuple[int, ...], Flag("Numbers of sharder processes to measure.", low=1, high=4096,
                                              metavar="N,…")] = (1, 2),
     memory_rows: Annotated[tuple[int, ...], Flag("Table lengths at which to measure memory.", low=1, high=10**9,
-                                                 metavar="N,…")] = (2000, ARCHIVE),
+                                                 metavar="N,…")] = (2000, CHEXPERT_IMAGES),
     json: Annotated[Path, JSON] = Path("bench-shard.json"),
 ) -> None:  # fmt: skip
     """Measure images/s of the sharder, of a plain Pillow loop, and of decoding and encoding alone.

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from tqdm import tqdm
 
-from bench.output import ARCHIVE, prepare_output_path, spread, write_results
+from bench.output import CHEXPERT_IMAGES, prepare_output_path, spread, write_results
 from bench.process import MeasuredProcess, gpu_share
 from bench.step_rows import Step, StepSettings, available_rows
 from pipeline.loader import has_dali
@@ -125,7 +125,7 @@ def summarise_row(
         "times_published": spread(ratios) if ratios else None,
         "shares": {part: sum(getattr(step, part) for step in steps) / total for part in PARTS},
         "gpu_share": statistics.median(gpu_shares) if gpu_shares else None,
-        "hours": ARCHIVE * EPOCHS / rate["median"] / 3600, "steps": len(steps),
+        "hours": CHEXPERT_IMAGES * EPOCHS / rate["median"] / 3600, "steps": len(steps),
     }  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def _print(table: list[dict[str, Any]]) -> None:
         print(f"{row['name']:16}{rate['median']:9.2f} {'[{low:.2f}, {high:.2f}]'.format(**rate):16}{ratio:>12}"
               f"{share['data']:9.1%}{share['forward_backward']:9.1%}{share['optimizer']:8.1%}{gpu:>6}"
               f"{row['hours']:9,.0f}")  # fmt: skip
-    print(f"\nhours = {ARCHIVE:,} images × {EPOCHS} epochs ÷ images/s ÷ 3,600")
+    print(f"\nhours = {CHEXPERT_IMAGES:,} images × {EPOCHS} epochs ÷ images/s ÷ 3,600")
 
 
 if __name__ == "__main__":

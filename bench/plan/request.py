@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from bench.output import ARCHIVE
+from bench.output import CHEXPERT_IMAGES
 from shard.errors import InputError
 from shard.flags import Flag, check_ranges, flag_in
 from train.config import Arch, Config
@@ -21,7 +21,7 @@ class PlanRequest:
     Raises InputError if a value is out of range or the GPUs can't be divided as requested.
     """
 
-    images: Annotated[int, Flag("Number of radiographs.", "archive", 1, 10**9)] = ARCHIVE
+    images: Annotated[int, Flag("Number of radiographs.", "archive", 1, 10**9)] = CHEXPERT_IMAGES
     source: Annotated[str, Flag("Size of a radiograph in pixels.", "archive", metavar="WxH")] = "2320x2828"
     tasks: Annotated[int, Flag("Tasks of the job array that builds shards.", "archive", 1, 10**5)] = 16
     cores: Annotated[int, Flag("Cores of each task.", "archive", 1, 4096)] = 4
