@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-LONGEST_KEY = 90  # a tar header has room for names of 100 bytes, including the ending
+LONGEST_KEY = 90  # a tar header has room for names of 100 bytes, including the suffix
 
 
 def make_key(name: str) -> str:

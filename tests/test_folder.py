@@ -156,7 +156,7 @@ def test_what_is_no_image_is_counted_and_said(tmp_path: Path) -> None:
     assert set(by_path(table, "key")) == {*(f"{number}.png" for number in range(6)), "IM1", "empty.jpg"}
     for line in ("8 images found, 1 of them DICOM", "5 hidden or system files and folders, such as ",
                  "1 files that are not images (.txt), such as notes.txt", "(.pdf), such as report.PDF",
-                 "1 files that are not images (no ending), such as no-ending", "2 pipes, sockets and devices, such as ",
+                 "1 files that are not images (no suffix), such as no-ending", "2 pipes, sockets and devices, such as ",
                  r"1 names that are not UTF-8 (rename them), such as 'M\udcfcller'",
                  "1 files of modality CT, not a radiograph's; read nevertheless, such as IM1",
                  "1 files of body part HAND; read nevertheless, such as IM1"):  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from shard.formats.chexpert import CHEXPERT_FINDINGS, FINDING_COLUMNS, chexpert_findings
-from shard.formats.rows import Rows, hashed_splits, strip_endings, text_column
+from shard.formats.rows import Rows, hashed_splits, strip_suffixes, text_column
 from shard.note import Note
 from shard.tabular.columns import AGE, SEX, VIEW, note_missing
 from shard.tabular.csv_file import has_columns, read_csv
@@ -40,7 +40,7 @@ def read_brax(src: Path, csv: Path) -> Rows:
     other = paths["DicomPath" if chosen == "PngPath" else "PngPath"]
     if any(existing.values()) and (other != "").any():
         notes.append(Note(f"images are those of column {chosen}"))
-    key = strip_endings(path.str.replace(r"^(?:images|Anonymized_DICOMs)/", "", regex=True))
+    key = strip_suffixes(path.str.replace(r"^(?:images|Anonymized_DICOMs)/", "", regex=True))
     frame = pd.DataFrame({"path": path, "key": key, "patient": raw["PatientID"],
                           "split": hashed_splits(raw["PatientID"]), "view": text_column(raw, "ViewPosition"),
                           "sex": text_column(raw, "PatientSex"), "age": text_column(raw, "PatientAge")})  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.rows import SPLITS, Rows, strip_endings, text_column
+from shard.formats.rows import SPLITS, Rows, strip_suffixes, text_column
 from shard.note import Note, listed
 from shard.paths import normalise_paths
 from shard.tabular.columns import AGE, SEX, fold_name, header_has, note_missing, note_unread
@@ -71,7 +71,7 @@ def read_chexpert(src: Path) -> Rows:
         raise InputError(f"{files['train'].parent}: Path {raw['Path'][patient.isna()].iloc[0]!r} has no patientNNNNN "
                          f"folder; for a table of your own: --dataset=csv --table={files['train']}")
     view = join_views(text_column(raw, "Frontal/Lateral"), text_column(raw, "AP/PA"))
-    key = strip_endings(path.str.replace(r"^(?:train|valid|test)/", "", regex=True))
+    key = strip_suffixes(path.str.replace(r"^(?:train|valid|test)/", "", regex=True))
     frame = pd.DataFrame({"path": _paths_in_batches(src, path, patient), "key": key, "patient": patient,
                           "split": raw["split"], "view": view, "sex": text_column(raw, "Sex"),
                           "age": text_column(raw, "Age")})  # fmt: skip

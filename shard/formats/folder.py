@@ -11,7 +11,7 @@ import pandas as pd
 
 from shard.errors import InputError
 from shard.formats.folder_labels import join_labels
-from shard.formats.rows import Rows, hashed_splits, strip_ending
+from shard.formats.rows import Rows, hashed_splits, strip_suffix
 from shard.formats.scan import scan
 from shard.key import replace_invalid, short_hash
 from shard.machine import cores
@@ -24,7 +24,7 @@ def read_folder(
     src: Path, patient_from: str | None = None, labels: Path | None = None, workers: int = 0,
     findings: str | None = None,
 ) -> Rows:  # fmt: skip
-    """Read all images and DICOM files under `src`, recognised by their first bytes or their ending.
+    """Read all images and DICOM files under `src`, recognised by their first bytes or their suffix.
 
     Patient, view, sex, age and date come from DICOM tags. For other files, and if the tags name no patient, the patient
     comes from `patient_from`: "parent" (the name of the file's folder) or a regular expression with one group that is
@@ -125,8 +125,8 @@ def _note_repeated_folder_names(paths: pd.Series) -> list[Note]:
 
 
 def _make_unique_keys(paths: pd.Series) -> pd.Series:
-    """Keys of paths: without ending or, if two would be equal (a.png and a.dcm, a/b and a_b), with a hash."""
-    stems = [strip_ending(path) for path in paths]
+    """Keys of paths: without suffix or, if two would be equal (a.png and a.dcm, a/b and a_b), with a hash."""
+    stems = [strip_suffix(path) for path in paths]
     digests = pd.Series([hashlib.blake2b(replace_invalid(stem).encode(), digest_size=8).digest() for stem in stems])
     clash = digests.duplicated(keep=False)
     return pd.Series([f"{path}-{short_hash(path)}" if is_same else stem

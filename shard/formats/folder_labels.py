@@ -10,7 +10,7 @@ import pandas as pd
 
 from shard.errors import InputError
 from shard.formats.plain import COLUMNS, split_columns
-from shard.formats.rows import Rows, hashed_splits, strip_ending, text_column
+from shard.formats.rows import Rows, hashed_splits, strip_suffix, text_column
 from shard.key import make_key
 from shard.note import Note
 from shard.tabular.csv_file import read_csv
@@ -21,8 +21,8 @@ from shard.tabular.join import is_majority
 def join_labels(images: pd.DataFrame, src: Path, csv: Path, findings: str | None = None) -> Rows:
     """Join the findings of a table to the images (path, key, patient, view, sex, age, date).
 
-    Rows are matched by column path (relative to `src`, with or without ending) or, failing that, by column key (the key
-    in the shards, or a file name that only one image has, with or without ending). Images without a row have blank
+    Rows are matched by column path (relative to `src`, with or without suffix) or, failing that, by column key (the key
+    in the shards, or a file name that only one image has, with or without suffix). Images without a row have blank
     findings. The table's patient, split, view, sex and age take precedence; its split applies to all images of a
     patient. findings: see select_findings.
     Raises InputError if the table has neither column, or most of its rows match no image.
@@ -75,8 +75,8 @@ def _choose_splits(frame: pd.DataFrame) -> pd.Series:
 
 
 def _match_path(images: pd.DataFrame, src: Path) -> Callable[[str], int | None]:
-    """Return a function from a path, relative or absolute, with or without ending, to the index of its image."""
-    index_of = _index_unique(map(strip_ending, images["path"]))
+    """Return a function from a path, relative or absolute, with or without suffix, to the index of its image."""
+    index_of = _index_unique(map(strip_suffix, images["path"]))
     index_of.update({path: index for index, path in enumerate(images["path"])})
     home = f"{src.resolve().as_posix()}/"
 
@@ -89,10 +89,10 @@ def _match_path(images: pd.DataFrame, src: Path) -> Callable[[str], int | None]:
 
 
 def _match_key(images: pd.DataFrame) -> Callable[[str], int | None]:
-    """Return a function from a key, a path without ending or a file name to the index of its image."""
+    """Return a function from a key, a path without suffix or a file name to the index of its image."""
     names = [path.rpartition("/")[2] for path in images["path"]]
     index_of = _index_unique(names)
-    index_of.update(_index_unique(map(strip_ending, names)))
+    index_of.update(_index_unique(map(strip_suffix, names)))
     index_of.update({key: index for index, key in enumerate(images["key"])})
     index_of.update({make_key(key): index for index, key in enumerate(images["key"])})
     return index_of.get

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from pathlib import Path
 
-from shard.formats.rows import IMAGE_ENDING, strip_ending
+from shard.formats.rows import IMAGE_SUFFIX, strip_suffix
 from shard.note import Note, counted
 from shard.progress import Progress
 from shard.walk import TROUBLES, Tally, walk
@@ -38,7 +38,7 @@ def find_images(
                     if other != path:
                         found[name], unread = sorted((other, path), key=_preference)
                         repeated.append((found[name], unread))
-                elif re.search(IMAGE_ENDING, path):
+                elif re.search(IMAGE_SUFFIX, path):
                     unlisted.append(path)
             done += len(chunk)
             progress.show(done)
@@ -59,8 +59,8 @@ def note_unlisted(paths: Collection[str], table: Path) -> list[Note]:
 
 
 def image_name(path: str, parts: int = 1) -> str:
-    """Return the last parts of a path, without the file ending."""
-    return "/".join(strip_ending(path).split("/")[-parts:])
+    """Return the last parts of a path, without the file suffix."""
+    return "/".join(strip_suffix(path).split("/")[-parts:])
 
 
 def preferred_paths(paths: Iterable[str]) -> dict[str, str]:
@@ -77,8 +77,8 @@ def _preference(path: str) -> tuple[int, int, str]:
 
 
 def _rank(path: str) -> int:
-    """The index of a path's ending in _PREFERRED, or its length for any other ending."""
-    ending = re.search(IMAGE_ENDING, path)
+    """The index of a path's suffix in _PREFERRED, or its length for any other suffix."""
+    suffix = re.search(IMAGE_SUFFIX, path)
     file = path.rpartition("/")[2]
-    text = ending[0].lower() if ending else "" if "." not in file else "other"
+    text = suffix[0].lower() if suffix else "" if "." not in file else "other"
     return _PREFERRED.index(text) if text in _PREFERRED else len(_PREFERRED)

@@ -18,7 +18,7 @@ def find_images_by_id(
 ) -> tuple[pd.DataFrame, list[Note]]:
     """Return path, key, patient, view, sex and age of the images `ids`, in their order, with notes.
 
-    The file of an image is the one under `src` whose name without ending is the id. expected: the path to report for an
+    The file of an image is the one under `src` whose name without suffix is the id. expected: the path to report for an
     image that is not found, such as "train/{}.dicom". The patient is that of the DICOM tags, or else the image itself.
     """
     scanned, scan_notes = scan(src, workers or cores())

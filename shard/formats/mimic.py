@@ -8,7 +8,7 @@ import pandas as pd
 
 from shard.errors import InputError
 from shard.formats.chexpert import CHEXPERT_FINDINGS, FINDING_COLUMNS, chexpert_findings
-from shard.formats.rows import Rows, find_file, strip_endings, text_column
+from shard.formats.rows import Rows, find_file, strip_suffixes, text_column
 from shard.note import Note
 from shard.tabular.columns import VIEW, ColumnNames, note_missing, note_unread
 from shard.tabular.csv_file import has_columns, read_csv, tables_in
@@ -72,11 +72,11 @@ def _find_table(src: Path, name: str) -> Path:
 
 
 def _read_table(csv: Path, name: str) -> tuple[pd.DataFrame, list[Note]]:
-    """Read one of the tables, with its ids without the prefixes p and s and file endings."""
+    """Read one of the tables, with its ids without the prefixes p and s and file suffixes."""
     required, optional = _REQUIRED[name], _OPTIONAL[name]
     ids = tuple(column for column in required if column in _IDS)
     frame, notes = read_csv(csv, required, optional, ids=ids)
     for column in ids:
-        frame[column] = (strip_endings(frame[column]) if column == "dicom_id"
+        frame[column] = (strip_suffixes(frame[column]) if column == "dicom_id"
                          else strip_prefix(frame[column], _PREFIX[column]))  # fmt: skip
     return frame, [*notes, *note_unread(csv, frame, (*required, *optional))]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.rows import Rows, find_file, hashed_splits, strip_endings, text_column
+from shard.formats.rows import Rows, find_file, hashed_splits, strip_suffixes, text_column
 from shard.note import Note
 from shard.tabular.columns import AGE, SEX, VIEW, note_missing, note_unread
 from shard.tabular.csv_file import has_columns, read_csv, tables_in
@@ -49,7 +49,7 @@ def read_nih(src: Path) -> Rows:
     if official is not None:
         split = split.where(split != "test", "train").where(~official, "test")
     frame = pd.DataFrame({"path": name.map(lambda file: paths.get(file, f"images/{file}")),
-                          "key": strip_endings(name), "patient": patient, "split": split,
+                          "key": strip_suffixes(name), "patient": patient, "split": split,
                           "view": text_column(raw, "View Position"), "sex": text_column(raw, "Patient Gender"),
                           "age": text_column(raw, "Patient Age")})  # fmt: skip
     test_list = src / "test_list.txt"
@@ -74,13 +74,13 @@ def _parse_labels(csv: Path, cells: pd.Series, image: pd.Series) -> pd.DataFrame
 def _read_official_lists(src: Path, csv: Path, name: pd.Series) -> tuple[pd.Series | None, list[Note]]:
     """Whether each image is in test_list.txt (None if that is missing), and notes about mismatches with the table.
 
-    Names are compared without folder and ending. Raises InputError if the list names no image of the table, or an image
+    Names are compared without folder and suffix. Raises InputError if the list names no image of the table, or an image
     that train_val_list.txt names too.
     """
     test_list, others = src / "test_list.txt", src / "train_val_list.txt"
     if not test_list.exists():
         return None, []
-    stem = strip_endings(name)
+    stem = strip_suffixes(name)
     listed = {file: set(_stems(read_lines(file))) for file in (test_list, others) if file.exists()}
     official = stem.isin(listed[test_list])
     if not official.any():
@@ -107,5 +107,5 @@ def _file_names(paths: pd.Series) -> pd.Series:
 
 
 def _stems(lines: list[str]) -> pd.Series:
-    """File names without folder and ending, of lines with one or more paths each."""
-    return strip_endings(_file_names(pd.Series(" ".join(lines).split(), dtype="str")))
+    """File names without folder and suffix, of lines with one or more paths each."""
+    return strip_suffixes(_file_names(pd.Series(" ".join(lines).split(), dtype="str")))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from shard.formats.rows import Rows, hashed_splits, strip_endings, text_column
+from shard.formats.rows import Rows, hashed_splits, strip_suffixes, text_column
 from shard.note import Note, counted, listed
 from shard.paths import normalise_paths
 from shard.tabular.columns import AGE, SEX, VIEW
@@ -34,7 +34,7 @@ def read_plain(csv: Path, src: Path, findings: str | None = None) -> Rows:
     table, notes = read_csv(csv, ("path", "patient"), COLUMNS, ids=("patient",), own=True)
     raw, labels, column_notes = split_columns(table, csv, findings)
     path, path_notes = normalise_paths(raw["path"], src)
-    key = raw["key"] if "key" in raw.columns else strip_endings(path)
+    key = raw["key"] if "key" in raw.columns else strip_suffixes(path)
     if "split" in raw.columns:
         split = text_column(raw, "split").str.strip().str.lower()
     else:

@@ -18,7 +18,7 @@ from shard.tabular.csv_file import has_columns, tables_in
 from shard.tabular.ids import normalise_id
 
 SPLITS = ("train", "valid", "test")
-IMAGE_ENDING = r"(?i)\.(?:jpe?g|png|tiff?|dcm|dicom|bmp|jp2|webp|gif|pgm)$"
+IMAGE_SUFFIX = r"(?i)\.(?:jpe?g|png|tiff?|dcm|dicom|bmp|jp2|webp|gif|pgm)$"
 
 
 class Rows(NamedTuple):
@@ -66,11 +66,11 @@ def text_column(raw: pd.DataFrame, name: str) -> pd.Series:
     return raw[name].astype("str").fillna("") if name in raw.columns else pd.Series("", index=raw.index)
 
 
-def strip_ending(path: str) -> str:
-    """Remove the ending of an image file, such as .jpg or .dcm."""
-    return re.sub(IMAGE_ENDING, "", path)
+def strip_suffix(path: str) -> str:
+    """Remove the suffix of an image file, such as .jpg or .dcm."""
+    return re.sub(IMAGE_SUFFIX, "", path)
 
 
-def strip_endings(paths: pd.Series) -> pd.Series:
-    """Remove the ending of each image file, such as .jpg or .dcm."""
-    return paths.str.replace(IMAGE_ENDING, "", regex=True)
+def strip_suffixes(paths: pd.Series) -> pd.Series:
+    """Remove the suffix of each image file, such as .jpg or .dcm."""
+    return paths.str.replace(IMAGE_SUFFIX, "", regex=True)

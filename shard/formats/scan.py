@@ -12,7 +12,7 @@ import pandas as pd
 from shard.dicom import image as dicom
 from shard.dicom.tags import read_tags
 from shard.errors import InputError
-from shard.formats.rows import IMAGE_ENDING
+from shard.formats.rows import IMAGE_SUFFIX
 from shard.note import Note
 from shard.pool import parallel_map, tick
 from shard.progress import Progress
@@ -43,7 +43,7 @@ class Scanned(NamedTuple):
 def scan(src: Path, workers: int) -> tuple[pd.DataFrame, list[Note]]:
     """Return the images under `src`, one row each with the columns COLUMNS, and notes about them and other files.
 
-    Images are recognised by their first bytes or their ending. Raises InputError if there is none.
+    Images are recognised by their first bytes or their suffix. Raises InputError if there is none.
     """
     left_out: Tally = {}
     paths = _list_files(src, left_out)
@@ -98,21 +98,21 @@ def _scan_file(src: Path, path: str, scanned: Scanned) -> tuple[tuple[str, ...] 
     if path.rpartition("/")[2].upper().startswith("DICOMDIR"):  # damaged or not, it contains no image
         add(scanned.left_out, "DICOM files without an image (DICOMDIR)", path)
         return None, False
-    has_ending = re.search(IMAGE_ENDING, path) is not None
+    has_suffix = re.search(IMAGE_SUFFIX, path) is not None
     no_tags = (path, "", "", "", "", "", "")
     try:
         with (src / path).open("rb") as file:
             head = file.read(_HEAD)
     except OSError as error:
-        if has_ending:  # the build lists it in rejects.csv
+        if has_suffix:  # the build lists it in rejects.csv
             return no_tags, False
         add(scanned.left_out, "files that can't be read", f"{path} ({error.strerror})")
         return None, False
     is_dicom = dicom.is_dicom(head) or path.lower().endswith(dicom.SUFFIXES)
     if not is_dicom:
-        if has_ending or head.startswith(_SIGNATURES) or head[8:12] == b"WEBP":
+        if has_suffix or head.startswith(_SIGNATURES) or head[8:12] == b"WEBP":
             return no_tags, False
-        add(scanned.left_out, f"files that are not images ({Path(path).suffix.lower()[:12] or 'no ending'})", path)
+        add(scanned.left_out, f"files that are not images ({Path(path).suffix.lower()[:12] or 'no suffix'})", path)
         return None, False
     if not dicom.has_pydicom():
         raise InputError(f"{src / path}: is a DICOM file; to read it: pip install '.[dicom]'")

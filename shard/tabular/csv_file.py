@@ -23,7 +23,7 @@ from shard.tabular.ids import normalise_ids
 from shard.tabular.text_file import detect_encoding, encoding_name, open_text
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _UNIQUE = ("key",)  # optional columns whose cells differ row by row
 _BLANKS = "".join(map(chr, (*range(33), 0x85, 0xA0, 0x200B, 0x2028, 0x2029, 0x202F, 0x3000, 0xFEFF)))
 _HEAD = 1 << 18  # characters that determine the separator
@@ -202,7 +202,7 @@ def has_columns(csv: Path, *names: str) -> bool:
 
 def tables_in(folder: Path) -> list[Path]:
     """List the CSV and TSV files of a folder, sorted by name."""
-    return sorted(file for file in folder.iterdir() if file.name.lower().endswith(ENDINGS) and file.is_file())
+    return sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIXES) and file.is_file())
 
 
 def _check_rows(csv: Path, dialect: Dialect, cure: str) -> int:
