@@ -1,4 +1,4 @@
-"""Writers for the odd image files that a test wants and Pillow does not write."""
+"""Writers of unusual image files that Pillow can't write."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 def write_png(
     path: Path, values: np.ndarray, *, interlaced: bool = False, claim: tuple[int, int] | None = None
 ) -> None:
-    """[H, W] or [H, W, C] of uint8 or uint16 as a PNG. claim: the (width, height) that its header lies about."""
+    """Write [H, W] or [H, W, C] of uint8 or uint16 as a PNG. claim: a false (width, height) for its header."""
     values = values if values.ndim == 3 else values[:, :, None]
     height, width, channels = values.shape
     big = values.astype(values.dtype.newbyteorder(">"))
@@ -32,7 +32,10 @@ def write_png(
 
 
 def write_tiff(path: Path, values: np.ndarray, *, photometric: int) -> None:
-    """[H, W] or [H, W, 3] of uint16 as an uncompressed little-endian TIFF. photometric: 0 white is zero, 1, 2 RGB."""
+    """Write [H, W] or [H, W, 3] of uint16 as an uncompressed little-endian TIFF.
+
+    photometric: 0 white is zero, 1 black is zero, 2 RGB.
+    """
     pixels = values.astype("<u2").tobytes()
     channels = values.shape[2] if values.ndim == 3 else 1
     start = 8 + len(pixels)
@@ -47,7 +50,7 @@ def write_tiff(path: Path, values: np.ndarray, *, photometric: int) -> None:
 
 
 def write_dicom(path: Path, values: np.ndarray, **tags: Any) -> None:
-    """[H, W] or [H, W, 3] as an uncompressed DICOM; MONOCHROME2 and all bits stored unless `tags` say otherwise."""
+    """Write [H, W] or [H, W, 3] as an uncompressed DICOM file. tags: additional or other tags."""
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -73,17 +76,17 @@ def write_dicom(path: Path, values: np.ndarray, **tags: Any) -> None:
 
 def write_jpeg_tiff(
     path: Path, jpegs: list[bytes], *, width: int, height: int, part: tuple[int, int], tiled: bool = False,
-    shared: bool = False, beside: bytes = b"",
+    shared: bool = False, extra_segments: bytes = b"",
 ) -> None:  # fmt: skip
-    """A grey TIFF of JPEGs, each a strip or tile of (width, height) `part`.
+    """Write a grey TIFF of JPEGs, each a strip or tile of (width, height) `part`.
 
-    shared: their tables lie in a tag of it, with the segments `beside` them.
+    shared: store their tables in the JPEGTables tag, with `extra_segments` added.
     """
     tables = b""
     if shared:  # from the first marker of a table up to SOF0
         start, end = jpegs[-1].index(b"\xff\xdb"), jpegs[-1].index(b"\xff\xc0")
         codes = jpegs[-1][jpegs[-1].index(b"\xff\xc4") : jpegs[-1].index(b"\xff\xdd")]
-        tables = b"\xff\xd8" + jpegs[-1][start:end] + codes + beside + b"\xff\xd9"
+        tables = b"\xff\xd8" + jpegs[-1][start:end] + codes + extra_segments + b"\xff\xd9"
         jpegs = [jpeg.replace(jpegs[-1][start:end], b"", 1).replace(codes, b"", 1) for jpeg in jpegs]
     offsets = [8 + sum(map(len, jpegs[:number])) for number in range(len(jpegs))]
     places, lengths = (324, 325) if tiled else (273, 279)
@@ -105,7 +108,7 @@ def write_jpeg_tiff(
 
 
 def write_dicom_jpeg(path: Path, jpeg: bytes, *, width: int, height: int, fragments: int) -> None:
-    """A baseline JPEG as a DICOM file, in as many fragments, or in fewer where it is of few bytes."""
+    """Write a baseline JPEG as a DICOM file of `fragments` fragments, or fewer if it has few bytes."""
     import pydicom
 
     write_dicom(path, np.zeros((height, width), np.uint8))

@@ -1,4 +1,4 @@
-"""Sex, age and view in the words of archives: read where they are plain, else blank, counted and told."""
+"""Sex, age and view in archives' words: read if unambiguous, else left blank and noted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shard.tabular.age import read_age
 from shard.tabular.demographics import add_counts, count_demographics, read_demographics
 from shard.tabular.sex import coded_columns, decode_columns, read_sexes
 from shard.tabular.view import read_view, read_views
-from tests.test_table import picture
+from tests.tables import write_blank
 
 AGES = {
     "57": "57", "57.0": "57", "57,5": "57", " 57 ": "57", "'57'": "57", "\uff16\uff10": "60", "057Y": "57",
@@ -59,33 +59,33 @@ SEXES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "wanted"), AGES.items())
-def test_ages_are_whole_years_or_blank_or_not_understood(text: str, wanted: str | None) -> None:
-    assert read_age(text) == wanted
+@pytest.mark.parametrize(("text", "expected"), AGES.items())
+def test_read_age(text: str, expected: str | None) -> None:
+    assert read_age(text) == expected
 
 
-@pytest.mark.parametrize(("text", "wanted"), VIEWS.items())
-def test_views_are_five_or_blank_or_not_understood(text: str, wanted: str | None) -> None:
-    assert read_view(text) == wanted
+@pytest.mark.parametrize(("text", "expected"), VIEWS.items())
+def test_read_view(text: str, expected: str | None) -> None:
+    assert read_view(text) == expected
 
 
-def test_sexes_are_read_from_words_and_never_from_bare_numbers() -> None:
+def test_read_sexes_understands_words_but_not_bare_numbers() -> None:
     assert read_sexes(SEXES) == SEXES
 
 
 @pytest.mark.parametrize(
-    ("column", "wanted"),
+    ("column", "expected"),
     [
-        ("HM", [None, None]), ("VM", [None, None]), ("VH", [None, None]),  # Spanish or Dutch: M may be a woman
+        ("HM", [None, None]), ("VM", [None, None]), ("VH", [None, None]),  # Spanish or Dutch, where M may be female
         ("FH", ["F", "M"]), ("KE", ["F", "M"]), ("KM", ["F", "M"]), ("WM", ["F", "M"]), ("ЖМ", ["F", "M"]),
         ("FN", [None, None]), ("FMH", ["F", "M", None]), ("M", ["M"]), ("F", ["F"]), ("HE", [None, None]),
     ],
 )  # fmt: skip
-def test_a_letter_is_read_by_the_others_of_its_column(column: str, wanted: list[str | None]) -> None:
-    assert list(read_sexes(column).values()) == wanted
+def test_read_sexes_resolves_letters_by_the_column(column: str, expected: list[str | None]) -> None:
+    assert list(read_sexes(column).values()) == expected
 
 
-def test_l_beside_r_is_a_side_and_no_view() -> None:
+def test_read_views_takes_l_as_a_side_in_a_column_with_r() -> None:
     assert read_views(["L", "R", "PA"]) == {"L": None, "R": None, "PA": "PA"}
     assert read_views(["L", "PA"]) == {"L": "lateral", "PA": "PA"}
 
@@ -98,7 +98,7 @@ def test_l_beside_r_is_a_side_and_no_view() -> None:
         ("gender male=0 female=1", "F", "M"), ("Patient Sex (M=1/F=0)", "M", "F"),
     ],
 )  # fmt: skip
-def test_a_header_says_what_1_and_0_stand_for(header: str, one: str, zero: str) -> None:
+def test_header_defines_codes_of_sex(header: str, one: str, zero: str) -> None:
     assert coded_columns(["Mass", header, "sex", "Sex1", "mailed"]) == [header]
     cells = ["1", "0", "1.0", "0.0", "", "-1", "NA"]
     words = decode_columns(pd.DataFrame({header: cells}))
@@ -106,13 +106,13 @@ def test_a_header_says_what_1_and_0_stand_for(header: str, one: str, zero: str) 
     assert [read[word] for word in words] == [one, zero, one, zero, "", None, ""]
 
 
-def test_of_columns_male_and_female_rows_count_where_they_agree() -> None:
+def test_columns_male_and_female_must_agree() -> None:
     words = decode_columns(pd.DataFrame({"Male": ["1", "0", "1", "0", "", ""], "Female": ["0", "1", "1", "", "1", ""]}))
     read = read_sexes(words.unique())
     assert [read[word] for word in words] == ["M", "F", None, "F", "F", ""]
 
 
-def test_what_is_not_understood_is_counted_by_split_with_the_commonest() -> None:
+def test_unread_cells_are_noted_by_split_with_the_most_frequent_cell() -> None:
     rows = pd.DataFrame({"split": ["train", "train", "test", "train"], "sex": ["1", "1", "0", "F"],
                          "age": ["57", "Unknown", "", "young"], "view": ["PA", "pa", " PA ", np.nan]})  # fmt: skip
     notes = read_demographics(rows)
@@ -125,35 +125,35 @@ def test_what_is_not_understood_is_counted_by_split_with_the_commonest() -> None
     assert unknown == "age: 1 of 4 cells say that it is unknown (train 1)"
 
 
-def test_counts_of_parts_add_up_to_those_of_the_whole() -> None:
+def test_counts_of_parts_add_up() -> None:
     people = [("F", 39, "PA"), ("M", 40, "AP"), ("", None, ""), ("M", 95, "lateral"), ("F", 0, "PA")]
-    whole = count_demographics(people)
-    assert whole == {"sex": {"F": 2, "M": 2, "blank": 1}, "view": {"AP": 1, "PA": 2, "lateral": 1, "blank": 1},
+    total = count_demographics(people)
+    assert total == {"sex": {"F": 2, "M": 2, "blank": 1}, "view": {"AP": 1, "PA": 2, "lateral": 1, "blank": 1},
                      "age": {"under 40": 2, "40 to 59": 1, "80 and older": 1, "blank": 1}}  # fmt: skip
-    assert add_counts([count_demographics(people[:2]), count_demographics(people[2:])]) == whole
-    # In this order in every manifest.
-    assert [" ".join(of) for of in whole.values()] == [
+    assert add_counts([count_demographics(people[:2]), count_demographics(people[2:])]) == total
+    # Manifests list the values in this order.
+    assert [" ".join(of) for of in total.values()] == [
         "F M blank", "under 40 40 to 59 80 and older blank", "AP PA lateral blank"]  # fmt: skip
 
 
-def test_chexperts_two_columns_make_one_view(tmp_path: Path) -> None:
-    said = {"Frontal,AP": "AP", "Frontal,PA": "PA", "frontal, pa ": "PA", "Lateral,": "lateral",
-            "LATERAL,AP": "lateral", " lateral,": "lateral", "Frontal,": "", "Frontal,LL": "", ",LL": "lateral",
-            ",AP": "AP"}  # fmt: skip
-    paths = [f"train/patient{number:05d}/study1/view1_frontal.jpg" for number in range(len(said))]
-    lines = [f"{path},{cells},1" for path, cells in zip(paths, said, strict=True)]
+def test_chexpert_combines_two_columns_into_one_view(tmp_path: Path) -> None:
+    views = {"Frontal,AP": "AP", "Frontal,PA": "PA", "frontal, pa ": "PA", "Lateral,": "lateral",
+             "LATERAL,AP": "lateral", " lateral,": "lateral", "Frontal,": "", "Frontal,LL": "", ",LL": "lateral",
+             ",AP": "AP"}  # fmt: skip
+    paths = [f"train/patient{number:05d}/study1/view1_frontal.jpg" for number in range(len(views))]
+    lines = [f"{path},{cells},1" for path, cells in zip(paths, views, strict=True)]
     (tmp_path / "train.csv").write_text("Path,Frontal/Lateral,AP/PA,Edema\n" + "\n".join(lines) + "\n")
-    picture(tmp_path / paths[0])
+    write_blank(tmp_path / paths[0])
     table = read_table(tmp_path)
-    assert table.rows["view"].tolist() == list(said.values())
+    assert table.rows["view"].tolist() == list(views.values())
     (note,) = (note for note in table.notes if note.text.startswith("view: 1 of 10 cells not understood"))
     assert note.example == "'Frontal LL'"
 
 
-def test_a_table_without_sex_age_and_view_beside_one_with_them_gives_blanks(tmp_path: Path) -> None:
+def test_missing_demographics_of_one_table_are_blank(tmp_path: Path) -> None:
     for split, rest in (("train", "Sex,Age,Frontal/Lateral,AP/PA,Edema"), ("test", "Edema")):
         path = f"{split}/patient{len(split)}/study1/view1_frontal.jpg"
-        picture(tmp_path / path)
+        write_blank(tmp_path / path)
         cells = "Female,60,Frontal,AP,1.0" if split == "train" else "0.0"
         (tmp_path / f"{split}.csv").write_text(f"Path,{rest}\n{path},{cells}\n")
     frames = read_chexpert(tmp_path).frame, read_table(tmp_path).rows
@@ -161,28 +161,28 @@ def test_a_table_without_sex_age_and_view_beside_one_with_them_gives_blanks(tmp_
         assert frame[["sex", "age", "view"]].astype(object).iloc[1].tolist() == ["", "", ""]
 
 
-def spellings(word: str, chance: random.Random) -> str:
-    """The word as a table may have it without meaning anything else by it."""
-    word = chance.choice([str.upper, str.lower, str.title, str])(word)
-    word = word.replace(" ", chance.choice([" ", "  ", "\t", "\u00a0"]))
-    return chance.choice(["", " ", "\u200b", "\ufeff", "'"]) + word + chance.choice(["", " ", "\u200b", "\t"])
+def respell(word: str, rng: random.Random) -> str:
+    """Write a word in another case, with other blanks, quotes and invisible characters."""
+    word = rng.choice([str.upper, str.lower, str.title, str])(word)
+    word = word.replace(" ", rng.choice([" ", "  ", "\t", "\u00a0"]))
+    return rng.choice(["", " ", "\u200b", "\ufeff", "'"]) + word + rng.choice(["", " ", "\u200b", "\t"])
 
 
-def test_spellings_that_mean_nothing_change_nothing() -> None:
-    chance = random.Random(20)
+def test_spelling_does_not_change_values() -> None:
+    rng = random.Random(20)
     units = (("y", 1), ("yrs", 1), ("years old", 1), ("months", 12), ("mo", 12), ("d", 365))
     ages = [(f"{number}{blank}{unit}", str(number // per))
             for number, blank, (unit, per) in itertools.product((1, 9, 13, 57, 119), ("", " "), units)]  # fmt: skip
     for _ in range(40):
-        for text, wanted in (*ages, *((text, wanted) for text, wanted in AGES.items() if "'" not in text)):
-            assert read_age(spellings(text, chance)) == wanted, text
-        for text, wanted in VIEWS.items():
-            assert read_view(spellings(text, chance)) == wanted, text
-        for text, wanted in SEXES.items():
-            spelt = spellings(text, chance)
-            assert read_sexes([spelt])[spelt] == wanted, text
-    for _ in range(3000):  # no text, whatever is in it, is more than one of those, or an error
-        letters = chance.choices("0123456789.,<>+-=/() yYmMdDwWfFaApPlL年\u0660", k=chance.randrange(9))
+        for text, expected in (*ages, *((text, expected) for text, expected in AGES.items() if "'" not in text)):
+            assert read_age(respell(text, rng)) == expected, text
+        for text, expected in VIEWS.items():
+            assert read_view(respell(text, rng)) == expected, text
+        for text, expected in SEXES.items():
+            spelt = respell(text, rng)
+            assert read_sexes([spelt])[spelt] == expected, text
+    for _ in range(3000):  # any text has a valid value, and none raises
+        letters = rng.choices("0123456789.,<>+-=/() yYmMdDwWfFaApPlL年\u0660", k=rng.randrange(9))
         text = "".join(letters)
         age, view, sex = read_age(text), read_view(text), read_sexes([text])[text]
         assert age in (None, "") or 0 <= int(age) <= 120, text

@@ -1,4 +1,4 @@
-"""Which columns of a user's own table are findings, and what a build tells of the others."""
+"""Which columns of a user's own table are findings, and the notes about the others."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from shard.errors import InputError
 from shard.manifest import read_manifest
 from shard.table import Table, read_table
 from shard.write import build
-from tests.test_table import picture
+from tests.tables import notes_of, write_blank
 
 
 def read(folder: Path, header: str, *rows: str, findings: str | None = None) -> Table:
-    """A table of images a.png, b.png … of patients p, q … in training; header and rows: what comes after the split."""
+    """Read a table of images a.png, b.png …, patients p, q …, split train. header, rows: the columns after split."""
     lines = [f"{chr(97 + place)}.png,{chr(112 + place)},train,{row}" for place, row in enumerate(rows)]
     (folder / "t.csv").write_text("\n".join([f"path,patient,split,{header}", *lines]) + "\n", encoding="utf-8")
-    picture(folder / "a.png")
+    write_blank(folder / "a.png")
     return read_table(folder, table=folder / "t.csv", findings=findings)
-
-
-def told(table: Table) -> str:
-    return "\n".join(map(str, table.notes))
 
 
 @pytest.mark.parametrize(
@@ -35,10 +31,10 @@ def told(table: Table) -> str:
      "Male", "is_female", "Sex (1=M, 0=F)", "n_images", "site", "prediction", "Pneumonia_score",
      "used_for_training", "race_white", "hospital_2", "excluded"],
 )  # fmt: skip
-def test_a_column_of_1_and_0_whose_name_is_none_is_told_of_and_not_taken(tmp_path: Path, column: str) -> None:
+def test_binary_column_with_another_name_is_noted_and_not_a_finding(tmp_path: Path, column: str) -> None:
     table = read(tmp_path, f'"{column}",Mass', "1,1", "0,0")
     assert table.findings == ("Mass",)
-    assert column == "view" or column.strip() in told(table)
+    assert column == "view" or column.strip() in notes_of(table)
 
 
 @pytest.mark.parametrize(
@@ -46,16 +42,16 @@ def test_a_column_of_1_and_0_whose_name_is_none_is_told_of_and_not_taken(tmp_pat
     ["Mass", "label", "target", "Pleural_Thickening", "pleural effusion", "No Finding", "is_pregnant", "TB", "Device",
      "Nodule/Mass", "Opacity, left", "Lesion (RUL)", "Enlarged heart size", "肺炎", "COVID-19", "Grade 2 edema"],
 )  # fmt: skip
-def test_a_column_of_1_and_0_whose_name_is_a_name_is_a_finding(tmp_path: Path, column: str) -> None:
+def test_label_column_with_a_finding_name_is_a_finding(tmp_path: Path, column: str) -> None:
     table = read(tmp_path, f'"{column}"', "1", "0", "-1", "", "1.0", "-1.0", "NA", " 0 ", "\u22121")
     assert table.findings == (column,) and table.notes == ()
     assert table.rows[column].fillna(9).tolist() == [1, 0, -1, 9, 1, -1, 9, 0, -1]
 
 
-def test_other_cells_than_labels_make_no_finding(tmp_path: Path) -> None:
+def test_column_with_other_cells_is_not_a_finding(tmp_path: Path) -> None:
     table = read(tmp_path, "Mass,severity,remark,yes_no", "1,3,x,yes", "0,1,,no")
     assert table.findings == ("Mass",)
-    assert told(table).splitlines() == [
+    assert notes_of(table).splitlines() == [
         "columns not read as findings, with other cells than 1, 0, -1 and blank (3): severity, remark, yes_no, such "
         "as '3' in severity", "columns read as findings (1): Mass; --findings=A,B selects others"]  # fmt: skip
     with pytest.raises(InputError, match=r"finding 'Edema': label 'mild' of b\.png is not 1, 0, -1 or blank"):
@@ -63,39 +59,39 @@ def test_other_cells_than_labels_make_no_finding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("second", ["Mass", " Mass ", "mass", "MASS\u200b", "Mass ", "Mass.1"])
-def test_a_second_column_of_one_name_is_dropped_where_it_is_the_same_and_refused_where_not(
+def test_second_column_of_a_name_is_skipped_if_equal_and_else_refused(
     tmp_path: Path, second: str
 ) -> None:
     table = read(tmp_path, f"Mass,Edema,{second}", "1,0,1.0", ",1,NA", "0,-1,0")
     assert table.findings == ("Mass", "Edema")
-    assert "(repeats 'Mass')" in told(table)
+    assert "(repeats 'Mass')" in notes_of(table)
     with pytest.raises(InputError, match=r"'Mass' and .* have one name, but differ in 1 of 3 rows"):
         read(tmp_path, f"Mass,Edema,{second}", "1,0,1", ",1,", "0,-1,1")
 
 
-def test_blanks_around_a_name_are_none_of_it(tmp_path: Path) -> None:
+def test_blanks_around_names_are_stripped(tmp_path: Path) -> None:
     assert read(tmp_path, " Mass ,\ufeffEdema\u200b", "1,0").findings == ("Mass", "Edema")
 
 
 @pytest.mark.parametrize(
-    ("named", "wanted"),
+    ("named", "expected"),
     [
         ("Mass", ("Mass",)), ("fold,Mass", ("fold", "Mass")), ("mass , pleural_effusion", ("Mass", "Pleural Effusion")),
         ('"Opacity, left",Mass', ("Opacity, left", "Mass")), ("Opacity, left", ("Opacity, left",)),
         ("Lesion (RUL)", ("Lesion (RUL)",)), ("Male", ("Male",)),
     ],
 )  # fmt: skip
-def test_findings_may_be_named(tmp_path: Path, named: str, wanted: tuple[str, ...]) -> None:
+def test_findings_flag_selects_columns(tmp_path: Path, named: str, expected: tuple[str, ...]) -> None:
     header = 'Mass,notes,fold,Pleural Effusion,"Opacity, left",Lesion (RUL),Male'
     table = read(tmp_path, header, "1,text,1,0,-1,0,1", "0,,2,1,,1,0" if "fold" not in named else "0,,0,1,,1,0",
                  findings=named)  # fmt: skip
-    assert table.findings == wanted and "that --findings does not name are not read" in told(table)
-    assert table.rows[wanted[0]].notna().any()
+    assert table.findings == expected and "that --findings does not name are not read" in notes_of(table)
+    assert table.rows[expected[0]].notna().any()
     assert table.rows["sex"].tolist() == ["M", "F"]
 
 
 @pytest.mark.parametrize(
-    ("named", "wanted"),
+    ("named", "message"),
     [
         ("Mas", "no column 'Mas'; did you mean 'Mass'"), ("Mass,Oedema", "no column 'Oedema'; did you mean 'Edema'"),
         ("Pneumonia", "no column 'Pneumonia'; It has: path, patient"), ("Mass,mass", "names column 'Mass' .* twice"),
@@ -104,49 +100,49 @@ def test_findings_may_be_named(tmp_path: Path, named: str, wanted: tuple[str, ..
         ("lesion", "may be any of .*'Lesion', 'LESION'"),
     ],
 )  # fmt: skip
-def test_a_name_that_is_no_finding_is_refused(tmp_path: Path, named: str, wanted: str) -> None:
-    with pytest.raises(InputError, match=wanted):
+def test_findings_flag_refuses_other_columns(tmp_path: Path, named: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         read(tmp_path, "Mass,Edema,notes,Lesion,LESION", "1,0,text,1,1", findings=named)
 
 
-def test_a_name_as_it_is_spelt_decides_between_two_but_not_between_equals(tmp_path: Path) -> None:
+def test_findings_flag_prefers_the_exact_spelling(tmp_path: Path) -> None:
     assert read(tmp_path, "Mass, mass", "1,0", findings="Mass").rows["Mass"].tolist() == [1]
     assert read(tmp_path, "Mass, mass", "1,0", findings="mass").rows["mass"].tolist() == [0]
     with pytest.raises(InputError, match="have one name, but differ"):
         read(tmp_path, "Mass,Mass", "1,0", findings="Mass")
 
 
-def test_findings_go_with_a_table_of_ones_own(radiographs: Path) -> None:
+def test_findings_flag_requires_a_table_of_your_own(radiographs: Path) -> None:
     with pytest.raises(InputError, match=r"--findings=Edema: names columns of a table of your own, .*not of chexpert"):
         read_table(radiographs, findings="Edema")
 
 
-def test_a_folders_table_is_read_by_the_same_rules(tmp_path: Path) -> None:
+def test_table_of_a_folder_follows_the_same_rules(tmp_path: Path) -> None:
     for number in range(8):
-        picture(tmp_path / f"src/{number}.png")
+        write_blank(tmp_path / f"src/{number}.png")
     rows = [f"{number},{number % 2},45 yrs,{number % 2},0,x" for number in range(7)]
     (tmp_path / "t.csv").write_text("\n".join(["key,Male,age,Mass,fold,notes", *rows]))
     table = read_table(tmp_path / "src", "folder", tmp_path / "t.csv", workers=1)
     rows_of = table.rows.set_index("key")
     assert table.findings == ("Mass",) and rows_of["sex"].tolist() == [*"FMFMFMF", ""]
     assert rows_of["age"].tolist() == ["45"] * 7 + [""] and rows_of["Mass"].isna().tolist() == [False] * 7 + [True]
-    assert "with a name that is not a finding's (1): fold" in told(table)
+    assert "with a name that is not a finding's (1): fold" in notes_of(table)
     named = read_table(tmp_path / "src", "folder", tmp_path / "t.csv", workers=1, findings="fold")
-    assert named.findings == ("fold",) and "does not name are not read (2): Mass, notes" in told(named)
+    assert named.findings == ("fold",) and "does not name are not read (2): Mass, notes" in notes_of(named)
 
 
-def test_a_sex_that_a_header_codes_is_read_and_told(tmp_path: Path) -> None:
+def test_coded_sex_is_read_and_noted(tmp_path: Path) -> None:
     table = read(tmp_path, "Male,Mass", "1,1", "0,0", ",1", "2,1")
     assert table.rows["sex"].tolist() == ["M", "F", "", ""] and table.findings == ("Mass",)
-    assert "sex is read from Male" in told(table) and "not taken" not in told(table)
-    assert "sex: 1 of 4 cells not understood, left blank (train 1" in told(table)
+    assert "sex is read from Male" in notes_of(table) and "not read" not in notes_of(table)
+    assert "sex: 1 of 4 cells not understood, left blank (train 1" in notes_of(table)
     table = read(tmp_path, "Geschlecht,Age (years),Mass", "w,45,1", "m,13 Monate,0")
     assert table.rows["sex"].tolist() == ["F", "M"] and table.rows["age"].tolist() == ["45", "1"]
-    table = read(tmp_path, "Male,Sex,Mass", "1,F,1", "0,1,0")  # the column sex counts where there is one
-    assert table.rows["sex"].tolist() == ["F", ""] and "sex is read from" not in told(table)
+    table = read(tmp_path, "Male,Sex,Mass", "1,F,1", "0,1,0")  # a column sex has precedence
+    assert table.rows["sex"].tolist() == ["F", ""] and "sex is read from" not in notes_of(table)
 
 
-def test_a_build_tells_what_it_does_not_take_and_info_keeps_it(
+def test_build_prints_unread_columns_and_stores_the_notes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read(tmp_path, "Mass,fold", "1,1")
@@ -160,14 +156,14 @@ def test_a_build_tells_what_it_does_not_take_and_info_keeps_it(
     assert read_manifest(tmp_path / "named").findings == ("fold",)
 
 
-def test_order_and_spelling_of_columns_change_no_label(tmp_path: Path) -> None:
-    chance, names = random.Random(4), ["Mass", "Pleural Effusion", "Edema"]
-    cells = {name: [chance.choice(["1", "0", "-1", ""]) for _ in range(4)] for name in names}
+def test_order_and_spelling_of_columns_do_not_change_labels(tmp_path: Path) -> None:
+    rng, names = random.Random(4), ["Mass", "Pleural Effusion", "Edema"]
+    cells = {name: [rng.choice(["1", "0", "-1", ""]) for _ in range(4)] for name in names}
     cells |= {"fold": ["0", "1", "1", "0"], "notes": ["a", "", "", "b"], "": ["", "1", "", ""]}
     for _ in range(15):
-        order = chance.sample(list(cells), len(cells))
-        spelt = [chance.choice(["{}", " {}", "{} ", "\ufeff{}", "{}\u200b"]).format(name) for name in order]
-        rows = [",".join(chance.choice(["{}", " {} ", "{}.0"]).format(cells[name][row])
+        order = rng.sample(list(cells), len(cells))
+        spelt = [rng.choice(["{}", " {}", "{} ", "\ufeff{}", "{}\u200b"]).format(name) for name in order]
+        rows = [",".join(rng.choice(["{}", " {} ", "{}.0"]).format(cells[name][row])
                          if name in names and cells[name][row] else cells[name][row] for name in order)
                 for row in range(4)]  # fmt: skip
         table = read(tmp_path, ",".join(f'"{name}"' for name in spelt), *rows)

@@ -1,4 +1,4 @@
-"""The layouts that data sets come in: where tables and images lie, and who is in which split."""
+"""Layouts of CheXpert, NIH and MIMIC-CXR-JPG: locations of tables and images, and splits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from shard.errors import InputError
 from shard.table import read_table
-from tests.test_table import picture
+from tests.tables import write_blank
 
 HEADER = "subject_id,study_id,Atelectasis,Cardiomegaly,Edema,No Finding"
 
@@ -20,7 +20,7 @@ def write_gz(path: Path, *lines: str) -> None:
 
 @pytest.fixture
 def mimic(tmp_path: Path) -> Path:
-    """MIMIC-CXR-JPG 2.0.0's layout: four images of three patients, one study without labels."""
+    """Four images of three patients in the layout of MIMIC-CXR-JPG 2.0.0, with one study without labels."""
     write_gz(tmp_path / "mimic-cxr-2.0.0-metadata.csv.gz", "dicom_id,subject_id,study_id,ViewPosition,Rows",
              "02aa-b1,10000032,50414267,PA,3056", "174f-c2,10000032,50414267,LATERAL,3056",
              "2a2d-d3,10000764,57375967,AP,2544", "e084-e4,10000898,50771383,,2544")  # fmt: skip
@@ -29,7 +29,7 @@ def mimic(tmp_path: Path) -> Path:
     write_gz(tmp_path / "mimic-cxr-2.0.0-split.csv.gz", "dicom_id,study_id,subject_id,split",
              "02aa-b1,50414267,10000032,train", "174f-c2,50414267,10000032,train",
              "2a2d-d3,57375967,10000764,validate", "e084-e4,50771383,10000898,test")  # fmt: skip
-    picture(tmp_path / "files/p10/p10000032/s50414267/02aa-b1.jpg")
+    write_blank(tmp_path / "files/p10/p10000032/s50414267/02aa-b1.jpg")
     return tmp_path
 
 
@@ -50,7 +50,7 @@ def test_mimic_joins_its_three_tables(mimic: Path) -> None:
     assert rows["Atelectasis"].tolist()[2] == 0 and rows.loc["e084-e4", list(table.findings)].isna().all()
 
 
-def test_mimic_unpacked_or_of_another_version(mimic: Path) -> None:
+def test_mimic_may_be_unpacked_or_of_another_version(mimic: Path) -> None:
     for file in mimic.glob("*.gz"):
         plain = mimic / file.name.replace("2.0.0", "2.1.0").removesuffix(".gz")
         plain.write_bytes(gzip.decompress(file.read_bytes()))
@@ -59,7 +59,7 @@ def test_mimic_unpacked_or_of_another_version(mimic: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "lines", "wanted"),
+    ("file", "lines", "message"),
     [
         ("split", ("dicom_id,split", "02aa-b1,train"), "no row for dicom_id '174f-c2' .3 are missing"),
         ("split", ("dicom_id,split", "02aa-b1,train", "02aa-b1,test"), "two rows for 02aa-b1 contradict each other"),
@@ -72,29 +72,29 @@ def test_mimic_unpacked_or_of_another_version(mimic: Path) -> None:
         ("chexpert", None, r"mimic-cxr-\*-chexpert.csv\*: no such file"),
     ],
 )  # fmt: skip
-def test_a_faulty_table_of_mimic_is_named(mimic: Path, file: str, lines: tuple[str, ...] | None, wanted: str) -> None:
+def test_invalid_mimic_tables_are_refused(mimic: Path, file: str, lines: tuple[str, ...] | None, message: str) -> None:
     path = mimic / f"mimic-cxr-2.0.0-{file}.csv.gz"
     if lines is None:
         path.unlink()
     else:
         write_gz(path, *lines)
-    with pytest.raises(InputError, match=wanted):
+    with pytest.raises(InputError, match=message):
         read_table(mimic)
 
 
-def test_a_torn_gz_is_named(mimic: Path) -> None:
+def test_truncated_gzip_is_refused(mimic: Path) -> None:
     path = mimic / "mimic-cxr-2.0.0-chexpert.csv.gz"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match=r"chexpert.csv.gz: not a readable CSV \("):
         read_table(mimic)
 
 
-def test_chexpert_in_the_batches_that_it_is_handed_out_in(tmp_path: Path) -> None:
+def test_chexpert_is_read_from_its_batches(tmp_path: Path) -> None:
     first, second = tmp_path / "CheXpert-v1.0 batch 1 (validate & csv)", tmp_path / "CheXpert-v1.0 batch 2 (train 1)"
     third = tmp_path / "CheXpert-v1.0 batch 3 (train 2)"
-    picture(first / "valid/patient64541/study1/view1_frontal.jpg")
-    picture(second / "patient00001/study1/view1_frontal.jpg")
-    picture(third / "patient21514/study1/view1_frontal.jpg")
+    write_blank(first / "valid/patient64541/study1/view1_frontal.jpg")
+    write_blank(second / "patient00001/study1/view1_frontal.jpg")
+    write_blank(third / "patient21514/study1/view1_frontal.jpg")
     (first / "train.csv").write_text("Path,Edema\nCheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg,1.0\n"
                                      "CheXpert-v1.0/train/patient21514/study1/view1_frontal.jpg,\n")  # fmt: skip
     (first / "valid.csv").write_text("Path,Edema\nCheXpert-v1.0/valid/patient64541/study1/view1_frontal.jpg,0.0\n")
@@ -105,15 +105,15 @@ def test_chexpert_in_the_batches_that_it_is_handed_out_in(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("dataset", ["chexpert", "nih"])
-def test_a_leak_between_given_splits_is_an_error(tmp_path: Path, dataset: str) -> None:
+def test_patient_in_two_official_splits_is_refused(tmp_path: Path, dataset: str) -> None:
     if dataset == "chexpert":
         for split in ("train", "valid"):
-            picture(tmp_path / f"{split}/patient00001/study1/view1_frontal.jpg")
+            write_blank(tmp_path / f"{split}/patient00001/study1/view1_frontal.jpg")
             (tmp_path / f"{split}.csv").write_text(f"Path,Edema\n{split}/patient00001/study1/view1_frontal.jpg,1\n")
     else:
         names = ["00000001_000.png", "00000001_001.png"]
         for name in names:
-            picture(tmp_path / "images" / name)
+            write_blank(tmp_path / "images" / name)
         (tmp_path / "Data_Entry_2017.csv").write_text(
             "Image Index,Finding Labels,Patient ID\n" + "".join(f"{name},No Finding,1\n" for name in names))
         (tmp_path / "test_list.txt").write_text(names[0])
@@ -121,35 +121,35 @@ def test_a_leak_between_given_splits_is_an_error(tmp_path: Path, dataset: str) -
         read_table(tmp_path)
 
 
-def nih(folder: Path, *rows: str, name: str = "Data_Entry_2017.csv") -> None:
+def write_nih(folder: Path, *rows: str, name: str = "Data_Entry_2017.csv") -> None:
     (folder / name).write_text("Image Index,Finding Labels,Patient ID\n" + "\n".join(rows) + "\n")
 
 
 @pytest.mark.parametrize("labels", ["cardiomegaly", "Cardiomegaly|Pleural Thickening", "", "Cardiomegaly|"])
-def test_a_label_that_nih_does_not_know_is_not_taken_for_an_absence(tmp_path: Path, labels: str) -> None:
-    nih(tmp_path, "1_0.png,No Finding,1", f"2_0.png,{labels},2")
+def test_unknown_nih_label_is_refused(tmp_path: Path, labels: str) -> None:
+    write_nih(tmp_path, "1_0.png,No Finding,1", f"2_0.png,{labels},2")
     with pytest.raises(InputError, match=r"Data_Entry_2017.csv: Finding Labels .* of 2_0.png: none of No Finding, "):
         read_table(tmp_path)
 
 
-def test_blanks_around_what_nih_knows_change_nothing(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "1_0.png")
-    nih(tmp_path, "1_0.png, Cardiomegaly | Effusion ,1", "1_1.png,No Finding, 1")
+def test_blanks_around_nih_labels_and_ids_are_ignored(tmp_path: Path) -> None:
+    write_blank(tmp_path / "images" / "1_0.png")
+    write_nih(tmp_path, "1_0.png, Cardiomegaly | Effusion ,1", "1_1.png,No Finding, 1")
     rows = read_table(tmp_path).rows.set_index("key")
     assert rows.loc["1_0", ["Cardiomegaly", "Effusion", "No Finding"]].tolist() == [1, 1, 0]
     assert rows["patient"].tolist() == ["1", "1"] and rows["split"].nunique() == 1
 
 
-def test_of_two_tables_none_is_taken(tmp_path: Path) -> None:
-    nih(tmp_path, "1_0.png,No Finding,1")
-    nih(tmp_path, "1_0.png,Hernia,1", name="Data_Entry_2017_v2020.csv")
+def test_two_tables_of_nih_are_refused(tmp_path: Path) -> None:
+    write_nih(tmp_path, "1_0.png,No Finding,1")
+    write_nih(tmp_path, "1_0.png,Hernia,1", name="Data_Entry_2017_v2020.csv")
     with pytest.raises(InputError, match=r"contains Data_Entry_2017.csv and Data_Entry_2017_v2020.csv; keep one"):
         read_table(tmp_path)
 
 
-def test_an_official_list_of_other_images_is_not_taken_for_no_test_split(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "1_0.png")
-    nih(tmp_path, "1_0.png,No Finding,1")
+def test_official_list_of_other_images_is_refused(tmp_path: Path) -> None:
+    write_blank(tmp_path / "images" / "1_0.png")
+    write_nih(tmp_path, "1_0.png,No Finding,1")
     (tmp_path / "test_list.txt").write_text("00000099_000.png\n")
     with pytest.raises(InputError, match=r"test_list.txt: lists none of the 1 images of Data_Entry_2017.csv"):
         read_table(tmp_path)

@@ -1,4 +1,4 @@
-"""Ids that a person would call the same are one patient, files under two spellings of their path one file."""
+"""Normalised ids and paths: a patient has one id and a file one path, however tables write them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shard.paths import normalise_path, normalise_paths
 from shard.table import read_table
 from shard.tabular.ids import normalise_id, normalise_ids
 from shard.write import build
-from tests.test_table import picture, plain
+from tests.tables import write_blank, write_table
 
 SAME = [
     ("1", "1.0"), ("1", "1."), ("12", "12,00"), ("-3", "-3.0"), ("P7", "P7\u200b"), ("P7", "\ufeffP7"),
@@ -34,39 +34,39 @@ APART = [
 
 
 @pytest.mark.parametrize(("one", "other"), SAME, ids=ascii)
-def test_two_spellings_of_a_patient_are_one_patient(tmp_path: Path, one: str, other: str) -> None:
-    table = plain(tmp_path, f'path,patient,split,Mass\na.png,"{one}",train,1\nb.png,"{other}",test,0\n')
+def test_spellings_of_an_id_are_one_patient(tmp_path: Path, one: str, other: str) -> None:
+    table = write_table(tmp_path, f'path,patient,split,Mass\na.png,"{one}",train,1\nb.png,"{other}",test,0\n')
     with pytest.raises(InputError, match=r"is in more than one split, test and train \(1 such patient"):
         read_table(tmp_path, table=table)
     assert normalise_id(one) == one and normalise_id(other) == one
     table.write_text(f'path,patient,Mass\na.png,"{one}",1\nb.png,"{other}",0\nc.png,q,1\nd.png,k,1\n')
     read = read_table(tmp_path, table=table)
     assert read.rows["patient"].tolist()[:2] == [one, one] and read.rows["split"].iloc[:2].nunique() == 1
-    (said,) = [note for note in read.notes if "patient" in note.text]
-    assert said.text == ("table.csv: 1 row has a patient that is normalised, which makes 1 of them "
-                         "equal to another") and said.example == f"{other!a} as {one!a}"  # fmt: skip
+    (note,) = [note for note in read.notes if "patient" in note.text]
+    assert note.text == "table.csv: 1 row has a patient that is normalised, which makes 1 of them equal to another"
+    assert note.example == f"{other!a} as {one!a}"
     assert hashed_splits(pd.Series([one])).tolist() == hashed_splits(pd.Series([other])).tolist()
 
 
 @pytest.mark.parametrize(("one", "other"), APART, ids=ascii)
-def test_ids_that_differ_stay_apart(one: str, other: str) -> None:
+def test_different_ids_stay_apart(one: str, other: str) -> None:
     assert normalise_id(one) == one and normalise_id(one) != normalise_id(other)
 
 
-def test_the_leak_names_how_the_ids_are_written(tmp_path: Path) -> None:
-    table = plain(tmp_path, "path,patient,split,Mass\na.png,1,train,1\nb.png,1.0,test,0\n")
+def test_leak_error_shows_normalised_ids(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "path,patient,split,Mass\na.png,1,train,1\nb.png,1.0,test,0\n")
     with pytest.raises(InputError, match=r"patient '1' is in more than .* ids are normalised, '1.0' as '1'"):
         read_table(tmp_path, table=table)
 
 
-def test_blanks_around_ids_are_only_told_of_where_they_joined_two() -> None:
+def test_outer_blanks_are_noted_only_if_ids_become_equal() -> None:
     ids, notes = normalise_ids(pd.Series([" 1", " 2"], dtype="str"), "patient")
     assert ids.tolist() == ["1", "2"] and notes == []
     ids, notes = normalise_ids(pd.Series([" 1", "1", " 2"], dtype="str"), "patient")
     assert ids.tolist() == ["1", "1", "2"] and notes[0].text.startswith("1 row") and notes[0].example == "' 1' as '1'"
 
 
-def test_a_build_tells_of_ids_in_the_manifest_but_not_of_those_it_hides(
+def test_manifest_notes_ids_unless_deidentified(
     tmp_path: Path, radiographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, image in zip("ab", radiographs.rglob("*.jpg"), strict=False):
@@ -77,10 +77,11 @@ def test_a_build_tells_of_ids_in_the_manifest_but_not_of_those_it_hides(
     fact = "t.csv: 1 row has a patient that is normalised, which makes 1 of them equal to another"
     build(tmp_path / "src", tmp_path / "open", table=table, workers=1, size=64)
     notes = json.loads((tmp_path / "open" / "manifest.json").read_text())["notes"]
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     info(tmp_path / "open")
     assert f"note: {fact}, such as '4711.0' as '4711'\n" in capsys.readouterr().out
-    assert f"{fact}, such as '4711.0' as '4711'" in notes and f"{table}: {fact}, such as '4711.0' as '4711'\n" in said
+    assert f"{fact}, such as '4711.0' as '4711'" in notes
+    assert f"{table}: {fact}, such as '4711.0' as '4711'\n" in printed
     with tarfile.open(tmp_path / "open" / "train-000000.tar") as tar:
         patients = {json.loads(tar.extractfile(name).read())["patient"] for name in ("a.json", "b.json")}  # type: ignore[union-attr]
     assert patients == {"4711"}
@@ -89,22 +90,22 @@ def test_a_build_tells_of_ids_in_the_manifest_but_not_of_those_it_hides(
     assert fact in json.loads(text)["notes"] and "4711" not in text and "4711" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("odd", "path"), [
+@pytest.mark.parametrize(("spelling", "path"), [
     ("a//b.png", "a/b.png"), ("./a/b.png", "a/b.png"), (r"a\b.png", "a/b.png"), ("a/./b.png", "a/b.png"),
     (r".\a\\b.png", "a/b.png"), ("a/.b.png", "a/.b.png"), ("a./b..png", "a./b..png"), (".", "."), ("//a", "/a"),
 ])  # fmt: skip
-def test_a_path_normalise_paths(odd: str, path: str) -> None:
-    assert normalise_path(odd) == path
+def test_a_path_normalise_paths(spelling: str, path: str) -> None:
+    assert normalise_path(spelling) == path
 
 
-@pytest.mark.parametrize("odd", ["a//b.png", "./a/b.png", r"a\b.png", "a/./b.png", " a/b.png ", "\ufeffa/b.png"])
-def test_a_file_under_two_spellings_is_one_file(tmp_path: Path, odd: str) -> None:
-    text = f"path,patient,split,Mass\na/b.png,p,train,1\n{odd},{{}},{{}},{{}}\nc.png,r,train,1\n"
-    table = plain(tmp_path, text.format("p", "train", 1), "a/b.png", "c.png")
+@pytest.mark.parametrize("spelling", ["a//b.png", "./a/b.png", r"a\b.png", "a/./b.png", " a/b.png ", "\ufeffa/b.png"])
+def test_spellings_of_a_path_are_one_file(tmp_path: Path, spelling: str) -> None:
+    text = f"path,patient,split,Mass\na/b.png,p,train,1\n{spelling},{{}},{{}},{{}}\nc.png,r,train,1\n"
+    table = write_table(tmp_path, text.format("p", "train", 1), "a/b.png", "c.png")
     read = read_table(tmp_path, table=table)
     assert read.rows["path"].tolist() == ["a/b.png", "c.png"]
     assert read.rejects == (("a_b", "a/b.png", "repeats an earlier row"),)
-    assert any("path that is normalised" in note.text for note in read.notes) == (odd.strip(" \ufeff") == odd)
+    assert any("path that is normalised" in note.text for note in read.notes) == (spelling.strip(" \ufeff") == spelling)
     table.write_text(text.format("p", "test", 1))
     with pytest.raises(InputError, match="patient 'p' is in more than one split"):
         read_table(tmp_path, table=table)
@@ -113,44 +114,44 @@ def test_a_file_under_two_spellings_is_one_file(tmp_path: Path, odd: str) -> Non
     assert read.rejects == (("a_b", "a/b.png", "2 rows have this key and differ in patient, split"),) * 2
 
 
-def test_a_file_of_two_patients_under_keys_of_their_own_is_neithers(tmp_path: Path) -> None:
+def test_file_of_two_patients_is_rejected(tmp_path: Path) -> None:
     text = "path,key,patient,split,Mass\na.png,one,p,train,1\n./a.png,two,q,test,1\nb.png,three,r,train,1\n"
-    read = read_table(tmp_path, table=plain(tmp_path, text))
+    read = read_table(tmp_path, table=write_table(tmp_path, text))
     assert read.rows["key"].tolist() == ["three"]
     reason = "2 rows have this file and differ in patient"
     assert read.rejects == (("one", "a.png", reason), ("two", "a.png", reason))
 
 
-def test_a_backslash_in_a_files_name_is_part_of_it(tmp_path: Path) -> None:
+def test_backslash_in_a_file_name_stays(tmp_path: Path) -> None:
     for name in ("a\\b.png", "c.png"):
-        picture(tmp_path / name)
+        write_blank(tmp_path / name)
     paths, notes = normalise_paths(pd.Series(["a\\b.png", "c.png"], dtype="str"), tmp_path)
     assert paths.tolist() == ["a\\b.png", "c.png"] and notes == []
 
 
-def test_case_counts_where_the_file_system_says_so(tmp_path: Path) -> None:
+def test_case_of_paths_follows_the_file_system(tmp_path: Path) -> None:
     for name in ("a.png", "A.png"):
-        picture(tmp_path / name)
+        write_blank(tmp_path / name)
     both = pd.Series(["a.png", "A.png"], dtype="str")
     folds = (tmp_path / "a.png").samefile(tmp_path / "A.png")
     assert normalise_paths(both, tmp_path)[0].nunique() == (1 if folds else 2)
     (tmp_path / "A.png").unlink(missing_ok=True)
-    picture(tmp_path / "a.png")
-    (tmp_path / "A.png").hardlink_to(tmp_path / "a.png")  # as a file system that ignores case shows one file
+    write_blank(tmp_path / "a.png")
+    (tmp_path / "A.png").hardlink_to(tmp_path / "a.png")  # as on a file system that ignores case
     paths, notes = normalise_paths(both, tmp_path)
     assert paths.tolist() == ["A.png", "A.png"] and notes[0].example == "'a.png' as 'A.png'"
 
 
-def test_ways_around_to_one_file_are_one_file(tmp_path: Path) -> None:
-    picture(tmp_path / "a" / "b.png")
+def test_indirect_paths_to_a_file_are_merged(tmp_path: Path) -> None:
+    write_blank(tmp_path / "a" / "b.png")
     spellings = ["a/b.png", "a/../a/b.png", str(tmp_path / "a" / "b.png")]
     paths, _ = normalise_paths(pd.Series(spellings, dtype="str"), tmp_path)
     assert paths.tolist() == ["a/b.png"] * 3
 
 
-def test_a_file_whose_name_is_composed_otherwise_than_the_table_says_is_found(tmp_path: Path) -> None:
-    table = plain(tmp_path, "path,patient,split,Mass\nJos\u00e9.png,p,train,1\n", "Jose\u0301.png")
+def test_file_name_in_another_unicode_form_is_found(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "path,patient,split,Mass\nJos\u00e9.png,p,train,1\n", "Jose\u0301.png")
     if (tmp_path / "Jos\u00e9.png").exists():
-        pytest.skip("the file system composes names itself")
+        pytest.skip("the file system normalises names itself")
     read = read_table(tmp_path, table=table)
     assert read.rows["path"].tolist() == ["Jose\u0301.png"]

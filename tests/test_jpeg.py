@@ -119,7 +119,7 @@ def test_tiff_ignores_shared_segments_other_than_tables(tmp_path: Path) -> None:
     jpegs = CONTAINERS["TIFF with shared tables"].jpegs
     path, place = tmp_path / "image.tif", jpegs[0].index(b"\xff\xdd")
     interval = jpegs[0][place : place + 6]
-    write_jpeg_tiff(path, jpegs, width=120, height=88, part=(120, 32), shared=True, beside=interval)
+    write_jpeg_tiff(path, jpegs, width=120, height=88, part=(120, 32), shared=True, extra_segments=interval)
     intact = path.read_bytes()
     assert load_grey(path, 500).shape == (88, 120)
     path.write_bytes(intact.replace(interval, b"\xff\xfe\0\4\0\0", len(jpegs)))  # all but the shared one

@@ -1,4 +1,4 @@
-"""Tables changed in ways that mean nothing give the same shards; changes that mean something are refused or said."""
+"""Equivalent tables give the same shards. Changes that lose information are refused or noted."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from shard.errors import InputError
 from shard.manifest import read_manifest
 from shard.table import Table, read_table
 from shard.write import build
-from tests.test_table import picture
+from tests.tables import write_blank
 
 Sheet = dict[str, list[str]]  # column → cells
 IMAGES, SEEDS = 12, int(os.environ.get("SEEDS", "6"))
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be")
 
 
-def chexpert(rng: np.random.Generator) -> dict[str, Sheet]:
+def make_chexpert(rng: np.random.Generator) -> dict[str, Sheet]:
     sheets = {}
     for split, start, count in (("train", 1, IMAGES - 4), ("valid", 900, 4)):
         sheets[f"{split}.csv"] = {
             "Path": [f"CheXpert-v1.0-small/{split}/patient{start + n:05d}/study1/view1.jpg" for n in range(count)],
             "Sex": list(rng.choice(["Male", "Female"], count)), "Age": list(rng.choice(["57", "60", "23"], count)),
             "Frontal/Lateral": list(rng.choice(["Frontal", "Lateral"], count)), "AP/PA": ["AP"] * count,
-            "No Finding": labels(rng, count), "Lung Opacity": labels(rng, count),
-            "Pleural Effusion": labels(rng, count),
+            "No Finding": random_labels(rng, count), "Lung Opacity": random_labels(rng, count),
+            "Pleural Effusion": random_labels(rng, count),
         }  # fmt: skip
     return sheets
 
 
-def nih(rng: np.random.Generator) -> dict[str, Sheet]:
+def make_nih(rng: np.random.Generator) -> dict[str, Sheet]:
     return {"Data_Entry_2017.csv": {
         "Image Index": [f"{n // 2:08d}_{n % 2:03d}.png" for n in range(IMAGES)],
         "Finding Labels": list(rng.choice(["No Finding", "Mass|Edema", "Hernia"], IMAGES)),
@@ -45,7 +45,7 @@ def nih(rng: np.random.Generator) -> dict[str, Sheet]:
     }}  # fmt: skip
 
 
-def mimic(rng: np.random.Generator) -> dict[str, Sheet]:
+def make_mimic(rng: np.random.Generator) -> dict[str, Sheet]:
     dicom, subject = [f"{n:04x}-aa" for n in range(IMAGES)], [str(10000001 + n // 3) for n in range(IMAGES)]
     study = [str(50000001 + n // 2) for n in range(IMAGES)]
     subject = [subject[2 * (n // 2)] for n in range(IMAGES)]  # a study is of one subject
@@ -53,60 +53,61 @@ def mimic(rng: np.random.Generator) -> dict[str, Sheet]:
         "mimic-cxr-2.0.0-metadata.csv": {"dicom_id": dicom, "subject_id": subject, "study_id": study,
                                          "ViewPosition": list(rng.choice(["PA", "AP", "LATERAL"], IMAGES))},
         "mimic-cxr-2.0.0-chexpert.csv": {"subject_id": subject[::2], "study_id": study[::2],
-                                         "Edema": labels(rng, IMAGES // 2), "Lung Opacity": labels(rng, IMAGES // 2)},
+                                         "Edema": random_labels(rng, IMAGES // 2),
+                                         "Lung Opacity": random_labels(rng, IMAGES // 2)},
         "mimic-cxr-2.0.0-split.csv": {"dicom_id": dicom, "study_id": study, "subject_id": subject,
                                       "split": ["train" if one < "10000003" else "validate" for one in subject]},
     }  # fmt: skip
 
 
-def plain(rng: np.random.Generator) -> dict[str, Sheet]:
+def make_plain(rng: np.random.Generator) -> dict[str, Sheet]:
     return {"t.csv": {
         "path": [f"im ages/{n:02d}.png" for n in range(IMAGES)],
         "patient": [["7", "007", "José", "P 4", "O'Neil, A", "12"][n // 2] for n in range(IMAGES)],
         "split": ["train" if n < 6 else "test" for n in range(IMAGES)], "sex": list(rng.choice(["F", "M"], IMAGES)),
         "age": list(rng.choice(["57", "60"], IMAGES)), "view": list(rng.choice(["PA", "AP"], IMAGES)),
-        "Mass": labels(rng, IMAGES), "Lung Opacity": labels(rng, IMAGES),
+        "Mass": random_labels(rng, IMAGES), "Lung Opacity": random_labels(rng, IMAGES),
     }}  # fmt: skip
 
 
-def labels(rng: np.random.Generator, count: int) -> list[str]:
+def random_labels(rng: np.random.Generator, count: int) -> list[str]:
     return list(rng.choice(["1.0", "0.0", "-1.0", ""], count))
 
 
 FORMATS: dict[str, Callable[[np.random.Generator], dict[str, Sheet]]] = {
-    "chexpert": chexpert, "nih": nih, "mimic": mimic, "plain": plain}  # fmt: skip
+    "chexpert": make_chexpert, "nih": make_nih, "mimic": make_mimic, "plain": make_plain}  # fmt: skip
 IDS = ("patient", "Patient ID", "subject_id", "study_id")
 PATHS = ("Path", "path")
 FINDINGS = ("No Finding", "Lung Opacity", "Pleural Effusion", "Edema", "Mass")
 
 
-def respelt(name: str, rng: np.random.Generator) -> str:
-    """A header in another spelling."""
+def respell_header(name: str, rng: np.random.Generator) -> str:
+    """Write a header in another spelling."""
     other = rng.choice(["{}", " {} ", "{}\u200b", "\u00a0{}"])
     turned = [name, name.upper(), name.lower(), name.replace(" ", "_"), name.replace(" ", "."), name.replace(" ", "  "),
               name.replace(" ", ""), name.replace("_", " "), name.title()]  # fmt: skip
     return str(other).format(turned[rng.integers(len(turned))])
 
 
-def reformed(cell: str, rng: np.random.Generator) -> str:
-    """An id in another form."""
+def respell_id(cell: str, rng: np.random.Generator) -> str:
+    """Write an id in another spelling."""
     forms = ["{}", " {}", "{} ", "{}\u00a0", "{}\u200b", "\ufeff{}"]
     forms += ["{}.0", "{}.", "{}.00"] if cell.isdigit() else []
     return forms[rng.integers(len(forms))].format(cell.replace("é", str(rng.choice(["é", "e\u0301"]))))
 
 
-def rerouted(cell: str, rng: np.random.Generator) -> str:
-    """A path in another spelling."""
+def respell_path(cell: str, rng: np.random.Generator) -> str:
+    """Write a path in another spelling."""
     forms = [cell, f" {cell} ", f"./{cell}", cell.replace("/", "//"), cell.replace("/", "\\"), cell.replace("/", "/./")]
     return forms[rng.integers(len(forms))]
 
 
-def altered(sheet: Sheet, rng: np.random.Generator, own: bool) -> Sheet:
-    """The sheet with columns and rows in another order, headers, ids and paths written otherwise, and a column more."""
+def rewrite(sheet: Sheet, rng: np.random.Generator, own: bool) -> Sheet:
+    """Return an equivalent sheet: other order and spelling, and an additional column. own: it is a user's own table."""
     order = rng.permutation(len(next(iter(sheet.values()))))
     columns = {name: [cells[place] for place in order] for name, cells in sheet.items()}
     for name, cells in columns.items():
-        change = reformed if name in IDS else rerouted if name in PATHS else None
+        change = respell_id if name in IDS else respell_path if name in PATHS else None
         if change is not None:
             columns[name] = [change(cell, rng) for cell in cells]
         if name in FINDINGS:
@@ -114,15 +115,15 @@ def altered(sheet: Sheet, rng: np.random.Generator, own: bool) -> Sheet:
     columns["a remark"] = ["seen twice"] * len(order)
     names = [str(name) for name in rng.permutation(list(columns))]
     if not own:
-        return {respelt(name, rng): columns[name] for name in names}
-    # Of a user's own table the findings are called as the header says, and in its order.
+        return {respell_header(name, rng): columns[name] for name in names}
+    # In a user's own table, the header sets the names and order of the findings.
     findings = iter([name for name in columns if name in FINDINGS])
     names = [next(findings) if name in FINDINGS else name for name in names]
-    return {name if name in FINDINGS else respelt(name, rng): columns[name] for name in names}
+    return {name if name in FINDINGS else respell_header(name, rng): columns[name] for name in names}
 
 
 def write(file: Path, sheet: Sheet, rng: np.random.Generator | None = None) -> None:
-    """The sheet as a CSV; with rng in an encoding, with a separator, line ends and quotes of its choice."""
+    """Write a sheet as a CSV. rng: chooses encoding, separator, line ends, quotes and compression."""
     own = rng or np.random.default_rng(0)
     mark, end = (str(own.choice([",", ";", "\t", "|"])), str(own.choice(["\n", "\r\n", "\r"]))) if rng else (",", "\n")
     text = io.StringIO()
@@ -159,7 +160,7 @@ def images(tmp_path: Path) -> Path:
         sheet = next(iter(make(np.random.default_rng(0)).values()))
         first = {"chexpert": "train/patient00001/study1/view1.jpg", "nih": "images/00000000_000.png",
                  "mimic": "files/p10/p10000001/s50000001/0000-aa.jpg", "plain": "im ages/00.png"}[format]  # fmt: skip
-        picture(tmp_path / format / first)
+        write_blank(tmp_path / format / first)
         assert sheet
     return tmp_path
 
@@ -172,45 +173,45 @@ def write_tables(folder: Path, format: str, seed: int) -> dict[str, Sheet]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_changes_that_mean_nothing_give_the_same_table(images: Path, format: str) -> None:
+def test_equivalent_tables_read_equal(images: Path, format: str) -> None:
     folder = images / format
     for seed in range(SEEDS):
         sheets = write_tables(folder, format, seed)
-        wanted = read(folder, format)
-        assert len(wanted.rows) == IMAGES and not wanted.rejects
+        expected = read(folder, format)
+        assert len(expected.rows) == IMAGES and not expected.rejects
         rng = np.random.default_rng([seed, 1])
         for name, sheet in sheets.items():
-            write(folder / name, altered(sheet, rng, own=format == "plain"), rng)
+            write(folder / name, rewrite(sheet, rng, own=format == "plain"), rng)
         found = read(folder, format)
-        assert content(found) == content(wanted), f"seed {seed}"
-        assert not found.rejects and found.findings == wanted.findings
+        assert content(found) == content(expected), f"seed {seed}"
+        assert not found.rejects and found.findings == expected.findings
 
 
-def lose_a_column(sheet: Sheet, rng: np.random.Generator) -> Sheet:
-    lost = one_that_counts(sheet, rng)
+def drop_column(sheet: Sheet, rng: np.random.Generator) -> Sheet:
+    lost = pick_column(sheet, rng)
     return {name: cells for name, cells in sheet.items() if name != lost}
 
 
-def misname_a_column(sheet: Sheet, rng: np.random.Generator) -> Sheet:
-    lost = one_that_counts(sheet, rng)
+def rename_column(sheet: Sheet, rng: np.random.Generator) -> Sheet:
+    lost = pick_column(sheet, rng)
     return {f"{name} of old" if name == lost else name: cells for name, cells in sheet.items()}
 
 
-def one_that_counts(sheet: Sheet, rng: np.random.Generator) -> str:
-    """A column that a format reads; of a user's own table one that must be there."""
+def pick_column(sheet: Sheet, rng: np.random.Generator) -> str:
+    """Pick a column that the format reads, or one that a user's own table requires."""
     if "path" in sheet:
         return str(rng.choice(["path", "patient"]))
     return str(rng.choice([name for name in sheet if "split" not in sheet or name in ("dicom_id", "split")]))
 
 
-def repeat_a_row_otherwise(sheet: Sheet, rng: np.random.Generator) -> Sheet:
+def repeat_row_with_another_cell(sheet: Sheet, rng: np.random.Generator) -> Sheet:
     last = list(sheet)[-1]
     cell = "-1.0" if sheet[last][0] != "-1.0" else "1.0"
     cell = {"View Position": "LL", "ViewPosition": "LL", "split": "test"}.get(last, cell)
     return {name: [*cells, cell if name == last else cells[0]] for name, cells in sheet.items()}
 
 
-def change_an_id(sheet: Sheet, rng: np.random.Generator) -> Sheet:
+def change_id(sheet: Sheet, rng: np.random.Generator) -> Sheet:
     name = next(name for name in ("dicom_id", "study_id", "Path", "path", "Image Index") if name in sheet)
     if "Edema" in sheet:
         name = "study_id"
@@ -219,11 +220,11 @@ def change_an_id(sheet: Sheet, rng: np.random.Generator) -> Sheet:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("change", [lose_a_column, misname_a_column, repeat_a_row_otherwise])
-def test_changes_that_mean_something_are_refused_or_said(
+@pytest.mark.parametrize("change", [drop_column, rename_column, repeat_row_with_another_cell])
+def test_lossy_changes_are_refused_or_noted(
     images: Path, format: str, change: Callable[[Sheet, np.random.Generator], Sheet]
 ) -> None:
-    """What was read before is read as before, or the table says why not: in an error, a note or a reject."""
+    """A change has no effect, or an error, a note or a reject says what is lost."""
     folder = images / format
     for seed in range(SEEDS):
         sheets = write_tables(folder, format, seed)
@@ -236,16 +237,16 @@ def test_changes_that_mean_something_are_refused_or_said(
         except InputError:
             continue
         same = content(after) == content(before)
-        told = set(after.notes) - set(before.notes) or set(after.rejects) - set(before.rejects)
-        assert same or told, f"seed {seed}: {name}"
+        noted = set(after.notes) - set(before.notes) or set(after.rejects) - set(before.rejects)
+        assert same or noted, f"seed {seed}: {name}"
 
 
-def test_an_id_without_a_partner_is_said(images: Path) -> None:
+def test_id_without_counterpart_is_noted_or_refused(images: Path) -> None:
     folder = images / "mimic"
-    sheets = mimic(np.random.default_rng(0))
+    sheets = make_mimic(np.random.default_rng(0))
     for changed in sheets:
         for name, sheet in sheets.items():
-            write(folder / name, change_an_id(sheet, np.random.default_rng(0)) if name == changed else sheet)
+            write(folder / name, change_id(sheet, np.random.default_rng(0)) if name == changed else sheet)
         if "split" in changed or "metadata" in changed:
             with pytest.raises(InputError, match="no row for dicom_id"):
                 read(folder, "mimic")
@@ -255,8 +256,8 @@ def test_an_id_without_a_partner_is_said(images: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["chexpert", "plain"])
-def test_changes_that_mean_nothing_give_the_same_shards(radiographs: Path, tmp_path: Path, format: str) -> None:
-    """Byte for byte, from the table as it was and as it is written otherwise."""
+def test_equivalent_tables_give_the_same_shards(radiographs: Path, tmp_path: Path, format: str) -> None:
+    """The shards are equal byte for byte."""
     folder, images = tmp_path / "src", list(radiographs.rglob("*.jpg"))
     sheets = FORMATS[format](np.random.default_rng(5))
     column = {"chexpert": "Path", "plain": "path"}[format]
@@ -269,7 +270,7 @@ def test_changes_that_mean_nothing_give_the_same_shards(radiographs: Path, tmp_p
         rng = np.random.default_rng(seed)
         for name, sheet in sheets.items():
             if seed:
-                write(folder / name, altered(sheet, rng, own=format == "plain"), rng)
+                write(folder / name, rewrite(sheet, rng, own=format == "plain"), rng)
             else:
                 write(folder / name, sheet)
         out = tmp_path / f"out-{seed}"
@@ -278,9 +279,8 @@ def test_changes_that_mean_nothing_give_the_same_shards(radiographs: Path, tmp_p
     assert len(fingerprints) == 1
 
 
-def test_the_sheets_are_read_as_they_are(images: Path) -> None:
-    """That the tables which are compared hold what they should."""
-    sheets = plain(np.random.default_rng(3))
+def test_written_tables_are_read_correctly(images: Path) -> None:
+    sheets = make_plain(np.random.default_rng(3))
     write(images / "plain" / "t.csv", sheets["t.csv"])
     rows = read(images / "plain", "plain").rows
     assert rows["patient"].tolist() == sheets["t.csv"]["patient"]

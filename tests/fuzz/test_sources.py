@@ -1,4 +1,4 @@
-"""Mutated images and tables: each ends in a sample that decodes, in a named reject, or in one line."""
+"""Mutated images become samples that decode, or rejects; mutated tables are read, or refused in one line."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.odd_files import write_dicom, write_png
 IMAGES, TABLES = inputs(330), inputs(80)
 
 
-def originals(folder: Path, radiograph: Path) -> list[Path]:
-    """One radiograph in many formats."""
+def write_originals(folder: Path, radiograph: Path) -> list[Path]:
+    """Write one radiograph in many formats. Returns the files."""
     image = Image.open(radiograph).resize((96, 80))
     grey = np.asarray(image)
     image.save(folder / "grey.jpg", quality=80)
@@ -44,10 +44,10 @@ def originals(folder: Path, radiograph: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def test_mutated_images_end_in_a_sample_that_decodes_or_in_a_named_reject(radiographs: Path, tmp_path: Path) -> None:
+def test_mutated_images_decode_or_are_rejected(radiographs: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng([SEED, 1])
     (tmp_path / "originals").mkdir()
-    files = originals(tmp_path / "originals", next(radiographs.rglob("*.jpg")))
+    files = write_originals(tmp_path / "originals", next(radiographs.rglob("*.jpg")))
     source = tmp_path / "source"
     source.mkdir()
     rows = []
@@ -61,7 +61,7 @@ def test_mutated_images_end_in_a_sample_that_decodes_or_in_a_named_reject(radiog
         command = [sys.executable, "-m", "shard", "build", source, tmp_path / out, f"--table={source / 'table.csv'}",
                    "--size=64", "--max-rejects=1", f"--workers={workers}", "--shard-size=50"]  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120 + IMAGES)
-        assert done.returncode == 0 and "Traceback" not in done.stderr  # libtiff writes there what it finds
+        assert done.returncode == 0 and "Traceback" not in done.stderr  # libtiff prints warnings there
     assert (tmp_path / "out" / "rejects.csv").read_bytes() == (tmp_path / "again" / "rejects.csv").read_bytes()
     manifest = read_manifest(tmp_path / "out")
     rejects = pd.read_csv(tmp_path / "out" / "rejects.csv", keep_default_na=False)
@@ -72,13 +72,13 @@ def test_mutated_images_end_in_a_sample_that_decodes_or_in_a_named_reject(radiog
             assert np.abs(np.asarray(Image.open(io.BytesIO(sample["jpg"]))).astype(int) - decoded).max() <= 1
             kept += 1
     assert kept + len(rejects) == IMAGES
-    assert kept > 30 and len(rejects) > 30  # both outcomes were tried
+    assert kept > 30 and len(rejects) > 30  # both outcomes occur
     assert rejects["reason"].str.len().between(5, 200).all()
     report_counts("images", IMAGES, len(rejects))
 
 
-def tables(folder: Path) -> dict[str, bytes]:
-    """A table of each format, and images for its paths."""
+def make_tables(folder: Path) -> dict[str, bytes]:
+    """Return a table of each format, and write a file for each of its paths."""
     views = [f"train/patient{number:05d}/study1/view1_frontal.jpg" for number in range(1, 7)]
     names = [f"{number:08d}_000.png" for number in range(1, 7)]
     for path in [*views, *(f"images/{name}" for name in names)]:
@@ -95,22 +95,22 @@ def tables(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("dataset", ["chexpert", "nih", "csv"])
-def test_mutated_tables_end_in_a_table_or_in_one_line(tmp_path: Path, dataset: str) -> None:
+def test_mutated_tables_are_read_or_refused(tmp_path: Path, dataset: str) -> None:
     rng = np.random.default_rng([SEED, 2])
-    original = tables(tmp_path)[dataset]
+    original = make_tables(tmp_path)[dataset]
     file = tmp_path / {"chexpert": "train.csv", "nih": "Data_Entry_2017.csv", "csv": "plain.csv"}[dataset]
     file.write_bytes(original)
     arguments = (tmp_path, dataset, file if dataset == "csv" else None)
     assert len(read_table(*arguments).rows) == 6
-    no = 0
+    refused = 0
     for _ in range(TABLES):
         file.write_bytes(mutate(original, rng))
-        said, table = attempt(read_table, *arguments)
-        if said:
-            no += 1
+        error, table = attempt(read_table, *arguments)
+        if error:
+            refused += 1
             continue
         assert table.rows["key"].is_unique and table.rows["key"].str.fullmatch("[A-Za-z0-9_-]{1,90}").all()
         assert table.rows["split"].isin(["train", "valid", "test"]).all()
-        assert len(table.rows) + len(table.rejects) <= len(file.read_bytes().splitlines())  # no row out of nothing
-    assert 5 < no < TABLES - 5
-    report_counts(f"tables, {dataset}", TABLES, no)
+        assert len(table.rows) + len(table.rejects) <= len(file.read_bytes().splitlines())  # no row is invented
+    assert 5 < refused < TABLES - 5
+    report_counts(f"tables, {dataset}", TABLES, refused)
