@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pandas as pd
 import xxhash
 
+from shard.conflicts import Reject
 from shard.errors import InputError
 from shard.files import atomic_write, sha256_of, write_bytes
 from shard.record import ShardRecord
-from shard.table import Reject
 from shard.tabular.demographics import count_demographics
 from shard.tabular.sheet import to_csv
 from shard.tar import TarWriter

@@ -11,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 
+from shard.conflicts import SAME_KEY, Reject
 from shard.duplicates import Policy, Summary, as_json, resolve_duplicates
 from shard.errors import InputError
 from shard.files import TEMPORARY, write_bytes
 from shard.formats import SPLITS
 from shard.manifest import Manifest, Shard, quick_faults
 from shard.record import UNFINISHED, ShardRecord
-from shard.table import SAME_KEY, Reject
 from shard.tabular.demographics import Counts, add_counts
 from shard.tabular.sheet import to_csv
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shard.conflicts import Reject
 from shard.errors import PARSE_ERRORS, InputError
 from shard.files import write_bytes
 from shard.manifest import Shard
-from shard.table import Reject
 from shard.tabular.demographics import Counts, are_counts
 
 UNFINISHED = "build"

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from shard.dicom import image as dicom
+from shard.conflicts import Reject, reject_conflicts
 from shard.errors import InputError
 from shard.files import sha256_of
 from shard.formats import (
     FORMATS,
-    SPLITS,
     FolderFormat,
     Rows,
     TableFormat,
@@ -27,10 +26,10 @@ from shard.formats import (
     vote_rows,
 )  # fmt: skip
 from shard.key import make_key
-from shard.note import Note, counted
-from shard.paths import OUTSIDE
+from shard.note import Note
+from shard.table_checks import check_inside, check_rows, check_usable
 from shard.tabular.demographics import note_unknown_patients, read_demographics
-from shard.tabular.ids import FOLDED, normalise_ids
+from shard.tabular.ids import normalise_ids
 from shard.tabular.label import read_labels
 
 DATASETS = ("auto", *FORMATS, "csv", "folder")  # the choices of --dataset
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     Dataset = str
 else:  # shard.cli reads the choices from the type
     Dataset = Literal[DATASETS]
-Reject = tuple[str, str, str]  # key, path, reason
-SAME_KEY = "rows have this key and differ in"
 
 
 @dataclass(frozen=True)
@@ -81,11 +78,11 @@ def read_table(
     source = table or src
     rows, notes = _normalise(read, source)
     notes = [*read.notes, *notes]
-    _check(rows, source, notes)
+    check_rows(rows, source, notes)
     if not allow_outside and name != "folder":  # the paths of a folder were found inside it
-        _check_inside(rows["path"], src)
-    rows, rejects, reject_notes = _reject_conflicts(rows, read.findings)
-    _check_usable(rows, src, source)
+        check_inside(rows["path"], src)
+    rows, rejects, reject_notes = reject_conflicts(rows, read.findings)
+    check_usable(rows, src, source)
     return Table(name, read.findings, rows, tuple(rejects), (*notes, *reject_notes),
                  tuple({"name": file.name, "sha256": sha256_of(file), "rows": count} for file, count in read.tables))
 
@@ -148,97 +145,3 @@ def _normalise(read: Rows, source: Path) -> tuple[pd.DataFrame, list[Note]]:
                              "correct the table or omit the column")  # fmt: skip
         rows[finding] = values
     return rows, notes
-
-
-def _check(rows: pd.DataFrame, source: Path, notes: list[Note]) -> None:
-    """Raise InputError for a blank path or patient, an unknown split, or a patient in more than one split."""
-    for name in ("path", "patient"):
-        blank = rows[rows[name].str.strip() == ""]
-        if len(blank):
-            row = f"row {blank.index[0] + 1} of {len(rows)}"
-            raise InputError(f"{source}: {name} is blank in {row}; fill it in or omit the row")
-    unknown = rows[~rows["split"].isin(SPLITS)]
-    if len(unknown):
-        split, path = unknown["split"].iloc[0], unknown["path"].iloc[0]
-        raise InputError(f"{source}: split {split!r} of {path}: not one of {', '.join(SPLITS)}; correct it")
-    splits = rows.groupby("patient")["split"].nunique()
-    if len(leaks := splits.index[splits > 1]):
-        patients = counted(len(leaks), "such patient", "such patients")
-        where = sorted(rows["split"][rows["patient"] == leaks[0]].unique())
-        spelt = next((f"; ids are normalised, {note.example}" for note in notes if FOLDED in note.text), "")
-        raise InputError(f"{source}: patient {leaks[0]!r} is in more than one split, {' and '.join(where)} "
-                         f"({patients}{spelt}); move all images of a patient into one split")  # fmt: skip
-
-
-def _check_inside(paths: pd.Series, src: Path) -> None:
-    """Raise InputError if a path leads out of `src`: a table of unknown origin must not expose other files.
-
-    Links in `src` are allowed: its owner made them.
-    """
-    outside = paths[paths.str.contains(OUTSIDE)]
-    if len(outside):
-        more = f", and {counted(len(outside) - 1, 'more does', 'more do')}" if len(outside) > 1 else ""
-        raise InputError(f"{src}: path {outside.iloc[0]!r} leads out of it{more}; make them "
-                         "relative to SRC or, if you trust the table, add --allow-outside=true")  # fmt: skip
-
-
-def _reject_conflicts(
-    rows: pd.DataFrame, findings: tuple[str, ...]
-) -> tuple[pd.DataFrame, list[Reject], list[Note]]:
-    """Split the rows into usable rows and rejects, with notes.
-
-    A usable row is the first of its kind, and no other row has its key, or its file under another patient.
-    """
-    repeats = rows.duplicated()
-    repeated = zip(rows["key"][repeats], rows["path"][repeats], strict=True)
-    rejects: list[Reject] = [(key, path, "repeats an earlier row") for key, path in repeated]
-    rows = rows[~repeats]
-    shared = rows["key"].duplicated(keep=False)
-    readers = list[str]()  # images whose rows differ in labels alone
-    for key, clash in rows[shared].groupby("key"):
-        differing = [name for name in rows.columns if clash[name].nunique(dropna=False) > 1]
-        reason = f"{len(clash)} {SAME_KEY} {', '.join(differing)}"
-        rejects += [(str(key), path, reason) for path in clash["path"]]
-        readers += [clash["path"].iloc[0]] if set(differing) <= set(findings) else []
-    notes = []
-    if readers:
-        images = counted(len(readers), "image has", "images have")
-        notes = [Note(f"{images} several rows that differ in their labels alone: all rejected; if they are from "
-                      "several readers, combine them with --votes=majority, any or all", readers[0])]  # fmt: skip
-    rows = rows[~shared]
-    contested = _rows_of_contested_files(rows)
-    rows = rows.drop(contested.index)
-    notes += _note_files_with_several_keys(rows, findings)
-    for path, clash in contested.groupby("path"):
-        rejects += [(key, str(path), f"{len(clash)} rows have this file and differ in patient") for key in clash["key"]]
-    return rows, rejects, notes
-
-
-def _note_files_with_several_keys(rows: pd.DataFrame, findings: tuple[str, ...]) -> list[Note]:
-    """A note about files that occur under several keys with different labels."""
-    again = rows[rows["path"].duplicated(keep=False)]
-    once = again.drop_duplicates(["path", *findings])
-    differ = once["path"][once["path"].duplicated()].unique()
-    if not len(differ):
-        return []
-    files = counted(len(differ), "file is", "files are")
-    return [Note(f"{files} in several rows that differ in key and labels; all are kept", min(differ))]
-
-
-def _rows_of_contested_files(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose file belongs to another patient in another row."""
-    again = rows[rows["path"].duplicated(keep=False)]
-    contested: pd.DataFrame = again[again.groupby("path")["patient"].transform("nunique") > 1]
-    return contested
-
-
-def _check_usable(rows: pd.DataFrame, src: Path, source: Path) -> None:
-    """Raise InputError if there is nothing to train on, no image is found, or no library reads the DICOM files."""
-    if not (rows["split"] == "train").any():
-        raise InputError(f"{source}: no row is in split 'train', so there is nothing to train on; correct the splits")
-    tried = rows["path"].sample(min(200, len(rows)), random_state=0)
-    if not any((src / path).exists() for path in tried):
-        raise InputError(f"{src / rows['path'].iloc[0]}: no such image, nor any of {len(tried)} rows tried; "
-                         "SRC is the folder that the table's paths are relative to")
-    if dicom.any_dicom_suffix(rows["path"]) and not dicom.has_pydicom():
-        raise InputError(f"{src}: contains DICOM files; to read them: pip install '.[dicom]'")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shard.assignment import Row, ShardRows
+from shard.conflicts import Reject
 from shard.dicom import image as dicom
 from shard.duplicates import Picture, describe_picture
 from shard.errors import UnreadableImage
@@ -23,7 +24,6 @@ from shard.machine import version_of
 from shard.manifest import Shard
 from shard.pool import tick
 from shard.record import ShardRecord, read_record
-from shard.table import Reject
 from shard.tabular.demographics import count_demographics
 from shard.tar import ENDINGS, TarWriter
 

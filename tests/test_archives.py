@@ -13,9 +13,9 @@ import pytest
 
 from shard.errors import InputError
 from shard.formats import CHEXPERT_FINDINGS
+from shard.formats.votes import vote
 from shard.manifest import read_manifest
 from shard.table import Table, read_table
-from shard.tabular.votes import vote
 from shard.write import build
 from tests.odd_files import write_dicom
 from tests.tables import notes_of, write_gradient

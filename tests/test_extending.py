@@ -27,7 +27,8 @@ from probe.settings import Settings
 from probe.statistics import resample, score
 from shard.formats import FORMATS, Rows, TableFormat, hashed_splits
 from shard.manifest import read_manifest
-from shard.tabular.csv_file import has_columns, read_csv
+from shard.tabular.csv_file import read_csv
+from shard.tabular.dialect import has_columns
 from shard.write import build
 from tests.conftest import Shards, train_here
 from tests.tables import write_gradient

@@ -10,7 +10,8 @@ import pytest
 
 from shard.deidentify import read_secret
 from shard.errors import InputError
-from shard.tabular.csv_file import read_csv, read_header
+from shard.tabular.csv_file import read_csv
+from shard.tabular.dialect import read_header
 from shard.tabular.text_file import detect_encoding, read_lines
 
 TABLE = "path,patient,Größe,Edema\na.png,José,1,1\nb.png,Müller,2,0\n"

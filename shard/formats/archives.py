@@ -7,9 +7,9 @@ from pathlib import Path
 from shard.errors import InputError
 from shard.formats.registry import FORMATS, FolderFormat, TableFormat
 from shard.formats.rows import Rows
+from shard.formats.votes import Votes
 from shard.tabular.columns import fold_name
-from shard.tabular.csv_file import tables_in
-from shard.tabular.votes import Votes
+from shard.tabular.dialect import tables_in
 
 TABLE_FOLDERS = ("annotations", "CheXpert", "label", "labels")  # subfolders of SRC that are searched for tables, too
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from shard.formats.chexpert import CHEXPERT_FINDINGS, FINDING_COLUMNS, chexpert_findings
+from shard.formats.chexpert import FINDING_COLUMNS, chexpert_findings
 from shard.formats.rows import Rows, hashed_splits, strip_suffixes, text_column
 from shard.note import Note
 from shard.tabular.columns import AGE, SEX, VIEW, note_missing
-from shard.tabular.csv_file import has_columns, read_csv
+from shard.tabular.csv_file import read_csv
+from shard.tabular.dialect import has_columns
+from shard.tabular.finding_names import CHEXPERT_FINDINGS
 
 _COLUMNS = {"PngPath": (), "DicomPath": (), "PatientSex": SEX, "PatientAge": AGE, "ViewPosition": VIEW}
 _PROBES = 200  # paths that are looked up on disk to choose between PNG and DICOM

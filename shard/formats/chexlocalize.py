@@ -11,12 +11,14 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.chexpert import CHEXPERT_FINDINGS, FINDING_COLUMNS, chexpert_findings
+from shard.formats.chexpert import FINDING_COLUMNS, chexpert_findings
 from shard.formats.image_files import find_images, image_name
 from shard.formats.rows import Rows, hashed_splits, text_column
 from shard.note import Note
 from shard.tabular.columns import AGE, SEX, fold_name, note_missing
-from shard.tabular.csv_file import has_columns, read_csv
+from shard.tabular.csv_file import read_csv
+from shard.tabular.dialect import has_columns
+from shard.tabular.finding_names import CHEXPERT_FINDINGS
 
 _COLUMNS = {"Sex": SEX, "Age": AGE, "Frontal/Lateral": (), "AP/PA": ()}
 _SPLITS = {"vallabels": "valid", "validlabels": "valid", "testlabels": "test", "groundtruth": "test"}

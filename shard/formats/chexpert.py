@@ -12,14 +12,11 @@ from shard.formats.rows import SPLITS, Rows, strip_suffixes, text_column
 from shard.note import Note, listed
 from shard.paths import normalise_paths
 from shard.tabular.columns import AGE, SEX, fold_name, header_has, note_missing, note_unread
-from shard.tabular.csv_file import read_csv, read_header, tables_in
+from shard.tabular.csv_file import read_csv
+from shard.tabular.dialect import read_header, tables_in
+from shard.tabular.finding_names import CHEXPERT_FINDINGS
 from shard.tabular.view import join_views
 
-CHEXPERT_FINDINGS = (
-    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
-    "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture",
-    "Support Devices",
-)  # fmt: skip
 # The findings that the published study probes, in its order.
 TASKS = ("Cardiomegaly", "Lung Opacity", "Pleural Effusion", "Enlarged Cardiomediastinum")
 TEST_LABELS = "test_labels.csv"  # radiologists' labels, from CheXlocalize

@@ -8,12 +8,14 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import PARSE_ERRORS, InputError
-from shard.formats.chexpert import CHEXPERT_FINDINGS, FINDING_COLUMNS
+from shard.formats.chexpert import FINDING_COLUMNS
 from shard.formats.image_files import find_images, image_name
 from shard.formats.rows import Rows, text_column
 from shard.note import Note, listed
 from shard.tabular.columns import fold_name, header_has, note_missing
-from shard.tabular.csv_file import has_columns, read_csv, read_header
+from shard.tabular.csv_file import read_csv
+from shard.tabular.dialect import has_columns, read_header
+from shard.tabular.finding_names import CHEXPERT_FINDINGS
 from shard.tabular.join import is_majority
 from shard.tabular.view import join_views
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.chexpert import CHEXPERT_FINDINGS, FINDING_COLUMNS, chexpert_findings
+from shard.formats.chexpert import FINDING_COLUMNS, chexpert_findings
 from shard.formats.rows import Rows, find_file, strip_suffixes, text_column
 from shard.note import Note
 from shard.tabular.columns import VIEW, ColumnNames, note_missing, note_unread
-from shard.tabular.csv_file import has_columns, read_csv, tables_in
+from shard.tabular.csv_file import read_csv
+from shard.tabular.dialect import has_columns, tables_in
+from shard.tabular.finding_names import CHEXPERT_FINDINGS
 from shard.tabular.ids import strip_prefix
 from shard.tabular.join import join
 

@@ -10,13 +10,11 @@ from shard.errors import InputError
 from shard.formats.rows import Rows, find_file, hashed_splits, strip_suffixes, text_column
 from shard.note import Note
 from shard.tabular.columns import AGE, SEX, VIEW, note_missing, note_unread
-from shard.tabular.csv_file import has_columns, read_csv, tables_in
+from shard.tabular.csv_file import read_csv
+from shard.tabular.dialect import has_columns, tables_in
+from shard.tabular.finding_names import NIH_FINDINGS
 from shard.tabular.text_file import read_lines
 
-NIH_FINDINGS = (
-    "No Finding", "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia",
-    "Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
-)  # fmt: skip
 NIH_OPACITIES = ("Infiltration", "Consolidation", "Pneumonia", "Edema", "Atelectasis", "Mass", "Nodule")
 _REQUIRED = ("Image Index", "Finding Labels", "Patient ID")
 _OPTIONAL = {"Patient Age": AGE, "Patient Gender": SEX, "View Position": VIEW}

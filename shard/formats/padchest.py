@@ -14,7 +14,8 @@ from shard.formats.image_files import find_images, image_name
 from shard.formats.rows import Rows, hashed_splits, text_column
 from shard.note import Note, counted
 from shard.tabular.columns import SEX, note_missing
-from shard.tabular.csv_file import has_columns, read_csv
+from shard.tabular.csv_file import read_csv
+from shard.tabular.dialect import has_columns
 from shard.tabular.ids import normalise_id
 
 _REQUIRED = ("ImageID", "PatientID", "Labels")

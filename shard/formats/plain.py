@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from shard.formats.rows import Rows, hashed_splits, strip_suffixes, text_column
+from shard.formats.votes import reader_columns
 from shard.note import Note, counted, listed
 from shard.paths import normalise_paths
 from shard.tabular.columns import AGE, SEX, VIEW
@@ -15,7 +16,6 @@ from shard.tabular.findings import select_findings
 from shard.tabular.ids import normalise_id
 from shard.tabular.label import read_labels
 from shard.tabular.sex import with_sex
-from shard.tabular.votes import reader_columns
 from shard.tabular.words import fold
 
 COLUMNS = {  # the columns that are not findings → their second names

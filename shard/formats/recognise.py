@@ -11,7 +11,7 @@ from shard.errors import InputError
 from shard.formats.archives import archive_tables
 from shard.formats.registry import FORMATS, FolderFormat, TableFormat
 from shard.note import listed
-from shard.tabular.csv_file import sniff, tables_in
+from shard.tabular.dialect import sniff, tables_in
 
 
 def recognise_table(csv: Path) -> str | None:

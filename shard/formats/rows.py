@@ -14,7 +14,7 @@ import pandas as pd
 
 from shard.errors import InputError
 from shard.note import Note
-from shard.tabular.csv_file import has_columns, tables_in
+from shard.tabular.dialect import has_columns, tables_in
 from shard.tabular.ids import normalise_id
 
 SPLITS = ("train", "valid", "test")

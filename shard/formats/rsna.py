@@ -12,7 +12,8 @@ from shard.errors import PARSE_ERRORS, InputError
 from shard.formats.images_by_id import find_images_by_id
 from shard.formats.rows import Rows, hashed_splits
 from shard.note import Note
-from shard.tabular.csv_file import has_columns, read_csv, tables_in
+from shard.tabular.csv_file import read_csv
+from shard.tabular.dialect import has_columns, tables_in
 from shard.tabular.join import is_majority
 
 RSNA_CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")

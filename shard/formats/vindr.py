@@ -9,10 +9,11 @@ import pandas as pd
 from shard.errors import InputError
 from shard.formats.images_by_id import find_images_by_id
 from shard.formats.rows import Rows, hashed_splits
+from shard.formats.votes import Votes, labels_as_numbers, vote
 from shard.note import Note
 from shard.tabular.columns import fold_name
-from shard.tabular.csv_file import has_columns, read_csv
-from shard.tabular.votes import Votes, labels_as_numbers, vote
+from shard.tabular.csv_file import read_csv
+from shard.tabular.dialect import has_columns
 
 # Column names (folded) → CheXpert's name of the same finding, or one spelling of both tables.
 _NAMES = {"nofinding": "No Finding", "pleuraleffusion": "Pleural Effusion", "otherdisease": "Other diseases"}

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import csv as csv_module
-import io
-import re
 import zlib
 from collections.abc import Iterable
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 from pandas.api.types import union_categoricals
@@ -19,29 +15,13 @@ from shard.errors import InputError
 from shard.note import Note, counted
 from shard.tabular import columns
 from shard.tabular.columns import ColumnNames
+from shard.tabular.dialect import Dialect, sniff
 from shard.tabular.ids import normalise_ids
-from shard.tabular.text_file import detect_encoding, encoding_name, open_text
+from shard.tabular.text_file import open_text
 
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _UNIQUE = ("key",)  # optional columns whose cells differ row by row
 _BLANKS = "".join(map(chr, (*range(33), 0x85, 0xA0, 0x200B, 0x2028, 0x2029, 0x202F, 0x3000, 0xFEFF)))
-_HEAD = 1 << 18  # characters that determine the separator
-_HEAD_ROWS = 50  # rows that determine the separator
 _BLOCK = 1 << 15  # rows parsed at a time
-
-
-class Dialect(NamedTuple):
-    """How a CSV is written: its encoding, separator, number of lines above the header, and header."""
-
-    encoding: str
-    separator: str
-    skip: int
-    header: list[str]
-
-    def __str__(self) -> str:
-        separator = SEPARATORS.get(self.separator, repr(self.separator))
-        return f"read as {encoding_name(self.encoding)}, separated by {separator}"
 
 
 def read_csv(
@@ -65,10 +45,7 @@ def read_csv(
         dialect = sniff(csv)
         blank = _check_rows(csv, dialect, cure)
         names, renamed = _name_columns(csv, dialect, known)
-        for name in required:
-            if name not in names:
-                raise InputError(f"{csv}: column {name!r} is missing; it has: {', '.join(dialect.header[:20])} "
-                                 f"({dialect}); " + (_cure_missing(dialect) if own else cure))  # fmt: skip
+        _check_columns(csv, dialect, names, required, cure="" if own else cure)
         names = columns.unique_names(names)
         used = [name for name in names if not only or name in known]
         frame, id_notes = _read_cells(csv, dialect, names, used, required, ids)
@@ -101,11 +78,14 @@ def _name_columns(csv: Path, dialect: Dialect, known: ColumnNames) -> tuple[list
     return names, notes
 
 
-def _cure_missing(dialect: Dialect) -> str:
-    """What to do about a column that a user's own table lacks."""
-    if len(dialect.header) == 1:
-        return "save it with commas between its cells"
-    return "rename the column that contains it"
+def _check_columns(csv: Path, dialect: Dialect, names: list[str], required: tuple[str, ...], cure: str) -> None:
+    """Raise InputError if a required column is missing. cure: blank for a user's own table, which can be corrected."""
+    own_cure = ("save it with commas between its cells" if len(dialect.header) == 1
+                else "rename the column that contains it")  # fmt: skip
+    for name in required:
+        if name not in names:
+            raise InputError(f"{csv}: column {name!r} is missing; it has: {', '.join(dialect.header[:20])} "
+                             f"({dialect}); {cure or own_cure}")  # fmt: skip
 
 
 def _read_cells(
@@ -142,67 +122,6 @@ def _concat_blocks(blocks: Iterable[pd.DataFrame], texts: tuple[str, ...]) -> pd
         else union_categoricals([block[name] for block in kept]) for name in kept[0].columns
     })  # fmt: skip
     return frame
-
-
-def sniff(csv: Path, head_only: bool = False) -> Dialect:
-    """Determine how a CSV is written. head_only: detect the encoding from the start of the file alone.
-
-    The separator is the one that splits the header, and the first rows into as many cells as the header; if several do,
-    the comma. Raises InputError, ValueError, OSError or csv.Error if the file can't be read.
-    """
-    encoding = detect_encoding(csv, head_only)
-    with open_text(csv, encoding, errors="replace") as file:
-        text = file.read(_HEAD)
-    if not text.strip():
-        raise ValueError("it is empty")
-    if declared := re.match("\ufeff?(?i:sep)=(.)[\r\n]", text):  # Excel's declaration of the separator
-        return Dialect(encoding, declared[1], 1, _first_rows(text, declared[1], 1, 1)[0])
-    above = re.match(r"\ufeff?((?:[ \t]*(?:\r\n|\r|\n))*)", text)
-    skip = len(above[1].splitlines()) if above else 0  # blank lines above the header
-    headers = {separator: _first_rows(text, separator, skip, 1)[0] for separator in SEPARATORS}
-    candidates = [separator for separator, header in headers.items() if len(header) > 1] or [","]
-    if len(candidates) > 1:
-        complete = len(text) < _HEAD
-        even = [separator for separator in candidates
-                if _is_even(_first_rows(text, separator, skip, _HEAD_ROWS), complete)]  # fmt: skip
-        candidates = even or candidates
-    separator = "," if "," in candidates else candidates[0]
-    return Dialect(encoding, separator, skip, headers[separator])
-
-
-def _first_rows(text: str, separator: str, skip: int, count: int) -> list[list[str]]:
-    reader = csv_module.reader(io.StringIO(text, newline=""), delimiter=separator)
-    return list(islice(reader, skip, skip + count)) or [[]]
-
-
-def _is_even(rows: list[list[str]], complete: bool) -> bool:
-    """Whether all rows have the same number of cells. If the text is not complete, the last row may be truncated."""
-    checked = rows if complete or len(rows) == _HEAD_ROWS else rows[:-1]
-    return len({len(row) for row in checked if row}) == 1
-
-
-def read_header(csv: Path) -> list[str]:
-    """Return the column names of a table; none if the file can't be read as a table."""
-    try:
-        state = csv.stat()
-        return list(_read_header(csv, state.st_mtime_ns, state.st_size))
-    except (InputError, OSError, EOFError, ValueError, zlib.error, csv_module.Error):
-        return []
-
-
-@lru_cache(maxsize=4096)  # every format checks every table
-def _read_header(csv: Path, mtime_ns: int, size: int) -> tuple[str, ...]:
-    return tuple(sniff(csv, head_only=True).header)
-
-
-def has_columns(csv: Path, *names: str) -> bool:
-    """Whether a file is a table with all these columns, in any spelling."""
-    return columns.header_has(read_header(csv), *names)
-
-
-def tables_in(folder: Path) -> list[Path]:
-    """List the CSV and TSV files of a folder, sorted by name."""
-    return sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIXES) and file.is_file())
 
 
 def _check_rows(csv: Path, dialect: Dialect, cure: str) -> int:

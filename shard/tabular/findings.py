@@ -11,38 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from shard.errors import InputError
-from shard.formats.chexpert import CHEXPERT_FINDINGS
-from shard.formats.nih import NIH_FINDINGS
 from shard.note import Note, commonest, listed
 from shard.tabular.columns import fold_name
+from shard.tabular.finding_names import SECOND, has_name, is_well_known, may_be_finding
 from shard.tabular.label import read_labels
-from shard.tabular.sex import coded_columns
-from shard.tabular.words import fold, says_unknown
 
-# Names of columns that may contain 0 and 1 but are not findings: partitions, readers, acquisition, the patient.
-# Whole names (without blanks, underscores and digits), first words, and last words.
-_NOT_FINDINGS = {
-    "whole": """unnamed fold folds split subset partition set index idx id row rowid number no nr num order rank seed
-        random study series exam examination visit followup session scan slice frame image picture file filename path
-        folder weight weights height width bmi size rows columns bits year month day date time datetime age group
-        cohort stratum cluster batch chunk part shard site center centre hospital institution clinic ward department
-        source dataset database origin scanner machine manufacturer vendor modality reader readers rater raters
-        annotator annotators radiologist notes note comment comments remark remarks text report impression history
-        indication quality inverted rotation view views projection viewposition laterality side portable lateral
-        frontal ap pa appa erect supine version sex gender male female race ethnicity train training istrain intrain
-        test testing istest intest valid isvalid val isval validation isvalidation holdout isholdout exclude
-        excluded include included keep drop usable corrupt duplicate duplicated checked reviewed verified flag""",
-    "first": """n num number count nb id age sex gender view fold split unnamed race ethnicity insurance site hospital
-        center centre scanner vendor manufacturer reader rater annotator""",
-    "last": """id ids idx index no nr num number uid uuid count counts weight weights group fold folds split set date
-        time datetime year years month months age path file filename folder notes note comment comments seed pred preds
-        prediction predictions prob probability score scores logit logits confidence hash train
-        training validation val remark remarks report text""",
-}
-_WHOLE, _FIRST, _LAST = ({*words.split()} for words in _NOT_FINDINGS.values())
-_COMPOUND = re.compile("(?:patient|subject|image|study|series|case|sample|scan|exam|record|row|file|site|hospital)"
-                     "(?:id|no|nr|number|uid|index|idx|name|date|age|sex)")  # fmt: skip
-_SECOND = re.compile(r"(.+)\.\d+")  # Edema.1, pandas' name for a second Edema
 _FLAG = "--findings=A,B"
 
 
@@ -65,16 +38,16 @@ def select_findings(
     example = ""
     for column in (name for name in raw.columns if name not in (*others, *used)):
         wrong = read_labels(raw[column])[1]
-        if wrong.any() and _is_well_known(column):
+        if wrong.any() and is_well_known(column):
             raise _wrong_label(raw, column, csv, wrong)
-        if not _has_name(column):
+        if not has_name(column):
             rejected["no name"].append(column)
         elif wrong.any():
             rejected["cells"].append(column)
             example = example or f"{commonest(raw[column][wrong])} in {column}"
         elif first := _find_earlier(column, names, raw, csv):
             rejected["repeats"].append(f"{column!r} (repeats {first!r})")
-        elif not _may_be_finding(column):
+        elif not may_be_finding(column):
             rejected["name"].append(column)
         else:
             names[column] = _strip(column)
@@ -110,7 +83,7 @@ def _select_named(
         if wrong.any():
             raise _wrong_label(raw, column, csv, wrong)
         for second in columns:
-            found = _SECOND.fullmatch(second)
+            found = SECOND.fullmatch(second)
             if found and found[1] == column:
                 _check_same(raw, column, second, csv)
         names[column] = _strip(column)
@@ -148,7 +121,7 @@ def _find_column(name: str, columns: Sequence[str], csv: Path) -> str:
 
 def _find_earlier(column: str, names: dict[str, str], raw: pd.DataFrame, csv: Path) -> str | None:
     """The earlier finding with the same name, in another spelling or with pandas' suffix of a second column."""
-    second = _SECOND.fullmatch(column)
+    second = SECOND.fullmatch(column)
     for first in names:
         if fold_name(first) == fold_name(column) or (second and fold_name(second[1]) == fold_name(first)):
             _check_same(raw, first, column, csv)
@@ -175,25 +148,6 @@ def _check_printable(name: str, csv: Path) -> None:
     if not name.isprintable():
         raise InputError(f"{csv}: column {name!r}: the name of a finding must be printable, without line "
                          "breaks; rename it")  # fmt: skip
-
-
-def _is_well_known(column: str) -> bool:
-    return fold_name(column) in {fold_name(name) for name in (*CHEXPERT_FINDINGS, *NIH_FINDINGS)}
-
-
-def _has_name(column: str) -> bool:
-    name = fold(column)
-    return not re.fullmatch(r"unnamed: \d+(?:_level_\d+)?(?:\.\d+)*", name) and not says_unknown(name) and any(
-        letter.isalpha() for letter in name)  # fmt: skip
-
-
-def _may_be_finding(column: str) -> bool:
-    """Whether a name may be a finding's: it contains no word for something else, and is not pandas' "Edema.1"."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_])(?=\d)", " ", column)  # AgeGroup, fold1
-    words = [word for word in re.findall(r"[^\W_]+", fold(spaced)) if not word.isdigit()]
-    joined = "".join(words)
-    return not (_SECOND.fullmatch(column.strip()) or joined in _WHOLE or words[0] in _FIRST or words[-1] in _LAST
-                or _COMPOUND.fullmatch(joined) or coded_columns([column]))  # fmt: skip
 
 
 def _strip(column: str) -> str:

@@ -13,8 +13,8 @@ from shard.errors import InputError
 from shard.formats.rows import Rows
 from shard.note import Note
 from shard.tabular.columns import fold_name
-from shard.tabular.csv_file import read_header
 from shard.tabular.demographics import READERS
+from shard.tabular.dialect import read_header
 from shard.tabular.label import read_labels
 
 Votes = Literal["majority", "any", "all"]
