@@ -11,7 +11,7 @@ from shard.errors import InputError
 from shard.formats import SPLITS
 from shard.note import Note, counted
 from shard.paths import OUTSIDE
-from shard.tabular.ids import FOLDED
+from shard.tabular.ids import NORMALISED
 
 
 def check_rows(rows: pd.DataFrame, source: Path, notes: list[Note]) -> None:
@@ -29,7 +29,7 @@ def check_rows(rows: pd.DataFrame, source: Path, notes: list[Note]) -> None:
     if len(leaks := splits.index[splits > 1]):
         patients = counted(len(leaks), "such patient", "such patients")
         where = sorted(rows["split"][rows["patient"] == leaks[0]].unique())
-        spelt = next((f"; ids are normalised, {note.example}" for note in notes if FOLDED in note.text), "")
+        spelt = next((f"; ids are normalised, {note.example}" for note in notes if NORMALISED in note.text), "")
         raise InputError(f"{source}: patient {leaks[0]!r} is in more than one split, {' and '.join(where)} "
                          f"({patients}{spelt}); move all images of a patient into one split")  # fmt: skip
 

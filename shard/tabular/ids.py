@@ -9,7 +9,7 @@ import pandas as pd
 
 from shard.note import Note, counted
 
-FOLDED = "that is normalised"  # in notes
+NORMALISED = "that is normalised"  # in notes
 # Characters that look like ASCII: full-width letters and digits, and other hyphens and apostrophes.
 _LOOKALIKES: dict[int, int | str] = {
     **{0xFEE0 + code: code for code in range(0x21, 0x7F)}, **dict.fromkeys([*range(0x2010, 0x2016), 0x2212], "-"),
@@ -68,7 +68,7 @@ def normalise_ids(ids: pd.Series, name: str) -> tuple[pd.Series, list[Note]]:
     rows = int(ids.isin(noted).sum())
     text, form = next(iter(sorted(noted.items())))
     merging = f", which makes {len(merged)} of them equal to another" if merged else ""
-    fact = f"{counted(rows, 'row has', 'rows have')} a {name} {FOLDED}{merging}"
+    fact = f"{counted(rows, 'row has', 'rows have')} a {name} {NORMALISED}{merging}"
     return same, [Note(fact, f"{text!a} as {form!a}")]
 
 
