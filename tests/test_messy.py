@@ -97,7 +97,7 @@ def test_build_keeps_unusual_files_and_rejects_broken_ones(tmp_path: Path) -> No
     names = {f"k{number}": name for number, name in enumerate([*good, *bad])}
     rows = [{"key": key, "path": name, "patient": key, "split": "train", "Mass": 1} for key, name in names.items()]
     rows.append(rows[0])
-    rows += [{**rows[1], "key": "conflict", "patient": "p", "Mass": mass} for mass in (0, 1)]
+    rows += [{**rows[1], "key": "shared", "patient": "p", "Mass": mass} for mass in (0, 1)]
     with (source / "table.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
@@ -108,9 +108,9 @@ def test_build_keeps_unusual_files_and_rejects_broken_ones(tmp_path: Path) -> No
     assert done.returncode == 0 and done.stderr == "", done.stderr
     with (out / "rejects.csv").open(newline="", encoding="utf-8") as file:
         rejects = [(row["key"], row["path"], row["reason"]) for row in csv.DictReader(file)]
-    conflict = ("conflict", rows[1]["path"], "2 rows have this key and differ in Mass")
+    shared = ("shared", rows[1]["path"], "2 rows have this key and differ in Mass")
     assert [row for row in rejects if row[0] not in names or names[row[0]] in good] == [
-        ("k0", names["k0"], "repeats an earlier row"), conflict, conflict]  # fmt: skip
+        ("k0", names["k0"], "repeats an earlier row"), shared, shared]  # fmt: skip
     found = {path: reason for key, path, reason in rejects if names.get(key) in bad}
     assert set(found) == set(bad)
     assert {path: found[path] for path in bad if not found[path].startswith(bad[path])} == {}
