@@ -19,6 +19,7 @@ from tests.conftest import ROOT, commands_of
 
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
         *sorted((ROOT / "slurm").glob("*.s*"))]  # fmt: skip
+README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"<!-- run -->\n```sh\n(.*?)```", re.S)
 RUNNABLE = [(file, block) for file in DOCS for block in BLOCK.findall(file.read_text())]
 
@@ -93,3 +94,17 @@ def test_messages_told_of_are_messages_still() -> None:
     for message in told:
         parts = re.split(r"…|\b[NM]\b|\d+(?:\.\d+)?%?|[()]|--dail|--dali\?|\bnan\b", message)
         assert max(parts, key=len).strip(" '") in said, message
+
+
+@pytest.mark.parametrize("package", ["shard", "pipeline", "train", "probe", "bench"])
+def test_readme_tree_lists_every_module(package: str) -> None:
+    tree = README.partition("## The tree")[2]
+    section = re.search(rf"^    {package}/ .*?(?=^    \w+/ )", tree, re.M | re.S)
+    assert section
+    modules = [path.relative_to(ROOT / package) for path in (ROOT / package).glob("**/*.py")
+               if not path.stem.startswith("__")]  # fmt: skip
+    named = set(re.findall(r"[\w/]+(?:\.py|/)", section[0]))
+    missing = [str(path) for path in modules if path.name not in named and f"{path.parent.name}/" not in named]
+    assert modules and not missing
+    removed = [name for name in named if name.endswith(".py") and not list((ROOT / package).glob(f"**/{name}"))]
+    assert not removed
