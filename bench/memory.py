@@ -24,8 +24,8 @@ from shard.cli import run
 from shard.errors import InputError
 from shard.flags import JSON, Flag, flag_in, validate_call
 from train.config import Arch, Config
-from train.device import make_fast, resolve_device, resolve_precision
-from train.large_batch import recompute_blocks
+from train.device import configure_backend, resolve_device, resolve_precision
+from train.large_batch import apply_activation_checkpointing
 from train.model import SimCLR
 from train.optim import make_optimizer
 from train.state import TrainState
@@ -124,11 +124,11 @@ def _measure(connection: Connection, mode: Mode, batch: int, micro_batch: int, a
     """Send the peak MB and images/s of a step through `connection`."""
     name = resolve_device("auto")
     device, precision = torch.device(name), resolve_precision("auto", name)
-    make_fast(device)
+    configure_backend(device)
     torch.manual_seed(0)
     model = SimCLR(arch).to(memory_format=torch.channels_last).to(device).train()
     if mode == "recompute":
-        recompute_blocks(model)
+        apply_activation_checkpointing(model)
     optimizer = make_optimizer("adam", model, lr=Config.lr, weight_decay=0.0)
     scaler = torch.amp.GradScaler(name, enabled=precision == "fp16")
     state = TrainState(model, model, optimizer, scaler, device, steps_per_epoch=2)

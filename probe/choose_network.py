@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from shard.errors import InputError
-from train.weights.diagnosis import plain
+from train.weights.diagnosis import printable
 
 State = dict[str, torch.Tensor]
 DEPTH = 6  # of nested mappings
@@ -56,12 +56,13 @@ def choose_state(tensors: State, path: Path, key: str) -> ChosenState | None:
     for pattern, reason in CHOICES:
         chosen = [name for name in distinct if re.search(pattern, name, re.I)]
         if len(chosen) == 1:
-            others = [plain(name) or TOP for name in distinct if name != chosen[0]]
-            note = f"weights of {plain(chosen[0])}, {reason}; for those of {' or '.join(others)}: {path}::{others[0]}"
+            others = [printable(name) or TOP for name in distinct if name != chosen[0]]
+            note = (f"weights of {printable(chosen[0])}, {reason}; for those of {' or '.join(others)}: "
+                    f"{path}::{others[0]}")  # fmt: skip
             return ChosenState(states[chosen[0]], [note])
     if distinct:
         raise InputError(f"{path}: {len(distinct)} networks, {_list(states)}; choose one: "
-                         f"{path}::{plain(distinct[0]) or TOP}")  # fmt: skip
+                         f"{path}::{printable(distinct[0]) or TOP}")  # fmt: skip
     return None
 
 
@@ -71,12 +72,12 @@ def _state_of_key(states: Mapping[str, State], path: Path, key: str) -> ChosenSt
     if len(chosen) != 1:
         raise InputError(f"{path}::{key}: {f'{len(chosen)} networks have' if chosen else 'no network has'} that key; "
                          f"available: {_list(states) or 'none'}")  # fmt: skip
-    note = f"weights of {plain(chosen[0]) or TOP}, as requested; the file contains {_list(states)}"
+    note = f"weights of {printable(chosen[0]) or TOP}, as requested; the file contains {_list(states)}"
     return ChosenState(states[chosen[0]], [note])
 
 
 def _list(states: Mapping[str, State]) -> str:
-    return ", ".join(plain(name) or TOP for name in states)
+    return ", ".join(printable(name) or TOP for name in states)
 
 
 def _flatten(content: Any, prefix: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -102,5 +103,5 @@ def _equal(first: State, second: State) -> bool:
 def _averaged_skipped(tensors: State, chosen: str) -> list[str]:
     """A note if the file also has averaged weights that are no ResNet by name, so that the raw ones are taken."""
     averaged = next((name for name in tensors if re.search(AVERAGED, name.split(".")[0], re.I)), None)
-    note = f"weights of {plain(chosen) or TOP}; the averaged ones ({plain(averaged)}, …) are no ResNet by name"
+    note = f"weights of {printable(chosen) or TOP}; the averaged ones ({printable(averaged)}, …) are no ResNet by name"
     return [note] if averaged else []

@@ -10,7 +10,7 @@ import numpy as np
 
 from probe.encoder import Encoder
 from probe.study import Study
-from train.collapse import say_collapse
+from train.collapse import detect_collapse
 from train.frozen_features import Features
 from train.journal import read_journal
 
@@ -38,7 +38,7 @@ def _describe(encoder: Encoder, features: Features) -> str:
     if encoder.run is None or encoder.state is None:
         return ""
     lines = [line for line in read_journal(encoder.run) if line["step"] <= encoder.state["step"]]
-    return say_collapse(lines, encoder.state["config"]).removeprefix("collapsed: ")
+    return detect_collapse(lines, encoder.state["config"]).removeprefix("collapsed: ")
 
 
 def describe_collapse(features: Features) -> str:

@@ -14,7 +14,7 @@ from probe.preprocessing import Input, Stated, parse_input_flag, resolve_input
 from probe.published_protocol import NOISE
 from probe.weights import FOLDER_FILES, Weights, read_weights
 from shard.errors import InputError
-from train.accepted import changes_of, with_changes
+from train.accepted import accepted_changes, append_changes
 from train.checkpoint import (
     FORMAT,
     list_checkpoints,
@@ -25,7 +25,7 @@ from train.checkpoint import (
 from train.journal import CARD
 from train.model import encoder_of
 from train.recipe import describe_recipe
-from train.weights.diagnosis import plain
+from train.weights.diagnosis import printable
 from train.weights.read import UnreadableTensors, read_tensors
 
 SIMCLR = "SimCLR"  # the name of a single run
@@ -97,7 +97,7 @@ def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run
     augmentation = Augmentation(**state["augmentation"])  # checks the values
     progress = f"epoch {state['epoch']}" if not state["step_in_epoch"] else f"step {state['step']}"
     kept = {key: value for key, value in state.items() if key in STATE_FIELDS}
-    recipe = with_changes(describe_recipe(state["config"]), changes_of(state))
+    recipe = append_changes(describe_recipe(state["config"]), accepted_changes(state))
     images = Input(size or augmentation.size, augmentation.mean, augmentation.std)
     return Encoder(name, f"{state['config']['arch']}, SimCLR, {recipe}, {progress}", module.eval(), images, state=kept,
                    run=run, notes=(_describe_input(images, "checkpoint"),))  # fmt: skip
@@ -168,9 +168,9 @@ def _no_run(path: Path) -> str:
         cure = f"give the run: {path.parent}"
     elif runs or files:
         found = runs or files
-        cure = f"it contains {', '.join(map(plain, found[:3]))}: give one, such as {path / found[0]}"
+        cure = f"it contains {', '.join(map(printable, found[:3]))}: give one, such as {path / found[0]}"
     elif inside:
-        cure = f"it contains {', '.join(map(plain, inside[:3]))}{', …' * (len(inside) > 3)}"
+        cure = f"it contains {', '.join(map(printable, inside[:3]))}{', …' * (len(inside) > 3)}"
     else:
         cure = "it is empty"
     return (f"{path}: not a run of python -m train, which has checkpoints/step-….pt, and not a folder of timm's, which "

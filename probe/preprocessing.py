@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shard.errors import InputError
-from train.weights.diagnosis import plain
+from train.weights.diagnosis import printable
 
 # Per-channel statistics torchvision's ImageNet weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -159,7 +159,7 @@ def resolve_input(
     mean, std = (_per_channel(values, channels, path, name) for values in (mean, std))
     interpolation = requested.interpolation or stated.interpolation or "bilinear"
     if interpolation not in INTERPOLATIONS:
-        raise InputError(f"{path}: needs images resized by {plain(interpolation)}; available: "
+        raise InputError(f"{path}: needs images resized by {printable(interpolation)}; available: "
                          f"{' and '.join(INTERPOLATIONS)}; choose: --input={name}:interpolation=bilinear")  # fmt: skip
     side = requested.size or size or stated.size or default.size
     images = replace(default, size=side, interpolation=interpolation)

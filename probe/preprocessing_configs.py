@@ -10,7 +10,7 @@ from typing import Any
 
 from probe.preprocessing import USAGE, Stated, check_stated
 from shard.errors import InputError
-from train.weights.diagnosis import plain
+from train.weights.diagnosis import printable
 
 TIMM, HUGGING_FACE = "config.json", "preprocessor_config.json"
 PIL_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -93,8 +93,8 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise InputError(f"{path}: its input can't be read ({type(error).__name__}: {plain(error)}); remove the file "
-                         f"and use {USAGE}") from None  # fmt: skip
+        raise InputError(f"{path}: its input can't be read ({type(error).__name__}: {printable(error)}); remove the "
+                         f"file and use {USAGE}") from None  # fmt: skip
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -104,5 +104,5 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: can't be read as JSON ({plain(error)}); fix or remove it") from None
+        raise InputError(f"{path}: can't be read as JSON ({printable(error)}); fix or remove it") from None
     return content if isinstance(content, dict) else {}

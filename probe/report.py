@@ -23,7 +23,7 @@ from shard.files import locked, write_bytes
 from shard.tabular.sheet import to_csv
 from train.device import resolve_device
 from train.frozen_features import Features
-from train.moved import find_moved
+from train.moved import resolve_moved_path
 
 
 def make_report(settings: Settings, part: int, parts: int) -> None:
@@ -64,7 +64,7 @@ def relocate(settings: Settings, out: Path) -> Settings:
     plain = settings.plain()
 
     def here(path: str, contains: str = "") -> str:
-        return str(find_moved(path, plain["out"], out, contains) or path)
+        return str(resolve_moved_path(path, plain["out"], out, contains) or path)
 
     encoders = []
     for name, path in map(split_spec, plain["encoders"]):

@@ -18,7 +18,7 @@ from probe.preprocessing import Stated
 from probe.preprocessing_configs import HUGGING_FACE, TIMM, read_json, stated_by_configs
 from shard.errors import InputError
 from train.architectures import build_encoder
-from train.weights.diagnosis import AGAIN, cut_safetensors, is_safetensors, plain
+from train.weights.diagnosis import AGAIN, explain_safetensors, is_safetensors, printable
 from train.weights.read import UnreadableTensors, read_tensors
 
 # Residual blocks in each of the four layers, and whether they are bottlenecks → the architecture.
@@ -65,7 +65,7 @@ def read_weights(path: Path) -> Weights:
     chosen = choose_state(tensors, path, key)
     if chosen is None:
         raise InputError(f"{path}: no conv1.weight among its {len(tensors)} tensors "
-                         f"({', '.join(map(plain, list(tensors)[:2]))}, …); {EXPECTED}")  # fmt: skip
+                         f"({', '.join(map(printable, list(tensors)[:2]))}, …); {EXPECTED}")  # fmt: skip
     state = {name: value for name, value in chosen.state.items() if not name.startswith("fc.")}
     arch = _architecture(state, path)
     colour = state["conv1.weight"].ndim == 4 and state["conv1.weight"].shape[1] == 3
@@ -108,7 +108,7 @@ def _mismatch(expected: State, state: State) -> str:
     shapes = [f"{name} is {list(state[name].shape)} and not {list(expected[name].shape)}" for name in expected
               if name in state and state[name].shape != expected[name].shape]  # fmt: skip
     kinds = (("lacks", missing), ("has", unexpected), ("", shapes))
-    parts = [f"{verb} {plain(items[0])}{f' and {len(items) - 1} more' if items[1:] else ''}".strip()
+    parts = [f"{verb} {printable(items[0])}{f' and {len(items) - 1} more' if items[1:] else ''}".strip()
              for verb, items in kinds if items]  # fmt: skip
     return ", ".join(parts)
 
@@ -121,17 +121,17 @@ def _check_network(path: Path, arch: str, content: Any, config: Mapping[str, Any
     inside, beside = content.get("arch") if isinstance(content, Mapping) else None, config.get("architecture")
     confirmed = _names_plain(inside, arch)
     if confirmed is False:
-        raise _other_network(path, f"its arch says {plain(inside)}", arch)
+        raise _other_network(path, f"its arch says {printable(inside)}", arch)
     if isinstance(beside, str):
         confirmed = bool(re.fullmatch(SAME_ARCH.format(arch), beside.split(".")[0]))
         if not confirmed:
-            raise _other_network(path, f"the {TIMM} next to it says {plain(beside)}", arch)
+            raise _other_network(path, f"the {TIMM} next to it says {printable(beside)}", arch)
     arguments = config.get("model_args")
     given = {**(arguments if isinstance(arguments, Mapping) else {}), "global_pool": config.get("global_pool")}
     changed = [f"{name}={value}" for name, value in given.items() if beside is not None and value is not None
                and name not in KEEP_FEATURES and str(value).lower() != str(DEFAULTS.get(name, "")).lower()]  # fmt: skip
     if changed:
-        raise InputError(f"{path}: the {TIMM} next to it says {plain(', '.join(changed))}, which makes it another "
+        raise InputError(f"{path}: the {TIMM} next to it says {printable(', '.join(changed))}, which makes it another "
                          f"network than the plain {arch}; {EXPECTED}")  # fmt: skip
     return bool(confirmed)
 
@@ -163,8 +163,8 @@ def _segmentation_note(tensors: State) -> list[str]:
     """A note if the file contains a segmentation head, as such backbones are mostly dilated."""
     head = next((name for name, value in tensors.items()
                  if re.search(r"(^|\.)(aux_)?classifier\.", name) and value.ndim == 4), None)  # fmt: skip
-    return [f"the file has a segmentation head ({plain(head)}); such backbones are mostly dilated, which is ignored "
-            "here and changes the features"] if head else []  # fmt: skip
+    return [f"the file has a segmentation head ({printable(head)}); such backbones are mostly dilated, which is "
+            "ignored here and changes the features"] if head else []  # fmt: skip
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
@@ -193,7 +193,7 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in list(file.keys())}
     except (SafetensorError, OSError) as error:
-        cause = cut_safetensors(path.read_bytes()) or plain(error, 200)
+        cause = explain_safetensors(path.read_bytes()) or printable(error, 200)
         raise InputError(f"{path}: can't be read as safetensors: {cause}; {AGAIN}") from None
     return state, _card_in(path, lambda: json.loads(metadata["card"])) if "card" in metadata else None
 

@@ -1,4 +1,4 @@
-"""One rank of test_ranks.py, in a process of its own: python -m tests.one_rank SHARDS OUT."""
+"""One rank of test_ranks.py, in a separate process: python -m tests.one_rank SHARDS OUT."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from train.config import Config
 from train.distributed.batchnorm import convert_sync_batchnorm
 from train.distributed.process_group import init_distributed
 from train.distributed.ranks import Ranks
-from train.large_batch import recompute_blocks
+from train.large_batch import apply_activation_checkpointing
 from train.optim import make_optimizer
 from train.setup import set_up
 from train.step import forward_backward, update
 
-IMAGES = 12  # of the joint batch
-# Case → settings, and whether BatchNorm is in training.
+IMAGES = 12  # in the joint batch
+# Case → settings, and whether BatchNorm is in training mode.
 CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "synchronised": ({}, True),
     "eval": ({"sync_batchnorm": False}, False),
@@ -30,11 +30,11 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "positives": ({"same_patient": "positives"}, True),
     "masked by micro-batches": ({"same_patient": "masked", "micro_batch": 2}, True),
 }
-PATIENTS = torch.arange(IMAGES) % 5  # over the ranks
+PATIENTS = torch.arange(IMAGES) % 5  # of the joint batch
 
 
 def joint_batch() -> torch.Tensor:
-    """Both views of all images, [2, 12, 1, 32, 32]."""
+    """Return both views of all images, [2, 12, 1, 32, 32]."""
     torch.manual_seed(1)
     return torch.randn(2, IMAGES, 1, 32, 32, dtype=torch.float64)
 
@@ -42,7 +42,7 @@ def joint_batch() -> torch.Tensor:
 def take_step(
     shards: Path, case: str, ranks: Ranks, views: torch.Tensor, patients: torch.Tensor, micro_batch: int = 0
 ) -> dict[str, Any]:
-    """One step on this rank's views: loss, gradients, and the weights after it; patients: of the joint batch."""
+    """Take one step on this rank's views; return loss, gradients and updated weights. patients: of the joint batch."""
     settings, training = CASES[case]
     micro_batch = micro_batch or settings.get("micro_batch", 0)
     config = Config(shards=shards, out=shards / "none", arch="resnet18", size=32, batch_size=IMAGES, lr=1e-3,
@@ -53,24 +53,23 @@ def take_step(
     if ranks.world > 1 and config.sync_batchnorm:
         convert_sync_batchnorm(model, torch.device("cpu"))
     if config.recompute:
-        recompute_blocks(model)
+        apply_activation_checkpointing(model)
     state.model = state.forward = model
     state.optimizer = make_optimizer("adam", model, lr=config.lr, weight_decay=0.1)
     loss, z1, z2 = forward_backward(state, views[0], views[1], temperature=config.temperature, patients=patients,
                                     same_patient=config.same_patient, micro_batch=micro_batch)  # fmt: skip
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     update(state, lr=config.lr, clip=config.clip)
-    kept = loss.untyped_storage().nbytes()
-    return {"loss": loss, "loss_bytes": kept,
+    return {"loss": loss, "loss_bytes": loss.untyped_storage().nbytes(),
             "z": torch.stack([z1, z2]), "gradients": gradients, "model": model.state_dict()}
 
 
 def main(shards: Path, out: Path) -> None:
-    """Take a step of each case and write what came of it."""
+    """Take one step of each case and save the results."""
     with init_distributed("cpu") as ranks:
         share = IMAGES // ranks.world
-        mine = joint_batch()[:, ranks.rank * share : (ranks.rank + 1) * share]
-        result = {case: take_step(shards, case, ranks, mine, PATIENTS) for case in CASES}
+        own = joint_batch()[:, ranks.rank * share : (ranks.rank + 1) * share]
+        result = {case: take_step(shards, case, ranks, own, PATIENTS) for case in CASES}
     torch.save(result, out / f"rank-{ranks.rank}.pt")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, hashed, data alone, and which are kept."""
+"""Checkpoints are written atomically, hashed, loaded without code, and deleted except for some."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from train.checkpoint import (
     CorruptCheckpoint,
     list_checkpoints,
     load_checkpoint,
-    load_newest_good,
+    load_newest_intact,
     save_checkpoint,
     step_of,
 )
@@ -25,53 +25,53 @@ def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def test_the_newest_two_are_kept_and_those_that_are_named(tmp_path: Path) -> None:
+def test_newest_two_and_named_steps_are_kept(tmp_path: Path) -> None:
     for step in (1, 5, 9, 12):
         save_checkpoint(tmp_path, step, {"step": step}, keep=[1])
     assert [step_of(path) for path in list_checkpoints(tmp_path)] == [12, 9, 1]
     assert load_checkpoint(list_checkpoints(tmp_path)[0])["step"] == 12
 
 
-def test_one_that_cannot_be_written_leaves_those_before(tmp_path: Path) -> None:
+def test_failed_save_keeps_previous_checkpoints(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, {"step": 1})
     before = names(tmp_path)
     with pytest.raises(TypeError):
-        save_checkpoint(tmp_path, 2, {"step": (line for line in ())})  # a generator can't be saved
+        save_checkpoint(tmp_path, 2, {"step": (line for line in ())})  # generators cannot be pickled
     assert names(tmp_path) == before
 
 
-def test_what_a_kill_tore_is_cleared_away(tmp_path: Path) -> None:
+def test_partial_file_of_a_killed_save_is_deleted(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, {"step": 1})
     (tmp_path / "checkpoints" / ".step-000000002-0123456789abcdef.pt.tmp").write_bytes(b"half")
     save_checkpoint(tmp_path, 3, {"step": 3})
     assert all(name.startswith("step-") for name in names(tmp_path))
 
 
-def test_one_under_another_name_is_read(tmp_path: Path) -> None:
+def test_checkpoint_with_another_name_is_loaded(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, {"step": 1})
     assert load_checkpoint(path.rename(tmp_path / "resnet-50.pt"))["step"] == 1
 
 
-def test_of_the_same_step_one_is_left(tmp_path: Path) -> None:
-    """An epoch that was interrupted at its end has been saved before and after that end."""
+def test_one_checkpoint_is_kept_per_step(tmp_path: Path) -> None:
+    """A run interrupted at the end of an epoch saves the same step before and after that end."""
     save_checkpoint(tmp_path, 7, {"done": 7})
     save_checkpoint(tmp_path, 7, {"done": 0})
     assert [load_checkpoint(path)["done"] for path in list_checkpoints(tmp_path)] == [0]
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
-def test_one_cut_short_or_rotten_is_told_from_its_hash(tmp_path: Path, harm: str) -> None:
+def test_truncated_or_corrupt_checkpoint_is_detected_by_its_hash(tmp_path: Path, harm: str) -> None:
     path = save_checkpoint(tmp_path, 1, {"step": 1, "weights": torch.zeros(1000)})
     content = path.read_bytes()
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     path.write_bytes({"cut": content[:-100], "flip": flipped, "empty": b""}[harm])
     with pytest.raises(CorruptCheckpoint,
-                       match=r"step-000000001-\w+\.pt: truncated or corrupt .*remove it to go on from the one"):
+                       match=r"step-000000001-\w+\.pt: truncated or corrupt .*remove it to resume from the previous"):
         load_checkpoint(path)
 
 
-def test_one_of_another_format_and_one_with_code_are_refused(tmp_path: Path) -> None:
+def test_other_formats_and_pickled_code_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     torch.save({"format": "cxr-simclr-checkpoint/1"}, path)
     with pytest.raises(InputError, match="format 'cxr-simclr-checkpoint/1', this version reads"):
@@ -81,38 +81,38 @@ def test_one_of_another_format_and_one_with_code_are_refused(tmp_path: Path) -> 
         load_checkpoint(path)
 
 
-def test_its_name_is_the_hash_of_its_bytes_and_pytorch_reads_it(tmp_path: Path) -> None:
+def test_name_contains_the_hash_that_torch_hub_checks(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 3, {"weights": torch.arange(4)})
-    said = torch.hub.HASH_REGEX.search(path.name)  # what PyTorch's own downloads are checked by
+    said = torch.hub.HASH_REGEX.search(path.name)  # torch.hub checks downloads by it
     assert said is not None and len(said.group(1)) == 16
     assert torch.equal(torch.load(io.BytesIO(path.read_bytes()), weights_only=True)["weights"], torch.arange(4))
 
 
-def test_without_a_good_one_the_newest_good_is_none_or_an_error(tmp_path: Path) -> None:
-    assert load_newest_good(tmp_path) is None
+def test_load_newest_intact_without_intact_checkpoints(tmp_path: Path) -> None:
+    assert load_newest_intact(tmp_path) is None
     path = save_checkpoint(tmp_path, 1, {"step": 1})
     path.write_bytes(b"")
     with pytest.raises(InputError, match=rf"{path.name}: truncated or corrupt, and there is no other; remove them"):
-        load_newest_good(tmp_path)
+        load_newest_intact(tmp_path)
 
 
-def test_a_run_goes_on_from_the_one_before_a_rotten_one(
+def test_run_resumes_from_the_checkpoint_before_a_corrupt_one(
     shards: Shards, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     train_here(shards, tmp_path, limit_steps=9)
-    rotten, good = list_checkpoints(tmp_path)
-    rotten.write_bytes(rotten.read_bytes()[:-1])
+    corrupt, good = list_checkpoints(tmp_path)
+    corrupt.write_bytes(corrupt.read_bytes()[:-1])
     train_here(shards, tmp_path)
     said = capfd.readouterr().out
-    assert re.search(rf"warning: {rotten} is truncated or corrupt.* goes on from {good}", said)
-    assert (rotten.parent / f"rotten-{rotten.name}").exists() and not rotten.exists()
+    assert re.search(rf"warning: {corrupt} is truncated or corrupt.* resumes from {good}", said)
+    assert (corrupt.parent / f"rotten-{corrupt.name}").exists() and not corrupt.exists()
     assert same_run(trained, tmp_path)
 
 
-def test_every_tenth_epoch_and_the_best_are_kept(
+def test_milestones_and_the_best_checkpoint_are_kept(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With every third as the tenth, and scores made up to have the best in the middle."""
+    """With a milestone every third epoch and scores whose best is in the middle."""
     monkeypatch.setattr("train.checkpointer.MILESTONE", 3)
     scores = iter([0.5, 0.9, 0.6, 0.7, 0.8, 0.9])  # a tie: the first stays
 
@@ -120,7 +120,7 @@ def test_every_tenth_epoch_and_the_best_are_kept(
         return {"knn_auroc": 0.5, "linear_auroc": next(scores)}
 
     monkeypatch.setattr("train.online.OnlineProbe.score", score)
-    train_here(shards, tmp_path, epochs=4, online_every=1, batch_size=48)  # two steps an epoch
+    train_here(shards, tmp_path, epochs=4, online_every=1, batch_size=48)  # two steps per epoch
     train_here(shards, tmp_path, epochs=6, online_every=1, batch_size=48)
     assert [step_of(path) // 2 for path in list_checkpoints(tmp_path)] == [6, 5, 3, 2]
     assert newest(tmp_path)["best"] == {"step": 4, "epoch": 2, "score": 0.9}

@@ -1,4 +1,4 @@
-"""A collapsed encoder is told: from a run's journal, and from features that tell no images apart."""
+"""Collapsed encoders are detected from a run's journal and from features that do not distinguish images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from probe.settings import Settings
 from shard.errors import InputError
 from tests.conftest import Shards, newest, train_here
 from train import loop
-from train.collapse import say_collapse
+from train.collapse import detect_collapse
 from train.embedding_metrics import embedding_metrics
 from train.export.model_card import make_card, model_card_page
 from train.journal import read_journal
@@ -31,7 +31,7 @@ SPREAD = RNG.normal(size=(200, 64)).astype(np.float32)
 
 
 def journal(losses: list[float], rank: float, pairs: float | None = None) -> list[dict[str, Any]]:
-    """A journal of epochs with these losses, a step each."""
+    """Return journal lines of epochs with these losses, one step each."""
     lines = list[dict[str, Any]]()
     for epoch, loss in enumerate(losses, start=1):
         more = {} if pairs is None else {"same_patient_pairs": pairs}
@@ -40,29 +40,29 @@ def journal(losses: list[float], rank: float, pairs: float | None = None) -> lis
     return lines
 
 
-def test_three_epochs_at_the_loss_of_guessing_are_a_collapse() -> None:
-    said = say_collapse(journal([3.2, math.log(31), 3.45, 3.43], rank=9.0), SETTINGS)
-    assert said.startswith("collapsed: in epochs 2 to 4 ") and "guessing has 3.434; embedding rank 9.0" in said
+def test_three_epochs_at_chance_loss_are_a_collapse() -> None:
+    said = detect_collapse(journal([3.2, math.log(31), 3.45, 3.43], rank=9.0), SETTINGS)
+    assert said.startswith("collapsed: in epochs 2 to 4 ") and "chance is 3.434; embedding rank 9.0" in said
     assert all(flag in said for flag in ("--lr (now 0.01)", "--weight-decay (now 1)", "--clip", "--batch-size"))
 
 
 @pytest.mark.parametrize("losses", [[3.434] * 2, [3.434, 3.434, 3.3], [3.3, 3.434, 3.434], [2.1] * 5])
-def test_less_is_none(losses: list[float]) -> None:
-    assert not say_collapse(journal(losses, rank=9.0), SETTINGS)
+def test_fewer_epochs_or_lower_losses_are_no_collapse(losses: list[float]) -> None:
+    assert not detect_collapse(journal(losses, rank=9.0), SETTINGS)
 
 
-def test_a_rank_near_one_is_a_collapse_whatever_the_loss() -> None:
-    assert say_collapse(journal([2.0] * 3, rank=1.2), SETTINGS)
+def test_rank_near_one_is_a_collapse_at_any_loss() -> None:
+    assert detect_collapse(journal([2.0] * 3, rank=1.2), SETTINGS)
 
 
-def test_masked_views_are_none_that_are_guessed_among() -> None:
+def test_chance_loss_excludes_masked_views() -> None:
     masked = {**SETTINGS, "same_patient": "masked"}
-    guessing = math.log(31 - 2 * 15 * 0.2)
-    assert say_collapse(journal([guessing] * 3, 9.0, pairs=0.2), masked)
-    assert not say_collapse(journal([guessing] * 3, 9.0, pairs=0.2), SETTINGS)
+    chance = math.log(31 - 2 * 15 * 0.2)
+    assert detect_collapse(journal([chance] * 3, 9.0, pairs=0.2), masked)
+    assert not detect_collapse(journal([chance] * 3, 9.0, pairs=0.2), SETTINGS)
 
 
-def test_embeddings_that_are_all_zero_have_measures_that_are_numbers() -> None:
+def test_metrics_of_zero_embeddings_are_finite() -> None:
     measures = embedding_metrics(torch.zeros(4, 8), torch.zeros(4, 8))
     assert all(map(math.isfinite, measures.values())) and measures["embedding_rank"] < 1.1
 
@@ -81,11 +81,11 @@ def test_embeddings_that_are_all_zero_have_measures_that_are_numbers() -> None:
     ],
     ids=["zero", "equal", "line", "constant", "spread", "shifted", "small", "half-dead"],
 )  # fmt: skip
-def test_features_that_tell_no_images_apart(features: Any, said: str) -> None:
+def test_collapsed_features_are_detected(features: Any, said: str) -> None:
     assert said in describe_collapse(features) and bool(said) == bool(describe_collapse(features))
 
 
-def test_a_training_warns_once_when_it_has_collapsed(
+def test_training_warns_once_of_a_collapse(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def collapsed(*arguments: Any, **settings: Any) -> Any:
@@ -106,7 +106,7 @@ def test_a_training_warns_once_when_it_has_collapsed(
 
 
 def weights(folder: Path, *, dead: bool) -> Path:
-    """A ResNet's weights; dead: every feature is zero."""
+    """Save a ResNet's weights. dead: all features are zero."""
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18()
     if dead:
@@ -117,8 +117,8 @@ def weights(folder: Path, *, dead: bool) -> Path:
 
 
 @pytest.mark.parametrize("given", [(True,), (True, False)], ids=["alone", "first"])
-def test_a_report_of_a_collapsed_encoder_is_finished(given: tuple[bool, ...], shards: Shards, tmp_path: Path) -> None:
-    """t-SNE of scikit-learn, started from PCA, crashes the process where all points are one."""
+def test_report_of_a_collapsed_encoder_is_completed(given: tuple[bool, ...], shards: Shards, tmp_path: Path) -> None:
+    """scikit-learn's t-SNE, initialized by PCA, crashes the process if all points are equal."""
     named = tuple(f"{'Dead' if dead else 'Good'}={weights(tmp_path, dead=dead)}" for dead in given)
     make_report(Settings(encoders=named, shards=shards.folder, out=tmp_path / "report", size=32, draws=3, shots=("5",),
                          baselines=("thumbnail",), tasks=("Cardiomegaly",), workers=1), 0, 1)  # fmt: skip
@@ -134,13 +134,13 @@ def test_a_report_of_a_collapsed_encoder_is_finished(given: tuple[bool, ...], sh
         assert (tmp_path / "report" / "figures" / figure).exists() == (False in given)
 
 
-def test_a_card_says_that_a_run_collapsed() -> None:
+def test_model_card_reports_a_collapse() -> None:
     card = {"name": "n", "arch": "resnet18", "features": 512, "preset": "p", "use": "u", "note": "x",
             "input": {"size": 32, "mean": 0.5, "std": 0.2}, "collapsed": "collapsed: in epochs 1 to 3"}  # fmt: skip
-    assert "**It tells no images apart.** Its training collapsed" in model_card_page("safetensors", "a", card)
+    assert "**It does not distinguish images.** Its training collapsed" in model_card_page("safetensors", "a", card)
 
 
-def test_features_too_large_for_float32s_squares_are_refused(shards: Shards, tmp_path: Path) -> None:
+def test_features_whose_squares_overflow_are_refused(shards: Shards, tmp_path: Path) -> None:
     state = torch.load(weights(tmp_path, dead=False))
     state["layer4.1.bn2.bias"][3] = 1e30
     torch.save(state, tmp_path / "huge.pth")

@@ -1,4 +1,4 @@
-"""Numbers that overflow: no state that holds any is saved, and what to do is said."""
+"""Diverged training: a state that is not finite is not saved, and the error advises what to do."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from train.state import TrainState
 from train.step import forward_backward
 
 
-def spoiled(value: float, step: int) -> Any:
-    """A step whose loss is a number and whose update is none."""
+def diverging_step(value: float, step: int) -> Any:
+    """Return a train_step whose loss is finite and whose update is not."""
 
     def take(state: TrainState, *views: torch.Tensor, **settings: Any) -> Any:
         made = STEP(state, *views, **settings)
@@ -34,10 +34,10 @@ STEP = loop.train_step
 
 
 @pytest.mark.parametrize(("value", "limit_steps"), [(float("nan"), 0), (float("inf"), 4)], ids=["end", "middle"])
-def test_weights_that_are_no_numbers_are_not_saved(
+def test_non_finite_weights_are_not_saved(
     value: float, limit_steps: int, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "train_step", spoiled(value, limit_steps or 6))
+    monkeypatch.setattr(loop, "train_step", diverging_step(value, limit_steps or 6))
     with pytest.raises(InputError, match=r"^step [46]: the weights or .*; there is no checkpoint yet: run it again "
                                          r"with a --lr below 0.001, or with --clip=1$"):  # fmt: skip
         train_here(shards, tmp_path, epochs=1, limit_steps=limit_steps, online_every=1)
@@ -45,8 +45,8 @@ def test_weights_that_are_no_numbers_are_not_saved(
 
 
 @pytest.mark.parametrize("size", [1e30, float("inf"), float("nan")])
-def test_embeddings_that_overflow_have_a_loss_that_is_no_number(size: float) -> None:
-    """float32 holds 1e30, and not its square: normalised, it is zero, with the loss of guessing."""
+def test_overflowing_embeddings_have_a_nan_loss(size: float) -> None:
+    """1e30 fits into float32, but its square does not: normalised, the embedding is zero, and its loss is at chance."""
     model = torch.nn.Linear(4, 8)
     unwrapped: Any = model  # a linear layer stands in for SimCLR
     state = TrainState(unwrapped, lambda views: model(views) * size, torch.optim.SGD(model.parameters(), lr=0.1),
@@ -56,7 +56,7 @@ def test_embeddings_that_overflow_have_a_loss_that_is_no_number(size: float) -> 
     assert forward_backward(state, torch.randn(3, 4), torch.randn(3, 4), temperature=0.5)[0].isfinite()
 
 
-def test_an_optimisers_state_counts_and_whole_numbers_do_not() -> None:
+def test_all_finite_checks_optimizer_state_and_ignores_integers() -> None:
     model = torch.nn.BatchNorm1d(3)
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(4, 3)).sum().backward()

@@ -1,4 +1,4 @@
-"""What is told of embeddings, against twins written by hand."""
+"""Embedding metrics against a slow reference implementation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from train.embedding_metrics import embedding_metrics
 
 
-def slow_watch(z1: torch.Tensor, z2: torch.Tensor) -> dict[str, float]:
+def reference_metrics(z1: torch.Tensor, z2: torch.Tensor) -> dict[str, float]:
     views = [view / view.norm() for view in [*z1.double(), *z2.double()]]
     images = len(z1)
     positive, negative, near, found = [], [], [], 0
@@ -31,23 +31,23 @@ def slow_watch(z1: torch.Tensor, z2: torch.Tensor) -> dict[str, float]:
             "embedding_rank": math.exp(entropy), "top1": found / len(views)}  # fmt: skip
 
 
-def test_equals_the_slow_twin() -> None:
+def test_metrics_equal_the_reference() -> None:
     torch.manual_seed(0)
     z1 = torch.randn(9, 6)
     z2 = z1 + torch.randn(9, 6)
-    wanted = slow_watch(z1, z2)
+    wanted = reference_metrics(z1, z2)
     assert embedding_metrics(z1, z2) == {name: pytest.approx(value, rel=1e-3) for name, value in wanted.items()}
     assert 0 < wanted["top1"] < 1
 
 
-def test_the_share_of_pairs_of_one_patient_is_told_of_the_whole_batch() -> None:
+def test_same_patient_pairs_count_the_joint_batch() -> None:
     z1, z2 = torch.randn(2, 1500, 4)
     patients = torch.arange(1500) // 3
     assert embedding_metrics(z1, z2, patients)["same_patient_pairs"] == pytest.approx(2 / 1499)
     assert "same_patient_pairs" not in embedding_metrics(z1, z2)
 
 
-def test_what_has_collapsed_shows() -> None:
+def test_collapse_is_visible_in_the_metrics() -> None:
     z = torch.ones(8, 1) * torch.randn(1, 16)
     collapsed, spread = embedding_metrics(z, z), embedding_metrics(torch.eye(8), torch.eye(8))
     assert collapsed["embedding_rank"] == pytest.approx(1, abs=0.01)
@@ -56,7 +56,7 @@ def test_what_has_collapsed_shows() -> None:
     assert spread["alignment"] == pytest.approx(0, abs=1e-6) and spread["negative_similarity"] == 0
 
 
-def test_of_a_huge_batch_the_first_thousand_images_are_looked_at() -> None:
+def test_metrics_use_the_first_1024_images() -> None:
     torch.manual_seed(0)
     z1, z2 = torch.randn(2, 1500, 4)
     assert embedding_metrics(z1, z2) == embedding_metrics(z1[:1024], z2[:1024])

@@ -129,7 +129,7 @@ def test_corrupt_checkpoint_warns_and_previous_one_is_used(
     _, encoder = open_encoder(tmp_path / "run", "x", IMAGES, 0)
     export(tmp_path / "run", out=tmp_path / "weights.pth")
     stderr = capsys.readouterr().err
-    assert stderr.count(f"warning: {corrupt} is truncated or corrupt; {good} is taken") == 2
+    assert stderr.count(f"warning: {corrupt} is truncated or corrupt; using {good}") == 2
     assert encoder.state is not None and encoder.state["step"] == step_of(good)
     assert corrupt.exists()  # opening and exporting only read
 
@@ -210,7 +210,7 @@ def test_checkpoint_with_invalid_augmentation_is_neither_opened_nor_exported(
     state = newest(trained)
     path = save_checkpoint(tmp_path, 7, {**state, "augmentation": {**state["augmentation"], **change}})
     for use in (lambda: open_encoder(tmp_path, "x", IMAGES, 0), lambda: export(tmp_path)):
-        with pytest.raises(InputError, match=rf"{path.name}: does not hold what a run's checkpoint does \({reason}"):
+        with pytest.raises(InputError, match=rf"{path.name}: not the content of a run's checkpoint \({reason}"):
             use()
     assert not (tmp_path / "export").exists()
 

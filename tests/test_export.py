@@ -1,4 +1,4 @@
-"""An exported encoder gives the features of our own, wherever it is loaded, and tells what it is."""
+"""An exported encoder gives equal features in every library and contains its model card."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ JOURNAL = [
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run's folder, and the encoder in its newest checkpoint, as we load it ourselves."""
+    """A run's folder, and the encoder of its newest checkpoint."""
 
     folder: Path
     encoder: nn.Module
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """image [N, 1, S, S], grey 0..1 → [N, F]."""
-        return run_on(self.encoder, (image - MEAN) / STD)
+        return features_by(self.encoder, (image - MEAN) / STD)
 
 
 def make_run(folder: Path, arch: str, seed: int = 0, step: int = STEP, **known: Any) -> Run:
-    """A run as training leaves it, its BatchNorm far from its beginnings: whoever loses a tensor shows."""
+    """Create a run whose BatchNorm is far from its initial state, so that a lost tensor changes the features."""
     torch.manual_seed(seed)
     model = SimCLR(arch).to(memory_format=torch.channels_last)
     for module in model.modules():
@@ -82,7 +82,7 @@ def make_run(folder: Path, arch: str, seed: int = 0, step: int = STEP, **known: 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of which everything is known."""
+    """A run with all optional records."""
     run = make_run(tmp_path_factory.mktemp("run"), "resnet18", **KNOWN)
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in JOURNAL))
     return run
@@ -90,7 +90,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def exported(run: Run) -> Callable[[Format], Path]:
-    """Format → where its export is, made once."""
+    """A function from format to the path of its export, which is created once."""
     made: dict[str, Path] = {}
 
     def path_of(format: Format) -> Path:
@@ -114,64 +114,65 @@ def image() -> torch.Tensor:
 formats = pytest.mark.parametrize("format", get_args(Format))
 
 
-def run_on(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a module makes of x, in evaluation."""
+def features_by(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return the module's output for x in evaluation mode."""
     with torch.inference_mode():
         features: torch.Tensor = module.eval()(x)
     return features
 
 
-def equal(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """Within 1e-5 of the largest feature: float32's sums round to some 5e-7 of it. Images must differ by far more."""
+def features_equal(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Compare within 1e-5 of the largest feature; float32 sums round at 5e-7 of it. Images must differ by far more."""
     scale = ours.abs().max()
     assert ours.shape == theirs.shape and (ours[0] - ours[1]).abs().max() > 1e-2 * scale
     return bool((ours - theirs).abs().max() < 1e-5 * scale)
 
 
-def colour(image: torch.Tensor) -> torch.Tensor:
-    """The image normalised, three times, [N, 3, S, S]."""
+def three_channels(image: torch.Tensor) -> torch.Tensor:
+    """Return the normalised image in three equal channels, [N, 3, S, S]."""
     return ((image - MEAN) / STD).expand(-1, 3, -1, -1)
 
 
 def check_torchvision(path: Path, arch: str, ours: torch.Tensor, image: torch.Tensor) -> None:
     resnet = torchvision.models.get_model(arch, weights=None)
     resnet.load_state_dict(torch.load(path, weights_only=True))
-    assert run_on(resnet, colour(image)).eq(0).all()  # the classifier is to be replaced, and looks it
+    assert features_by(resnet, three_channels(image)).eq(0).all()  # the classifier is a placeholder
     resnet.fc = nn.Identity()
-    assert equal(ours, run_on(resnet, colour(image)))
+    assert features_equal(ours, features_by(resnet, three_channels(image)))
 
 
-def test_torchvision_loads_it_strictly_and_gives_our_features(
+def test_torchvision_loads_the_export_strictly_with_equal_features(
     run: Run, exported: Callable[[Format], Path], image: torch.Tensor
 ) -> None:  # fmt: skip
     check_torchvision(exported("torchvision"), "resnet18", run.features(image), image)
 
 
-def test_a_resnet50_goes_through_as_well(tmp_path: Path, image: torch.Tensor) -> None:
+def test_resnet50_exports_with_equal_features(tmp_path: Path, image: torch.Tensor) -> None:
     run = make_run(tmp_path, "resnet50")
     export(run.folder)
     path = tmp_path / "export" / "resnet50-torchvision.pth"
     check_torchvision(path, "resnet50", run.features(image[:2]), image[:2])
 
 
-def test_timm_loads_it_with_three_channels_one_or_a_classifier(
+def test_timm_loads_the_export_with_three_channels_one_channel_or_a_classifier(
     run: Run, exported: Callable[[Format], Path], image: torch.Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
     name = f"local-dir:{exported('timm')}"
     import timm
 
     for model in (timm.create_model(name, pretrained=True, num_classes=0), timm.create_model(name, pretrained=True)):
-        assert equal(run.features(image), run_on(model, colour(image)))
+        assert features_equal(run.features(image), features_by(model, three_channels(image)))
     grey = timm.create_model(name, pretrained=True, num_classes=0, in_chans=1)
-    assert equal(run.features(image), run_on(grey, (image - MEAN) / STD))
+    assert features_equal(run.features(image), features_by(grey, (image - MEAN) / STD))
     classifier = timm.create_model(name, pretrained=True, num_classes=2)
-    assert run_on(classifier, colour(image)).shape == (3, 2)
-    assert equal(run.features(image), run_on(classifier.global_pool, classifier.forward_features(colour(image))))
+    assert features_by(classifier, three_channels(image)).shape == (3, 2)
+    features = features_by(classifier.global_pool, classifier.forward_features(three_channels(image)))
+    assert features_equal(run.features(image), features)
     assert model.num_features == json.loads((exported("timm") / "config.json").read_text())["num_features"] == 512
     assert not caplog.records
 
 
-def test_timms_own_transform_makes_of_an_image_what_our_probe_does(exported: Callable[[Format], Path]) -> None:
+def test_timm_transform_equals_the_probes_preprocessing(exported: Callable[[Format], Path]) -> None:
     folder = exported("timm")
     import timm.data
 
@@ -181,10 +182,10 @@ def test_timms_own_transform_makes_of_an_image_what_our_probe_does(exported: Cal
     theirs = transform(Image.fromarray(levels.numpy()).convert("RGB"))
     ours = (F.resize(levels[None] / 255, [SIZE, SIZE], antialias=True) - MEAN) / STD
     assert theirs.shape == (3, SIZE, SIZE)
-    assert (theirs - ours).abs().max() < 1.1 / 255 / STD  # Pillow rounds to whole levels
+    assert (theirs - ours).abs().max() < 1.1 / 255 / STD  # Pillow rounds to integers
 
 
-def test_safetensors_holds_torchvisions_keys_but_for_fc(
+def test_safetensors_has_torchvisions_keys_without_fc(
     run: Run, exported: Callable[[Format], Path], image: torch.Tensor
 ) -> None:  # fmt: skip
     path = exported("safetensors")
@@ -193,10 +194,10 @@ def test_safetensors_holds_torchvisions_keys_but_for_fc(
     resnet = torchvision.models.resnet18(weights=None)
     resnet.fc = nn.Identity()
     resnet.load_state_dict(load_file(path))
-    assert equal(run.features(image), run_on(resnet, colour(image)))
+    assert features_equal(run.features(image), features_by(resnet, three_channels(image)))
 
 
-def test_onnx_takes_grey_images_in_batches_of_any_size(
+def test_onnx_accepts_grey_images_in_any_batch_size(
     run: Run, exported: Callable[[Format], Path], image: torch.Tensor
 ) -> None:  # fmt: skip
     path = exported("onnx")
@@ -207,12 +208,12 @@ def test_onnx_takes_grey_images_in_batches_of_any_size(
     assert (taken.name, taken.type, taken.shape) == ("image", "tensor(float)", ["batch", 1, SIZE, SIZE])
     assert (given.name, given.type, given.shape) == ("features", "tensor(float)", ["batch", 512])
     theirs = torch.from_numpy(session.run(["features"], {"image": image.numpy()})[0])
-    assert equal(run.features(image), theirs)
+    assert features_equal(run.features(image), theirs)
     one = torch.from_numpy(session.run(["features"], {"image": image[:1].numpy()})[0])
     assert torch.allclose(one, theirs[:1], rtol=1e-4, atol=1e-4)
 
 
-def test_onnx_is_one_file_that_names_no_folder_of_ours(run: Run, exported: Callable[[Format], Path]) -> None:
+def test_onnx_is_one_file_without_local_paths(run: Run, exported: Callable[[Format], Path]) -> None:
     path = exported("onnx")
     import onnx
 
@@ -224,7 +225,7 @@ def test_onnx_is_one_file_that_names_no_folder_of_ours(run: Run, exported: Calla
     assert not any(str(place).encode() in content for place in (ROOT, sys.prefix, run.folder))
 
 
-def test_exporting_to_onnx_says_its_one_line_and_no_more(
+def test_onnx_export_prints_one_line(
     run: Run, exported: Callable[[Format], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -234,12 +235,12 @@ def test_exporting_to_onnx_says_its_one_line_and_no_more(
         warnings.simplefilter("error")
         export(run.folder, format="onnx", out=tmp_path / "a.onnx")
     assert capfd.readouterr() == (f"{tmp_path / 'a.onnx'}: resnet18, 512 features, after {STEP} steps\n", "")
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]  # torch traces itself below
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert {file.name for file in tmp_path.iterdir()} == {"a.onnx", "a.md"}
 
 
 def card_of(format: Format, path: Path) -> Any:
-    """The card in an export, read as its page says."""
+    """Read the card of an export as its page describes."""
     if format == "torchvision":
         return torch.load(path, weights_only=True).card
     if format == "onnx":
@@ -254,7 +255,7 @@ def card_of(format: Format, path: Path) -> Any:
 
 
 @formats
-def test_the_card_is_inside_and_tells_all_that_is_known(exported: Callable[[Format], Path], format: Format) -> None:
+def test_export_contains_the_complete_card(exported: Callable[[Format], Path], format: Format) -> None:
     card = card_of(format, exported(format))
     assert card == {
         "name": "SimCLR resnet18 for chest X-rays", "use": "for research; not for diagnosis", "arch": "resnet18",
@@ -262,7 +263,7 @@ def test_the_card_is_inside_and_tells_all_that_is_known(exported: Callable[[Form
         "input": {"size": SIZE, "grey": "0..1", "mean": MEAN, "std": STD},
         "data": {"fingerprint": "0123456789abcdef", "images": 191027, "patients": 64000},
         "training": {"epoch": 2, "step_in_epoch": 0, "step": STEP},
-        # Not the lines of step 60, which the checkpoint hasn't seen.
+        # Lines after the checkpoint's step are excluded.
         "metrics": {"epoch": {"epoch": 2, "loss": 4.25},
                     "online": {"epoch": 1, "knn_auroc": 0.61, "linear_auroc": 0.64}},
         "augmentation": {"size": SIZE, "crop_area": [0.2, 1.0], "crop_ratio": [3 / 4, 4 / 3], "flip_probability": 0.5,
@@ -276,7 +277,7 @@ def test_the_card_is_inside_and_tells_all_that_is_known(exported: Callable[[Form
 
 
 @formats
-def test_the_page_beside_it_shows_the_card_and_its_code_works(
+def test_page_shows_the_card_and_its_code_works(
     run: Run, exported: Callable[[Format], Path], image: torch.Tensor, format: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     path = exported(format)
@@ -292,10 +293,10 @@ def test_the_page_beside_it_shows_the_card_and_its_code_works(
     names: dict[str, Any] = {"image": image.numpy() if format == "onnx" else image}
     with torch.inference_mode():
         exec(code, names)
-    assert equal(run.features(image), torch.as_tensor(names["features"]))
+    assert features_equal(run.features(image), torch.as_tensor(names["features"]))
 
 
-def test_what_an_older_checkpoint_does_not_know_is_left_out(tmp_path: Path) -> None:
+def test_card_omits_what_an_older_checkpoint_lacks(tmp_path: Path) -> None:
     run = make_run(tmp_path, "resnet18")
     line = {"kind": "online", "step": 1, "epoch": 1, "knn_auroc": float("nan"), "linear_auroc": None}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
@@ -306,18 +307,18 @@ def test_what_an_older_checkpoint_does_not_know_is_left_out(tmp_path: Path) -> N
     assert not [word for word in ("None", "nan", "auroc", "commit", "Versions", "Metrics") if word in page]
 
 
-def test_one_that_does_not_say_after_how_many_steps_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_checkpoint_without_step_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     run = make_run(tmp_path, "resnet18")
     (path,) = (run.folder / "checkpoints").iterdir()
     state = load_checkpoint(path)
     path.unlink()
     save_checkpoint(run.folder, 7, {name: value for name, value in state.items() if name not in ("step", "format")})
-    with pytest.raises(InputError, match=r"does not hold what a run's checkpoint does .KeyError: 'step'"):
+    with pytest.raises(InputError, match=r"not the content of a run's checkpoint .KeyError: 'step'"):
         export(run.folder)
     assert not (tmp_path / "export").exists()
 
 
-def test_another_checkpoint_is_taken_when_asked_for_and_out_is_where_it_goes(
+def test_export_uses_the_given_checkpoint_and_out(
     tmp_path: Path, image: torch.Tensor
 ) -> None:  # fmt: skip
     folder, out = tmp_path / "run", tmp_path / "new" / "it.pth"
@@ -331,12 +332,12 @@ def test_another_checkpoint_is_taken_when_asked_for_and_out_is_where_it_goes(
     check_torchvision(out, "resnet18", older.features(image), image)
     assert card_of("torchvision", out)["metrics"]["epoch"] == {"epoch": 1, "loss": 4.5}
     export(folder, out=out, checkpoint=path.rename(tmp_path / path.name))
-    assert "metrics" not in card_of("torchvision", out)  # a file from elsewhere: the journal may be of another run
+    assert "metrics" not in card_of("torchvision", out)  # the journal may belong to another run
 
 
 @contextmanager
-def files_up_to(limit: int) -> Iterator[None]:
-    """Any file that grows beyond `limit` bytes fails, as on a full disk."""
+def limit_file_size(limit: int) -> Iterator[None]:
+    """Make writing a file beyond `limit` bytes fail, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -346,18 +347,18 @@ def files_up_to(limit: int) -> Iterator[None]:
 
 
 @formats
-def test_a_full_disk_leaves_the_export_that_was_there(
+def test_full_disk_keeps_the_previous_export(
     run: Run, exported: Callable[[Format], Path], format: Format
 ) -> None:  # fmt: skip
     exported(format)
     folder = run.folder / "export"
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    with files_up_to(1 << 20), pytest.raises(OSError, match="too large"):
+    with limit_file_size(1 << 20), pytest.raises(OSError, match="too large"):
         export(run.folder, format=format)
     assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path, run: Run) -> None:
+def test_impossible_exports_are_refused_in_one_line(tmp_path: Path, run: Run) -> None:
     file = tmp_path / "file"
     file.touch()
     no_checkpoint = f"{tmp_path}: no checkpoint in {tmp_path / 'checkpoints'}; train first: python -m train"
@@ -374,7 +375,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path, run: Run
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_timms_folder_cannot_be_a_file(tmp_path: Path, run: Run) -> None:
+def test_timm_export_to_a_file_is_refused(tmp_path: Path, run: Run) -> None:
     pytest.importorskip("safetensors", reason="--format=timm requires safetensors: pip install '.[export]'")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--out=.*file: a file, but timm's export is a folder; give another name"):
@@ -383,7 +384,7 @@ def test_timms_folder_cannot_be_a_file(tmp_path: Path, run: Run) -> None:
 
 @pytest.mark.parametrize(("format", "package"), [("timm", "safetensors"), ("safetensors", "safetensors"),
                                                  ("onnx", "onnx"), ("onnx", "onnxscript")])  # fmt: skip
-def test_a_package_that_is_not_there_is_named_with_its_cure(
+def test_missing_package_is_named_with_its_cure(
     tmp_path: Path, format: Format, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     for needed in NEEDED[format]:

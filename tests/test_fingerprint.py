@@ -1,4 +1,4 @@
-"""A run goes on under what it began with: what differs is told in a table, what is harmless is let through."""
+"""A run resumes only under the settings it started with: others are listed in a table, harmless ones allowed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from train.config import MAY_CHANGE_ON_RESUME, Config
 
 
 @pytest.fixture(scope="module")
-def begun(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that stands three steps into its first epoch."""
-    run = tmp_path_factory.mktemp("begun")
+def started(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run three steps into its first epoch."""
+    run = tmp_path_factory.mktemp("started")
     train_here(shards, run, limit_steps=3)
     return run
 
@@ -31,36 +31,36 @@ def begun(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
      ({"arch": "resnet34"}, "arch resnet18 resnet34"),
      ({"optimizer": "adamw"}, "optimizer adam adamw"), ({"weight_decay": 0.1}, "weight_decay 0.0 0.1")],
 )  # fmt: skip
-def test_other_settings_are_refused_with_what_differs(
-    shards: Shards, begun: Path, settings: dict[str, Any], row: str, capfd: pytest.CaptureFixture[str]
+def test_other_settings_are_refused_with_a_table(
+    shards: Shards, started: Path, settings: dict[str, Any], row: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (name,) = settings
-    with pytest.raises(InputError, match=rf"made under what gives other numbers, {name}") as told:
-        train_here(shards, begun, **settings)
+    with pytest.raises(InputError, match=rf"saved under other settings, code or data: {name}") as told:
+        train_here(shards, started, **settings)
     assert [line.split() for line in capfd.readouterr().err.splitlines()][:2] == [["there", "now"], row.split()]
     assert (f"--accept={name}" in str(told.value)) == (name not in fingerprint.NEVER_ACCEPTED)
-    assert newest(begun)["step"] == 3
+    assert newest(started)["step"] == 3
 
 
-def test_another_schedule_says_what_becomes_of_the_epochs(
-    shards: Shards, begun: Path, capfd: pytest.CaptureFixture[str]
+def test_other_schedule_is_refused_and_shows_epochs(
+    shards: Shards, started: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="other numbers, epochs, schedule; "):
-        train_here(shards, begun, schedule="cosine")
+        train_here(shards, started, schedule="cosine")
     assert [line.split() for line in capfd.readouterr().err.splitlines()] == [
         ["there", "now"], ["epochs", "any", "2"], ["schedule", "constant", "cosine"]]  # fmt: skip
 
 
-def test_other_shards_are_refused(shards: Shards, begun: Path, radiographs: Path, tmp_path: Path) -> None:
+def test_other_shards_are_refused(shards: Shards, started: Path, radiographs: Path, tmp_path: Path) -> None:
     build(radiographs, tmp_path / "others", size=64, shard_size=40, workers=1)
     with pytest.raises(InputError, match="other numbers, shards"):
-        train_here(dataclasses.replace(shards, folder=tmp_path / "others"), begun)
+        train_here(dataclasses.replace(shards, folder=tmp_path / "others"), started)
 
 
 @pytest.mark.skipif(not has_dali(), reason="NVIDIA DALI is not installed")
-def test_another_backend_is_refused(shards: Shards, begun: Path) -> None:
-    with pytest.raises(InputError, match="made under what gives other numbers, dali, backend;"):
-        train_here(shards, begun, dali=False)
+def test_another_backend_is_refused(shards: Shards, started: Path) -> None:
+    with pytest.raises(InputError, match="saved under other settings, code or data: dali, backend;"):
+        train_here(shards, started, dali=False)
 
 
 @pytest.mark.parametrize("name", ["code", "torch"])
@@ -78,23 +78,23 @@ def test_other_code_and_versions_are_refused_and_can_be_accepted(
         train_here(shards, tmp_path, limit_steps=3)
     train_here(shards, tmp_path, limit_steps=3, accept=(name,))
     assert newest(tmp_path)["step"] == 3
-    with pytest.raises(InputError, match="--accept=cod: cod is nothing that could be accepted; nothing differs"):
+    with pytest.raises(InputError, match="--accept=cod: cod is not the name of a difference; nothing differs"):
         train_here(shards, tmp_path, accept=("cod",))
 
 
-def test_a_decay_that_is_accepted_is_taken(shards: Shards, begun: Path) -> None:
-    train_here(shards, begun, limit_steps=4, weight_decay=0.5, accept=("weight_decay",))
-    assert [group["weight_decay"] for group in newest(begun)["optimizer"]["param_groups"]] == [0.5, 0.0]
-    train_here(shards, begun, limit_steps=5, accept=("weight_decay",))  # for the tests that follow
+def test_accepted_weight_decay_is_applied(shards: Shards, started: Path) -> None:
+    train_here(shards, started, limit_steps=4, weight_decay=0.5, accept=("weight_decay",))
+    assert [group["weight_decay"] for group in newest(started)["optimizer"]["param_groups"]] == [0.5, 0.0]
+    train_here(shards, started, limit_steps=5, accept=("weight_decay",))  # for the following tests
 
 
-def test_what_is_harmless_is_let_through(shards: Shards, begun: Path) -> None:
-    train_here(shards, begun, limit_steps=6, workers=1, log_every=7, checkpoint_minutes=3.0, online_every=0, epochs=9,
+def test_harmless_changes_are_allowed(shards: Shards, started: Path) -> None:
+    train_here(shards, started, limit_steps=6, workers=1, log_every=7, checkpoint_minutes=3.0, online_every=0, epochs=9,
                recompute=True)  # fmt: skip
-    assert newest(begun)["step"] == 6
+    assert newest(started)["step"] == 6
 
 
-def test_a_cosines_end_is_not_harmless(tmp_path: Path) -> None:
+def test_end_of_a_cosine_schedule_is_decisive(tmp_path: Path) -> None:
     config = Config(shards=tmp_path, out=tmp_path, **SETTINGS)
     assert config.decisive()["epochs"] == "any"
     assert dataclasses.replace(config, schedule="cosine").decisive()["epochs"] == 2
@@ -106,7 +106,7 @@ def test_every_setting_is_decisive_or_harmless(tmp_path: Path) -> None:
     assert set(Config(shards=tmp_path, out=tmp_path).decisive()) == names - MAY_CHANGE_ON_RESUME | {"epochs"}
 
 
-def test_comments_and_docstrings_are_not_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_hash_ignores_comments_and_docstrings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fingerprint, "ROOT", tmp_path)
 
     def hash_of(text: str) -> str:
@@ -118,29 +118,29 @@ def test_comments_and_docstrings_are_not_the_code(tmp_path: Path, monkeypatch: p
     assert plain != hash_of("def f(x):\n    return x + 2\n")
 
 
-def test_the_code_that_is_hashed_is_there() -> None:
+def test_hashed_files_exist() -> None:
     assert all((fingerprint.ROOT / name).is_file() for name in fingerprint.CODE)
 
 
-def test_all_that_makes_views_is_hashed() -> None:
+def test_all_modules_that_make_views_are_hashed() -> None:
     files = {path.relative_to(fingerprint.ROOT).as_posix() for path in (fingerprint.ROOT / "pipeline").rglob("*.py")}
-    others = ("__init__", "fused/__init__", "__main__", "preview", "workers")  # the last moves batches and makes none
+    others = ("__init__", "fused/__init__", "__main__", "preview", "workers")  # workers only transports batches
     assert files - {*fingerprint.CODE} == {f"pipeline/{name}.py" for name in others}
 
 
-def test_ranks_may_differ_between_epochs_alone(tmp_path: Path) -> None:
+def test_ranks_may_differ_only_between_epochs(tmp_path: Path) -> None:
     def check(between_epochs: bool) -> None:
         fingerprint.check_fingerprint(tmp_path, {"ranks": 1}, {"ranks": 2}, between_epochs=between_epochs, accept=())
 
     check(between_epochs=True)
-    with pytest.raises(InputError, match="another number of ranks goes on from an epoch's end alone"):
+    with pytest.raises(InputError, match="another number of ranks can resume only from the end of an epoch"):
         check(between_epochs=False)
 
 
-def test_the_command_refuses_without_a_traceback(shards: Shards, begun: Path) -> None:
-    done = run_module("train", f"--shards={shards.folder}", f"--out={begun}", "--batch-size=16", "--size=32",
+def test_command_refuses_without_a_traceback(shards: Shards, started: Path) -> None:
+    done = run_module("train", f"--shards={shards.folder}", f"--out={started}", "--batch-size=16", "--size=32",
                       "--device=cpu")  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
     table, complaint = [line.split() for line in done.stderr.splitlines()[:-1]], done.stderr.splitlines()[-1]
     assert ["arch", "resnet18", "resnet50"] in table
-    assert "go back to that, or train anew with another --out" in complaint and "--accept" not in complaint
+    assert "restore them, or train from scratch with another --out" in complaint and "--accept" not in complaint

@@ -1,4 +1,4 @@
-"""Large batches against one plain backward over the whole batch, in float64."""
+"""Large-batch methods against one backward pass over the complete batch, in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.small import SmallModel
-from train.large_batch import backward_by_micro_batches, recompute_blocks
+from train.large_batch import apply_activation_checkpointing, backward_by_micro_batches
 from train.loss import nt_xent
 from train.model import SimCLR
 
@@ -26,8 +26,8 @@ def views() -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.randn(2, IMAGES, 1, 32, 32, dtype=torch.float64))  # type: ignore[return-value]
 
 
-def plain(model: nn.Module, micro_batch: int) -> float:
-    """One backward through one graph over all images, whose BatchNorm sees `micro_batch` of them at a time."""
+def single_backward(model: nn.Module, micro_batch: int) -> float:
+    """Run one backward pass over all images. BatchNorm sees `micro_batch` of them at a time."""
     torch.manual_seed(2)
     parts = zip(*(view.split(micro_batch) for view in views()), strict=True)
     embedded = [model(torch.cat([part1, part2])).chunk(2) for part1, part2 in parts]
@@ -37,15 +37,15 @@ def plain(model: nn.Module, micro_batch: int) -> float:
     return loss.item()
 
 
-def by_micro_batches(model: nn.Module, micro_batch: int) -> float:
+def micro_batch_backward(model: nn.Module, micro_batch: int) -> float:
     torch.manual_seed(2)
     loss, z1, z2 = backward_by_micro_batches(model, model, *views(), LOSS, micro_batch, lambda value: value)
     assert z1.shape == z2.shape == (IMAGES, 128) and LOSS(z1, z2).item() == pytest.approx(loss.item(), rel=1e-12)
     return loss.item()
 
 
-def apart(one: nn.Module, other: nn.Module) -> float:
-    """The largest relative distance of two models' gradients, parameter by parameter."""
+def max_gradient_distance(one: nn.Module, other: nn.Module) -> float:
+    """Return the largest relative distance between the gradients of two models' parameters."""
     distances = []
     for (name, mine), (_, its) in zip(one.named_parameters(), other.named_parameters(), strict=True):
         assert mine.grad is not None and its.grad is not None, name
@@ -53,43 +53,43 @@ def apart(one: nn.Module, other: nn.Module) -> float:
     return max(distances)
 
 
-def same_statistics(one: nn.Module, other: nn.Module, atol: float = 0) -> bool:
+def running_stats_equal(one: nn.Module, other: nn.Module, atol: float = 0) -> bool:
     return all(torch.allclose(mine, its, rtol=1e-12, atol=atol) if mine.is_floating_point() else torch.equal(mine, its)
                for mine, its in zip(one.buffers(), other.buffers(), strict=True))  # fmt: skip
 
 
-def test_recomputed_gradients_are_those_of_one_plain_backward() -> None:
+def test_recomputed_gradients_equal_stored_activations() -> None:
     model, twin = SmallModel(), SmallModel()
-    recompute_blocks(model)
-    assert plain(model, IMAGES) == pytest.approx(plain(twin, IMAGES), rel=1e-9)
-    assert apart(model, twin) < 1e-9
-    assert same_statistics(model, twin)
+    apply_activation_checkpointing(model)
+    assert single_backward(model, IMAGES) == pytest.approx(single_backward(twin, IMAGES), rel=1e-9)
+    assert max_gradient_distance(model, twin) < 1e-9
+    assert running_stats_equal(model, twin)
     assert int(model.stem[1].num_batches_tracked) == 1
     assert model.state_dict().keys() == twin.state_dict().keys()
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.long, NEEDS_COMPILER])])
-def test_a_compiled_model_gives_the_same_gradients_by_micro_batches(backend: str) -> None:
+def test_compiled_model_has_the_same_micro_batch_gradients(backend: str) -> None:
     """Its statistics move once, though the compiler has a graph of its own for each of the two passes. Both backends
     trace those; inductor, which --compile takes, writes C++ of them, for a minute."""
     model, twin = SmallModel(dropout=0.0), SmallModel(dropout=0.0)
     compiled = torch.compile(model, backend=backend)
     loss, _, _ = backward_by_micro_batches(compiled, model, *views(), LOSS, 4, lambda value: value)
-    assert loss.item() == pytest.approx(by_micro_batches(twin, 4), rel=1e-9)
-    assert apart(model, twin) < 1e-9 and same_statistics(model, twin, atol=1e-15)
+    assert loss.item() == pytest.approx(micro_batch_backward(twin, 4), rel=1e-9)
+    assert max_gradient_distance(model, twin) < 1e-9 and running_stats_equal(model, twin, atol=1e-15)
 
 
-def test_every_block_of_our_resnets_is_recomputed() -> None:
+def test_every_residual_block_is_recomputed() -> None:
     model, twin = SimCLR("resnet18"), SimCLR("resnet18")
     twin.load_state_dict(model.state_dict())
-    recompute_blocks(model)
+    apply_activation_checkpointing(model)
     for one in (model, twin):
         LOSS(*one(torch.cat(views()).float()).chunk(2)).backward()
     assert sum("forward" in vars(module) for module in model.modules()) == 8
-    assert apart(model, twin) < 1e-5 and same_statistics(model, twin)
+    assert max_gradient_distance(model, twin) < 1e-5 and running_stats_equal(model, twin)
 
 
-def test_recomputing_keeps_less_for_backward() -> None:
+def test_recomputation_saves_fewer_tensors_for_backward() -> None:
     def kept(model: nn.Module) -> int:
         sizes: dict[int, int] = {}
 
@@ -103,42 +103,42 @@ def test_recomputing_keeps_less_for_backward() -> None:
 
     model, twin = SmallModel(), SmallModel()
     before = kept(twin)
-    recompute_blocks(model)
+    apply_activation_checkpointing(model)
     assert kept(model) < 0.5 * before
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4, 12])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_micro_batches_give_the_gradient_of_one_graph_over_them(micro_batch: int, recompute: bool) -> None:
+def test_micro_batch_gradient_equals_that_of_one_graph(micro_batch: int, recompute: bool) -> None:
     model, twin = SmallModel(), SmallModel()
     if recompute:
-        recompute_blocks(model)
-    assert by_micro_batches(model, micro_batch) == pytest.approx(plain(twin, micro_batch), rel=1e-9)
-    assert apart(model, twin) < 1e-9
-    assert same_statistics(model, twin)
+        apply_activation_checkpointing(model)
+    assert micro_batch_backward(model, micro_batch) == pytest.approx(single_backward(twin, micro_batch), rel=1e-9)
+    assert max_gradient_distance(model, twin) < 1e-9
+    assert running_stats_equal(model, twin)
     assert int(model.stem[1].num_batches_tracked) == IMAGES // micro_batch
 
 
-def test_accumulating_the_loss_of_micro_batches_is_not_that_gradient() -> None:
-    """It adds no negatives: what the study names as the cure of a batch too large."""
+def test_gradient_accumulation_gives_another_gradient() -> None:
+    """Accumulation adds no negatives, although the study recommends it for batches that do not fit into memory."""
     accumulated, twin = SmallModel(), SmallModel()
     torch.manual_seed(2)
     for part1, part2 in zip(*(view.split(4) for view in views()), strict=True):
         (LOSS(*accumulated(torch.cat([part1, part2])).chunk(2)) / 3).backward()
-    plain(twin, 4)
-    assert apart(accumulated, twin) > 0.1
+    single_backward(twin, 4)
+    assert max_gradient_distance(accumulated, twin) > 0.1
 
 
-def test_micro_batches_are_not_whole_batch_batchnorm() -> None:
-    """What is documented of --micro-batch: its model is another, as on GPUs without SyncBatchNorm."""
+def test_micro_batches_differ_from_whole_batch_batchnorm() -> None:
+    """As documented for --micro-batch: the model differs, as on several GPUs without SyncBatchNorm."""
     model, twin = SmallModel(), SmallModel()
-    by_micro_batches(model, 4)
-    plain(twin, IMAGES)
-    assert apart(model, twin) > 0.1
+    micro_batch_backward(model, 4)
+    single_backward(twin, IMAGES)
+    assert max_gradient_distance(model, twin) > 0.1
 
 
-def test_under_autocast_every_weight_gets_its_gradient() -> None:
-    """Autocast keeps the weights it has cast; cast in the pass without a graph they would have no gradient."""
+def test_every_weight_has_a_gradient_under_autocast() -> None:
+    """Autocast caches cast weights. Weights cast in the pass without a graph would have no gradient."""
     model, twin = SmallModel().float(), SmallModel().float()
     view1, view2 = (view.float() for view in views())
 
@@ -151,15 +151,15 @@ def test_under_autocast_every_weight_gets_its_gradient() -> None:
     backward_by_micro_batches(partial(embed, model), model, view1, view2, LOSS, IMAGES, lambda value: value)
     torch.manual_seed(2)
     LOSS(*embed(twin, torch.cat([view1, view2])).chunk(2)).backward()
-    assert apart(model, twin) < 1e-6
+    assert max_gradient_distance(model, twin) < 1e-6
 
 
-def test_a_scaled_loss_scales_the_gradient_and_not_the_loss() -> None:
+def test_loss_scale_applies_to_the_gradient_only() -> None:
     model, twin = copy.deepcopy(SmallModel()), SmallModel()
     torch.manual_seed(2)
     scaled, _, _ = backward_by_micro_batches(model, model, *views(), LOSS, 4, lambda value: value * 1024)
-    assert scaled.item() == pytest.approx(by_micro_batches(twin, 4), rel=1e-12)
+    assert scaled.item() == pytest.approx(micro_batch_backward(twin, 4), rel=1e-12)
     for parameter in model.parameters():
         assert parameter.grad is not None
         parameter.grad /= 1024
-    assert apart(model, twin) < 1e-9
+    assert max_gradient_distance(model, twin) < 1e-9

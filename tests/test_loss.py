@@ -1,4 +1,4 @@
-"""NT-Xent against a slow twin in float64."""
+"""NT-Xent against a slow reference implementation in float64."""
 
 import math
 
@@ -11,10 +11,10 @@ from train.presets import SamePatient
 PATIENTS = [3, 0, 3, 1, 0, 3, 2]
 
 
-def slow_nt_xent(
+def reference_nt_xent(
     z1: torch.Tensor, z2: torch.Tensor, temperature: float, patients: list[int] | None = None, same: str = "negatives"
 ) -> float:
-    """Equation 1 of the paper, term by term; what is of the same patient left out, or counted as positives."""
+    """Compute equation 1 of the paper term by term, with views of the same patient masked or positives."""
     views, total = [*z1, *z2], 0.0
     of = 2 * (patients or list(range(len(z1))))
     for i, anchor in enumerate(views):
@@ -28,24 +28,24 @@ def slow_nt_xent(
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 2.0])
-def test_equals_the_slow_twin(temperature: float) -> None:
+def test_loss_equals_the_reference(temperature: float) -> None:
     torch.manual_seed(0)
     z1, z2 = torch.randn(2, 7, 16, dtype=torch.float64)
-    assert nt_xent(z1, z2, temperature).item() == pytest.approx(slow_nt_xent(z1, z2, temperature), rel=1e-12)
+    assert nt_xent(z1, z2, temperature).item() == pytest.approx(reference_nt_xent(z1, z2, temperature), rel=1e-12)
 
 
 @pytest.mark.parametrize("same", ["masked", "positives"])
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
-def test_equals_the_slow_twin_where_patients_have_several_images(same: SamePatient, temperature: float) -> None:
+def test_loss_equals_the_reference_with_several_images_per_patient(same: SamePatient, temperature: float) -> None:
     torch.manual_seed(0)
     z1, z2 = torch.randn(2, 7, 16, dtype=torch.float64)
     found = nt_xent(z1, z2, temperature, torch.tensor(PATIENTS), same).item()
-    assert found == pytest.approx(slow_nt_xent(z1, z2, temperature, PATIENTS, same), rel=1e-12)
-    assert found != pytest.approx(slow_nt_xent(z1, z2, temperature), rel=1e-3)
+    assert found == pytest.approx(reference_nt_xent(z1, z2, temperature, PATIENTS, same), rel=1e-12)
+    assert found != pytest.approx(reference_nt_xent(z1, z2, temperature), rel=1e-3)
 
 
 @pytest.mark.parametrize("same", ["negatives", "masked", "positives"])
-def test_patients_of_one_image_each_change_nothing(same: SamePatient) -> None:
+def test_patients_with_one_image_do_not_change_the_loss(same: SamePatient) -> None:
     torch.manual_seed(0)
     z1, z2 = torch.randn(2, 7, 16, dtype=torch.float64)
     found = nt_xent(z1, z2, 0.5, torch.arange(7), same).item()
@@ -53,13 +53,13 @@ def test_patients_of_one_image_each_change_nothing(same: SamePatient) -> None:
 
 
 @pytest.mark.parametrize("same", ["masked", "positives"])
-def test_a_batch_of_one_patient_is_finite(same: SamePatient) -> None:
+def test_batch_of_one_patient_has_a_finite_loss(same: SamePatient) -> None:
     torch.manual_seed(0)
     z1, z2 = (torch.randn(5, 8, requires_grad=True) for _ in range(2))
     loss = nt_xent(z1, z2, 0.05, torch.zeros(5, dtype=torch.int64), same)
     loss.backward()
     assert loss.isfinite() and z1.grad is not None and z1.grad.isfinite().all()
-    assert (loss.item() == 0) == (same == "masked")  # without a negative there is nothing to tell apart
+    assert (loss.item() == 0) == (same == "masked")  # a softmax over the positive alone
 
 
 @pytest.mark.parametrize("same", ["negatives", "masked", "positives"])
@@ -70,7 +70,7 @@ def test_gradient_equals_finite_differences(same: SamePatient) -> None:
     assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.5, patients, same), (z1, z2))
 
 
-def test_is_finite_and_float32_under_bf16_autocast_at_a_small_temperature() -> None:
+def test_loss_is_float32_and_finite_under_bf16_autocast() -> None:
     torch.manual_seed(0)
     z1, z2 = torch.randn(2, 32, 128, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
@@ -81,7 +81,7 @@ def test_is_finite_and_float32_under_bf16_autocast_at_a_small_temperature() -> N
     assert loss.item() == pytest.approx(exact.item(), abs=1e-5)
 
 
-def test_equal_views_of_distinct_images_give_the_least_loss_and_equal_images_chance() -> None:
+def test_loss_is_minimal_for_equal_views_and_chance_for_equal_images() -> None:
     far_apart = torch.eye(8)
     assert nt_xent(far_apart, far_apart, 0.05).item() < 1e-6
     collapsed = torch.ones(8, 4)

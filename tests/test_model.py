@@ -13,7 +13,7 @@ WIDTHS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
 
 
 @pytest.mark.parametrize(("arch", "features"), WIDTHS.items())
-def test_it_is_torchvisions_resnet_but_for_stem_and_classifier(arch: str, features: int) -> None:
+def test_encoder_is_torchvisions_resnet_except_stem_and_classifier(arch: str, features: int) -> None:
     model = SimCLR(arch)
     twin = torchvision.models.get_model(arch, weights=None).state_dict()
     ours = model.encoder.state_dict()
@@ -24,7 +24,7 @@ def test_it_is_torchvisions_resnet_but_for_stem_and_classifier(arch: str, featur
         (features, features), (128, features)]  # fmt: skip
 
 
-def test_a_grey_stem_equals_a_colour_stem_fed_the_image_once() -> None:
+def test_grey_stem_equals_color_stem_on_one_channel() -> None:
     grey, _ = build_encoder("resnet18")
     colour = torchvision.models.resnet18(weights=None)
     colour.fc = torch.nn.Identity()
@@ -36,7 +36,7 @@ def test_a_grey_stem_equals_a_colour_stem_fed_the_image_once() -> None:
         assert torch.allclose(grey.eval()(x), colour.eval()(x.expand(-1, 3, -1, -1)), atol=1e-5)
 
 
-def test_the_seed_gives_the_weights_and_the_batch_its_projections() -> None:
+def test_seed_determines_weights_and_projections() -> None:
     torch.manual_seed(3)
     one = SimCLR("resnet18")
     torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""The online probe: which images it looks at, what it makes of them, and that it changes nothing."""
+"""The online probe: which images it uses, how it scores them, and that it does not change the run."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from train.status import status
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    """Phantoms enough for a finding to have ten of each in both parts."""
-    folder = tmp_path_factory.mktemp("many")
+def many_shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """Enough phantoms for a finding to have ten positives and ten negatives in both parts."""
+    folder = tmp_path_factory.mktemp("many_shards")
     phantom(folder / "radiographs", images=330, seed=3, workers=1)
     build(folder / "radiographs", folder / "shards", size=64, shard_size=100, workers=1)
     return Shards(folder / "shards", read_manifest(folder / "shards"))
 
 
-def probe_of(shards: Shards) -> tuple[OnlineProbe, nn.Module]:
+def make_probe(shards: Shards) -> tuple[OnlineProbe, nn.Module]:
     config, manifest, augmentation, _, state = set_up(
         Config(shards=shards.folder, out=shards.folder / "none", dali=has_dali(), arch="resnet18", size=32,
                         device="cpu", precision="fp32"))  # fmt: skip
     return OnlineProbe(config, manifest, augmentation, state.device), state.model.encoder
 
 
-def test_it_looks_at_training_patients_alone_and_holds_a_quarter_out(many: Shards) -> None:
-    chosen = probe_of(many)[0].images
-    train = read_labels(many.folder, many.manifest, ("train",))
+def test_probe_uses_training_patients_and_holds_out_a_quarter(many_shards: Shards) -> None:
+    chosen = make_probe(many_shards)[0].images
+    train = read_labels(many_shards.folder, many_shards.manifest, ("train",))
     pd.testing.assert_frame_equal(chosen.labels, train.iloc[chosen.samples])
     held_out, fit = (set(chosen.labels["patient"][mask]) for mask in (chosen.held_out, ~chosen.held_out))
     assert not held_out & fit and len(held_out) == round(len(held_out | fit) / 4)
     for finding in chosen.findings:
         for part in (chosen.held_out, ~chosen.held_out):
             assert all((chosen.labels[finding][part] == value).sum() >= 10 for value in (0, 1))
-    assert chosen.findings and len(chosen.findings) < len(many.manifest.findings)
+    assert chosen.findings and len(chosen.findings) < len(many_shards.manifest.findings)
 
 
-def test_scores_match_features_with_their_labels(many: Shards) -> None:
+def test_scores_are_one_for_perfect_features_only(many_shards: Shards) -> None:
     """Features that equal a finding's label give AUROC 1 for both probes; random features do not."""
-    images = probe_of(many)[0].images
+    images = make_probe(many_shards)[0].images
     images = replace(images, findings=images.findings[:1])
     truth = images.labels[images.findings[0]].fillna(0.5).to_numpy()
     features = np.stack([truth, 1 - truth, np.ones_like(truth)], axis=1).astype(np.float32)
@@ -64,15 +64,15 @@ def test_scores_match_features_with_their_labels(many: Shards) -> None:
     assert all(0.2 < value < 0.8 for value in score_features(noise, images).values())
 
 
-def test_features_are_in_the_order_of_the_chosen_images(many: Shards) -> None:
+def test_features_are_in_the_order_of_the_chosen_images(many_shards: Shards) -> None:
     class Mean(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean((2, 3))
 
-    probe, _ = probe_of(many)
+    probe, _ = make_probe(many_shards)
     means = probe.embed(Mean(), lambda: False)[:, 0]
-    manifest = many.manifest
-    everything = image_loader(default_backend(), many.folder, manifest, split="train", size=32, batch_size=64,
+    manifest = many_shards.manifest
+    everything = image_loader(default_backend(), many_shards.folder, manifest, split="train", size=32, batch_size=64,
                               mean=manifest.pixel_mean, std=manifest.pixel_std, device=torch.device("cpu"))  # fmt: skip
     wanted = torch.cat([batch.mean((1, 2, 3)) for batch in everything]).numpy()[probe.images.samples]
     assert np.allclose(means, wanted, atol=1e-5) and len(np.unique(means)) > len(means) // 2
@@ -90,21 +90,21 @@ def test_votes_are_those_of_a_slow_twin() -> None:
         assert vote == pytest.approx(wanted, rel=1e-4)
 
 
-def test_told_to_stop_it_is_interrupted_and_the_run_does_it_again(
-    many: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_stop_signal_interrupts_the_probe_and_the_resumed_run_repeats_it(
+    many_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"online_every": 1, "epochs": 2, "batch_size": 64}
-    train_here(many, tmp_path / "whole", **settings)
+    train_here(many_shards, tmp_path / "whole", **settings)
     real = OnlineProbe.embed
     with monkeypatch.context() as patch:
         patch.setattr(OnlineProbe, "embed", lambda self, encoder, stopped: real(self, encoder, lambda: True))
         with pytest.raises(SystemExit) as ended:
-            train_here(many, tmp_path / "parts", **settings)
+            train_here(many_shards, tmp_path / "parts", **settings)
     assert ended.value.code == 75
     state = newest(tmp_path / "parts")
     assert state["step_in_epoch"] > 0 and state["epoch"] == 0
     assert not [line for line in read_journal(tmp_path / "parts") if line["kind"] != "step"]
-    train_here(many, tmp_path / "parts", **settings)
+    train_here(many_shards, tmp_path / "parts", **settings)
     one, other = (read_journal(tmp_path / name) for name in ("whole", "parts"))
     assert one == other and [line["epoch"] for line in one if line["kind"] == "online"] == [1, 2]
     assert all(0 < line["knn_auroc"] < 1 for line in one if line["kind"] == "online")
@@ -113,15 +113,15 @@ def test_told_to_stop_it_is_interrupted_and_the_run_does_it_again(
     assert "online probe: AUROC" in capfd.readouterr().out
 
 
-def test_it_changes_nothing_of_the_run(many: Shards, tmp_path: Path) -> None:
+def test_probe_does_not_change_the_run(many_shards: Shards, tmp_path: Path) -> None:
     for every in (0, 1):
-        train_here(many, tmp_path / str(every), online_every=every, epochs=1, batch_size=64)
+        train_here(many_shards, tmp_path / str(every), online_every=every, epochs=1, batch_size=64)
     with_it, without = newest(tmp_path / "1"), newest(tmp_path / "0")
     assert all(torch.equal(value, without["model"][name]) for name, value in with_it["model"].items())
     assert torch.equal(with_it["rng_state"][0]["torch"], without["rng_state"][0]["torch"])
 
 
-def test_without_labels_enough_it_says_so_once(
+def test_too_few_labels_are_reported_once(
     shards: Shards, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     train_here(shards, tmp_path, online_every=1, epochs=2)

@@ -1,4 +1,4 @@
-"""Optimisers and schedules: what decays, what the rate is, and that steps are those of the papers."""
+"""Optimizers and schedules: weight decay, learning rates, and steps as in the papers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def model() -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "lars"])
-def test_decay_falls_on_weights_and_not_on_biases_and_norms(name: Optimizer) -> None:
+def test_weight_decay_excludes_biases_and_norms(name: Optimizer) -> None:
     decayed, free = model(), model()
     for some, decay in ((decayed, 0.5), (free, 0.0)):
         optimizer = make_optimizer(name, some, lr=0.1, weight_decay=decay)
@@ -36,7 +36,7 @@ def test_every_parameter_is_in_one_group() -> None:
     assert sum(len(group["params"]) for group in groups) == len(list(some.parameters()))
 
 
-def test_adams_step_is_the_papers() -> None:
+def test_adam_step_equals_the_papers() -> None:
     """The first step of Adam is lr · g / (|g| + ε), whatever the size of g."""
     some = model()
     before = [parameter.detach().clone() for parameter in some.parameters()]
@@ -49,7 +49,7 @@ def test_adams_step_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.01])
-def test_lars_step_is_the_papers(decay: float) -> None:
+def test_lars_step_equals_the_papers(decay: float) -> None:
     """Weights: lr · η ‖w‖ / (‖g‖ + β‖w‖) · (g + βw); biases and norms: lr · g (You et al., 2017, algorithm 1)."""
     some = model()
     before = [parameter.detach().clone() for parameter in some.parameters()]
@@ -67,29 +67,29 @@ def test_lars_step_is_the_papers(decay: float) -> None:
         assert torch.allclose(old - new, wanted, rtol=1e-3, atol=1e-6)
 
 
-def rates(schedule: str, warmup: float) -> list[float]:
+def learning_rates(schedule: str, warmup: float) -> list[float]:
     return [learning_rate(step, peak=2.0, schedule=schedule, warmup_steps=warmup, steps=100) for step in range(100)]  # type: ignore[arg-type]
 
 
-def test_the_published_rate_is_constant() -> None:
-    assert set(rates("constant", 0)) == {2.0}
+def test_published_learning_rate_is_constant() -> None:
+    assert set(learning_rates("constant", 0)) == {2.0}
 
 
-def test_a_warm_up_rises_by_equal_steps_to_the_peak() -> None:
+def test_warm_up_is_linear() -> None:
     for schedule in ("constant", "cosine"):
-        rising = rates(schedule, 10)[:11]
+        rising = learning_rates(schedule, 10)[:11]
         assert all(later - earlier == pytest.approx(2 / 11) for earlier, later in pairwise(rising))
         assert rising[0] == pytest.approx(2 / 11) and rising[10] == pytest.approx(2.0)
 
 
-def test_cosine_goes_down_half_a_wave_after_the_warm_up() -> None:
-    falling = rates("cosine", 20)
+def test_cosine_falls_to_zero_after_the_warm_up() -> None:
+    falling = learning_rates("cosine", 20)
     assert falling[60] == pytest.approx(1.0) and falling[20] == 2.0 == max(falling)
     assert falling[99] == pytest.approx(1 + math.cos(math.pi * 79 / 80), rel=1e-12) and falling[99] < 0.002
     assert all(earlier > later for earlier, later in pairwise(falling[20:]))
 
 
-def test_the_rate_that_is_set_is_that_of_the_step() -> None:
+def test_set_learning_rate_applies_to_the_next_step() -> None:
     some = model()
     optimizer = make_optimizer("adam", some, lr=1.0, weight_decay=0.1)
     set_learning_rate(optimizer, 0.0)

@@ -1,4 +1,4 @@
-"""Several ranks are one process on the joint batch: loss, gradients, steps, resume; and they end together."""
+"""Several ranks equal one process on the joint batch, and all end if one fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from train.distributed.ranks import Ranks, find_ranks, first_host
 from train.fingerprint import check_ranks
 from train.journal import METRICS, SPEED, read_journal
 
-END_S = 60  # within which a job must end when a rank has died
+END_S = 60  # a job must end within this time after a rank was killed
 
 
 def free_port() -> int:
@@ -32,7 +32,7 @@ def free_port() -> int:
 
 
 def start(commands: list[list[str]], *, slurm: bool = False, host: str = "127.0.0.1") -> list[subprocess.Popen[str]]:
-    """A process for each rank's command, with the variables that torchrun, or srun, sets."""
+    """Start a process per command, with the variables that torchrun or srun sets."""
     shared = {"MASTER_ADDR": host, "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     processes = []
     for rank, command in enumerate(commands):
@@ -46,8 +46,8 @@ def start(commands: list[list[str]], *, slurm: bool = False, host: str = "127.0.
     return processes
 
 
-def ends(processes: list[subprocess.Popen[str]], seconds: float = 200) -> list[tuple[int, str, str]]:
-    """How each ended: status, what it said, what it complained of."""
+def wait_for_end(processes: list[subprocess.Popen[str]], seconds: float = 200) -> list[tuple[int, str, str]]:
+    """Return exit status, stdout and stderr of each process."""
     until = time.monotonic() + seconds
     try:
         said = [process.communicate(timeout=max(1, until - time.monotonic())) for process in processes]
@@ -59,15 +59,15 @@ def ends(processes: list[subprocess.Popen[str]], seconds: float = 200) -> list[t
 
 @pytest.fixture(scope="module", params=[2, 3])
 def steps(request: pytest.FixtureRequest, shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What each of 2 or 3 ranks made of its share of the joint batch."""
+    """The results of 2 or 3 ranks, each on its part of the joint batch."""
     out, world = tmp_path_factory.mktemp("ranks"), request.param
-    ended = ends(start([["tests.one_rank", str(shards.folder), str(out)]] * world))
+    ended = wait_for_end(start([["tests.one_rank", str(shards.folder), str(out)]] * world))
     assert [status for status, _, _ in ended] == [0] * world, ended
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_take_the_step_of_one_process_on_the_joint_batch(steps: list[Any], shards: Shards, case: str) -> None:
+def test_ranks_step_equals_one_process_on_the_joint_batch(steps: list[Any], shards: Shards, case: str) -> None:
     world, views, patients, micro_batch = len(steps), joint_batch(), PATIENTS, CASES[case][0].get("micro_batch", 0)
     if micro_batch:  # BatchNorm sees a micro-batch of each rank
         share = IMAGES // world
@@ -88,8 +88,8 @@ def test_ranks_take_the_step_of_one_process_on_the_joint_batch(steps: list[Any],
         assert torch.allclose(together, wanted["z"], rtol=1e-6, atol=1e-9)
 
 
-def test_micro_batches_are_told_the_patients_too(shards: Shards) -> None:
-    """Of the size of the batch, so that BatchNorm sees the same."""
+def test_micro_batches_use_the_patients(shards: Shards) -> None:
+    """One micro-batch of the size of the batch, so that BatchNorm sees the same images."""
     whole = take_step(shards.folder, "masked", Ranks(), joint_batch(), PATIENTS)
     parts = take_step(shards.folder, "masked by micro-batches", Ranks(), joint_batch(), PATIENTS, IMAGES)
     assert float(parts["loss"]) == pytest.approx(float(whole["loss"]), rel=1e-9)
@@ -99,13 +99,13 @@ def test_micro_batches_are_told_the_patients_too(shards: Shards) -> None:
 
 def wait_for_step(processes: list[subprocess.Popen[str]], run: Path, step: int) -> None:
     while not any(line["step"] >= step for line in read_journal(run, SPEED) if line["kind"] == "step"):
-        assert all(process.poll() is None for process in processes), ends(processes)
+        assert all(process.poll() is None for process in processes), wait_for_end(processes)
         time.sleep(0.02)
 
 
 @pytest.mark.long
-def test_three_ranks_told_to_stop_and_killed_go_on_exactly(shards: Shards, tmp_path: Path, trained: Path) -> None:
-    """The whole run by torchrun; the one in parts by srun's variables: a rank told to stop, then one killed."""
+def test_three_ranks_resume_exactly_after_a_stop_and_a_kill(shards: Shards, tmp_path: Path, trained: Path) -> None:
+    """torchrun starts the uninterrupted run, srun's variables the other: one rank is stopped, then one killed."""
     flags = [f"--shards={shards.folder}", DALI, "--epochs=2", "--batch-size=15", "--workers=1", "--log-every=1",
              "--checkpoint-minutes=0.02", "--device=cpu", "--arch=resnet18", "--size=32",
              "--precision=fp32"]  # fmt: skip
@@ -118,7 +118,7 @@ def test_three_ranks_told_to_stop_and_killed_go_on_exactly(shards: Shards, tmp_p
     told = start([parts] * 3, slurm=True)
     wait_for_step(told, tmp_path / "parts", 2)
     told[1].send_signal(signal.SIGUSR1)
-    ended = ends(told)
+    ended = wait_for_end(told)
     assert [status for status, _, _ in ended] == [75, 0, 0], ended
     assert "as requested by another rank; the same command resumes" in ended[0][1]
     stopped_at = newest(tmp_path / "parts")["step"]
@@ -127,13 +127,13 @@ def test_three_ranks_told_to_stop_and_killed_go_on_exactly(shards: Shards, tmp_p
     wait_for_step(killed, tmp_path / "parts", stopped_at + 2)
     killed[2].kill()
     begun = time.monotonic()
-    ended = ends(killed)
+    ended = wait_for_end(killed)
     assert time.monotonic() - begun < END_S
     assert [status for status, _, _ in ended] == [1, 1, -signal.SIGKILL], ended
     for _, _, complaint in ended[:2]:
         assert "rank 2 ended without reporting an error" in complaint and "Traceback" not in complaint, complaint
 
-    ended = ends(start([parts] * 3, slurm=True))
+    ended = wait_for_end(start([parts] * 3, slurm=True))
     assert [status for status, _, _ in ended] == [0] * 3 and "resuming from" in ended[0][1], ended
     one, other = (newest(tmp_path / name) for name in ("whole", "parts"))
     assert one["step"] == other["step"] == 12
@@ -142,42 +142,42 @@ def test_three_ranks_told_to_stop_and_killed_go_on_exactly(shards: Shards, tmp_p
 
 
 @pytest.mark.parametrize("bad", [0, 1])
-def test_a_rank_that_fails_tells_the_others_why(shards: Shards, tmp_path: Path, bad: int) -> None:
-    """It reads other shards, as from a disk that is damaged."""
+def test_failing_rank_reports_its_error_to_the_others(shards: Shards, tmp_path: Path, bad: int) -> None:
+    """One rank reads truncated shards."""
     shutil.copytree(shards.folder, tmp_path / "damaged")
     tar = tmp_path / "damaged" / shards.manifest.of_split("train")[0].tar
     tar.write_bytes(tar.read_bytes()[:-512])
     flags = [f"--out={tmp_path / 'run'}", *SMALL, "--workers=1"]
     folders = [shards.folder, shards.folder]
     folders[bad] = tmp_path / "damaged"
-    ended = ends(start([["train", f"--shards={folder}", *flags] for folder in folders]))
+    ended = wait_for_end(start([["train", f"--shards={folder}", *flags] for folder in folders]))
     assert [status for status, _, _ in ended] == [1, 1], ended
     me = f"rank {bad} on {socket.gethostname()}"
     assert f"error: {me}: {tar}" in ended[bad][2].splitlines()[-1]
     assert f"ends because {me} failed: {tar}" in ended[1 - bad][2].splitlines()[-1]
 
 
-def test_a_rank_under_other_settings_than_the_first_is_named() -> None:
-    with pytest.raises(InputError, match=r"rank 1: temperature is 0\.1, the first rank's is 0\.5; give all ranks"):
+def test_rank_with_other_settings_is_refused() -> None:
+    with pytest.raises(InputError, match=r"rank 1: temperature is 0\.1, but the first rank's is 0\.5; give all ranks"):
         check_ranks([{"temperature": 0.5, "threads": 1}, {"temperature": 0.1, "threads": 2}])
     check_ranks([{"temperature": 0.5, "threads": 1}, {"temperature": 0.5, "threads": 2}])
 
 
-def test_a_host_that_is_not_known_is_told_of_at_once(shards: Shards, tmp_path: Path) -> None:
+def test_unknown_host_fails_at_once(shards: Shards, tmp_path: Path) -> None:
     begun = time.monotonic()
     command = ["train", f"--shards={shards.folder}", f"--out={tmp_path}", *SMALL]
-    ended = ends(start([command] * 2, host="no-such-host.invalid"))
+    ended = wait_for_end(start([command] * 2, host="no-such-host.invalid"))
     assert time.monotonic() - begun < END_S
     for status, _, complaint in ended:
         assert status == 1 and "could not join the 2 ranks at no-such-host.invalid" in complaint
 
 
-def test_the_loss_of_ranks_keeps_no_gradients(steps: list[Any]) -> None:
-    """It is kept until it is written down: a view of all gradients would be kept with it."""
+def test_averaged_loss_does_not_keep_gradients_in_memory(steps: list[Any]) -> None:
+    """The loss is kept until it is logged; a view would keep the buffer of all gradients."""
     assert all(rank["synchronised"]["loss_bytes"] <= 8 for rank in steps)
 
 
-def test_ranks_are_found_from_torchruns_and_sruns_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_ranks_reads_torchrun_and_srun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "4")  # a batch script with --ntasks=4 is one process
@@ -188,13 +188,13 @@ def test_ranks_are_found_from_torchruns_and_sruns_variables(monkeypatch: pytest.
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setattr("train.distributed.ranks.resolves", lambda host: host == "gpu003")
     assert find_ranks() == Ranks(3, 4, 1, 1, "gpu003", 16384 + 12 * 8)
-    monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.7")  # for a name that is none outside Slurm
+    monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.7")  # for a host name that only Slurm knows
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
     assert find_ranks().host == "10.0.0.7"
     monkeypatch.setenv("MASTER_ADDR", "elsewhere")
     monkeypatch.setenv("MASTER_PORT", "99")
     assert find_ranks() == Ranks(3, 4, 1, 1, "elsewhere", 99)
-    # torchrun within a job of Slurm's
+    # torchrun within a Slurm job
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     assert find_ranks() == Ranks(1, 2, 1, 2, "elsewhere", 99)
@@ -208,5 +208,5 @@ def test_ranks_are_found_from_torchruns_and_sruns_variables(monkeypatch: pytest.
     [("node1", "node1"), ("a,b", "a"), ("gpu[003-010,12],cpu1", "gpu003"), ("n[7]", "n7"), ("a-[1-2],b", "a-1"),
      ("r[1-2]n[3-4]", "r1n3"), ("host.example.org", "host.example.org")],
 )  # fmt: skip
-def test_the_first_host_of_slurms_lists(nodes: str, first: str) -> None:
+def test_first_host_of_slurm_node_lists(nodes: str, first: str) -> None:
     assert first_host(nodes) == first

@@ -1,4 +1,4 @@
-"""TensorBoard shows every step of a run, whatever the clocks of the machines that it ran on say."""
+"""TensorBoard shows every step of a run, whatever its machines' clocks say."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOUR = 3600
 
 
 def steps_shown(folder: Path) -> list[int]:
-    """What TensorBoard makes of the event files, by either of its readers."""
+    """Return the steps that TensorBoard's two readers find in the event files."""
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     accumulator.Reload()
     steps = [event.step for event in accumulator.Scalars("step/loss")]
@@ -30,10 +30,10 @@ def steps_shown(folder: Path) -> list[int]:
 @pytest.mark.parametrize(
     "clocks", [(0, -HOUR), (0, HOUR), (0, 0, 0), (0, 5 * HOUR, -HOUR, HOUR), (-9 * HOUR, 0, -30 * 365 * 24 * HOUR)]
 )
-def test_a_resumed_run_shows_all_its_steps_once(
+def test_resumed_run_shows_every_step_once(
     clocks: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each start takes up two steps before where the last one was killed, with what machines are called reversed."""
+    """Each start repeats the last two steps of the killed one, on machines whose names sort in reverse."""
     now, first = int(time.time()), 1
     for number, skew in enumerate(clocks):
         monkeypatch.setattr(time, "time", lambda skew=skew: now + skew)
@@ -43,12 +43,12 @@ def test_a_resumed_run_shows_all_its_steps_once(
             journal.write("step", step=step, epoch=step / 10, loss=1 / step)
             journal.write_speed("step", step=step, epoch=step / 10, images_per_s=10, data_wait=0)
         journal.sync()
-        first += 8  # killed: without close
+        first += 8  # killed: the file is not closed
     assert steps_shown(tmp_path / "tensorboard") == list(range(1, first + 2))
 
 
-def test_it_goes_on_after_files_of_pytorchs_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which versions before this one wrote."""
+def test_new_file_continues_files_of_summary_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier versions wrote such files."""
     from torch.utils.tensorboard import SummaryWriter
 
     old = SummaryWriter(str(tmp_path), purge_step=1)
@@ -61,7 +61,7 @@ def test_it_goes_on_after_files_of_pytorchs_writer(tmp_path: Path, monkeypatch: 
     board = TensorBoardFile(tmp_path, 5)
     for step in range(6, 11):
         board.write(step, {"step/loss": 1 / step, "step/lr": 0.1})
-    assert steps_shown(tmp_path) == list(range(1, 11))  # not closed yet: a line is there when it is written
+    assert steps_shown(tmp_path) == list(range(1, 11))  # the file is still open: every line is flushed
     board.close()
     newest = max(tmp_path.glob("events*"))
     events = list(LegacyEventFileLoader(str(newest)).Load())

@@ -1,4 +1,4 @@
-"""Training by the command a user gives: it learns, stops, resumes exactly, and leaves what it promises."""
+"""The training command: it learns, stops, resumes exactly and writes the documented files."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from train.signals import StopRequest, catch_stop_signals
 from train.step import train_step
 
 
-def test_a_run_leaves_what_it_promises(shards: Shards, trained: Path) -> None:
+def test_run_writes_its_documented_files(shards: Shards, trained: Path) -> None:
     steps = shards.manifest.images("train") // 16
     lines = read_journal(trained)
     assert [line["step"] for line in lines if line["kind"] == "epoch"] == [steps, 2 * steps]
-    assert [line["step"] for line in lines if line["kind"] == "step"] == sorted(_intervals(steps))
+    assert [line["step"] for line in lines if line["kind"] == "step"] == sorted(logged_steps(steps))
     measured = {"positive_similarity", "negative_similarity", "alignment", "uniformity", "embedding_rank", "top1"}
     assert all(measured < line.keys() for line in lines if line["kind"] == "step")
     speed = read_journal(trained, SPEED)
-    assert [line["kind"] for line in speed] == ["start", *["step"] * len(_intervals(steps)), "stop"]
+    assert [line["kind"] for line in speed] == ["start", *["step"] * len(logged_steps(steps)), "stop"]
     assert all(line["images_per_s"] > 0 and 0 <= line["data_wait"] <= 1 for line in speed if line["kind"] == "step")
     assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((trained / "tensorboard").glob("events*"))
@@ -44,14 +44,13 @@ def test_a_run_leaves_what_it_promises(shards: Shards, trained: Path) -> None:
     assert state["epoch"] == 2 and state["data"] == shards.manifest.counts and state["commit"]
 
 
-def _intervals(steps: int) -> set[int]:
-    """Every second step of an epoch and its last, in both epochs."""
+def logged_steps(steps: int) -> set[int]:
+    """Return every second step of an epoch and its last, in both epochs."""
     one = {*range(2, steps + 1, 2), steps}
     return one | {steps + step for step in one}
 
 
-def test_the_journal_adds_up(trained: Path) -> None:
-    """An epoch's loss is the mean of its steps'."""
+def test_epoch_loss_is_the_mean_of_its_steps(trained: Path) -> None:
     lines = read_journal(trained)
     steps = [line for line in lines if line["kind"] == "step"]
     sums = {1: 0.0, 2: 0.0}
@@ -63,7 +62,7 @@ def test_the_journal_adds_up(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", sorted({DALI, "--nodali"}))
-def test_stopped_at_an_epoch_and_within_one_and_resumed_equals_never_stopped(
+def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     shards: Shards, tmp_path: Path, trained: Path, backend: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     steps, dali, whole = shards.manifest.images("train") // 16, backend == "--dali", trained
@@ -79,7 +78,7 @@ def test_stopped_at_an_epoch_and_within_one_and_resumed_equals_never_stopped(
     assert same_run(whole, tmp_path / "parts")
 
 
-def test_a_limit_at_an_epochs_last_step_ends_that_epoch(shards: Shards, tmp_path: Path, trained: Path) -> None:
+def test_limit_at_the_last_step_completes_the_epoch(shards: Shards, tmp_path: Path, trained: Path) -> None:
     steps = shards.manifest.images("train") // 16
     for limit in (steps, 2 * steps):
         train_here(shards, tmp_path, limit_steps=limit)
@@ -88,10 +87,10 @@ def test_a_limit_at_an_epochs_last_step_ends_that_epoch(shards: Shards, tmp_path
 
 
 @pytest.mark.parametrize(("number", "backend"), [(signal.SIGUSR1, "--nodali"), (signal.SIGINT, DALI)])
-def test_told_to_stop_it_saves_and_asks_to_be_requeued(
+def test_stop_signal_saves_and_exits_with_the_requeue_status(
     shards: Shards, tmp_path: Path, trained: Path, number: signal.Signals, backend: str
 ) -> None:
-    """The signal goes to the loader's processes too, as Slurm sends it."""
+    """Slurm sends the signal to the loader's processes too."""
     whole = trained
     if backend != DALI:
         whole = tmp_path / "whole"
@@ -113,44 +112,44 @@ def test_told_to_stop_it_saves_and_asks_to_be_requeued(
     assert same_run(whole, out)
 
 
-def test_signals_are_remembered_within_and_as_before_after() -> None:
+def test_signal_handlers_are_restored_after_the_block() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
     with catch_stop_signals() as stop:
-        assert not stop.wanted
+        assert not stop.requested
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop.wanted and stop.signal == signal.SIGUSR1
+        assert stop.requested and stop.signal == signal.SIGUSR1
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert {number: signal.getsignal(number) for number in before} == before
-    assert StopRequest().wanted is False
+    assert StopRequest().requested is False
 
 
-def test_a_finished_run_is_left_alone(shards: Shards, trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_is_not_changed(shards: Shards, trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
     train_here(shards, trained)
     assert "nothing to do" in capfd.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
 
 
-def test_more_epochs_go_on_and_the_journal_with_them(shards: Shards, trained: Path, tmp_path: Path) -> None:
-    """From a finished run's checkpoint, in a folder of one's own: the lines before go along."""
+def test_more_epochs_continue_the_journal(shards: Shards, trained: Path, tmp_path: Path) -> None:
+    """Start from a finished run's checkpoint in another folder: its journal lines are copied."""
     train_here(shards, tmp_path / "more", epochs=3, resume=str(trained))
     lines = read_journal(tmp_path / "more")
     assert lines[: len(read_journal(trained))] == read_journal(trained) and lines[-1]["epoch"] == 3
     train_here(shards, tmp_path / "whole", epochs=3)
     assert same_run(tmp_path / "more", tmp_path / "whole")
-    train_here(shards, tmp_path / "more", epochs=4, resume=str(trained))  # requeued: from its own newest
+    train_here(shards, tmp_path / "more", epochs=4, resume=str(trained))  # requeued: resumes from its own
     assert newest(tmp_path / "more")["epoch"] == 4
     train_here(shards, tmp_path / "third", epochs=5, resume=str(tmp_path / "more"))
-    list_checkpoints(tmp_path / "more")[0].unlink()  # it goes on all the same: it has begun
+    list_checkpoints(tmp_path / "more")[0].unlink()  # it resumes anyway, because it has started
     train_here(shards, tmp_path / "third", epochs=6, resume=str(tmp_path / "more"))
     assert newest(tmp_path / "third")["epoch"] == 6
-    with pytest.raises(InputError, match="holds a run that did not begin there, up to step 18; choose another --out"):
+    with pytest.raises(InputError, match="contains a run that did not begin there, up to step 18; choose another"):
         train_here(shards, tmp_path / "whole", epochs=4, resume=str(list_checkpoints(trained)[1]))
 
 
-def test_what_resume_cannot_do_is_said(shards: Shards, trained: Path, tmp_path: Path) -> None:
+def test_impossible_resume_is_refused(shards: Shards, trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--resume=never: .* has checkpoints, up to step 12; choose another --out"):
         train_here(shards, trained, resume="never")
     with pytest.raises(InputError, match=r"--resume=/nowhere/at-all: no checkpoint there; give a run's folder"):
@@ -162,7 +161,7 @@ def test_what_resume_cannot_do_is_said(shards: Shards, trained: Path, tmp_path: 
     assert newest(tmp_path / "new")["step"] == 1
 
 
-def test_two_processes_on_one_folder_are_refused(shards: Shards, trained: Path) -> None:
+def test_second_process_on_one_folder_is_refused(shards: Shards, trained: Path) -> None:
     code = ("import sys, time; from pathlib import Path; from shard.files import locked\n"
             "with locked(Path(sys.argv[1]), 'train'): print('held', flush=True); time.sleep(60)")  # fmt: skip
     process = subprocess.Popen([sys.executable, "-c", code, str(trained)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -172,10 +171,10 @@ def test_two_processes_on_one_folder_are_refused(shards: Shards, trained: Path) 
         train_here(shards, trained)
     process.kill()
     process.wait()
-    train_here(shards, trained)  # its lock ended with it
+    train_here(shards, trained)  # the other process has released the lock
 
 
-def test_steps_on_one_batch_learn_to_tell_its_images_apart(shards: Shards, tmp_path: Path) -> None:
+def test_steps_on_one_batch_reduce_its_loss(shards: Shards, tmp_path: Path) -> None:
     loader, state = set_up(Config(shards=shards.folder, out=tmp_path, arch="resnet18", size=32, batch_size=16,
                                   precision="fp32", device="cpu"))[-2:]  # fmt: skip
     view1, view2 = next(iter(loader))
@@ -190,7 +189,7 @@ def test_steps_on_one_batch_learn_to_tell_its_images_apart(shards: Shards, tmp_p
     [{"optimizer": "lars", "lr": 0.5, "schedule": "cosine", "warmup_epochs": 0.5, "weight_decay": 1e-6, "clip": 1.0},
      {"recompute": True, "micro_batch": 4, "optimizer": "adamw", "weight_decay": 0.01, "precision": "bf16"}],
 )  # fmt: skip
-def test_runs_of_other_recipes_resume_exactly_too(shards: Shards, tmp_path: Path, settings: dict[str, object]) -> None:
+def test_other_settings_resume_exactly(shards: Shards, tmp_path: Path, settings: dict[str, object]) -> None:
     train_here(shards, tmp_path / "whole", epochs=1, **settings)
     for limit in (4, 0):
         train_here(shards, tmp_path / "parts", epochs=1, limit_steps=limit, **settings)
@@ -199,10 +198,10 @@ def test_runs_of_other_recipes_resume_exactly_too(shards: Shards, tmp_path: Path
     assert len(set(rates)) == (len(rates) if "schedule" in settings else 1)
 
 
-def test_a_loss_that_is_no_number_names_step_keys_and_the_last_good_checkpoint(shards: Shards, tmp_path: Path) -> None:
+def test_nan_loss_error_names_step_keys_and_last_good_checkpoint(shards: Shards, tmp_path: Path) -> None:
     train_here(shards, tmp_path, epochs=1, limit_steps=3)
     state = newest(tmp_path)
-    state["model"]["projector.2.weight"][0, 0] = math.inf  # as after a step far too long
+    state["model"]["projector.2.weight"][0, 0] = math.inf  # as after a much too large step
     good = save_checkpoint(tmp_path, 4, {**state, "step": 4})
     with pytest.raises(InputError) as told:
         train_here(shards, tmp_path, log_every=2, checkpoint_minutes=1e-9)
@@ -214,7 +213,7 @@ def test_a_loss_that_is_no_number_names_step_keys_and_the_last_good_checkpoint(s
     assert (tmp_path / "bad-batch.txt").read_text().split() == loader.keys(0, 3)
 
 
-def test_views_larger_than_the_sharded_images_are_warned_about(
+def test_views_larger_than_the_images_are_warned_about(
     shards: Shards, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     train_here(shards, tmp_path, size=128, limit_steps=1)
@@ -223,27 +222,27 @@ def test_views_larger_than_the_sharded_images_are_warned_about(
     assert "warning" not in capfd.readouterr().err
 
 
-def test_without_a_compiler_compile_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_compile_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", "compiler-of-nowhere")
     with pytest.raises(InputError, match="--compile: PyTorch compiles with compiler-of-nowhere, which is not here"):
         Config(shards=tmp_path, out=tmp_path, compile=True)
 
 
-def test_the_journal_drops_what_a_resumed_run_does_again(tmp_path: Path) -> None:
+def test_journal_drops_lines_that_a_resumed_run_repeats(tmp_path: Path) -> None:
     journal = Journal(tmp_path, 0, 0)
     for step in (1, 2, 3):
         journal.write("step", step=step, epoch=step / 4, loss=float(step))
     journal.close()
     with (tmp_path / METRICS).open("a") as file:
-        file.write('{"kind": "step", "st')  # what a kill leaves
+        file.write('{"kind": "step", "st')  # left by a killed process
     journal = Journal(tmp_path, 2, 2)
     journal.close()
     assert journal.lines == 2
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1, 2]
 
 
-def test_a_measure_that_is_no_number_is_null_in_the_journal(tmp_path: Path) -> None:
-    for lines in (0, 1):  # the second keeps the line of the first
+def test_nan_metrics_are_null_in_the_journal(tmp_path: Path) -> None:
+    for lines in (0, 1):  # the second run keeps the first one's line
         journal = Journal(tmp_path, lines, lines)
         journal.write("online", step=1 + lines, epoch=1.0, knn_auroc=math.nan, linear_auroc=math.inf)
         journal.close()
@@ -252,7 +251,7 @@ def test_a_measure_that_is_no_number_is_null_in_the_journal(tmp_path: Path) -> N
     assert all(math.isnan(line["knn_auroc"]) for line in read_journal(tmp_path))
 
 
-def test_a_journal_that_lost_lines_is_told_of(
+def test_journal_with_lost_lines_is_warned_about(
     shards: Shards, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     train_here(shards, tmp_path, epochs=1)
@@ -262,7 +261,7 @@ def test_a_journal_that_lost_lines_is_told_of(
     assert "has 0 lines, but the checkpoint was written after line 4; the loss curve will have a gap" in output
 
 
-def test_auto_precision_is_settled_and_fp16_needs_a_gpu(tmp_path: Path) -> None:
+def test_auto_precision_is_resolved_and_fp16_requires_a_gpu(tmp_path: Path) -> None:
     config = resolve(Config(shards=tmp_path, out=tmp_path, device="cpu"))
     assert config.precision in ("bf16", "fp32")
     with pytest.raises(InputError, match="fp16: needs a GPU"):

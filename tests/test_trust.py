@@ -278,5 +278,5 @@ def test_resume_refuses_an_invalid_optimizer_state(
         train_here(shards, tmp_path, epochs=3, limit_steps=13, accept=("epochs",))
         assert newest(tmp_path)["optimizer"]["param_groups"][0]["weight_decay"] == 0
         return
-    with pytest.raises(InputError, match="does not hold what a run's checkpoint does"):
+    with pytest.raises(InputError, match="not the content of a run's checkpoint"):
         train_here(shards, tmp_path, epochs=3)

@@ -1,4 +1,4 @@
-"""SimCLR pre-training: config, model, loss, checkpoint, journal, loop."""
+"""SimCLR pre-training: from batches of views to an encoder."""
 
 from shard.environment import check_environment
 

@@ -13,13 +13,13 @@ from pipeline.loader import ViewLoader
 from shard.files import write_bytes
 from shard.machine import commit
 from shard.manifest import Manifest
-from train.accepted import Change, changes_of, list_changes, say_changes
+from train.accepted import Change, accepted_changes, format_changes, record_changes
 from train.checkpoint import save_checkpoint, translate_load_errors
 from train.config import Config
 from train.distributed.ranks import Ranks
 from train.divergence import check_losses, check_weights
-from train.fingerprint import PACKAGES, check_fingerprint, check_ranks, differences, take_fingerprint
-from train.journal import METRICS, Journal, read_journal, set_journal_aside
+from train.fingerprint import PACKAGES, check_fingerprint, check_ranks, compute_fingerprint, differences
+from train.journal import METRICS, Journal, backup_journal, read_journal
 from train.resume import find_checkpoint
 from train.rng import rng_state, set_rng_state
 from train.state import TrainState
@@ -39,7 +39,7 @@ class Checkpointer:
     ) -> None:
         self._config, self._manifest, self._augmentation = config, manifest, augmentation
         self._loader, self._ranks = loader, ranks
-        self._fingerprint = take_fingerprint(config, loader.state_dict()["fingerprint"], ranks.world)
+        self._fingerprint = compute_fingerprint(config, loader.state_dict()["fingerprint"], ranks.world)
         self._commit = commit()  # now: another commit may be checked out before the run ends
         self._saved_at = time.monotonic()
         self._journal: Journal | None = None
@@ -95,7 +95,7 @@ class Checkpointer:
             with translate_load_errors(path):
                 between_epochs = content["step_in_epoch"] % len(self._loader) == 0
                 check_fingerprint(path, content["fingerprint"], self._fingerprint, between_epochs=between_epochs,
-                                  accept=self._config.accept, changes=changes_of(content))  # fmt: skip
+                                  accept=self._config.accept, changes=accepted_changes(content))  # fmt: skip
         found = self._ranks.broadcast(found)
         if found is None:
             return
@@ -104,7 +104,7 @@ class Checkpointer:
             self._load(path, content, state)
         self._ranks.print(f"resuming from {path} (epoch {state.epoch + 1}, step {state.step})")
         if self.accepted:
-            self._ranks.print(f"changed by --accept so far: {say_changes(self.accepted)}")
+            self._ranks.print(f"changed by --accept so far: {format_changes(self.accepted)}")
 
     def _load(self, path: Path, content: Mapping[str, Any], state: TrainState) -> None:
         """Raises what translate_load_errors turns into an InputError."""
@@ -123,7 +123,7 @@ class Checkpointer:
         self._origin = content["origin"] if run == self._config.out else str(path)
         self._journal_source = (run, lines)
         allowed = differences(content["fingerprint"], self._fingerprint)
-        self.accepted = [*changes_of(content), *list_changes(state.step, allowed)]
+        self.accepted = [*accepted_changes(content), *record_changes(state.step, allowed)]
 
     def open_journal(self, state: TrainState) -> Journal | None:
         """Open the journal at the position of the resumed checkpoint; None on all ranks but the first."""
@@ -133,7 +133,7 @@ class Checkpointer:
         if source != out and (source / METRICS).exists():  # the run started from another run's checkpoint
             write_bytes(out / METRICS, (source / METRICS).read_bytes())
         last = max((line["step"] for line in read_journal(out)), default=0)
-        if state.step == 0 and (backup := set_journal_aside(out)):
+        if state.step == 0 and (backup := backup_journal(out)):
             self._ranks.print(f"warning: {out} contains no checkpoint, though its journal goes up to step {last}: "
                               f"training starts FROM SCRATCH, and that journal is kept as {backup.name}; if the "
                               "checkpoints were left behind when the run was moved, stop this run, put them into "

@@ -1,4 +1,4 @@
-"""The device a run computes on, its precision, and what makes it fast there."""
+"""The device and precision of a run, and the settings that make training fast there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from shard.errors import InputError
 from train.config import FP16_NEEDS_GPU, Config, Device, Precision
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # mallopt(3)
-MORE_AT_ONCE = 1 << 28  # bytes
+TOP_PAD_BYTES = 1 << 28
 
 
 def resolve(config: Config) -> Config:
-    """Replace "auto" as device and precision by what this machine offers, so that a checkpoint says what really ran.
+    """Replace "auto" as device and precision by what this machine offers, for checkpoints to record.
 
     Raises InputError if the machine lacks what `config` asks for.
     """
@@ -25,7 +25,7 @@ def resolve(config: Config) -> Config:
 
 
 def resolve_device(device: Device) -> Device:
-    """Settle "auto": cuda where there is a GPU, else cpu. Raises InputError where a wanted GPU is not there."""
+    """Resolve "auto" to cuda if there is a GPU, else cpu. Raises InputError if cuda is requested without a GPU."""
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device=cuda: PyTorch sees no GPU here; use --device=cpu or see nvidia-smi")
     if device == "auto":
@@ -34,7 +34,10 @@ def resolve_device(device: Device) -> Device:
 
 
 def resolve_precision(precision: Precision, device: Device) -> Precision:
-    """Settle "auto": fp16 on a GPU, bf16 on a CPU that computes in it, else fp32. Raises InputError for fp16 on one."""
+    """Resolve "auto" to fp16 on a GPU, to bf16 on a CPU that supports it, else to fp32.
+
+    Raises InputError for fp16 on a CPU.
+    """
     if precision == "fp16" and device == "cpu":
         raise InputError(FP16_NEEDS_GPU)
     if precision != "auto":
@@ -46,30 +49,32 @@ def resolve_precision(precision: Precision, device: Device) -> Precision:
 
 
 def autocast(device: str, precision: Precision) -> torch.autocast:
-    """Automatic mixed precision in that dtype; fp32 is none."""
+    """Return the autocast context of a precision; disabled for fp32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     return torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
 
-def make_fast(device: torch.device) -> None:
-    """Settings of this process under which training is fast: TF32 in convolutions, and the fastest of those, on a GPU;
-    on a CPU memory that is kept."""
+def configure_backend(device: torch.device) -> None:
+    """Set up this process for fast training: TF32 and cuDNN benchmarking on a GPU, glibc's malloc on a CPU."""
     if device.type == "cuda":
         if device.index is not None:  # set_device refuses "cuda" without an index
             torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     else:
-        _keep_memory()
+        _retain_freed_memory()
 
 
-def _keep_memory() -> None:
-    """Have the C library keep what is freed. By default it gives large tensors' memory back to the system, which then
-    clears page after page when the next step asks for as much: a third of a step's time (python -m bench.step)."""
+def _retain_freed_memory() -> None:
+    """Make glibc keep freed memory.
+
+    By default it returns large tensors to the system, which clears their pages again in the next step. That takes a
+    third of a step's time (python -m bench.step).
+    """
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # the C library may be another than glibc
+    if mallopt is not None:  # only glibc has it
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
-        mallopt(M_TOP_PAD, MORE_AT_ONCE)
+        mallopt(M_TOP_PAD, TOP_PAD_BYTES)

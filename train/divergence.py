@@ -35,7 +35,7 @@ def check_losses(state: TrainState, loader: ViewLoader, config: Config, ranks: R
         where = f" and {max(0, len(keys) - 3)} more, all in {config.out / BAD_BATCH}"
     raise InputError(
         f"step {state.step - steps_since}: the loss is {float(state.pending_losses[first])}, on images "
-        f"{', '.join(keys[:3])}{where}; {how_to_continue(config.out, config.lr)}")  # fmt: skip
+        f"{', '.join(keys[:3])}{where}; {suggest_recovery(config.out, config.lr)}")  # fmt: skip
 
 
 def check_weights(state: TrainState, config: Config, ranks: Ranks) -> None:
@@ -46,7 +46,7 @@ def check_weights(state: TrainState, config: Config, ranks: Ranks) -> None:
     """
     if ranks.any_of([not all_finite(state.model, state.optimizer)])[0]:
         raise InputError(f"step {state.step}: the weights or the optimizer's state are NaN or infinite, and were not "
-                         f"saved; {how_to_continue(config.out, config.lr)}")  # fmt: skip
+                         f"saved; {suggest_recovery(config.out, config.lr)}")  # fmt: skip
 
 
 def all_finite(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> bool:
@@ -64,8 +64,8 @@ def _floats(values: Iterable[object]) -> list[torch.Tensor]:
     return [value for value in values if isinstance(value, torch.Tensor) and value.is_floating_point()]
 
 
-def how_to_continue(out: Path, lr: float) -> str:
-    """Say how to continue after training diverged: from the newest checkpoint, or from scratch if there is none."""
+def suggest_recovery(out: Path, lr: float) -> str:
+    """Suggest how to continue after training diverged: from the newest checkpoint, or from scratch if there is none."""
     checkpoints = list_checkpoints(out)
     if not checkpoints:
         return f"there is no checkpoint yet: run it again with a --lr below {lr:g}, or with --clip=1"

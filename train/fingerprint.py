@@ -1,4 +1,4 @@
-"""The fingerprint of a run: all that decides its numbers. A run goes on only where nothing of it has changed."""
+"""The fingerprint of a run: everything that decides its numbers. A run resumes only if none of it has changed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 
 from shard.errors import InputError
 from shard.machine import version_of
-from train.accepted import Change, say_changes, short
+from train.accepted import Change, format_changes, shorten
 from train.config import Config
 
 ROOT = Path(__file__).parent.parent
-# Files whose change may change a weight's last bit: who makes the views, and who makes a step of them.
+# Files whose change may change a weight's last bit: those that compute views and steps.
 CODE = (
     *(f"pipeline/{name}.py" for name in ("augmentation", "sampler", "partners", "view_parameters", "prefetch",
                                          "dali_inputs", "dali", "torchvision_views", "loader")),
@@ -28,33 +28,34 @@ CODE = (
 )
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "numba", "numpy", "pillow", "timm")
 RANKS, THREADS = "ranks", "threads"
-NEVER_ACCEPTED = {"arch", "optimizer", "shards", "batch_size"}  # a state of another would not fit
+NEVER_ACCEPTED = {"arch", "optimizer", "shards", "batch_size"}  # the checkpoint's state would not fit
 
 Fingerprint = dict[str, str | int | float | bool]
 
 
-def take_fingerprint(config: Config, loader_fingerprint: dict[str, Any], world: int) -> Fingerprint:
-    """What decides a run's numbers, by name: settings, what its loader promises, ranks, code and versions."""
+def compute_fingerprint(config: Config, loader_fingerprint: dict[str, Any], world: int) -> Fingerprint:
+    """Return what decides a run's numbers, by name: settings, the loader's fingerprint, ranks, code and versions."""
     loader = {name: str(value) for name, value in loader_fingerprint.items() if name in ("shards", "augmentation",
                                                                                          "backend", "views")}
     versions = {name: version_of(name) for name in PACKAGES}
-    # On a CPU sums are split over its threads, and add up to another last bit.
+    # The number of CPU threads splits sums differently, which changes their last bit.
     threads = {THREADS: torch.get_num_threads()} if config.device == "cpu" else {}
     return {**config.decisive(), **loader, RANKS: world, **threads, "code": hash_code(), **versions}
 
 
 def differences(then: Fingerprint, now: Fingerprint) -> dict[str, tuple[Any, Any]]:
-    """What differs between two fingerprints: name → (then, now)."""
+    """Return what differs between two fingerprints: name → (then, now)."""
     return {name: (then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)}
 
 
 def check_ranks(fingerprints: Sequence[Fingerprint]) -> None:
-    """Raise InputError where a rank's fingerprint is not the first's; on other machines they may have other threads."""
-    for rank, other in enumerate(fingerprints):
-        apart = {name: pair for name, pair in differences(fingerprints[0], other).items() if name != THREADS}
-        for name, (first, here) in apart.items():
-            raise InputError(f"rank {rank}: {name} is {short(here)}, the first rank's is {short(first)}; give all "
-                             "ranks the same shards, flags and environment")  # fmt: skip
+    """Raise InputError if a rank's fingerprint differs from the first rank's, except in the number of threads."""
+    for rank, fingerprint in enumerate(fingerprints):
+        for name, (first, here) in differences(fingerprints[0], fingerprint).items():
+            if name == THREADS:  # may differ between machines
+                continue
+            raise InputError(f"rank {rank}: {name} is {shorten(here)}, but the first rank's is {shorten(first)}; give "
+                             "all ranks the same shards, flags and environment")  # fmt: skip
 
 
 def check_fingerprint(
@@ -66,31 +67,31 @@ def check_fingerprint(
     changes: what --accept let through before, for the message.
     """
     differing = differences(then, now)
-    # Other ranks have other threads each.
+    # Another number of ranks has other numbers of threads.
     allowed = {*accept, *((RANKS, THREADS) if between_epochs and RANKS in differing else ())}
     if never := [name for name in accept if name in NEVER_ACCEPTED]:
-        raise InputError(f"--accept={','.join(accept)}: {never[0]} can't be another in a run that goes on, whose state "
-                         "is of the one it began with; train anew with another --out")  # fmt: skip
+        raise InputError(f"--accept={','.join(accept)}: {never[0]} cannot change in a resumed run, because the "
+                         "checkpoint depends on it; train from scratch with another --out")  # fmt: skip
     if wrong := [name for name in accept if name not in {**then, **now}]:
-        raise InputError(f"--accept={','.join(accept)}: {wrong[0]} is nothing that could be accepted; "
+        raise InputError(f"--accept={','.join(accept)}: {wrong[0]} is not the name of a difference; "
                          f"{', '.join(differing) or 'nothing'} differs")  # fmt: skip
     refused = {name: pair for name, pair in differing.items() if name not in allowed}
     if not refused:
         return
-    rows = [("", "there", "now"), *((name, short(one), short(other)) for name, (one, other) in refused.items())]
+    rows = [("", "there", "now"), *((name, shorten(old), shorten(new)) for name, (old, new) in refused.items())]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    for name, one, other in rows:
-        print(f"  {name:{widths[0]}}  {one:{widths[1]}}  {other}", file=sys.stderr)
-    before = [one for one in changes if one["name"] in refused]
-    known = f" (since --accept: {say_changes(before)})" if before else ""
-    ranks = "; another number of ranks goes on from an epoch's end alone" if RANKS in refused else ""
-    accepting = "" if NEVER_ACCEPTED & refused.keys() else f", or go on all the same with --accept={','.join(refused)}"
-    raise InputError(f"{path}: made under what gives other numbers, {', '.join(refused)}{known}; go back to that, or "
-                     f"train anew with another --out{accepting}{ranks}")  # fmt: skip
+    for name, old, new in rows:
+        print(f"  {name:{widths[0]}}  {old:{widths[1]}}  {new}", file=sys.stderr)
+    before = [change for change in changes if change["name"] in refused]
+    history = f" (since --accept: {format_changes(before)})" if before else ""
+    ranks = "; another number of ranks can resume only from the end of an epoch" if RANKS in refused else ""
+    accepting = "" if NEVER_ACCEPTED & refused.keys() else f", or resume nevertheless with --accept={','.join(refused)}"
+    raise InputError(f"{path}: saved under other settings, code or data: {', '.join(refused)}{history}; restore them, "
+                     f"or train from scratch with another --out{accepting}{ranks}")  # fmt: skip
 
 
 def hash_code(files: Sequence[str] = CODE) -> str:
-    """A hash of the code in some files, named from the root: of what it does, not of comments and docstrings."""
+    """Hash the code of files, named from the root, without comments and docstrings."""
     digest = hashlib.sha256()
     for name in files:
         tree = ast.parse((ROOT / name).read_text())

@@ -1,4 +1,4 @@
-"""What a run writes of itself: run.json, metrics.jsonl, speed.jsonl, TensorBoard, and loss.png drawn from them."""
+"""A run's records: run.json, metrics.jsonl, speed.jsonl, TensorBoard events, and loss.png."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from shard.errors import InputError
+from shard.errors import PARSE_ERRORS, InputError
 from shard.files import atomic_write, write_bytes
 from shard.plain_json import without_nan
-from train.accepted import Change, check_changes
+from train.accepted import Change, parse_changes
 from train.config import Config
 from train.recipe import describe_recipe, train_command
 from train.tensorboard_file import TensorBoardFile
 
 CARD, METRICS, SPEED = "run.json", "metrics.jsonl", "speed.jsonl"
-LOCK = "train"  # of the folder, held by whoever writes there
-# Kind of line → the numbers that are read of it.
+LOCK = "train"  # name of the run folder's lock, which the writing process holds
+# Kind of line → the fields it must have.
 _LINES = {
     METRICS: {"step": ("step", "epoch", "loss"), "epoch": ("step", "epoch", "loss"),
               "online": ("step", "epoch", "knn_auroc", "linear_auroc")},
     SPEED: {"start": ("time", "step"), "step": ("time", "step", "images_per_s", "data_wait"), "stop": ("time", "step")},
 }  # fmt: skip
-_CLOCKS = ("step", "epoch", "time")  # which are never without end, whatever a measure may be
+_ALWAYS_FINITE = ("step", "epoch", "time")  # unlike measured values, which may be NaN or infinite
 
 
 def write_card(run: Path, config: Config, accepted: list[Change], *, ranks: int, steps_per_epoch: int) -> None:
-    """Write run.json: the command, the settings, how many steps they make, and what --accept changed on the way."""
+    """Write run.json: the command, the settings, the steps per epoch, and what --accept changed during the run."""
     command = train_command(config.plain())
     if ranks > 1:
         command = f"{command}  # on {ranks} ranks, started by srun or torchrun as before"
@@ -40,42 +40,44 @@ def write_card(run: Path, config: Config, accepted: list[Change], *, ranks: int,
 
 
 class Journal:
-    """Appends lines to metrics.jsonl, which a resumed run goes on with, and to speed.jsonl, which tells what happened.
+    """Appends lines to metrics.jsonl, speed.jsonl and the TensorBoard events.
 
-    metrics.jsonl holds what the recipe decides, and no clock: a line that a resumed run will write again is dropped
-    first, so that it ends equal to that of a run never stopped. speed.jsonl holds rates, waits and starts.
+    metrics.jsonl contains what the settings decide, and no times. Lines that a resumed run will write again are
+    dropped, so that the file ends equal to that of an uninterrupted run. speed.jsonl contains rates, waiting
+    times and starts.
     """
 
     def __init__(self, run: Path, step: int, lines: int) -> None:
-        """Go on after so many steps, and so many lines of metrics.jsonl; 0 and 0 for a new run."""
+        """Continue after `step` steps and the first `lines` lines of metrics.jsonl; 0 and 0 for a new run."""
         kept = read_journal(run)[:lines]
-        for name, lines_of in ((METRICS, kept), (SPEED, read_journal(run, SPEED))):  # without what a kill tore
-            write_bytes(run / name, "".join(map(_line, lines_of)).encode())
+        # Rewrite both files without a last line that a killed process left unfinished.
+        for name, complete in ((METRICS, kept), (SPEED, read_journal(run, SPEED))):
+            write_bytes(run / name, "".join(map(_line, complete)).encode())
         self.lines = len(kept)
         self._metrics: IO[str] = (run / METRICS).open("a")
         self._speed: IO[str] = (run / SPEED).open("a")
         self._board = TensorBoardFile(run / "tensorboard", step)
 
     def write(self, kind: str, **values: float) -> None:
-        """Append a line of kind "step", "epoch" or "online"; values holds step, epoch and what was measured."""
+        """Append a line of kind "step", "epoch" or "online" to metrics.jsonl. values: step, epoch and metrics."""
         self._metrics.write(_line({"kind": kind, **values}))
         self._metrics.flush()
         self.lines += 1
-        self._show(kind, values)
+        self._write_scalars(kind, values)
 
     def write_speed(self, kind: str, **values: float) -> None:
-        """Append a line to speed.jsonl with the time of day: kind "start", "step" or "stop"."""
+        """Append a line of kind "start", "step" or "stop" to speed.jsonl, with the time of day."""
         self._speed.write(_line({"kind": kind, "time": round(time.time(), 1), **values}))
         self._speed.flush()
         if kind == "step":
-            self._show("speed", values)
+            self._write_scalars("speed", values)
 
-    def _show(self, kind: str, values: dict[str, float]) -> None:
+    def _write_scalars(self, kind: str, values: dict[str, float]) -> None:
         scalars = {f"{kind}/{name}": value for name, value in values.items() if name != "step"}
         self._board.write(int(values["step"]), scalars)
 
     def sync(self) -> None:
-        """Have all lines on the disk: a checkpoint must not be there without the lines before it."""
+        """Sync metrics.jsonl to disk. A checkpoint must not exist without the lines before it."""
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
 
@@ -87,12 +89,12 @@ class Journal:
 
 
 def _line(values: dict[str, Any]) -> str:
-    """A line of a journal: a measure that is not finite is null, and read as NaN."""
+    """Format a line of a journal. A value that is not finite becomes null, which is read as NaN."""
     return json.dumps(without_nan(values), allow_nan=False) + "\n"
 
 
 def read_card(run: Path) -> dict[str, Any]:
-    """What write_card wrote. Raises InputError where there is none, or what is there is not one."""
+    """Read what write_card wrote. Raises InputError if the file is missing or malformed."""
     path = run / CARD
     try:
         card: dict[str, Any] = json.loads(path.read_text())
@@ -102,19 +104,19 @@ def read_card(run: Path) -> dict[str, Any]:
         if not all(type(number) is int and 0 < number < 2**60 for number in numbers) or not all(
             type(text) is str for text in texts
         ):
-            raise ValueError(f"its numbers are {numbers}, its texts {texts}")
+            raise ValueError(f"invalid numbers or texts: {numbers}, {texts}")
         describe_recipe(settings)
-        card["accepted"] = check_changes(card.get("accepted", []))
+        card["accepted"] = parse_changes(card.get("accepted", []))
     except FileNotFoundError:
-        raise InputError(f"{run}: no {CARD}; give the folder of a run, what python -m train had as --out") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: not a run's card ({type(error).__name__}: {error}); run the training's command "
-                         "again, which writes it anew") from None
+        raise InputError(f"{run}: no {CARD}; give the folder of a run, the --out of python -m train") from None
+    except PARSE_ERRORS as error:
+        raise InputError(f"{path}: not written by a training run ({type(error).__name__}: {error}); run the training "
+                         "command again, which rewrites it") from None
     return card
 
 
-def set_journal_aside(run: Path) -> Path | None:
-    """Keep the lines of a run that begins anew under another name, which is returned; None where there are none."""
+def backup_journal(run: Path) -> Path | None:
+    """Rename metrics.jsonl before a run starts from scratch, and return the new path; None if it has no lines."""
     if not read_journal(run):
         return None
     names = (run / f"metrics-before-{number}.jsonl" for number in itertools.count(1))
@@ -122,9 +124,9 @@ def set_journal_aside(run: Path) -> Path | None:
 
 
 def read_journal(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
-    """The journal's lines; a last line that a killed run left unfinished is not one.
+    """Read the lines of a journal, except a last one that a killed run left unfinished.
 
-    Raises InputError naming the first line that is none of a journal's.
+    Raises InputError naming the first malformed line.
     """
     path = run / name
     if not path.exists():
@@ -134,17 +136,17 @@ def read_journal(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
         if not text.endswith(b"\n"):
             break
         try:
-            lines.append(_checked(json.loads(text), _LINES[name]))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{path}: line {number} can't be read ({type(error).__name__}: {error}); mend it, or "
-                             "remove that line alone") from None
+            lines.append(_validate(json.loads(text), _LINES[name]))
+        except PARSE_ERRORS as error:
+            raise InputError(f"{path}: line {number} can't be read ({type(error).__name__}: {error}); fix or remove "
+                             "that line") from None
     return lines
 
 
-def _checked(line: dict[str, Any], kinds: dict[str, tuple[str, ...]]) -> dict[str, Any]:
-    line = {name: math.nan if value is None and name not in _CLOCKS else value for name, value in line.items()}
+def _validate(line: dict[str, Any], kinds: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    line = {name: math.nan if value is None and name not in _ALWAYS_FINITE else value for name, value in line.items()}
     for name, value in line.items():
-        if name != "kind" and not (type(value) in (int, float) and (abs(value) < 2**60 or name not in _CLOCKS)):
+        if name != "kind" and not (type(value) in (int, float) and (abs(value) < 2**60 or name not in _ALWAYS_FINITE)):
             raise ValueError(f"{name} is {value!r}")
     for name in kinds[line["kind"]]:
         line[name]
@@ -152,7 +154,7 @@ def _checked(line: dict[str, Any], kinds: dict[str, tuple[str, ...]]) -> dict[st
 
 
 def plot_loss(run: Path, batch_size: int) -> None:
-    """Plot loss.png: NT-Xent against epochs and images seen, and the loss of a model that can't tell 2B views apart."""
+    """Plot loss.png: NT-Xent against epochs and images seen, and the chance loss of 2B views."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -168,7 +170,7 @@ def plot_loss(run: Path, batch_size: int) -> None:
     axes.margins(y=0.05)
     axes.set(xlabel="epoch", ylabel="NT-Xent loss", title="Pre-training loss")
     if epochs:
-        images = epochs[-1]["step"] * batch_size / epochs[-1]["epoch"]  # an epoch
+        images = epochs[-1]["step"] * batch_size / epochs[-1]["epoch"]  # per epoch
         seen = axes.secondary_xaxis("top", (lambda epoch: epoch * images, lambda count: count / images))
         seen.set_xlabel("images seen")
     axes.legend(frameon=False)

@@ -28,7 +28,7 @@ from train.signals import REQUEUE, StopRequest, catch_stop_signals
 from train.state import TrainState
 from train.step import train_step
 
-PATIENCE_S = 15.0  # DataLoader workers check every 5 seconds whether their parent is still alive
+LOCK_TIMEOUT_S = 15.0  # for the lock: DataLoader workers of a killed run notice within 5 seconds and release it
 
 
 def pretrain(config: Config) -> None:
@@ -69,12 +69,12 @@ def _only_writer(out: Path, ranks: Ranks) -> Iterator[None]:
         yield
         return
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out, LOCK, timeout_s=PATIENCE_S):
+    with locked(out, LOCK, timeout_s=LOCK_TIMEOUT_S):
         yield
 
 
 def is_finished(state: TrainState, config: Config) -> bool:
-    """Whether all epochs, or --limit-steps steps, are done and no end of an epoch is pending."""
+    """Return whether all epochs, or --limit-steps steps, are done and no end of an epoch is pending."""
     at_limit = 0 < config.limit_steps <= state.step and not state.epoch_is_complete
     return state.epoch >= config.epochs or at_limit
 
@@ -83,13 +83,13 @@ def train(
     config: Config, state: TrainState, loader: ViewLoader, checkpointer: Checkpointer, probe: OnlineProbe, log: RunLog,
     ranks: Ranks, stop: StopRequest,
 ) -> bool:  # fmt: skip
-    """Train until the run is finished or a signal stops it; return whether one did."""
+    """Train until the run is finished or a signal stops it; return whether a signal did."""
     stopped = False
     while not (stopped or is_finished(state, config)):
         state.model.train()
         for view1, view2 in log.timed(() if state.epoch_is_complete else loader):
             patients = joint_patients(config, state, loader)
-            loss, z1, z2 = train_step(state, view1, view2, lr=lr_of(config, state), temperature=config.temperature,
+            loss, z1, z2 = train_step(state, view1, view2, lr=current_lr(config, state), temperature=config.temperature,
                                       patients=patients, same_patient=config.same_patient,
                                       precision=config.precision, micro_batch=config.micro_batch,
                                       clip=config.clip)  # fmt: skip
@@ -97,12 +97,12 @@ def train(
             if state.step_in_epoch % config.log_every == 0 or state.epoch_is_complete:
                 check_losses(state, loader, config, ranks)  # the embedding metrics would fail on NaN
                 log.log_interval(embedding_metrics(z1, z2, patients))
-            stop_wanted, save_is_due = ranks.any_of([stop.wanted, checkpointer.is_due()])
+            stop_requested, save_is_due = ranks.any_of([stop.requested, checkpointer.is_due()])
             at_limit = state.step == config.limit_steps
-            if (stop_wanted or save_is_due or at_limit) and not state.epoch_is_complete:
+            if (stop_requested or save_is_due or at_limit) and not state.epoch_is_complete:
                 checkpointer.save(state)
-            if (stop_wanted or at_limit) and not state.epoch_is_complete:
-                return stop_wanted
+            if (stop_requested or at_limit) and not state.epoch_is_complete:
+                return stop_requested
         stopped = end_epoch(config, state, checkpointer, probe, log, ranks, stop)
     return stopped
 
@@ -126,18 +126,18 @@ def end_epoch(
         checkpointer.keep_if_best(state, scores["linear_auroc"])
     checkpointer.save(state)
     log.report_epoch(loss)
-    return ranks.any_of([stop.wanted])[0] and not is_finished(state, config)
+    return ranks.any_of([stop.requested])[0] and not is_finished(state, config)
 
 
 def joint_patients(config: Config, state: TrainState, loader: ViewLoader) -> torch.Tensor | None:
-    """The patients of the next step's images on all ranks, [B·world], if the loss needs them."""
+    """Return the patients of the next step's images on all ranks, [B·world], or None if the loss ignores them."""
     if config.same_patient == "negatives":
         return None
     return loader.patients(state.epoch, state.step_in_epoch).to(state.device, non_blocking=True)
 
 
-def lr_of(config: Config, state: TrainState) -> float:
-    """The learning rate of the next step."""
+def current_lr(config: Config, state: TrainState) -> float:
+    """Return the learning rate of the next step."""
     steps = state.steps_per_epoch
     return learning_rate(state.step, peak=config.lr, schedule=config.schedule,
                          warmup_steps=config.warmup_epochs * steps, steps=config.epochs * steps)  # fmt: skip

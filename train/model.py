@@ -24,15 +24,15 @@ class SimCLR(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images → projections; the loss normalises them."""
+        """Project images [N, 1, S, S] to z [N, 128], not normalised."""
         z: torch.Tensor = self.projector(self.encoder(x))
         return z
 
 
 def encoder_of(state: Mapping[str, Any]) -> tuple[nn.Module, int]:
-    """The encoder in a checkpoint's state, and its feature width F.
+    """Build the encoder of a checkpoint's state, and return it with its feature width F.
 
-    Raises what checkpoint.translate_load_errors makes an InputError of, where there is none.
+    Raises the errors that checkpoint.translate_load_errors translates if the state does not fit.
     """
     encoder, features = build_encoder(state["config"]["arch"])
     prefix = "encoder."

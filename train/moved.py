@@ -1,4 +1,4 @@
-"""Where things lie now that a run has been moved, or is asked about from another folder."""
+"""Find files of a run after it was moved or is read from another folder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 
-def find_moved(path: str, base: str, base_now: Path, wanted: str = "") -> Path | None:
-    """Where `path` lies now, as it was written down when what lies in `base_now` lay in `base`; None if nowhere.
+def resolve_moved_path(path: str, base: str, base_now: Path, wanted: str = "") -> Path | None:
+    """Return where `path` is now, if it was recorded when the folder now at `base_now` was at `base`; None if nowhere.
 
-    That is where it was, if it is there still; else where it lies as seen from the base, which may have been moved with
-    it. Relative paths are of a folder that is not known any more. wanted: a file that has to be in it.
+    It may still be at `path`, or at the same place relative to the moved folder. The folder to which relative paths
+    referred is unknown. wanted: a file that `path` must contain.
     """
     places = [Path(path)] if Path(path).is_absolute() else []
     if Path(path).is_absolute() == Path(base).is_absolute():

@@ -1,4 +1,4 @@
-"""The online probe: how much of the labels the encoder's features tell, while it is trained."""
+"""The online probe: how well the encoder's features predict the labels during training."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from train.frozen_features import Features, knn_vote, standardise
 from train.signals import StopRequest
 from train.state import TrainState
 
-MOST_IMAGES = 2000
-HELD_OUT = 0.25  # of the patients
-LEAST = 10  # positives and as many negatives, in each part, for a finding to be scored
-BATCH = 64
+MAX_IMAGES = 2000
+HELD_OUT = 0.25  # fraction of patients
+MIN_PER_CLASS = 10  # positives, and negatives, that a finding needs in each part to be scored
+BATCH_SIZE = 64
 
 
 class Interrupted(Exception):
@@ -35,10 +35,10 @@ class Interrupted(Exception):
 
 
 class OnlineProbe:
-    """kNN and logistic regression on frozen features, of up to 2,000 labelled training images.
+    """kNN and logistic regression on frozen features of up to 2,000 labelled training images.
 
-    A quarter of the patients is held out; no image of split valid or test is looked at, so that the best checkpoint
-    by this probe is not chosen on what a report is tested on.
+    Tested on a held-out quarter of their patients. No image of the splits valid and test is used, so that the choice of
+    the best checkpoint by this probe does not bias a report.
     """
 
     def __init__(self, config: Config, manifest: Manifest, augmentation: Augmentation, device: torch.device) -> None:
@@ -47,7 +47,7 @@ class OnlineProbe:
 
     @cached_property
     def images(self) -> ProbeImages:
-        """The images that the probe learns from and is tested on, chosen when they are first needed."""
+        """The images to fit and test the probe on, chosen on first use."""
         return choose_images(self._config.shards, self._manifest, self._config.seed)
 
     def score_if_due(self, state: TrainState, ranks: Ranks, stop: StopRequest) -> dict[str, float] | None:
@@ -60,7 +60,7 @@ class OnlineProbe:
             return scores
         if ranks.first:
             try:
-                scores = self.score(state.model.encoder, lambda: stop.wanted)
+                scores = self.score(state.model.encoder, lambda: stop.requested)
             except Interrupted:
                 interrupted = True
         interrupted, scores = ranks.broadcast((interrupted, scores))
@@ -73,8 +73,8 @@ class OnlineProbe:
         """
         if not self.images.findings:
             if not self._warned:
-                print(f"no online probe: no finding has {LEAST} positive and {LEAST} negative training images to fit "
-                      "and as many held out to test", flush=True)  # fmt: skip
+                print(f"no online probe: no finding has {MIN_PER_CLASS} positive and {MIN_PER_CLASS} negative training "
+                      "images to fit and as many held out to test", flush=True)  # fmt: skip
             self._warned = True
             return {}
         return score_features(self.embed(encoder, stopped), self.images)
@@ -83,7 +83,7 @@ class OnlineProbe:
         """Return the encoder's features of the probe's images, [N, F] float32. Raises Interrupted as score does."""
         config, augmentation = self._config, self._augmentation
         images = image_loader(config.backend, config.shards, self._manifest, split="train", size=augmentation.size,
-                              mean=augmentation.mean, std=augmentation.std, batch_size=BATCH, device=self._device,
+                              mean=augmentation.mean, std=augmentation.std, batch_size=BATCH_SIZE, device=self._device,
                               workers=config.workers, samples=self.images.samples)  # fmt: skip
         rows = []
         encoder.eval()
@@ -117,14 +117,14 @@ def choose_images(shards: Path, manifest: Manifest, seed: int) -> ProbeImages:
     labels = read_labels(shards, manifest, ("train",))
     numbers = np.flatnonzero(labels[names].isin([0, 1]).any(axis=1)) if names else np.empty(0, int)
     rng = np.random.default_rng(seed)
-    samples = np.sort(rng.permutation(numbers)[:MOST_IMAGES])
+    samples = np.sort(rng.permutation(numbers)[:MAX_IMAGES])
     labels = labels.iloc[samples]
     patients = rng.permutation(np.sort(labels["patient"].unique()))
     held_out = labels["patient"].isin(patients[: round(len(patients) * HELD_OUT)]).to_numpy()
 
     def has_enough(finding: str) -> bool:
         parts = (labels[finding][held_out], labels[finding][~held_out])
-        return all((part == value).sum() >= LEAST for part in parts for value in (0, 1))
+        return all((part == value).sum() >= MIN_PER_CLASS for part in parts for value in (0, 1))
 
     return ProbeImages(samples.tolist(), labels, held_out, [name for name in names if has_enough(name)])
 

@@ -1,4 +1,4 @@
-"""Optimisers and the learning rate's schedule."""
+"""Optimizers and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ from torch import nn
 
 from train.config import Optimizer, Schedule
 
-LARS_MOMENTUM = 0.9  # as SimCLR's appendix B has it
+LARS_MOMENTUM = 0.9  # as in SimCLR's appendix B
 
 
 def make_optimizer(name: Optimizer, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """The named optimiser over a model's parameters; weight decay falls on weights alone, not on biases and norms.
+    """Create the named optimizer of a model's parameters. Weight decay applies to weights, not to biases and norms.
 
-    adam's decay is L2 in the gradient, adamw's is decoupled; LARS (timm's) scales a decayed weight's step by the ratio
-    of its norm to its gradient's. Sources: Kingma & Ba, 2015; Loshchilov & Hutter, 2019; You et al., 2017.
+    adam adds the decay to the gradient (L2), adamw decouples it; LARS (timm's) scales a decayed weight's step by the
+    ratio of its norm to its gradient's. Sources: Kingma & Ba, 2015; Loshchilov & Hutter, 2019; You et al., 2017.
     """
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     if name == "lars":
-        from timm.optim.lars import Lars  # timm takes a second: only its users wait for it
+        from timm.optim.lars import Lars  # imported here because timm takes a second
 
-        groups[0]["always_adapt"] = True  # else the ratio would be left out where there is no decay
+        groups[0]["always_adapt"] = True  # also without weight decay
         lars: torch.optim.Optimizer = Lars(groups, lr=lr, momentum=LARS_MOMENTUM)
         return lars
-    # Fused: one pass over all parameters, and on a GPU the scaler's verdict is read there, with no wait for it.
+    # fused: one pass over all parameters, and no synchronization for the gradient scaler on a GPU.
     return (torch.optim.AdamW if name == "adamw" else torch.optim.Adam)(groups, lr=lr, fused=True)
 
 
 def learning_rate(step: int, *, peak: float, schedule: Schedule, warmup_steps: float, steps: int) -> float:
-    """The learning rate of a step, the first being 0: linear up to `peak` over the warm-up, then constant or down to 0
-    at `steps` along half a cosine (Loshchilov & Hutter, 2017)."""
+    """Return the learning rate of a step, counted from 0.
+
+    It rises linearly to `peak` during the warm-up. Then it stays constant, or falls to 0 at `steps` along half a
+    cosine (Loshchilov & Hutter, 2017).
+    """
     if step < warmup_steps:
         return peak * (step + 1) / (math.floor(warmup_steps) + 1)
     if schedule == "constant":
@@ -42,6 +45,6 @@ def learning_rate(step: int, *, peak: float, schedule: Schedule, warmup_steps: f
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Have the optimiser's next step taken at this rate."""
+    """Set the learning rate of the optimizer's next step."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from train.collapse import say_collapse
+from train.collapse import detect_collapse
 from train.config import Config
 from train.distributed.ranks import Ranks
 from train.journal import Journal, plot_loss, read_journal
@@ -108,7 +108,7 @@ class RunLog:
         """Warn once, at the end of the epoch in which the run is first found to have collapsed."""
         lines, settings = read_journal(self._config.out), self._config.plain()
         earlier = [line for line in lines if line["epoch"] <= lines[-1]["epoch"] - 1]
-        if (warning := say_collapse(lines, settings)) and not say_collapse(earlier, settings):
+        if (warning := detect_collapse(lines, settings)) and not detect_collapse(earlier, settings):
             self._ranks.print(f"warning: {warning}")
 
     def _time_left(self) -> str:

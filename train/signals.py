@@ -1,4 +1,4 @@
-"""Being told to stop: by the scheduler, which wants the run requeued, or by Ctrl-C."""
+"""Stop requests: signals from the scheduler, after which the run is requeued, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ REQUEUE = 75  # exit status EX_TEMPFAIL, sysexits.h: try again later
 
 
 class StopRequest:
-    """Whether the run has been told to stop, and by which signal."""
+    """Whether a signal asked the run to stop, and which one."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     @property
-    def wanted(self) -> bool:
-        """Whether it is time to finish the step, save and end."""
+    def requested(self) -> bool:
+        """Whether the run should finish its step, save and exit."""
         return self.signal is not None
 
 
 @contextlib.contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Within the block SIGUSR1, SIGTERM and Ctrl-C are remembered, and end nothing; a second Ctrl-C does."""
+    """Record SIGUSR1, SIGTERM and Ctrl-C within the block instead of exiting. A second Ctrl-C interrupts."""
     stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # a test's or a notebook's: signals are not ours
+    if threading.current_thread() is not threading.main_thread():  # signal handlers can only be set in the main thread
         yield stop
         return
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, in the order in which a run wrote them whatever its machines' clocks say."""
+"""Write TensorBoard event files whose names sort in the order of writing, whatever the machines' clocks say."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 
 
 class TensorBoardFile:
-    """Writes a run's scalars for TensorBoard, on the disk at every line: a kill loses none before a checkpoint.
+    """Writes a run's scalars for TensorBoard and flushes after every line, so that a killed run loses none.
 
-    TensorBoard reads event files by their names, which begin with a time, and where one says that a run was resumed at
-    a step it drops all later steps of the files before. So a file is named later than all that are there, also where
-    the clock is behind or has not advanced by a second. (PyTorch's SummaryWriter names it by the clock.)
+    TensorBoard reads event files in the order of their names, which begin with a time. If a file says that the run
+    resumed at a step, TensorBoard drops later steps of the previous files. A new file is therefore named later than all
+    existing ones, even if the clock is behind or has not advanced by a second. PyTorch's SummaryWriter uses the clock.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Go on after so many steps: what is there of later ones is not shown any more."""
+        """Start a file after `step` steps; TensorBoard hides later steps of earlier files."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{_later_than(folder):010d}.{socket.gethostname()}.{os.getpid()}.0"
+        name = f"events.out.tfevents.{_next_timestamp(folder):010d}.{socket.gethostname()}.{os.getpid()}.0"
         self._event, self._summary = Event, Summary
         self._file = (folder / name).open("xb")
         self._records = RecordWriter(self._file)
@@ -35,7 +35,7 @@ class TensorBoardFile:
         self._file.flush()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Add scalars by their tags."""
+        """Write scalars, tag → value."""
         values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._write(self._event(step=step, summary=self._summary(value=values)))
         self._file.flush()
@@ -49,7 +49,7 @@ class TensorBoardFile:
         self._file.close()
 
 
-def _later_than(folder: Path) -> int:
-    """A time in seconds that is not over, and later than that in the name of any event file in a folder."""
-    found = [re.match(r"events\.out\.tfevents\.(\d+)\.", path.name) for path in folder.iterdir()]
-    return max(int(time.time()), *(int(one[1]) + 1 for one in found if one), 0)
+def _next_timestamp(folder: Path) -> int:
+    """Return a time in seconds, at least the current one, that is later than those of all event files in the folder."""
+    matches = [re.match(r"events\.out\.tfevents\.(\d+)\.", path.name) for path in folder.iterdir()]
+    return max(int(time.time()), *(int(match[1]) + 1 for match in matches if match), 0)

@@ -16,7 +16,7 @@ from shard.errors import InputError
 from shard.flags import flag_name
 from shard.manifest import read_manifest
 from shard.record import first_difference
-from train.checkpoint import load_newest_good
+from train.checkpoint import load_newest_intact
 
 # Shared by all cells unless a cell changes it. Small enough for two cores, with the same optimiser schedule for all, so
 # that it is no cell's advantage. The published recipe's own schedule is a cell.
@@ -93,7 +93,7 @@ class TrainingRun:
 
     def is_done(self) -> bool:
         """Return whether all epochs are trained. Raises InputError if the checkpoint has other settings or shards."""
-        newest = load_newest_good(self.folder)
+        newest = load_newest_intact(self.folder)
         if newest is None:
             return False
         path, state, _ = newest

@@ -12,10 +12,10 @@ from probe.linear import INVERSE_L2
 from probe.statistics import REPLICATES
 from probe.study import Study
 from shard.machine import commit, version_of
-from train.accepted import changes_of, say_changes
+from train.accepted import accepted_changes, format_changes
 from train.checkpoint import translate_load_errors
-from train.moved import find_moved
-from train.reproduce import reproduce_commands
+from train.moved import resolve_moved_path
+from train.reproduce import reproduction_commands
 
 PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit-learn", "numpy", "pandas", "pillow")
 
@@ -75,10 +75,10 @@ def list_facts(study: Study) -> list[tuple[str, dict[str, object]]]:
     facts: list[tuple[str, dict[str, object]]] = [("Settings of the probe", dict(study.settings.plain()))]
     for encoder in study.encoders:
         if encoder.state is not None:
-            state, changes = encoder.state, changes_of(encoder.state)
+            state, changes = encoder.state, accepted_changes(encoder.state)
             facts.append((f"{encoder.name}: settings of its pre-training",
                           {**state["config"], "steps": state["step"], "epochs done": state["epoch"],
-                           **({"changed on the way by --accept": say_changes(changes)} if changes else {})}))
+                           **({"changed by --accept": format_changes(changes)} if changes else {})}))
             facts.append((f"{encoder.name}: augmentation", dict(state["augmentation"])))
     hashes = {encoder.name: encoder.sha256() for encoder in study.available}
     counts = {f"{split} images / patients": f"{count['images']} / {count['patients']}"
@@ -103,8 +103,8 @@ def list_commands(study: Study) -> list[str]:
         config = encoder.state["config"]
         out = (encoder.run or Path(config["out"])).absolute()
         with translate_load_errors(out):
-            shards = find_moved(config["shards"], config["out"], out, "manifest.json") or Path(config["shards"])
+            shards = resolve_moved_path(config["shards"], config["out"], out, "manifest.json") or Path(config["shards"])
             if encoder.state["shards"] == study.manifest.fingerprint():
                 shards = study.settings.shards.absolute()
-            trained += reproduce_commands(encoder.state, out, shards)
+            trained += reproduction_commands(encoder.state, out, shards)
     return [*dict.fromkeys(trained), study.settings.command()]

@@ -1,4 +1,4 @@
-"""The model card: what there is to say of an exported encoder, as data and as a page for people."""
+"""The model card of an exported encoder, as JSON data and as a Markdown page."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from pipeline.augmentation import Augmentation
-from train.accepted import changes_of, say_each, with_changes
-from train.collapse import say_collapse
+from train.accepted import accepted_changes, append_changes, format_changes_by_setting
+from train.collapse import detect_collapse
 from train.recipe import describe_recipe
 
 Format = Literal["torchvision", "timm", "safetensors", "onnx"]
 Card = dict[str, Any]
 
-CLASSES = 1000  # of torchvision's ResNets as they are made without arguments
-# Settings that name folders of whoever trained, which a passed-on file need not; and one that "accepted" says better.
-LEFT_OUT = ("shards", "out", "resume", "accept")
-# Kind of journal line → what of its last one is told.
+CLASSES = 1000  # of torchvision's ResNets by default
+# Settings that contain paths of the training machine, and one that "accepted" reports in detail.
+OMITTED_SETTINGS = ("shards", "out", "resume", "accept")
+# Kind of journal line → fields of its last line to report.
 METRICS = {"epoch": ("epoch", "loss"), "online": ("epoch", "knn_auroc", "linear_auroc")}
 STEM = "three input channels, each a third of the grey one: feed the same normalised grey to all three"
 NOTES = {
-    "torchvision": f"{STEM}; fc is {CLASSES} classes of zeros, to be replaced",
+    "torchvision": f"{STEM}; fc has {CLASSES} classes and zero weights, to be replaced",
     "timm": f"{STEM}, or ask for in_chans=1; no classifier",
     "safetensors": f"{STEM}; torchvision's names, without fc",
     "onnx": "input image [batch, 1, size, size], float32, grey 0..1, normalised inside; output features",
@@ -36,27 +36,27 @@ CARD_INSIDE = {
 
 
 def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]]) -> Card:
-    """What there is to say of a checkpoint's encoder, as JSON has it; what isn't known is left out.
+    """Return the model card of a checkpoint's encoder as JSON data, without what is unknown.
 
-    features: the encoder's width. journal: the run's lines, of which those up to the checkpoint's step count. Raises
-    what checkpoint.translate_load_errors makes an InputError of.
+    features: the encoder's width. journal: the run's lines; only those up to the checkpoint's step count. Raises what
+    checkpoint.translate_load_errors translates.
     """
-    augmentation, config, accepted = Augmentation(**state["augmentation"]), state["config"], changes_of(state)
+    augmentation, config, accepted = Augmentation(**state["augmentation"]), state["config"], accepted_changes(state)
     lines = [line for line in journal if line.get("step", 0) <= state["step"]]
     data = {"fingerprint": state.get("shards"), **state.get("data", {})}
     card = {
         "name": f"SimCLR {config['arch']} for chest X-rays",
         "use": "for research; not for diagnosis",
-        "collapsed": say_collapse(lines, config),
+        "collapsed": detect_collapse(lines, config),
         "arch": config["arch"],
         "features": features,
-        "preset": with_changes(describe_recipe(config), accepted),
+        "preset": append_changes(describe_recipe(config), accepted),
         "input": {"size": augmentation.size, "grey": "0..1", "mean": augmentation.mean, "std": augmentation.std},
         "data": {name: value for name, value in data.items() if value is not None},
         "training": {name: state[name] for name in ("epoch", "step_in_epoch", "step") if name in state},
         "metrics": _metrics(lines),
         "augmentation": asdict(augmentation),
-        "settings": {name: value for name, value in config.items() if name not in LEFT_OUT},
+        "settings": {name: value for name, value in config.items() if name not in OMITTED_SETTINGS},
         "accepted": accepted,
         "commit": state.get("commit"),
         "versions": state.get("versions"),
@@ -66,7 +66,7 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
 
 
 def _metrics(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Kind → what the last line of that kind measured."""
+    """Return, for each kind of line, the metrics of its last line."""
     metrics = {}
     for kind, names in METRICS.items():
         last: dict[str, Any] = next((line for line in reversed(lines) if line["kind"] == kind), {})
@@ -77,35 +77,35 @@ def _metrics(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def model_card_page(format: Format, name: str, card: Card) -> str:
-    """The card for people, in Markdown; name: of the file or folder it tells of."""
+    """Return the card as a Markdown page. name: the file or folder that it describes."""
     size, mean, std = (card["input"][key] for key in ("size", "mean", "std"))
     sections = [
         f"# {card['name']}",
         f"A {card['arch']} pre-trained by SimCLR ({card['preset']}), without labels, on grey chest X-rays: an image "
         f"in, {card['features']} features out. **{card['use'].capitalize()}.**",
-        *([f"**It tells no images apart.** Its training {card['collapsed']}."] if "collapsed" in card else []),
+        *([f"**It does not distinguish images.** Its training {card['collapsed']}."] if "collapsed" in card else []),
         f"## Load it\n\nWith `image` [N, 1, {size}, {size}], float32, grey 0 to 1 (levels of 0 to 255 divided by 255), "
-        f"and in the folder that holds `{name}`:\n\n```python\n{_usage(format, name, card)}\n```\n\n"
-        f"What it is: {card['note']}. This card is inside it too: {CARD_INSIDE[format]}.",
-        f"## Input\n\n- size: {size} × {size}, the whole image resized, not cropped\n- grey: 0 to 1\n"
+        f"and in the folder that contains `{name}`:\n\n```python\n{_usage(format, name, card)}\n```\n\n"
+        f"Contents: {card['note']}. The file also contains this card: {CARD_INSIDE[format]}.",
+        f"## Input\n\n- size: {size} × {size}, the complete image resized, not cropped\n- grey: 0 to 1\n"
         f"- mean: {mean}, std: {std}; for three channels mean ({mean}, {mean}, {mean}), std ({std}, {std}, {std})",
     ]
     for key in ("data", "training", "metrics", "augmentation", "settings", "versions"):
         if key in card:
-            rows = [f"- {name}: {_shown(value)}{_before(name, card) if key == 'settings' else ''}"
+            rows = [f"- {name}: {_format_value(value)}{_format_history(name, card) if key == 'settings' else ''}"
                     for name, value in card[key].items()]  # fmt: skip
             sections.append(f"## {key.capitalize()}\n\n" + "\n".join(rows))
         if key == "training" and "commit" in card:
             sections[-1] += f"\n- commit: {card['commit']}"
         if key == "settings" and "accepted" in card:
-            said = [f"- {one}" for one in say_each(card["accepted"])]
-            sections.append("## Accepted\n\nChanged on the way by --accept; the settings above are those it ended "
-                            "with.\n\n" + "\n".join(said))  # fmt: skip
+            changes = [f"- {line}" for line in format_changes_by_setting(card["accepted"])]
+            sections.append("## Accepted\n\nChanged by --accept during training; the settings above are the final "
+                            "ones.\n\n" + "\n".join(changes))  # fmt: skip
     return "\n\n".join(sections) + "\n"
 
 
 def _usage(format: Format, name: str, card: Card) -> str:
-    """Lines of Python that make `features` of `image`."""
+    """Return lines of Python that compute `features` from `image`."""
     arch, normalised = card["arch"], f"(image - {card['input']['mean']}) / {card['input']['std']}"
     colour = f"features = model.eval()(({normalised}).expand(-1, 3, -1, -1))"
     lines = {
@@ -131,14 +131,14 @@ def _usage(format: Format, name: str, card: Card) -> str:
     return "\n".join(lines[format])
 
 
-def _before(name: str, card: Card) -> str:
-    """What a setting was before it was changed on the way, if it was."""
-    own = [one for one in card.get("accepted", []) if one["name"] == name]
-    values = [f"{_shown(one['then'])} until step {one['step']}" for one in own]
+def _format_history(name: str, card: Card) -> str:
+    """Return the previous values of a setting that --accept changed, or ""."""
+    own = [change for change in card.get("accepted", []) if change["name"] == name]
+    values = [f"{_format_value(change['then'])} until step {change['step']}" for change in own]
     return f" ({', '.join(values)})" if own else ""
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {_format_value(item)}" for name, item in value.items())
     return " to ".join(map(str, value)) if isinstance(value, list) else str(value)

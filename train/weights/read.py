@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from train.weights.diagnosis import why_unreadable
+from train.weights.diagnosis import explain_unreadable
 
 
 class UnreadableTensors(Exception):
@@ -40,4 +40,4 @@ def read_tensors(source: Path | io.BytesIO, path: Path | None = None) -> Any:
             content = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
         except OSError as read_error:
             raise UnreadableTensors(read_error.strerror or str(read_error)) from None
-        raise UnreadableTensors(*why_unreadable(content, name, error)) from None
+        raise UnreadableTensors(*explain_unreadable(content, name, error)) from None
