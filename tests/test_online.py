@@ -78,7 +78,7 @@ def test_features_are_in_the_order_of_the_chosen_images(many_shards: Shards) -> 
     assert np.allclose(means, wanted, atol=1e-5) and len(np.unique(means)) > len(means) // 2
 
 
-def test_votes_are_those_of_a_slow_twin() -> None:
+def test_votes_equal_a_slow_reference() -> None:
     rng = np.random.default_rng(0)
     known, asked = rng.normal(size=(50, 8)).astype(np.float32), rng.normal(size=(7, 8)).astype(np.float32)
     truth = rng.integers(0, 2, 50)

@@ -268,7 +268,7 @@ def test_auto_precision_is_resolved_and_fp16_requires_a_gpu(tmp_path: Path) -> N
         Config(shards=tmp_path, out=tmp_path, device="cpu", precision="fp16")
 
 
-def test_the_published_recipe_is_the_default(tmp_path: Path) -> None:
+def test_published_recipe_is_the_default(tmp_path: Path) -> None:
     config = Config(shards=tmp_path, out=tmp_path)
     assert (config.arch, config.size, config.epochs, config.batch_size) == ("resnet50", 224, 100, 64)
     assert (config.lr, config.temperature, config.optimizer, config.schedule) == (3e-4, 0.5, "adam", "constant")
