@@ -45,7 +45,7 @@ def test_other_settings_are_refused_with_a_table(
 def test_other_schedule_is_refused_and_shows_epochs(
     shards: Shards, started: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(InputError, match="other numbers, epochs, schedule; "):
+    with pytest.raises(InputError, match="saved under other settings, code or data: epochs, schedule; "):
         train_here(shards, started, schedule="cosine")
     assert [line.split() for line in capfd.readouterr().err.splitlines()] == [
         ["there", "now"], ["epochs", "any", "2"], ["schedule", "constant", "cosine"]]  # fmt: skip
@@ -53,7 +53,7 @@ def test_other_schedule_is_refused_and_shows_epochs(
 
 def test_other_shards_are_refused(shards: Shards, started: Path, radiographs: Path, tmp_path: Path) -> None:
     build(radiographs, tmp_path / "others", size=64, shard_size=40, workers=1)
-    with pytest.raises(InputError, match="other numbers, shards"):
+    with pytest.raises(InputError, match="saved under other settings, code or data: shards"):
         train_here(dataclasses.replace(shards, folder=tmp_path / "others"), started)
 
 
@@ -74,7 +74,7 @@ def test_other_code_and_versions_are_refused_and_can_be_accepted(
             real = fingerprint.version_of
             patch.setattr(fingerprint, "version_of", lambda package: "1.0" if package == name else real(package))
         train_here(shards, tmp_path, limit_steps=2)
-    with pytest.raises(InputError, match=rf"other numbers, {name}; .*--accept={name}$"):
+    with pytest.raises(InputError, match=rf"saved under other settings, code or data: {name}; .*--accept={name}$"):
         train_here(shards, tmp_path, limit_steps=3)
     train_here(shards, tmp_path, limit_steps=3, accept=(name,))
     assert newest(tmp_path)["step"] == 3

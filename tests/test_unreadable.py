@@ -178,7 +178,7 @@ def test_folder_without_a_run_lists_what_it_contains(trained: Path, tmp_path: Pa
     assert error_of(tmp_path).endswith("; it contains notes.txt")
     (tmp_path / "b.pth").write_text("x")
     assert error_of(tmp_path).endswith(f"; it contains b.pth: give one, such as {tmp_path / 'b.pth'}")
-    assert error_of(trained.parent).endswith(f": name one, as {trained}")
+    assert error_of(trained.parent).endswith(f": give one, such as {trained}")
     assert error_of(trained / "checkpoints").endswith(f"; give the run: {trained}")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert "no checkpoint in" in error_of(tmp_path / "run") and "train first" in error_of(tmp_path / "run")
