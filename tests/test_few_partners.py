@@ -37,10 +37,10 @@ def set_up_output(
 
 
 @pytest.mark.parametrize(("settings", "flags"), [
-    ({"patient_positive": 0.5}, "--patient-positive=0.5 acts on"),
-    ({"same_patient": "masked"}, "--same-patient=masked acts on"),
+    ({"patient_positive": 0.5}, "--patient-positive=0.5 applies to"),
+    ({"same_patient": "masked"}, "--same-patient=masked applies to"),
     ({"patient_positive": 0.5, "same_patient": "positives"},
-     "--patient-positive=0.5 and --same-patient=positives act on"),
+     "--patient-positive=0.5 and --same-patient=positives apply to"),
 ])  # fmt: skip
 def test_recipe_without_any_paired_image_warns(
     settings: dict[str, Any], flags: str, unpaired_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
