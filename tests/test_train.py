@@ -150,7 +150,7 @@ def test_more_epochs_continue_the_journal(shards: Shards, trained: Path, tmp_pat
 
 
 def test_impossible_resume_is_refused(shards: Shards, trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--resume=never: .* has checkpoints, up to step 12; choose another --out"):
+    with pytest.raises(InputError, match=r"--resume=never: .* contains checkpoints, up to step 12; choose another --out"):
         train_here(shards, trained, resume="never")
     with pytest.raises(InputError, match=r"--resume=/nowhere/at-all: no checkpoint there; give a run's folder"):
         train_here(shards, tmp_path / "new", resume="/nowhere/at-all")
@@ -167,7 +167,7 @@ def test_second_process_on_one_folder_is_refused(shards: Shards, trained: Path) 
     process = subprocess.Popen([sys.executable, "-c", code, str(trained)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="another process is writing there"):
-        patch.setattr("train.loop.PATIENCE_S", 0.3)
+        patch.setattr("train.loop.LOCK_TIMEOUT_S", 0.3)
         train_here(shards, trained)
     process.kill()
     process.wait()
