@@ -224,7 +224,7 @@ def test_views_larger_than_the_images_are_warned_about(
 
 def test_compile_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", "compiler-of-nowhere")
-    with pytest.raises(InputError, match="--compile: PyTorch compiles with compiler-of-nowhere, which is not here"):
+    with pytest.raises(InputError, match="--compile: PyTorch needs the compiler compiler-of-nowhere, which is not installed"):
         Config(shards=tmp_path, out=tmp_path, compile=True)
 
 
