@@ -23,11 +23,6 @@ Backend = Literal["dali", "torchvision"]
 ViewBackend = Literal["dali-fused", "dali-stock", "torchvision"]
 Views = tuple[torch.Tensor, torch.Tensor]
 
-# A core computes 1,000 to 2,500 images/s (two 224 px views of a 390×320 JPEG each), and we estimate that an H100 trains
-# a ResNet-50 on about 1,400. Measure your machine with python -m bench.io.
-CORES_THAT_FEED_A_GPU = 4
-
-
 class ViewLoader:
     """Yields two randomly augmented views of each image, (view1, view2), each [B, 1, S, S] on the device.
 
@@ -128,7 +123,7 @@ def two_view_loader(
         raise InputError(f"--batch-size={batch_size}: {folder} has {images} images in split {split!r}, fewer than a "
                          f"batch{ranks}; lower it to {max(1, images // world)} or less")  # fmt: skip
     workers = workers or cores()
-    view_device = choose_view_device(views, backend, device, workers)[0]
+    view_device = choose_view_device(views, backend, device)[0]
     view_backend: ViewBackend = (
         "torchvision" if backend == "torchvision" else "dali-fused" if view_device == "cpu" else "dali-stock"
     )
@@ -172,9 +167,7 @@ def make_views(
     return views
 
 
-def choose_view_device(
-    views: ViewDevice, backend: Backend, device: torch.device, workers: int
-) -> tuple[ViewDevice, str]:
+def choose_view_device(views: ViewDevice, backend: Backend, device: torch.device) -> tuple[ViewDevice, str]:
     """Choose where views are computed, "cpu" or "gpu", and give the reason. Raises InputError if impossible."""
     if views == "gpu" and (backend == "torchvision" or device.type != "cuda"):
         missing = "a GPU to train on" if backend == "dali" else "--dali"
@@ -185,9 +178,7 @@ def choose_view_device(
         return "cpu", "training runs on the CPU"
     if backend == "torchvision":
         return "cpu", "torchvision runs there; --dali is many times as fast"
-    if workers >= CORES_THAT_FEED_A_GPU:
-        return "cpu", f"{workers} cores feed the GPU, which then only trains"
-    return "gpu", f"{workers} cores might keep the GPU waiting; {CORES_THAT_FEED_A_GPU} would feed it"
+    return "gpu", "DALI decodes in its hardware; --views=cpu leaves the GPU to training"
 
 
 def decode_batches(

@@ -21,7 +21,7 @@ from nvidia.dali import Pipeline, fn, ops, pipeline_def
 
 from pipeline import dali, torchvision_views
 from pipeline.augmentation import Augmentation
-from pipeline.dali_inputs import BatchInputs, out_of_memory, stock_parameters, view_inputs
+from pipeline.dali_inputs import BatchInputs, border_weights, out_of_memory, stock_parameters, view_inputs
 from pipeline.loader import two_view_loader
 from pipeline.sampler import BatchSampler, sequential_batches
 from pipeline.view_parameters import sample_view_parameters
@@ -105,18 +105,42 @@ def test_operators_of_the_gpu_graph_exist_for_gpus(shards: Shards, raw_shards: S
     assert {name.split("__")[-1] for name in pixels} >= expected, pixels
 
 
+def test_view_takes_13_operators_on_pixels(shards: Shards) -> None:
+    """Each operator is a kernel launch per view, so the graph must not grow unnoticed."""
+    inputs = BatchInputs(Fetcher(shards.folder, shards.manifest, "train"), sequential_batches(range(8), 4),
+                         lambda batch, shapes: stock_parameters(Augmentation(), 0, batch, shapes))  # fmt: skip
+    pipeline = Pipeline(batch_size=4, num_threads=1, device_id=0)
+    with pipeline:
+        encoded, *parameters = dali.external_inputs(inputs, dali.VIEW_DTYPES * 2, dali.VIEW_NDIMS * 2)
+        image = dali.decode(encoded, None, on_gpu=True)
+        view = dali.make_view(image, parameters[: len(dali.VIEW_DTYPES)], Augmentation(), half=True)
+    on_pixels = [node for node in nodes_of(view) if node._op.device == "gpu" and "Copy" not in node._op.schema_name]
+    assert len(on_pixels) == 13, sorted(node._op.schema_name for node in on_pixels)
+
+
+@pytest.mark.parametrize(("length", "size"), [(37, 64), (64, 64), (390, 224), (1000, 32)])
+def test_border_weights_equal_weight_of_all_taps_over_weight_of_those_inside(length: int, size: int) -> None:
+    support = max(length / size, 1.0)
+    taps = np.arange(-2000, 3000)
+    for k, weight in enumerate(border_weights(np.array([length]), size)[0]):
+        weights = np.maximum(0, 1 - np.abs(taps - ((k + 0.5) * length / size - 0.5)) / support)
+        assert weight == pytest.approx(weights.sum() / weights[(taps >= 0) & (taps < length)].sum(), rel=1e-6)
+
+
 def operators_of(node: Any) -> set[tuple[str, str]]:
     """(operator, device) of all nodes that an output is computed from."""
-    operators: set[tuple[str, str]] = set()
-    stack, visited = [node], set()
+    return {(getattr(source._op, "schema_name", "ExternalSource"), source._op.device) for source in nodes_of(node)}
+
+
+def nodes_of(node: Any) -> list[Any]:
+    """All nodes that an output is computed from."""
+    found, stack = dict[int, Any](), [node]
     while stack:
         source = stack.pop().source
-        if source is None or id(source) in visited:
-            continue
-        visited.add(id(source))
-        operators.add((getattr(source._op, "schema_name", "ExternalSource"), source._op.device))
-        stack += list(source.inputs)
-    return operators
+        if source is not None and id(source) not in found:
+            found[id(source)] = source
+            stack += list(source.inputs)
+    return list(found.values())
 
 
 @pytest.mark.parametrize("damage", ["header", "tables"])

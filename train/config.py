@@ -77,8 +77,8 @@ class Config:
                                          "a CPU that supports it, else fp32.", "device")] = "auto"
     device: Annotated[Device, Flag("Device to train on; auto takes a GPU if there is one.", "device")] = "auto"
     compile: Annotated[bool, Flag("Compile the model with torch.compile.", "device")] = False
-    views: Annotated[ViewDevice, Flag("Where views are made. auto takes the CPU if it has enough cores to keep the GPU "
-                                      "busy.", "device")] = "auto"
+    views: Annotated[ViewDevice, Flag("Where views are made. auto takes the GPU, with DALI, if there is one.",
+                                      "device")] = "auto"
     workers: Annotated[int, Flag("Loader threads; 0 starts one per core.", "device", 0, 4096)] = 0
     seed: Annotated[int, Flag("Seed of weights, order and views.", "recipe", 0, 2**31 - 2**16)] = 0
     limit_steps: Annotated[int, Flag("Stop after this many steps, for a trial; 0 trains all epochs.", "checkpoints",

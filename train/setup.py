@@ -47,7 +47,7 @@ def set_up(config: Config, ranks: Ranks | None = None) -> Setup:
     device = torch.device("cuda", torch.cuda.current_device()) if config.device == "cuda" else torch.device("cpu")
     workers = config.workers or max(1, cores() // ranks.local_world_size)
     configure_backend(device)
-    where, why = choose_view_device(config.views, config.backend, device, workers)
+    where, why = choose_view_device(config.views, config.backend, device)
     if ranks.first:
         print(f"views are made on the {where.upper()}: {why}")
         _warn_of_small_images(config, manifest)

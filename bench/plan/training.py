@@ -11,7 +11,6 @@ import torch
 from bench.plan.estimate import StepEstimate, count
 from bench.plan.request import PlanRequest
 from bench.plan.results import BenchResults, LoaderResult, MemoryResult, NotMeasured, StepResult
-from pipeline.loader import CORES_THAT_FEED_A_GPU
 from train.checkpoint import KEEP
 from train.checkpointer import MILESTONE
 from train.config import Arch, Config
@@ -112,11 +111,11 @@ def _estimate_cores(estimate: StepEstimate, loader: LoaderResult, rate: float | 
         estimate.assumed.append(f"{basis}; {loader.machine}")
         return
     busy = rate * loader.cpu_ms / 1000
-    estimate.cores = max(CORES_THAT_FEED_A_GPU, ceil(busy) + 1)
+    estimate.cores = ceil(busy) + 1
     estimate.core_hours = (estimate.gpu_hours or 0) * estimate.cores
     estimate.shape += f" × {count(estimate.cores, 'core')}"
-    estimate.assumed.append(f"{basis}, so {busy:.1f} cores feed a GPU and one more drives it; with at least "
-                            f"{CORES_THAT_FEED_A_GPU} training makes views on the CPU; {loader.machine}")  # fmt: skip
+    estimate.assumed.append(f"{basis}, so {busy:.1f} cores feed a GPU with --views=cpu, and one more drives it; "
+                            f"{loader.machine}")  # fmt: skip
 
 
 def _check_gpu_memory(estimate: StepEstimate, request: PlanRequest, memory: MemoryResult | NotMeasured) -> None:
