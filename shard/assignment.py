@@ -17,7 +17,7 @@ from shard.table import Table
 class Row(NamedTuple):
     """One image to shard.
 
-    sex: F, M or blank. age: in years. labels: one a finding, 1, 0, -1 or None (not mentioned).
+    sex: F, M or blank. age: in years. labels: one per finding: 1, 0, -1 or None (not mentioned).
     date: of the study, YYYY-MM-DD or blank.
     """
 
@@ -46,7 +46,7 @@ class ShardRows(NamedTuple):
 class Assignment:
     """The assignment of a table's rows to shards.
 
-    Stores row positions only and builds the rows of a shard on demand, so that memory holds the table once.
+    Stores row positions only and builds the rows of a shard on demand, so that the table is in memory only once.
     """
 
     def __init__(self, table: Table, shard_size: int, seed: int, partners: int = 0) -> None:

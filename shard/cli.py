@@ -122,7 +122,7 @@ class BoundCommand:
         return bound
 
     def _preset(self, options: Iterable[Option]) -> dict[str, Any]:
-        """Return the defaults that the chosen preset, if the command has presets, puts in place of the usual ones."""
+        """Return the defaults that the chosen preset overrides; {} if the command has no presets."""
         preset: dict[str, Any] = {}
         for option in options:
             if option.flag.presets:
@@ -147,7 +147,7 @@ def _check_flags(name: str, options: Sequence[Option], argv: list[str]) -> None:
 
 
 class _Parsed:
-    """What fire read. Its name is hidden from fire, which would look words up among public attributes."""
+    """The values that fire parsed, in a private attribute: fire looks words up among the public ones."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
@@ -166,7 +166,7 @@ def _parse_with_fire(name: str, options: Sequence[Option], argv: list[str]) -> d
     readers = {option.name: functools.partial(_parse, option) for option in options}
     target: Any = fire.decorators.SetParseFns(**readers)(remember)
     for option in options:
-        if option.kind is inspect.Parameter.VAR_POSITIONAL:  # fire has no name for these words
+        if option.kind is inspect.Parameter.VAR_POSITIONAL:  # Fire does not name these positional arguments
             target = fire.decorators.SetParseFn(readers[option.name])(target)
     target.__signature__ = signature
     printed = io.StringIO()
@@ -217,7 +217,7 @@ def _suggest(word: str, known: Iterable[str], dashes: str = "") -> str:
 
 
 def _print_error(name: str, error: InputError, status: int) -> int:
-    # A path or a value may hold control characters, which a terminal would obey.
+    # A path or a value may contain control characters, which a terminal would interpret.
     line = "".join(f"\\x{ord(letter):02x}" if unicodedata.category(letter) == "Cc" else letter for letter in str(error))
     print(f"{name}: error: {line}", file=sys.stderr)
     return status

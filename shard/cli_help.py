@@ -31,7 +31,7 @@ def print_commands(name: str, commands: Mapping[str, Command]) -> None:
 def print_help(name: str, command: Command, others: Sequence[str] = ()) -> None:
     """Print usage, docstring and all flags by group. Fire's own page opens a pager and does not list the choices.
 
-    others: sub-commands of the same program, to mention.
+    others: other sub-commands to mention.
     """
     print("\n".join(help_lines(name, command, others)))
 
@@ -91,7 +91,7 @@ def by_group(options: Iterable[Option]) -> dict[str, list[Option]]:
 
 
 def _usage(option: Option) -> str:
-    """Return the option as it is typed: SRC, ENCODERS…, --dali or --size=N."""
+    """Return the option as users type it: SRC, ENCODERS…, --dali or --size=N."""
     if option.positional:
         return option.name.upper() + "…" * (option.kind is inspect.Parameter.VAR_POSITIONAL)
     if option.hint is bool and option.default is False:
@@ -118,7 +118,7 @@ def _values(option: Option) -> str:
 
 
 def _note(option: Option) -> str:
-    """Return what stands behind the help of a flag: whether it is required, or its default."""
+    """Return the suffix of a flag's help: "required", or the default."""
     if option.positional:
         return ""
     default = _default_in_words(option)

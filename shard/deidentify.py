@@ -30,7 +30,7 @@ from shard.source_flags import (
 from shard.table import Table, read_table
 from shard.tabular.sheet import to_csv
 
-DIGITS = 20  # 80 bits: the chance of a collision among a million names is below 10^-12
+DIGITS = 20  # 80 bits: the probability of a collision among a million names is below 10^-12
 SHORTEST = 16  # bytes, the minimum length of a secret
 OLDEST_SHOWN = 90  # years: a higher age can identify a person (HIPAA's Safe Harbor, 45 CFR 164.514)
 
@@ -75,12 +75,12 @@ def read_secret(path: Path, out: Path) -> bytes:
     if not path.exists():
         if out.is_dir() and any(out.iterdir()) and not path.exists():  # another task may have just created it
             raise InputError(f"--deidentify={path}: no such file, and {out} is not empty; give the file that its build "
-                             "started with, or build into a new folder")  # fmt: skip
+                             "was started with, or build into a new folder")  # fmt: skip
         _create_secret(path)
     secret = path.read_bytes().removeprefix(codecs.BOM_UTF8).strip()
     if len(secret) < SHORTEST:
-        raise InputError(f"--deidentify={path}: has {len(secret)} bytes, a secret needs {SHORTEST} or more; give the "
-                         "name of a new file to create a secret")  # fmt: skip
+        raise InputError(f"--deidentify={path}: has {len(secret)} bytes, but a secret needs at least {SHORTEST}; give "
+                         "the name of a new file to create a secret")  # fmt: skip
     return secret
 
 
@@ -90,7 +90,7 @@ def _create_secret(path: Path) -> None:
     try:
         with contextlib.suppress(FileExistsError):  # the tasks of a job array start together: the first to link wins
             os.link(draft, path)
-            print(f"{path}: new secret created; it links the shards to the patients: keep it, apart from the shards")
+            print(f"{path}: created a new secret, which links the shards to the patients; keep it, but away from them")
     finally:
         draft.unlink()
 

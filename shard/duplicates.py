@@ -30,7 +30,7 @@ _PRIORITY = ("test", "valid", "train")  # drop keeps the copy of the first of th
 
 @dataclass(frozen=True)
 class Summary:
-    """How many pictures occur in several images, in how many images, and what the build did about them.
+    """The number of pictures that several images share, the number of these images, and what the build did with them.
 
     across_splits: the pictures that are in more than one split. dropped: the images that were excluded.
     """
@@ -49,7 +49,7 @@ class Summary:
 
 
 class Picture(NamedTuple):
-    """What a record stores about an image: a hash of its pixels, its part of the shard's sums, its patient and path."""
+    """An image in a record: a hash of its pixels, its contribution to the shard's sums, its patient and its path."""
 
     digest: str
     pixels: int
@@ -99,9 +99,9 @@ def resolve_duplicates(
 ) -> tuple[list[ShardRecord], list[Reject], Summary]:
     """Find pictures under two patients or in two splits, list them in duplicates.csv, and apply the policy.
 
-    Repeats of a picture for one patient in one split are no leak and stay. With "drop", the copy to keep is that of
+    Repeats of a picture for one patient in one split are not leaks and stay. With "drop", the build keeps the copy in
     test before valid before train, so that official test sets stay complete, and within a split that of the first key.
-    Other copies of the same patient in the same split stay too. The result does not depend on workers or parts.
+    Other copies of the same patient in the same split also stay. The result does not depend on workers or parts.
     Returns the updated records, the dropped images as rejects, and a summary.
 
     Raises InputError that names the first such picture if the policy is "error".
@@ -129,7 +129,10 @@ def resolve_duplicates(
 
 
 def _find_groups(records: Iterable[ShardRecord]) -> list[list[Copy]]:
-    """Group the copies of each picture in two splits or under two patients, the copy to keep first; sort by its key."""
+    """Group the copies of each picture that is in two splits or under two patients.
+
+    The copy to keep is the first of its group. Groups are sorted by its key.
+    """
     counts = Counter(text.partition("\t")[0] for record in records for text in record.pictures.values())
     repeated = {digest for digest, count in counts.items() if count > 1}
     copies = defaultdict[str, list[Copy]](list)
@@ -145,7 +148,7 @@ def _find_groups(records: Iterable[ShardRecord]) -> list[list[Copy]]:
 
 
 def _leaks(groups: list[list[Copy]]) -> Iterator[tuple[Copy, Copy]]:
-    """Yield (copy to keep, other copy) for each copy that has another patient or split than the one to keep."""
+    """Yield (copy to keep, other copy) for each copy whose patient or split differs from the copy to keep."""
     for kept, *others in groups:
         yield from ((kept, copy) for copy in others if (copy.patient, copy.split) != (kept.patient, kept.split))
 
@@ -158,10 +161,10 @@ def _write_list(out: Path, groups: list[list[Copy]], dropped: set[str]) -> None:
 
 
 def _drop_samples(out: Path, record: ShardRecord, keys: set[str]) -> ShardRecord:
-    """Rewrite a shard without some of its samples, to the bytes that it would have had without their rows.
+    """Rewrite a shard without some of its samples, to the bytes of a build without their rows.
 
     Reads the headers of the tar, not the index, because a killed build may have replaced only one of the two files. If
-    it had replaced both, the keys are gone already and nothing else is dropped.
+    it replaced both, the keys are already gone and nothing else is dropped.
     """
     shard = record.shard
     tar, index = out / shard.tar, out / shard.index

@@ -10,9 +10,9 @@ CURE = ("activate its environment (from the root of the repository: source .venv
 
 
 def check_environment(library: str = "fire", cure: str = CURE) -> None:
-    """Exit with a one-line error if `python -m` runs under a Python without our libraries, as outside of .venv.
+    """Exit with a one-line error if `python -m` runs without our libraries, for example outside .venv.
 
-    library: the library to look for, which stands for all of them.
+    library: the library that is checked as a proxy for all dependencies.
     """
     if sys.argv[:1] == ["-m"] and find_spec(library) is None:  # argv[0] is "-m" while Python looks for the module
         sys.exit(f"error: {sys.executable} lacks the libraries of cxr-simclr ({library}); {cure}")

@@ -1,7 +1,7 @@
 """Exceptions for errors that the user can fix, and for unusable source files. Any other exception is a bug."""
 
 LONGEST = 2000  # characters, enough for a command with three long paths
-# What parsing JSON from elsewhere, or a truncated file, may raise.
+# What parsing truncated files or JSON of unknown origin may raise.
 PARSE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
@@ -9,11 +9,11 @@ class InputError(Exception):
     """An unusable flag, file or table, described on one line by the thing, its value and the cure."""
 
     def __init__(self, text: str) -> None:
-        # Quoted content may contain line breaks or be a megabyte long. Keep double blanks: they may belong to a path.
+        # Quoted content may contain line breaks or be a megabyte long. Keep double blanks, which a path may contain.
         line = " ".join(part for line in text.splitlines() if (part := line.strip()))
         half = LONGEST // 2
         super().__init__(line if len(line) <= LONGEST else f"{line[:half]} … {line[-half:]}")
 
 
 class UnreadableImage(Exception):
-    """A source file without a usable image. The text is the reason, the same at each attempt."""
+    """A source file without a usable image. The text is the reason, equal in every attempt."""

@@ -21,7 +21,7 @@ from shard.manifest import Manifest, Shard, wrong_hash
 from shard.read import CURE, read_index
 from shard.tar import ENDINGS
 
-OPEN_TARS = 64  # far below the default limit of 1,024 open files for a process
+OPEN_TARS = 64  # far below the default limit of 1,024 open files per process
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Fetcher:
     """Reads the images of a split by number, in the order of the shards.
 
     The first read of an image from a tar compares the tar's sha256 with the manifest. Every later read compares the
-    image with its hash from then. Tars are not memory-mapped, so a truncated tar raises an error instead of killing the
-    process. Thread-safe. Pickling it for another process drops open files and hashes, so that process checks again.
+    image with its hash from that read. Tars are not memory-mapped, so a truncated tar raises an error instead of
+    killing the process. Thread-safe. Pickling drops open files and hashes, so the other process checks again.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
@@ -59,7 +59,7 @@ class Fetcher:
         return self._ends[-1] if self._ends else 0
 
     def read(self, number: int) -> bytes:
-        """Read an image, JPEG or raw. Raises InputError that names tar and key if it is missing or has changed."""
+        """Read an image, JPEG or raw. Raises InputError, naming tar and key, if it is missing or has changed."""
         shard, position = self._locate(number)
         try:
             with self._lock:
@@ -84,12 +84,12 @@ class Fetcher:
         shard, position = self._locate(number)
         try:
             key = self.key(number)
-        except (OSError, InputError):  # the index is missing or damaged too
+        except (OSError, InputError):  # the index is also missing or damaged
             key = f"number {position}"
         return f"{self._folder / self._shards[shard].tar}, image {key}"
 
     def reopen(self) -> None:
-        """Close all tars, so that the next reads open them by name again. A run does this once an epoch."""
+        """Close all tars, so that the next reads open them by name again. A run does this once per epoch."""
         with self._lock:
             self._files.clear()
 
@@ -105,14 +105,14 @@ class Fetcher:
             return self._files[number], self._tars[number]
         path = self._folder / self._shards[number].tar
         file = path.open("rb", buffering=0)
-        if hasattr(os, "posix_fadvise"):  # random reads follow: better load the tar at once
+        if hasattr(os, "posix_fadvise"):  # random reads follow: loading the whole tar is faster
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         if number not in self._tars:
             self._tars[number] = _check(file, path, self._shards[number], self._ending,
                                          (self.raw_size or 0) ** 2)  # fmt: skip
         self._files[number] = file
         if len(self._files) > OPEN_TARS:
-            self._files.popitem(last=False)  # closes when no thread reads from it any more
+            self._files.popitem(last=False)  # closes when no thread reads from it
         return file, self._tars[number]
 
 
@@ -128,7 +128,7 @@ def _check(file: IO[bytes], path: Path, shard: Shard, ending: str, raw_bytes: in
     for sample in read_index(index):
         offset, size = sample.members.get(ending, (-1, 0))
         if offset < position or offset + size > shard.tar_bytes or (ending == "raw" and size != raw_bytes):
-            raise InputError(f"{index}: image {sample.key} has no .{ending} of the stated size; {CURE}")
+            raise InputError(f"{index}: image {sample.key} has no .{ending} of the expected size; {CURE}")
         gap, content = file.read(offset - position), file.read(size)
         digest.update(gap)
         digest.update(content)

@@ -27,7 +27,7 @@ def atomic_write(path: Path, *, shared: bool = False, private: bool = False) -> 
     """Open a temporary file that is synced and renamed to `path` if the block succeeds, and removed if it fails.
 
     shared: several processes may write the same file; the last to succeed wins. Otherwise the temporary name is fixed,
-    so that the next process overwrites what a killed one left. private: only the owner can read the file.
+    so that the next process overwrites the leftover of a killed one. private: only the owner can read the file.
     """
     owner = f".{socket.gethostname()}-{os.getpid()}" if shared else ""
     temporary = path.with_name(f".{path.name}{owner}{TEMPORARY}")
@@ -42,7 +42,7 @@ def atomic_write(path: Path, *, shared: bool = False, private: bool = False) -> 
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(path)) from None  # an error of a full disk lacks the path
+            raise OSError(error.errno, error.strerror, str(path)) from None  # the error of a full disk lacks the path
         raise
 
 

@@ -1,4 +1,4 @@
-"""The end of a build: combine the records of all shards into rejects.csv, duplicates.csv and manifest.json."""
+"""Finish a build: combine the records of all shards into rejects.csv, duplicates.csv and manifest.json."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REJECTS = "rejects.csv"
 
 
 def clear_away(out: Path) -> None:
-    """Remove the files that only an unfinished build needs. If this is interrupted, the next build completes it."""
+    """Remove the files that only an unfinished build needs. If interrupted, the next build completes it."""
     for leftover in (*out.glob(f".*{TEMPORARY}"), *out.glob("part-*.json")):
         leftover.unlink(missing_ok=True)
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # a network file system may keep a lock file for a while
@@ -61,8 +61,8 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float, duplicate
     _write_rejects(out, rejects)
     if not any(record.shard.split == "train" for record in records):
         key, path, reason = rejects[0]
-        raise InputError(f"{out / REJECTS}: not one of {rows} rows gave a training image ({path or key}: {reason}); "
-                         "check that SRC contains the images themselves")
+        raise InputError(f"{out / REJECTS}: none of the {rows} rows yielded a training image ({path or key}: {reason})"
+                         "; check that SRC contains the images themselves")
     for fault in quick_faults(out, [record.shard for record in records]):
         raise InputError(f"{fault}; run the {'part that wrote it' if len(parts) > 1 else 'same build'} again")
     manifest = _make_manifest(parts, records, len(rejects), summary)
@@ -72,7 +72,7 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float, duplicate
 
 
 def _sorted_records(parts: list[dict[str, Any]]) -> list[ShardRecord]:
-    """Collect the records of all parts in the order of the shards."""
+    """Return the records of all parts in the order of the shards."""
     records: list[ShardRecord] = [record for part in parts for record in part["shards"]]
     return sorted(records, key=lambda record: (SPLITS.index(record.shard.split), record.shard.tar))
 
@@ -105,7 +105,7 @@ def _pixel_statistics(shards: Sequence[Shard]) -> tuple[float, float]:
 def _print_summary(out: Path, manifest: Manifest, duplicates: Summary) -> None:
     images = sum(shard.samples for shard in manifest.shards)
     if not_encoded := sum(shard.not_encoded for shard in manifest.shards):
-        print(f"{out}: {not_encoded} of {images} images are their sources' JPEGs, without metadata; "
+        print(f"{out}: {not_encoded} of {images} images are copies of the source JPEGs without metadata; "
               "--quality applies to the others")  # fmt: skip
     counts = ", ".join(f"{split} {count['images']}" for split, count in manifest.counts.items())
     print(f"{out}: {images} images in {len(manifest.shards)} shards ({counts}), {manifest.rejected} of "
@@ -116,7 +116,7 @@ def _print_summary(out: Path, manifest: Manifest, duplicates: Summary) -> None:
 
 
 def check_max_rejects(rejects: Sequence[Reject], rows: int, max_rejects: float, place: str) -> None:
-    """Raise InputError if more than max_rejects (a fraction of all rows) were rejected. place: the file to name."""
+    """Raise InputError if more than max_rejects (a fraction of all rows) were rejected. place: named by the message."""
     if len(rejects) > max_rejects * rows:
         (reason, count), *_ = Counter(reason for _, _, reason in rejects).most_common(1)
         example = next(path or key for key, path, why in rejects if why == reason)

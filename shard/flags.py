@@ -1,4 +1,4 @@
-"""Flags: the help, group and range of every setting, written once beside its name, type and default.
+"""Flags: the help, group and range of every setting, written once next to its name, type and default.
 
 A command is a function. Its parameters are its flags: `size: Annotated[int, Flag("Image size in pixels.")] = 256`. A
 parameter whose type is a dataclass stands for all fields of that dataclass. The command line, --help, docs/flags.md
@@ -31,9 +31,9 @@ class Flag:
     help: one plain sentence. group: the heading under which --help lists the flag.
     low, high: the smallest and largest number allowed, for a number or for each number of a tuple.
     metavar: placeholder for the value in --help, by default one for its type.
-    default: what --help shows as the default where code computes it. It makes a required field optional as a flag.
+    default: what --help shows as the default if code computes it. It makes a required field optional as a flag.
     presets: for each choice of this flag, the defaults of other flags: {"patient": {"temperature": 0.2}}.
-    positional: a tuple field that takes the words of the command line that are no flags.
+    positional: a tuple field that takes the positional arguments of the command line.
     text: pass the value on as text, whatever the type of the field. The class then needs a `from_flags` to read it.
     """
 
@@ -63,7 +63,7 @@ class Option:
     """One flag or positional argument of a command.
 
     hint: its type, without Annotated and None. default: REQUIRED if there is none.
-    by_preset: the defaults that presets put in its place, by the preset's name.
+    by_preset: preset name → the default under that preset.
     holder: the parameter of the command whose dataclass has this field, or "" for a parameter of the command itself.
     """
 
@@ -82,7 +82,7 @@ class Option:
 
     @property
     def positional(self) -> bool:
-        """Whether it is a word of its own, without a name before it."""
+        """Whether the option is positional, without a flag name."""
         return self.kind is inspect.Parameter.VAR_POSITIONAL or (
             self.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and self.required
         )
@@ -160,7 +160,7 @@ def _field_options(owner: Any, hints: Mapping[str, Any]) -> Iterator[Option]:
 def _split_hint(hint: Any) -> tuple[Any, Flag]:
     """Split Annotated[int | None, Flag(…)] into int and the Flag. The last Flag counts if there are several."""
     if typing.get_origin(hint) in (Union, types.UnionType):
-        # Python 3.10 itself wraps Annotated in Optional where the default is None.
+        # Python 3.10 itself wraps Annotated in Optional if the default is None.
         (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
         return _split_hint(hint)
     if typing.get_origin(hint) is Annotated:

@@ -34,10 +34,10 @@ UPRIGHT = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-# Errors of a single file. All others, such as a full disk or too many open files, concern the machine.
+# Errors of a single file. All others, such as a full disk or too many open files, are errors of the machine.
 _FILE_ERRORS = {
     errno.ENOENT: "no such file", errno.EACCES: "permission denied", errno.EPERM: "permission denied",
-    errno.ENOTDIR: "no such file", errno.ENAMETOOLONG: "file name too long", errno.ELOOP: "a loop of links",
+    errno.ENOTDIR: "no such file", errno.ENAMETOOLONG: "file name too long", errno.ELOOP: "symbolic links form a loop",
     errno.EIO: "read error on the disk", errno.EINVAL: "read error on the disk",
 }  # fmt: skip
 
@@ -54,7 +54,7 @@ def load_grey_and_bytes(path: Path, size: int) -> tuple[Grey, bytes]:
     and transparent pixels become black. Samples deeper than 8 bits are mapped linearly: from the window in the DICOM
     file, else from their 0.1–99.9 percentiles.
     Raises UnreadableImage if the file is not an image or can't be a radiograph: shorter than 32 px, longer than 4:1,
-    over 134 megapixels, or nearly constant. Raises OSError if the machine is at fault.
+    over 134 megapixels, or nearly constant. Raises OSError if the cause is the machine, not the file.
     """
     content = _read_bytes(path)
     try:
@@ -112,7 +112,7 @@ def _decode(content: bytes, size: int) -> Image.Image:
         except UnidentifiedImageError:  # its message contains a memory address
             raise UnreadableImage("not an image in a known format") from None
         _check_size(*image.size)
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # cameras add previews to an MPO
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # cameras add previews to MPO files
         if frames > 1:
             raise UnreadableImage(f"contains {frames} images, expected one")
         rawmode = read_rawmode(image)  # first, because reading a PNG's EXIF loads the image
@@ -165,7 +165,7 @@ def _check_size(width: float, height: float) -> None:
 
 
 def choose_scale_denominator(width: int, height: int, size: int) -> int:
-    """Choose by how much to downscale a JPEG while decoding, to a shorter side of `size` in the end: 8, 4, 2 or 1."""
+    """Choose the JPEG decoder's downscaling denominator (8, 4, 2 or 1) for a final shorter side of `size`."""
     short = min(width, height)
     return next((denominator for denominator, oversampling in MIN_OVERSAMPLING.items()
                  if short >= denominator * oversampling * size), 1)  # fmt: skip
@@ -204,7 +204,7 @@ def encode_jpeg(grey: Grey, quality: int) -> bytes:
     try:
         decoded = simplejpeg.decode_jpeg(content, "GRAY")
     except ValueError as error:
-        raise UnreadableImage(f"its JPEG does not decode: {error}") from None
+        raise UnreadableImage(f"its JPEG can't be decoded: {error}") from None
     if decoded.shape[:2] != grey.shape:
         raise UnreadableImage(f"its JPEG decodes to {decoded.shape[:2]}, not {grey.shape}")
     return content

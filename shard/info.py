@@ -61,7 +61,7 @@ def describe(out: Path, manifest: Manifest) -> str:
     keys = [sample.key for sample in read_index(out / manifest.shards[0].index)[:3]]
     lines = [
         f"{out}: {images} images in {len(manifest.shards)} shards, {size / 1e6:.1f} MB "
-        f"({size / images / 1e3:.1f} kB an image), {manifest.rejected} of {manifest.settings['rows']} rows rejected",
+        f"({size / images / 1e3:.1f} kB per image), {manifest.rejected} of {manifest.settings['rows']} rows rejected",
         "settings: " + ", ".join(f"{name}={value}" for name, value in manifest.settings.items()),
         "written by: " + ", ".join(f"{name} {version}" for name, version in manifest.software.items()),
         f"pixels (train): mean {manifest.pixel_mean:.4f}, standard deviation {manifest.pixel_std:.4f} of full scale",
@@ -92,7 +92,7 @@ def _describe_encoding(manifest: Manifest) -> list[str]:
 
 
 def choose_samples(out: Path, manifest: Manifest) -> list[tuple[Shard, Sample]]:
-    """Choose up to 64 samples, evenly spaced over all shards, whose order is random already."""
+    """Choose up to 64 samples, evenly spaced over all shards, which are already in random order."""
     total = sum(shard.samples for shard in manifest.shards)
     numbers = np.unique(np.linspace(0, total - 1, SHEET).round().astype(int))
     chosen, start = [], 0
@@ -106,7 +106,7 @@ def choose_samples(out: Path, manifest: Manifest) -> list[tuple[Shard, Sample]]:
 
 
 def _make_tile(out: Path, manifest: Manifest, shard: Shard, sample: Sample) -> tuple[str, str, Image.Image]:
-    """Return the key, a line of facts and a square thumbnail of one sample."""
+    """Return the key, a one-line description and a square thumbnail of one sample."""
     size, encoding = manifest.settings["size"], manifest.settings["encoding"]
     suffixes = {1: "", -1: " (uncertain)"}
     square = Image.new("L", (TILE, TILE))

@@ -11,9 +11,9 @@ LONGEST_KEY = 90  # a tar header has room for names of 100 bytes, including the 
 def make_key(name: str) -> str:
     """Make a sample key from a path: at most 90 letters, digits, _ and -.
 
-    Readers cut keys at the first dot, and indexes at blanks. A hash is appended if the name is too long or has
-    characters that paths rarely have, so that different names keep different keys. ("a/b" and "a_b" do get the same
-    key; their rows are rejected.)
+    Readers of tars cut keys at the first dot, readers of indexes at blanks. A hash is appended if the name is too long
+    or has characters that paths rarely have, so that different names keep different keys. ("a/b" and "a_b" do get the
+    same key; their rows are rejected.)
     """
     key = replace_invalid(name)
     if 0 < len(key) <= LONGEST_KEY and not re.search(r"[^A-Za-z0-9_./ -]", name):

@@ -49,7 +49,7 @@ def _group_folders(mount: Path, path: str) -> list[Path]:
 
 
 def _quota(group: Path) -> float:
-    """Return a cgroup's quota in cores: its CPU time a period, divided by the period."""
+    """Return a cgroup's quota in cores: its CPU time per period, divided by the period."""
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = (group / "cpu.max").read_text().split()
         return math.inf if quota == "max" else int(quota) / int(period)

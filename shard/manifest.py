@@ -94,7 +94,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a folder's manifest and check file sizes and index hashes, which takes milliseconds a shard.
+    """Read a folder's manifest and check file sizes and index hashes, which takes milliseconds per shard.
 
     Every reader does this first: a stale index yields garbage, and a truncated tar kills a process that maps it.
     Raises InputError that names the file, the fault and the command to run.
@@ -163,7 +163,7 @@ def _check(manifest: Manifest) -> None:
     }  # fmt: skip
     for name, valid in checks.items():
         if not valid:
-            raise ValueError(f"its {name} are not what a build writes")
+            raise ValueError(f"its {name} are invalid")
 
 
 def _is_valid_shard(shard: Shard) -> bool:
@@ -190,7 +190,7 @@ def _are_strings(values: Iterable[object]) -> bool:
 
 
 def quick_faults(folder: Path, shards: Iterable[Shard]) -> Iterator[str]:
-    """Describe each tar or index that is missing or has another size, and each index with another hash."""
+    """Describe each tar or index that is missing or differs in size, and each index that differs in hash."""
     for shard in shards:
         complete = True
         for name, expected in ((shard.tar, shard.tar_bytes), (shard.index, shard.index_bytes)):

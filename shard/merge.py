@@ -31,17 +31,17 @@ def merge(
     if (out / MANIFEST).exists():
         read_manifest(out)
         clear_away(out)
-        print(f"{out}: merged already; nothing to do")
+        print(f"{out}: already merged; nothing to do")
         return
     parts = [_read_part(file) for file in sorted(out.glob("part-*.json"))]
     if not parts:
-        raise InputError(f"{out}: no part-*.json in it; run: python -m shard build SRC {out} --part=I --parts=N")
+        raise InputError(f"{out}: contains no part-*.json; run: python -m shard build SRC {out} --part=I --parts=N")
     first = parts[0]
     software = union_software(parts)  # a part without DICOM files lists no DICOM readers
     for part in parts:
         difference = first_difference(_identity(first, software), _identity(part, software))
         if difference:
-            raise InputError(f"{out}: {part_name(part['part'], part['parts'])} is of another build than "
+            raise InputError(f"{out}: {part_name(part['part'], part['parts'])} is from a different build than "
                              f"{part_name(first['part'], first['parts'])} ({difference}); "
                              "remove the wrong one and build that part again")
     missing = sorted(set(range(first["parts"])) - {part["part"] for part in parts})

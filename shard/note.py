@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Note(NamedTuple):
-    """One fact about a table, with its count.
+    """A fact about a table, with an example.
 
     text: contains no id, path or cell, because the manifest of de-identified shards includes it.
     example: one such value, or blank.
@@ -28,12 +28,12 @@ def commonest(cells: Iterable[object]) -> str:
 
 
 def counted(count: int, one: str, many: str) -> str:
-    """Format a count with its singular or plural words: "1 row has", "2 rows have"."""
+    """Format a count with the singular or plural of a phrase: "1 row has", "2 rows have"."""
     return f"{count} {one if count == 1 else many}"
 
 
 def listed(names: Iterable[object], most: int = 12) -> str:
-    """Join names by commas. Of more than `most` names, show the first ones and the number of the others."""
+    """Join names by commas. If there are more than `most`, show the first ones and the number of the rest."""
     shown = [str(name) for name in names]
     more = f" and {len(shown) - most} more" if len(shown) > most else ""
     return ", ".join(shown[:most]) + more

@@ -20,7 +20,7 @@ from shard.errors import InputError
 from shard.progress import Progress
 from shard.shared_memory import explain_lock_errors
 
-IDLE_S = 3  # how long an idle worker waits for the pool to end it
+IDLE_S = 3  # seconds that an idle worker waits for the pool to end it
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -111,7 +111,7 @@ def _map_in_pool(
     pool: ProcessPoolExecutor, counters: _Counters, jobs: Iterable[Job], work: Callable[[Job], Result], workers: int,
     progress: Progress,
 ) -> Iterator[Result]:  # fmt: skip
-    # Only two jobs a worker are submitted at a time: all jobs at once would fill the memory.
+    # Submit only two jobs per worker at a time: all jobs at once would fill the memory.
     remaining = iter(jobs)
     pending: deque[Future[Result]] = deque(
         pool.submit(_work_one, work, job) for job in islice(remaining, 2 * workers))
@@ -127,7 +127,7 @@ def _map_in_pool(
 def _start_fork_server() -> None:
     """Start the fork server so that it ignores SIGTERM.
 
-    A scheduler sends SIGTERM to every process; it would end the fork server, and the pool would take its workers for
+    A scheduler sends SIGTERM to every process; it would end the fork server, and the pool would consider its workers
     dead.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -157,8 +157,8 @@ def _start_worker(counters: _Counters) -> None:
     """Ignore the signals that the parent handles, and exit when the parent exits.
 
     A terminal and a scheduler signal every process, and the parent stops all workers cleanly. A worker that outlives
-    its parent would write into the files of the next run. When all workers are to stop, an idle one exits after some
-    seconds: it may be waiting for a lock of the pool's queues that a killed worker held.
+    its parent would write into the files of the next run. When all workers must stop, an idle one exits after some
+    seconds: it may be waiting for a queue lock that a killed worker held.
     """
     _set_globals(counters)
     for number in (signal.SIGINT, signal.SIGTERM):

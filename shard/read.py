@@ -61,7 +61,7 @@ def read_members(tar: Path, samples: list[Sample], ending: str) -> Iterator[byte
 
 
 def read_labels(folder: Path, manifest: Manifest, splits: tuple[str, ...]) -> pd.DataFrame:
-    """Read the labels of splits, a row an image in the order of the shards.
+    """Read the labels of splits, one row per image in the order of the shards.
 
     Columns: key, patient, split, view, sex (F, M or blank), age (years or NaN) and the findings (1, 0, -1 or NaN).
     Shards of older versions have neither sex nor age.

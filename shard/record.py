@@ -14,8 +14,8 @@ from shard.manifest import Shard
 from shard.tabular.demographics import Counts, are_counts
 
 UNFINISHED = "build"
-# The version of the sharder. Raise it when equal sources and settings give other bytes than before: unfinished builds
-# of the old version are then not continued, and parts of both versions are not merged.
+# The version of the sharder. Raise it when equal sources and settings produce different bytes than before. A
+# build then neither continues one of another version nor merges its parts.
 SHARDER = "2"
 _SETTINGS = "begun.json"
 
@@ -63,7 +63,7 @@ def read_record(folder: Path, stem: str) -> ShardRecord | None:
     """Read the record of a finished shard. Returns None if it is missing or unusable, so that the shard is rebuilt."""
     try:
         return parse_record(json.loads((folder / UNFINISHED / f"{stem}.json").read_text()))
-    except (FileNotFoundError, *PARSE_ERRORS):  # of another version, or truncated because the disk was full
+    except (FileNotFoundError, *PARSE_ERRORS):  # written by another version, or truncated by a full disk
         return None
 
 

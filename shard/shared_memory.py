@@ -1,4 +1,4 @@
-"""Shared memory, /dev/shm: worker processes pass results and locks through it; a container may have 64 MB or none."""
+"""Shared memory, /dev/shm: worker processes pass results and locks through it. A container may have 64 MB or none."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _size() -> tuple[int, int]:
 def shared_memory_error(lower: str, *, why: str = "", needed_bytes: int = 0) -> InputError:
     """Create the error for too little shared memory.
 
-    lower: the flags to lower, with their values. why: the system's reason, if it is not a lack of space.
+    lower: the flags to lower, with their values. why: the system's reason, if the cause is not a lack of space.
     needed_bytes: 0 if unknown.
     """
     total, free = map(_megabytes, _size())

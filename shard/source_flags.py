@@ -1,4 +1,4 @@
-"""The flags that tell how to read a source folder and its table, for `python -m shard build` and `names`."""
+"""The flags that describe a source folder and its table, for `python -m shard build` and `names`."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Table:
 
     rows: a frame with key, path (relative to the source), patient, split, view (one of shard.tabular.view.VIEWS or
     blank), sex (F, M or blank), age (years or blank), and one column per finding: 1 present, 0 absent, -1 uncertain,
-    NaN not mentioned. rejects: rows of the CSV that can't be used. notes: facts that a build prints. tables: name,
+    NaN not mentioned. rejects: rows of the CSV that can't be used. notes: facts that the build prints. tables: name,
     sha256 and number of rows of each table file that was read.
     """
 
@@ -64,10 +64,10 @@ def read_table(
 ) -> Table:  # fmt: skip
     """Read and check the table of the data set in folder `src`.
 
-    Rows that repeat another row are rejected. If rows share a key but differ, all of them are rejected. allow_outside:
-    accept paths that lead out of `src`. patient_from, workers: see read_folder. findings: the columns of `table` that
-    are findings, see select_findings. votes: how several rows of labels for one image are combined, see vote; None
-    combines by majority if a column names the reader.
+    Rows that repeat an earlier row are rejected. If rows share a key but differ, all of them are rejected.
+    allow_outside: accept paths that lead out of `src`. patient_from, workers: see read_folder. findings: the columns of
+    `table` that are findings, see select_findings. votes: how several rows of labels for one image are combined, see
+    vote; None combines by majority if a column names the reader.
     Raises InputError if the folder, a column, a label, a split or a path can't be used, or a patient is in two splits.
     """
     if not src.is_dir():
@@ -109,22 +109,21 @@ def _read(
 def _check_flags(
     name: str, table: Path | None, patient_from: str | None, findings: str | None, votes: Votes | None
 ) -> None:
-    """Raise InputError if a flag does not go with the data set."""
+    """Raise InputError if a flag does not apply to the data set."""
     own = name in ("csv", "folder")
     if name == "csv" and table is None:
         raise InputError("--dataset=csv: requires --table=PATH, a CSV with the columns path, patient, optionally "
                          "split, and findings")  # fmt: skip
     if table is not None and isinstance(FORMATS.get(name), FolderFormat):
-        raise InputError(f"--table={table}: goes with --dataset=csv or folder, not with {name}")
+        raise InputError(f"--table={table}: not supported by --dataset={name}; use --dataset=csv or folder")
     if name != "folder" and patient_from is not None:
-        raise InputError(f"--patient-from={patient_from}: goes with --dataset=folder, not with {name}, whose table "
+        raise InputError(f"--patient-from={patient_from}: only applies to --dataset=folder, not to {name}, whose table "
                          "names the patients")  # fmt: skip
     if findings is not None and (table is None or not own):
-        raise InputError(f"--findings={findings}: names columns of a table of your own, --table=PATH, not of {name}; "
-                         "omit it")  # fmt: skip
+        raise InputError(f"--findings={findings}: only applies to --table=PATH, not to --dataset={name}; omit it")
     voting = [other for other, known in FORMATS.items() if isinstance(known, TableFormat) and "votes" in known.options]
     if votes is not None and not own and name not in voting:
-        raise InputError(f"--votes={votes}: goes with {', '.join(voting)} and with a table of your own, not with "
+        raise InputError(f"--votes={votes}: only applies to {', '.join(voting)} and to your own table, not to "
                          f"{name}, which has one row of labels per image; omit it")  # fmt: skip
 
 

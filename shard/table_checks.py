@@ -37,7 +37,7 @@ def check_rows(rows: pd.DataFrame, source: Path, notes: list[Note]) -> None:
 def check_inside(paths: pd.Series, src: Path) -> None:
     """Raise InputError if a path leads out of `src`: a table of unknown origin must not expose other files.
 
-    Links in `src` are allowed: its owner made them.
+    Links inside `src` are allowed, because its owner created them.
     """
     outside = paths[paths.str.contains(OUTSIDE)]
     if len(outside):
@@ -52,7 +52,7 @@ def check_usable(rows: pd.DataFrame, src: Path, source: Path) -> None:
         raise InputError(f"{source}: no row is in split 'train', so there is nothing to train on; correct the splits")
     tried = rows["path"].sample(min(200, len(rows)), random_state=0)
     if not any((src / path).exists() for path in tried):
-        raise InputError(f"{src / rows['path'].iloc[0]}: no such image, nor any of {len(tried)} rows tried; "
+        raise InputError(f"{src / rows['path'].iloc[0]}: no such image; none of the {len(tried)} paths tried exists; "
                          "SRC is the folder that the table's paths are relative to")
     if dicom.any_dicom_suffix(rows["path"]) and not dicom.has_pydicom():
         raise InputError(f"{src}: contains DICOM files; to read them: pip install '.[dicom]'")

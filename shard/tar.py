@@ -43,5 +43,5 @@ class TarWriter:
         self._lines.append(" ".join(words) + "\n")
 
     def index(self) -> bytes:
-        """Return the DALI index v1.2: a line a sample with extension, offset, size and name of each member."""
+        """Return the DALI index v1.2: one line per sample with extension, offset, size and name of each member."""
         return f"{INDEX_VERSION} {len(self._lines)}\n{''.join(self._lines)}".encode()

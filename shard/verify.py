@@ -37,7 +37,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Contents:
-    """The contents of one shard, and its faults."""
+    """The contents of a shard, and the faults found in it."""
 
     split: str
     faults: list[str] = field(default_factory=list)
@@ -61,7 +61,7 @@ def verify(
         python -m shard verify shards --decode
     """
     if quick and decode:
-        raise InputError("--quick --decode: give one of them")
+        raise InputError("--quick --decode: give only one of them")
     manifest = parse_manifest(out)
     faults = list(quick_faults(out, manifest.shards))
     if not faults and not quick:
@@ -84,7 +84,7 @@ def _deep_faults(out: Path, manifest: Manifest, decode: bool, workers: int) -> l
     if faults:  # they explain any difference in the totals
         return faults
     keys = Counter(key for contents in shards for key in contents.keys)
-    faults = [f"{out}: key {key!r} is in the shards {count} times" for key, count in keys.items() if count > 1]
+    faults = [f"{out}: key {key!r} occurs in the shards {count} times" for key, count in keys.items() if count > 1]
     if images + manifest.rejected != settings["rows"]:
         faults.append(f"{out}: {images} images and {manifest.rejected} rejects, not {settings['rows']} rows in all")
     return faults + _find_leaks(out, shards) + _wrong_counts(out, manifest, shards)
@@ -117,7 +117,7 @@ def check_shard(job: Job) -> Contents:
         contents.faults.append(f"{tar}: {len(members)} samples, the manifest says {shard.samples}")
     if index.read_bytes().decode(errors="replace").splitlines() != _index_lines(members):
         read_index(index)  # raises if the file is not an index at all
-        contents.faults.append(f"{index}: does not point at the members of {shard.tar}")
+        contents.faults.append(f"{index}: does not match the members of {shard.tar}")
     return contents
 
 
@@ -130,13 +130,13 @@ def _list_members(tar: Path) -> dict[str, dict[str, tuple[int, int]]]:
             if not member.isreg() or not dot or "/" in member.name:
                 raise ValueError(f"member {member.name!r} is not KEY.ENDING")
             if ending in members.setdefault(key, {}):
-                raise ValueError(f"member {member.name!r} is there twice")
+                raise ValueError(f"member {member.name!r} occurs twice")
             members[key][ending] = member.offset_data, member.size
     return members
 
 
 def _index_lines(members: dict[str, dict[str, tuple[int, int]]]) -> list[str]:
-    """Return the lines of the index that a tar with these members has."""
+    """Return the lines of the index of a tar with these members."""
     samples = [" ".join(f"{ending} {offset} {size} {key}.{ending}" for ending, (offset, size) in locations.items())
                for key, locations in members.items()]  # fmt: skip
     return [f"{INDEX_VERSION} {len(members)}", *samples]
@@ -160,7 +160,7 @@ def _image_faults(job: Job, image: bytes) -> list[str]:
         elif min(simplejpeg.decode_jpeg(image, "GRAY").shape[:2]) > job.size:
             return [f"its short side is longer than {job.size} pixels"]
     except ValueError as error:
-        return [f"its JPEG does not decode ({error})"]
+        return [f"its JPEG can't be decoded ({error})"]
     return []
 
 
@@ -180,7 +180,7 @@ def _label_faults(job: Job, text: bytes, contents: Contents) -> list[str]:
     for finding, label in labels.items():
         contents.labels[finding, "blank" if label is None else str(label)] += 1
     contents.demographics[:] = [add_counts([*contents.demographics, demographics])]
-    return [] if split == job.shard.split else [f"is of split {split!r} in a shard of {job.shard.split!r}"]
+    return [] if split == job.shard.split else [f"belongs to split {split!r}, but is in a shard of {job.shard.split!r}"]
 
 
 def _wrong_counts(out: Path, manifest: Manifest, shards: list[Contents]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Walk a folder: every file under it once, in a fixed order, and a count of what was left out."""
+"""Walk a folder: yield every file once, in a fixed order, and count what is skipped."""
 
 from __future__ import annotations
 
@@ -7,49 +7,50 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-Tally = dict[str, tuple[int, str]]  # reason → how many, the first one
+Tally = dict[str, tuple[int, str]]  # reason → count, first example
 
 # Folders that file servers, Macs and Windows add: thumbnails, bins, snapshots.
 _SYSTEM = {"@eadir", "__macosx", "$recycle.bin", "#recycle", "#snapshot", "system volume information", "lost+found"}
 HIDDEN = "hidden or system files and folders"
 UNREADABLE = "folders that can't be read"
-BROKEN_LINKS = "links that lead nowhere"
-LOOPS = "links to folders that are read already or lie around it"
-SAME_FILE = "links to files that are taken already"
+BROKEN_LINKS = "broken links"
+LOOPS = "links to folders that are already read or that contain SRC"
+SAME_FILE = "links to files that are already read"
 IRREGULAR = "pipes, sockets and devices"
 BAD_NAMES = "names that are not UTF-8 (rename them)"
-TROUBLES = (UNREADABLE, BROKEN_LINKS, BAD_NAMES)  # behind which there may be images that are wanted
+TROUBLES = (UNREADABLE, BROKEN_LINKS, BAD_NAMES)  # these may hide images of the data set
 
 
 def add(tally: Tally, reason: str, example: str, count: int = 1) -> None:
-    """Count `count` more of a reason; the first example stays."""
+    """Add `count` to a reason's count. The first example is kept."""
     before, first = tally.get(reason, (0, example))
     tally[reason] = before + count, first
 
 
-def walk(src: Path, left_out: Tally) -> Iterator[str]:
+def walk(src: Path, skipped: Tally) -> Iterator[str]:
     """Yield the path, relative to `src`, of each regular file under it: the files of a folder, then its folders.
 
-    Names are in ascending order. Links are followed, but no folder or file is taken twice and no loop entered. Hidden
-    files and folders, and whatever can't be read, are counted in `left_out`. Holds the names of one folder at a time.
+    Names are in ascending order. Links are followed, but no file or folder is visited twice, and link loops are
+    skipped. Hidden files and folders, and whatever can't be read, are counted in `skipped`. Keeps the names of only one
+    folder in memory.
     """
-    walker = _Walker(src, left_out)
+    walker = _Walker(src, skipped)
     while walker.waiting:
         yield from walker.read_next()
 
 
 class _Walker:
-    """Which folders are still to be read, and what was reached through links."""
+    """The folders that are still to be read, and the files and folders that links led to."""
 
-    def __init__(self, src: Path, left_out: Tally) -> None:
-        self._src, self._left_out = src, left_out
+    def __init__(self, src: Path, skipped: Tally) -> None:
+        self._src, self._skipped = src, skipped
         self._home = os.path.realpath(src)
         self._roots = {self._home}  # and the targets of links to folders
         self._linked: set[tuple[int, int]] = set()  # device and inode of the files that links led to
         self.waiting = [("", self._home)]  # prefix of the paths within, real path
 
     def read_next(self) -> Iterator[str]:
-        """Yield the files of the next folder that waits, and queue the folders in it."""
+        """Yield the files of the next waiting folder, and queue its subfolders."""
         prefix, real = self.waiting.pop()
         files, links, folders = self._list(prefix)
         taken = sorted(files + [name for name in links if self._is_new_file(prefix + name)])
@@ -63,7 +64,7 @@ class _Walker:
         self.waiting += [(f"{prefix}{name}/", place) for name, place in sorted(inside, reverse=True)]
 
     def _list(self, prefix: str) -> tuple[list[str], list[str], list[str]]:
-        """Names of the files, links and folders in a folder; strings, not entries: it may hold a million."""
+        """List the names of files, links and folders in a folder, as strings: it may contain a million."""
         files: list[str] = []
         links: list[str] = []
         folders: list[str] = []
@@ -71,9 +72,9 @@ class _Walker:
             with os.scandir(self._src / prefix) as entries:
                 for entry in entries:
                     if _is_hidden(entry.name):
-                        add(self._left_out, HIDDEN, prefix + entry.name)
+                        add(self._skipped, HIDDEN, prefix + entry.name)
                     elif not _is_text(entry.name):
-                        add(self._left_out, BAD_NAMES, ascii(prefix + entry.name))
+                        add(self._skipped, BAD_NAMES, ascii(prefix + entry.name))
                     elif entry.is_symlink():
                         links.append(entry.name)
                     elif entry.is_file(follow_symlinks=False):
@@ -81,43 +82,43 @@ class _Walker:
                     elif entry.is_dir(follow_symlinks=False):
                         folders.append(entry.name)
                     else:
-                        add(self._left_out, IRREGULAR, prefix + entry.name)
+                        add(self._skipped, IRREGULAR, prefix + entry.name)
         except OSError as error:
-            add(self._left_out, UNREADABLE, f"{prefix or self._src} ({error.strerror})")
+            add(self._skipped, UNREADABLE, f"{prefix or self._src} ({error.strerror})")
         return files, sorted(links), folders
 
     def _is_new_file(self, path: str) -> bool:
-        """Whether a link leads to a regular file that is reached in no other way."""
+        """Whether a link leads to a regular file that is not reached otherwise."""
         try:
             status = (self._src / path).stat()
         except OSError:
-            add(self._left_out, BROKEN_LINKS, path)
+            add(self._skipped, BROKEN_LINKS, path)
             return False
         if stat.S_ISDIR(status.st_mode):
             return False
         if not stat.S_ISREG(status.st_mode):
-            add(self._left_out, IRREGULAR, path)
+            add(self._skipped, IRREGULAR, path)
             return False
         place = status.st_dev, status.st_ino
         if place in self._linked or self._is_walked(os.path.realpath(self._src / path)):
-            add(self._left_out, SAME_FILE, path)
+            add(self._skipped, SAME_FILE, path)
             return False
         self._linked.add(place)
         return True
 
     def _new_folder(self, path: str) -> str | None:
-        """The real path of the folder that a link leads to; None where it is none, or is walked in any case."""
+        """The real path of a link's target; None if the target is not a folder or is walked anyway."""
         if not (self._src / path).is_dir():
             return None
         target = os.path.realpath(self._src / path)
         if self._is_walked(target) or _is_within(self._home, target):
-            add(self._left_out, LOOPS, path)
+            add(self._skipped, LOOPS, path)
             return None
         self._roots.add(target)
         return target
 
     def _is_walked(self, real: str) -> bool:
-        """Whether a real path lies in a folder that is walked, and in no hidden folder of it."""
+        """Whether a real path is inside a walked folder, but not inside a hidden folder of it."""
         for root in self._roots:
             if real == root:
                 return True
@@ -135,7 +136,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a name is valid text: others come with lone surrogates, which no JSON, CSV or tar can hold."""
+    """Whether a name is valid text: other names contain lone surrogates, which JSON, CSV and tar can't store."""
     try:
         name.encode()
     except UnicodeEncodeError:

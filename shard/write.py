@@ -94,7 +94,7 @@ def build(
         shards, images = assignment.count(part, parts)
         records = list(parallel_map(jobs, shards, write_shard, images=images, label="sharding",
                                     workers=workers or cores()))
-        for record in records:  # includes the readers of DICOM files with another extension
+        for record in records:  # includes the readers of DICOM files with other extensions
             software |= record.readers
         result = {"settings": settings, "software": software, "findings": content.findings, "part": part,
                   "parts": parts, "duplicates": duplicates, "rejects": content.rejects if part == 0 else [],
@@ -110,7 +110,7 @@ def _make_settings(
 ) -> dict[str, Any]:
     """Collect everything that decides the bytes of the shards, except the images.
 
-    Omits "deidentified" and "partners" if they are not in use: older versions wrote shards without these settings.
+    Omits "deidentified" and "partners" if unused: older versions wrote shards without these settings.
     """
     return {
         **({"deidentified": pseudonyms.fingerprint()} if pseudonyms else {}), "dataset": table.dataset, **flags,
@@ -126,7 +126,7 @@ def _make_software(table: Table) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _lock_part(out: Path, part: int, parts: int) -> Iterator[None]:
-    """Lock one part of a build in `out`. Several parts may run at once, but not next to a build of a single part."""
+    """Lock one part of a build in `out`. Several parts may run at once, but not alongside a build of a single part."""
     folder = out / UNFINISHED
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "whole", shared=parts > 1), locked(folder, f"part-{part}-of-{parts}"):
@@ -136,8 +136,8 @@ def _lock_part(out: Path, part: int, parts: int) -> Iterator[None]:
 def _print_partners(assignment: Assignment, images: int) -> None:
     with_partners, copies = assignment.count_partners()
     print(f"--partners: {with_partners} of {images} images ({with_partners / max(1, images):.0%}) share a shard with "
-          f"others of their patient; this takes no disk space (copies next to each image would be {copies} images, "
-          f"{copies / max(1, images):.1f} times as many again)")  # fmt: skip
+          f"others of their patient; this takes no disk space (storing copies next to each image would add {copies} "
+          f"images, {copies / max(1, images):.1f} times their number)")  # fmt: skip
 
 
 def _write_part(out: Path, result: dict[str, Any], images: int) -> None:
@@ -160,7 +160,7 @@ def _table_hash(table: Table) -> str:
 
 
 def _is_built(out: Path, settings: dict[str, Any], duplicates: Policy) -> bool:
-    """Return whether `out` contains these very shards. Raises InputError if it contains those of another build."""
+    """Return whether `out` contains exactly these shards. Raises InputError if it contains those of another build."""
     if not (out / MANIFEST).exists():
         return False
     found = read_manifest(out)
@@ -172,6 +172,6 @@ def _is_built(out: Path, settings: dict[str, Any], duplicates: Policy) -> bool:
         raise InputError(f"{out}: contains shards of another build ({difference}); "
                          "choose another folder or remove this one")
     clear_away(out)
-    print(f"{out}: these shards are built already; nothing to do" + (
+    print(f"{out}: these shards are already built; nothing to do" + (
         f" (to try the {found.rejected} rejected rows again, build into a new folder)" if found.rejected else ""))
     return True

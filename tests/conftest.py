@@ -1,4 +1,4 @@
-"""Fixtures and helpers: phantom radiographs, shards and a run, created once a session. No test needs real data."""
+"""Fixtures and helpers: phantom radiographs, shards and a run, created once per session. No test needs real data."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shard
 
 @pytest.fixture(scope="session")
 def raw_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    """The same shards with raw images: 96 × 96 bytes a sample."""
+    """The same shards with raw images: 96 × 96 bytes per sample."""
     out = tmp_path_factory.mktemp("raw-shards")
     build(radiographs, out, size=96, shard_size=40, encoding="raw", workers=1)
     return Shards(out, read_manifest(out))
@@ -103,7 +103,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def labels() -> pd.DataFrame:
-    """400 images of 130 patients with Mass 1, 0, -1 or blank; a third of the patients is in test."""
+    """400 images of 130 patients with Mass 1, 0, -1 or blank; a third of the patients are in test."""
     rng = np.random.default_rng(0)
     patient = rng.integers(0, 130, 400)
     split = np.where(patient % 3 == 0, "test", "train")

@@ -202,7 +202,7 @@ def test_broken_links_are_noted(tmp_path: Path, archive: str) -> None:
     else:
         write_vindr(tmp_path)
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
-    assert "1 links that lead nowhere, such as gone.png" in notes_of(read_table(tmp_path))
+    assert "1 broken links, such as gone.png" in notes_of(read_table(tmp_path))
 
 
 def write_rsna(folder: Path, *, boxes: bool = True, classes: bool = True) -> None:
@@ -228,7 +228,7 @@ def test_rsna_findings_are_its_classes(tmp_path: Path, boxes: bool, classes: boo
     assert table.dataset == "rsna" and by_key(table)["Lung Opacity"].tolist() == [0, 1, 0, 1] * 2
     assert table.findings == (*(("Normal", "No Lung Opacity / Not Normal") if classes else ()), "Lung Opacity")
     notes = notes_of(table)
-    assert len(table.rows) == 8 and "WARNING: each image counts as its own patient, but NIH has several" in notes
+    assert len(table.rows) == 8 and "WARNING: each image counts as a separate patient, but some have several" in notes
     assert "1 image is not listed in" in notes
 
 
@@ -263,7 +263,7 @@ def test_rsna_reads_dicom_tags(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["png", "dcm"])
-def test_brax_reads_the_existing_kind_of_images(tmp_path: Path, ending: str) -> None:
+def test_brax_reads_dicom_or_png_whichever_exists(tmp_path: Path, ending: str) -> None:
     lines = []
     for number in range(6):
         stem = f"id_{number // 2}/Study_{number}.1/Series_{number}.2/image-{number}"
@@ -509,4 +509,4 @@ def test_readers_without_findings_do_not_vote(tmp_path: Path) -> None:
     write_gradient(tmp_path / "a.png")
     table = read_table(tmp_path, table=tmp_path / "t.csv")
     assert table.findings == () and len(table.rows) == 1 and not table.rejects
-    assert "other cells than 1, 0, -1 and blank (2): reader, Odd" in notes_of(table)
+    assert "cells other than 1, 0, -1 and blank (2): reader, Odd" in notes_of(table)

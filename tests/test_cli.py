@@ -73,7 +73,7 @@ def test_booleans_are_read_from_words(word: str, value: bool) -> None:
         ([], "required argument: src"),
     ],
 )
-def test_an_unusable_word_is_one_line_and_nothing_runs(
+def test_invalid_arguments_print_one_line_and_run_nothing(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls.clear()
@@ -85,7 +85,7 @@ def test_an_unusable_word_is_one_line_and_nothing_runs(
     assert not calls
 
 
-def test_an_operating_system_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_operating_system_error_prints_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def touch(out: Path) -> None:
         """Make a folder."""
         out.mkdir()
@@ -106,11 +106,11 @@ def test_control_characters_in_an_error_are_escaped(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "python -m x: error: runs/a\\x1b[1m\\x9b: no such é run\n"
 
 
-def test_a_tilde_is_expanded_inside_a_flag() -> None:
+def test_tilde_is_expanded_in_a_flag() -> None:
     assert call("~/folder", "--table=~/t.csv")["src"] == Path.home() / "folder"
 
 
-def test_an_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_suggests_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run("python -m x", {"build": command, "merge": command}, ["biuld"])
     assert stop.value.code == 2
@@ -145,7 +145,7 @@ data:
 
 
 @pytest.mark.parametrize("epochs", [0, 101])
-def test_a_command_checks_the_ranges_of_its_flags(epochs: int) -> None:
+def test_command_checks_the_ranges_of_its_flags(epochs: int) -> None:
     calls.clear()
     with pytest.raises(InputError, match=f"^--epochs={epochs}: must be a number from 1 to 100$"):
         validate_call(command)(Path("folder"), epochs=epochs)
@@ -201,7 +201,7 @@ def test_the_fields_of_a_dataclass_are_flags_and_presets_change_their_defaults(a
     assert arguments_of(*argv, "--part=2") == {"recipe": recipe, "part": 2}
 
 
-def test_a_value_that_the_dataclass_refuses_ends_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_value_that_the_dataclass_refuses_ends_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run("python -m x", train, ["--flip=2"])
     assert stop.value.code == 1

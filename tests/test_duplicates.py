@@ -108,7 +108,7 @@ def test_drop_keeps_the_copy_in_test_before_valid_before_train(
 
 
 def test_drop_gives_the_shards_of_a_table_without_the_copies(source: Path, tmp_path: Path) -> None:
-    """With one shard a split, tars, indexes, labels, counts and pixel statistics are equal."""
+    """With one shard per split, tars, indexes, labels, counts and pixel statistics are equal."""
     out = build_shards(source, tmp_path / "out", shard_size=100)
     write_table(source, [row for row in ROWS if row[0].replace("/", "_")[:-4] not in DROPPED])
     unique = build_shards(source, tmp_path / "unique", shard_size=100)
@@ -220,7 +220,7 @@ def test_build_without_duplicates_writes_no_list(
     clean = build_shards(source, tmp_path / "clean", duplicates="error")
     assert not (clean / DUPLICATES).exists() and read_manifest(clean).duplicates == {}
     assert "picture" not in capsys.readouterr().out
-    build_shards(source, clean, duplicates="drop")  # without duplicates, another policy is no other build
+    build_shards(source, clean, duplicates="drop")  # without duplicates, the policy makes no difference
 
 
 @pytest.mark.parametrize("shard_size", [1, 4])
@@ -279,5 +279,5 @@ def test_jpegs_that_are_not_encoded_again_are_compared_by_pixels(tmp_path: Path)
     (src / "a.jpg").write_bytes(content)
     (src / "b.jpg").write_bytes(content[:2] + b"\xff\xfe\x00\x07hello" + content[2:])  # a comment
     (src / "t.csv").write_text("path,patient,split\na.jpg,a,train\nb.jpg,b,test\n")
-    with pytest.raises(InputError, match="not one of 2 rows gave a training image"):
+    with pytest.raises(InputError, match="none of the 2 rows yielded a training image"):
         build_shards(src, tmp_path / "out", size=96, max_rejects=1.0)

@@ -52,7 +52,7 @@ def test_column_with_other_cells_is_not_a_finding(tmp_path: Path) -> None:
     table = read(tmp_path, "Mass,severity,remark,yes_no", "1,3,x,yes", "0,1,,no")
     assert table.findings == ("Mass",)
     assert notes_of(table).splitlines() == [
-        "columns not read as findings, with other cells than 1, 0, -1 and blank (3): severity, remark, yes_no, such "
+        "columns not read as findings, with cells other than 1, 0, -1 and blank (3): severity, remark, yes_no, such "
         "as '3' in severity", "columns read as findings (1): Mass; --findings=A,B selects others"]  # fmt: skip
     with pytest.raises(InputError, match=r"finding 'Edema': label 'mild' of b\.png is not 1, 0, -1 or blank"):
         read(tmp_path, "Mass,Edema", "1,", "0,mild")
@@ -65,7 +65,7 @@ def test_second_column_of_a_name_is_skipped_if_equal_and_else_refused(
     table = read(tmp_path, f"Mass,Edema,{second}", "1,0,1.0", ",1,NA", "0,-1,0")
     assert table.findings == ("Mass", "Edema")
     assert "(repeats 'Mass')" in notes_of(table)
-    with pytest.raises(InputError, match=r"'Mass' and .* have one name, but differ in 1 of 3 rows"):
+    with pytest.raises(InputError, match=r"'Mass' and .* have the same name, but differ in 1 of 3 rows"):
         read(tmp_path, f"Mass,Edema,{second}", "1,0,1", ",1,", "0,-1,1")
 
 
@@ -97,7 +97,7 @@ def test_findings_flag_selects_columns(tmp_path: Path, named: str, expected: tup
         ("Pneumonia", "no column 'Pneumonia'; It has: path, patient"), ("Mass,mass", "names column 'Mass' .* twice"),
         ("Mass,notes", "finding 'notes': label 'text' of a.png is not 1, 0, -1 or blank"),
         ("patient", "the column of .* for the patient"), ("Mass,,Edema", "a name is blank"),
-        ("lesion", "may be any of .*'Lesion', 'LESION'"),
+        ("lesion", "is ambiguous: it matches .*'Lesion', 'LESION'"),
     ],
 )  # fmt: skip
 def test_findings_flag_refuses_other_columns(tmp_path: Path, named: str, message: str) -> None:
@@ -108,12 +108,12 @@ def test_findings_flag_refuses_other_columns(tmp_path: Path, named: str, message
 def test_findings_flag_prefers_the_exact_spelling(tmp_path: Path) -> None:
     assert read(tmp_path, "Mass, mass", "1,0", findings="Mass").rows["Mass"].tolist() == [1]
     assert read(tmp_path, "Mass, mass", "1,0", findings="mass").rows["mass"].tolist() == [0]
-    with pytest.raises(InputError, match="have one name, but differ"):
+    with pytest.raises(InputError, match="have the same name, but differ"):
         read(tmp_path, "Mass,Mass", "1,0", findings="Mass")
 
 
-def test_findings_flag_requires_a_table_of_your_own(radiographs: Path) -> None:
-    with pytest.raises(InputError, match=r"--findings=Edema: names columns of a table of your own, .*not of chexpert"):
+def test_findings_flag_requires_your_own_table(radiographs: Path) -> None:
+    with pytest.raises(InputError, match=r"--findings=Edema: only applies to --table=PATH, not to --dataset=chexpert"):
         read_table(radiographs, findings="Edema")
 
 

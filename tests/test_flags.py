@@ -21,7 +21,7 @@ from train.__main__ import COMMANDS
 from train.config import Config
 from train.recipe import train_command
 
-# Checked where another value decides the range.
+# Their range depends on another value, so another check covers them.
 NO_FIXED_RANGE = {"part", "parts", "partners", "gpu_rate"}
 ALL = list(all_commands())
 FLAGS = [pytest.param(name, command, option, id=f"{name} {option.name}")

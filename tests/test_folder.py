@@ -1,4 +1,4 @@
-"""--dataset=folder: which files are images, who their patients are, and the notes about other files."""
+"""--dataset=folder: which files are images, which patients they belong to, and the notes about other files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_placeholder_patient_ids_are_ignored(tmp_path: Path, number: str) -> Non
         write_dcm(tmp_path / name, PatientID=number, StudyInstanceUID=f"1.2.{name in 'ab':d}")
     table = scan(tmp_path)
     assert by_path(table, "patient") == {"a": "1.2.1", "b": "1.2.1", "c": "1.2.0", "d": "1.2.0"}
-    assert "4 DICOM files name no patient: the images of one study count as one patient's" in notes_of(table)
+    assert "4 DICOM files name no patient: each study counts as a separate patient" in notes_of(table)
 
 
 def test_patient_ids_of_tags_and_paths_are_normalised(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_patient_in_the_path_has_precedence_over_the_study(tmp_path: Path) -> No
     assert set(by_path(scan(tmp_path, patient_from="(p.)/"), "patient").values()) == {"p2"}
 
 
-def test_images_of_unknown_patients_are_their_own_patients_with_a_warning(tmp_path: Path) -> None:
+def test_images_of_unknown_patients_count_as_separate_patients_with_a_warning(tmp_path: Path) -> None:
     for number in range(8):
         write_gradient(tmp_path / f"{number}.png", number)
     table = scan(tmp_path)
@@ -112,7 +112,7 @@ def test_patient_from_finds_patients_in_paths(tmp_path: Path, flag: str, patient
     found = by_path(table, "patient")
     assert [found[path] for path in paths] == patients
     assert (found["alone.png"], found["p9/s9/a.dcm"]) == ("alone.png", "named")
-    assert "the patient of 1 of 5 images is unknown: each counts as its own patient" in notes_of(table)
+    assert "the patient of 1 of 5 images is unknown: each counts as a separate patient" in notes_of(table)
     assert f"--patient-from={flag} does not match them, such as alone.png" in notes_of(table)
     assert ("1 names of parent folders occur in several places" in notes_of(table)) == (flag == "parent")
 
@@ -149,8 +149,8 @@ def test_files_that_are_not_images_are_counted_and_noted(tmp_path: Path) -> None
                  "1 files that are not images (.txt), such as notes.txt", "(.pdf), such as report.PDF",
                  "1 files that are not images (no suffix), such as no-ending", "2 pipes, sockets and devices, such as ",
                  r"1 names that are not UTF-8 (rename them), such as 'M\udcfcller'",
-                 "1 files of modality CT, not a radiograph's; read nevertheless, such as IM1",
-                 "1 files of body part HAND; read nevertheless, such as IM1"):  # fmt: skip
+                 "1 files of modality CT, not a radiograph's; read anyway, such as IM1",
+                 "1 files of body part HAND; read anyway, such as IM1"):  # fmt: skip
         assert line in notes_of(table)
 
 
@@ -212,8 +212,8 @@ def test_links_are_followed_once_and_loops_are_not_entered(tmp_path: Path) -> No
         (src / link).symlink_to(target)
     table = scan(src)
     assert sorted(by_path(table, "key")) == ["c-again.png", "d.png", "far/p2/b.png", "p1/a.png"]
-    for line in ("5 links to folders that are read already or lie around it", "2 links that lead nowhere, such as ",
-                 "2 links to files that are taken already, such as a.png"):  # fmt: skip
+    for line in ("5 links to folders that are already read or that contain SRC", "2 broken links, such as ",
+                 "2 links to files that are already read, such as a.png"):  # fmt: skip
         assert line in notes_of(table)
 
 
@@ -238,7 +238,7 @@ def test_folder_without_images_is_refused(tmp_path: Path, file: str | None) -> N
     if file:
         (tmp_path / file).write_text("x")
     message = "1 files that are not images .*a.txt" if file else "it is empty"
-    with pytest.raises(InputError, match=f"no image is under it .{message}"):
+    with pytest.raises(InputError, match=f"contains no images .{message}"):
         scan(tmp_path)
 
 
@@ -350,5 +350,5 @@ def test_scan_does_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypat
 
 def test_patient_from_requires_dataset_folder(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("path,patient\na.png,1\n")
-    with pytest.raises(InputError, match="--patient-from=parent: goes with --dataset=folder, not with csv"):
+    with pytest.raises(InputError, match="--patient-from=parent: only applies to --dataset=folder, not to csv"):
         read_table(tmp_path, table=tmp_path / "t.csv", patient_from="parent")

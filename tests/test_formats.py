@@ -67,7 +67,7 @@ def test_mimic_may_be_unpacked_or_of_another_version(mimic: Path) -> None:
          "patient '10000032' is in more than one split"),
         ("chexpert", (HEADER, "10000032,50414267,,1.0,,", "10000032,50414267,,0.0,,"),
          "two rows for 10000032/50414267 contradict each other"),
-        ("chexpert", ("subject_id,study_id,Mass", "10000032,50414267,1"), "none of CheXpert's findings"),
+        ("chexpert", ("subject_id,study_id,Mass", "10000032,50414267,1"), "lacks columns of CheXpert's findings"),
         ("metadata", ("dicom_id,subject_id", "02aa-b1,10000032"), "column 'study_id' is missing"),
         ("chexpert", None, r"mimic-cxr-\*-chexpert.csv\*: no such file"),
     ],
@@ -128,7 +128,7 @@ def write_nih(folder: Path, *rows: str, name: str = "Data_Entry_2017.csv") -> No
 @pytest.mark.parametrize("labels", ["cardiomegaly", "Cardiomegaly|Pleural Thickening", "", "Cardiomegaly|"])
 def test_unknown_nih_label_is_refused(tmp_path: Path, labels: str) -> None:
     write_nih(tmp_path, "1_0.png,No Finding,1", f"2_0.png,{labels},2")
-    with pytest.raises(InputError, match=r"Data_Entry_2017.csv: Finding Labels .* of 2_0.png: none of No Finding, "):
+    with pytest.raises(InputError, match=r"Data_Entry_2017.csv: Finding Labels .* of 2_0.png: not one of No Finding, "):
         read_table(tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_blanks_around_nih_labels_and_ids_are_ignored(tmp_path: Path) -> None:
 def test_two_tables_of_nih_are_refused(tmp_path: Path) -> None:
     write_nih(tmp_path, "1_0.png,No Finding,1")
     write_nih(tmp_path, "1_0.png,Hernia,1", name="Data_Entry_2017_v2020.csv")
-    with pytest.raises(InputError, match=r"contains Data_Entry_2017.csv and Data_Entry_2017_v2020.csv; keep one"):
+    with pytest.raises(InputError, match=r"contains Data_Entry_2017.csv and Data_Entry_2017_v2020.csv; keep only one"):
         read_table(tmp_path)
 
 

@@ -94,7 +94,7 @@ def test_manifest_notes_ids_unless_deidentified(
     ("a//b.png", "a/b.png"), ("./a/b.png", "a/b.png"), (r"a\b.png", "a/b.png"), ("a/./b.png", "a/b.png"),
     (r".\a\\b.png", "a/b.png"), ("a/.b.png", "a/.b.png"), ("a./b..png", "a./b..png"), (".", "."), ("//a", "/a"),
 ])  # fmt: skip
-def test_a_path_normalise_paths(spelling: str, path: str) -> None:
+def test_normalise_path(spelling: str, path: str) -> None:
     assert normalise_path(spelling) == path
 
 

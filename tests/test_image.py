@@ -186,7 +186,7 @@ def write_nan(path: Path) -> None:
         (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n"), "not an image"),
         (lambda path: path.mkdir(), "a folder"),
         (lambda path: os.mkfifo(path), "not a regular file"),
-        (lambda path: path.symlink_to(path), "a loop of links"),
+        (lambda path: path.symlink_to(path), "symbolic links form a loop"),
         (lambda path: None, "no such file"),
         (lambda path: Image.new("L", (200, 120), 77).save(path, "PNG"), "near-constant image.* 77 to 77"),
         (lambda path: Image.fromarray(DEEP // 2000 + 500).save(path, "PNG"), "near-constant image"),
@@ -274,7 +274,7 @@ def test_encode_jpeg_writes_grey_and_checks_the_result(monkeypatch: pytest.Monke
     decoded = Image.open(io.BytesIO(content))
     assert decoded.mode == "L" and np.abs(np.asarray(decoded).astype(int) - RAMP).mean() < 1
     monkeypatch.setattr(simplejpeg, "encode_jpeg", lambda *_, **__: content[:-400])
-    with pytest.raises(UnreadableImage, match="does not decode"):
+    with pytest.raises(UnreadableImage, match="its JPEG can't be decoded"):
         encode_jpeg(RAMP, 95)
     monkeypatch.setattr(simplejpeg, "encode_jpeg", lambda *_, **__: content)
     with pytest.raises(UnreadableImage, match=r"decodes to \(120, 200\), not \(20, 20\)"):

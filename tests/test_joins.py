@@ -126,8 +126,8 @@ def test_unread_columns_and_findings_that_one_table_lacks_are_noted(tmp_path: Pa
     assert table.findings == ("Cardiomegaly", "Lung Opacity", "Edema")
     assert [note.text for note in table.notes if "expected" not in note.text] == [
         "train.csv: 1 of its columns not read: COVID",
-        "train.csv: lacks Edema, which other tables of the set have: blank there",
-        "valid.csv: lacks Lung Opacity, which other tables of the set have: blank there",
+        "train.csv: lacks Edema, which other tables contain; left blank",
+        "valid.csv: lacks Lung Opacity, which other tables contain; left blank",
         "train.csv: column Airspace Opacity read as Lung Opacity",
     ]  # fmt: skip
 

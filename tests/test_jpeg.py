@@ -24,7 +24,7 @@ PLAIN_JPEGS = [name for name, container in CONTAINERS.items() if container.suffi
 
 
 def write_file(folder: Path, name: str, jpeg: bytes | None = None) -> Path:
-    """Write a file of one kind, with another first JPEG if one is given."""
+    """Write a file of one kind, with the given JPEG as its first if there is one."""
     container = CONTAINERS[name]
     path = folder / f"image.{container.suffix}"
     container.write(path, [jpeg or container.jpegs[0], *container.jpegs[1:]])
@@ -162,7 +162,7 @@ def test_repair_rarely_takes_image_data_for_stray_bytes() -> None:
 
 @needs_pydicom
 def test_jpegs_that_make_gdcm_abort_are_refused(tmp_path: Path) -> None:
-    """GDCM aborts on invalid sample depths, another size than the data set's, and stray bytes in a lossless JPEG."""
+    """GDCM aborts on invalid sample depths, sizes unlike the data set's, and stray bytes in lossless JPEGs."""
     pydicom = pytest.importorskip("pydicom")
     path, jpeg = write_file(tmp_path, "DICOM"), CONTAINERS["DICOM"].jpegs[0]
     depth_at = jpeg.index(b"\xff\xc0") + 4

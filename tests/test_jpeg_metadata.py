@@ -115,7 +115,7 @@ def test_build_counts_the_jpegs_it_keeps_and_writes_no_metadata(
     shapes = [simplejpeg.decode_jpeg_header(content)[:2] for content in images.values()]
     assert all(min(shape) == 88 for shape in shapes)
     verify(tmp_path / "out", decode=True, workers=1)
-    assert "3 of 9 images are their sources' JPEGs" in capsys.readouterr().out
+    assert "3 of 9 images are copies of the source JPEGs" in capsys.readouterr().out
     assert manifest.shards[0].pixels == sum(map(np.prod, shapes))
 
 
@@ -146,7 +146,7 @@ def test_manifest_without_the_count_of_kept_jpegs_is_read(tmp_path: Path) -> Non
     for forged in (-1, 2, None):
         content["shards"][0]["not_encoded"] = forged
         path.write_text(json.dumps(content))
-        with pytest.raises(InputError, match="its shards are not what a build writes"):
+        with pytest.raises(InputError, match="its shards are invalid"):
             read_manifest(tmp_path / "out")
 
 

@@ -80,7 +80,7 @@ def write_bad(folder: Path) -> dict[str, str]:
         "constant.png": "near-constant image: 98 % of it lies within grey levels 9 to 9",
         "tiny.png": "9×9 pixels: too small or too narrow for a radiograph",
         "narrow.png": "320×33 pixels: too small or too narrow for a radiograph",
-        "bomb.png": "", "pipe.jpg": "not a regular file", "loop.jpg": "a loop of links",
+        "bomb.png": "", "pipe.jpg": "not a regular file", "loop.jpg": "symbolic links form a loop",
         "secret.png": "permission denied", "absent.png": "no such file",
     }  # fmt: skip
 

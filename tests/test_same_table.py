@@ -224,7 +224,7 @@ def change_id(sheet: Sheet, rng: np.random.Generator) -> Sheet:
 def test_lossy_changes_are_refused_or_noted(
     images: Path, format: str, change: Callable[[Sheet, np.random.Generator], Sheet]
 ) -> None:
-    """A change has no effect, or an error, a note or a reject says what is lost."""
+    """A change has no effect, or an error, a note or a reject reports the loss."""
     folder = images / format
     for seed in range(SEEDS):
         sheets = write_tables(folder, format, seed)

@@ -83,7 +83,7 @@ def test_deidentified_shards_contain_no_names_or_secret(archive: Path, tmp_path:
     assert labels["key"].str.fullmatch("[0-9a-f]{20}").all() and labels["patient"].str.fullmatch("[0-9a-f]{20}").all()
     assert labels["age"].max() == 90 and labels["age"].min() == 80
     groups = labels.groupby("patient")["age"].agg(list)
-    assert len(groups) == 8 and sorted(groups.map(len)) == [2, 2, *[3] * 6]  # three images a patient, as in the source
+    assert len(groups) == 8 and sorted(groups.map(len)) == [2, 2, *[3] * 6]  # 3 images per patient, as in the source
     rejects = pd.read_csv(out / "rejects.csv", keep_default_na=False)
     assert sorted(rejects["reason"]) == ["no such file", "not an image in a known format", "repeats an earlier row"]
     assert (rejects["path"] == "").all()
@@ -116,7 +116,7 @@ def test_build_refuses_an_unsuitable_or_different_secret(archive: Path, tmp_path
     out, secret = tmp_path / "shards", tmp_path / "secret"
     (tmp_path / "short").write_text("swordfish\n")
     status, output = build_deidentified(archive, out, tmp_path / "short")
-    assert status == 1 and "has 9 bytes, a secret needs 16 or more" in output and not out.exists()
+    assert status == 1 and "has 9 bytes, but a secret needs at least 16" in output and not out.exists()
     status, output = build_deidentified(archive, out, out / "secret")
     assert status == 1 and "would be shared with the shards; keep it elsewhere" in output and not out.exists()
     assert build_deidentified(archive, out, secret)[0] == 0
@@ -254,7 +254,7 @@ def test_index_that_points_outside_its_tar_is_refused(
         index.write_text("\n".join([header, changed, *rest]) + "\n")
         signed = dataclasses.replace(shard, index_sha256=sha256_of(index), index_bytes=index.stat().st_size)
         manifest = dataclasses.replace(shards.manifest, shards=(signed,))
-        with pytest.raises(InputError, match=r"not an index|has no \.jpg of the stated size|is missing"):
+        with pytest.raises(InputError, match=r"not an index|has no \.jpg of the expected size|is missing"):
             Fetcher(tmp_path / "shards", manifest, shard.split).read(0)
             read_labels(tmp_path / "shards", manifest, (shard.split,))
 

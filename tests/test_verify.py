@@ -121,8 +121,8 @@ def flip_label(samples: Samples) -> None:
     [
         (lambda samples: samples.pop(next(iter(samples))), "39 samples, the manifest says 40"),
         (lambda samples: next(iter(samples.values())).pop("json"), r"has \['jpg'\], not jpg and json"),
-        (lambda samples: next(iter(samples.values())).update(jpg=b"no image"), "its JPEG does not decode"),
-        (lambda samples: relabel(samples, split="test"), "is of split 'test' in a shard of 'train'"),
+        (lambda samples: next(iter(samples.values())).update(jpg=b"no image"), "its JPEG can't be decoded"),
+        (lambda samples: relabel(samples, split="test"), "belongs to split 'test', but is in a shard of 'train'"),
         (lambda samples: relabel(samples, labels={"Edema": 7}), "its labels are"),
         (lambda samples: next(iter(samples.values())).update(json=b"{"), "its json can't be read"),
         (lambda samples: relabel(samples, patient="patient64541"), "patient 'patient64541' is in train and valid"),
@@ -181,7 +181,7 @@ def test_verify_names_a_key_in_two_shards(shards: Shards, tmp_path: Path) -> Non
         samples[key] = samples.pop(next(iter(samples)))
 
     forge(copy, rename)
-    with pytest.raises(InputError, match=f"key '{key}' is in the shards 2 times"):
+    with pytest.raises(InputError, match=f"key '{key}' occurs in the shards 2 times"):
         verify(copy, workers=1)
 
 
@@ -190,7 +190,7 @@ def test_verify_decode_finds_a_truncated_image(shards: Shards, tmp_path: Path) -
     shutil.copytree(shards.folder, copy)
     forge(copy, truncate_image)
     verify(copy, workers=1)
-    with pytest.raises(InputError, match="its JPEG does not decode"):
+    with pytest.raises(InputError, match="its JPEG can't be decoded"):
         verify(copy, decode=True, workers=1)
     verify(shards.folder, decode=True, workers=1)
 
@@ -204,11 +204,11 @@ def test_verify_names_an_index_with_wrong_offsets(shards: Shards, tmp_path: Path
     words[1] = str(int(words[1]) + 512)
     index.write_text("\n".join([*lines[:3], " ".join(words), *lines[4:]]) + "\n")
     rehash(copy, parse_manifest(copy))
-    with pytest.raises(InputError, match=rf"{index.name}: does not point at the members"):
+    with pytest.raises(InputError, match=rf"{index.name}: does not match the members"):
         verify(copy, workers=1)
 
 
-def test_verify_names_raw_samples_of_another_size(raw_shards: Shards, tmp_path: Path) -> None:
+def test_verify_names_raw_samples_of_the_wrong_size(raw_shards: Shards, tmp_path: Path) -> None:
     verify(raw_shards.folder, decode=True, workers=1)
     copy = tmp_path / "copy"
     shutil.copytree(raw_shards.folder, copy)
@@ -253,7 +253,7 @@ def test_manifest_with_invalid_pixel_statistics_is_refused(
     shards: Shards, tmp_path: Path, name: str, value: float
 ) -> None:
     dataclasses.replace(shards.manifest, **{name: value}).write(tmp_path)
-    with pytest.raises(InputError, match=f"not a manifest .*its {name} are not what a build writes"):
+    with pytest.raises(InputError, match=f"not a manifest .*its {name} are invalid"):
         parse_manifest(tmp_path)
 
 

@@ -218,7 +218,7 @@ def test_next_build_uses_a_repaired_source(damaged: Path, radiographs: Path, tmp
 def test_source_without_a_readable_image_leaves_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("no image")
     (tmp_path / "table.csv").write_text("path,patient,split,Mass\na.jpg,p,train,1\n")
-    with pytest.raises(InputError, match=r"not one of 1 rows gave a training image \(a\.jpg: not an image"):
+    with pytest.raises(InputError, match=r"none of the 1 rows yielded a training image \(a\.jpg: not an image"):
         build(tmp_path, tmp_path / "shards", table=tmp_path / "table.csv", workers=1, max_rejects=1)
     assert not list((tmp_path / "shards").glob("*.tar")) and not (tmp_path / "shards" / "manifest.json").exists()
 

@@ -26,7 +26,7 @@ class UnsupportedDicom(Exception):
 
 
 def is_dicom(content: bytes) -> bool:
-    """Whether a file, of which the first few hundred bytes suffice, is DICOM, with or without a preamble."""
+    """Whether content is DICOM, with or without a preamble; the first few hundred bytes suffice."""
     return content[128:132] == b"DICM" or _guess_encoding(content) is not None
 
 

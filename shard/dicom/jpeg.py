@@ -43,7 +43,7 @@ class FrameHeader(NamedTuple):
 
 
 def check_and_repair(data: Any) -> None:
-    """Check that the JPEG of a data set is intact before GDCM decodes it: GDCM aborts the process on some others.
+    """Check that the JPEG of a data set is intact before GDCM decodes it: GDCM aborts the process on some corrupt ones.
 
     Call `check_frame_header` first. A JPEG with harmless oddities is replaced by a clean one in the data set.
     Raises ValueError with libjpeg's message if an 8-bit JPEG is corrupt, and UnsupportedDicom if the JPEG is deeper
@@ -65,7 +65,7 @@ def check_and_repair(data: Any) -> None:
 
 
 def _remove_stray_bytes(content: bytes) -> bytes:
-    """Remove bytes between segments, on which GDCM aborts, from a JPEG that libjpeg-turbo can't read.
+    """Remove bytes between segments from a JPEG that libjpeg-turbo can't read: GDCM aborts on such bytes.
 
     Raises ValueError if those bytes may be lost image data.
     """
@@ -108,7 +108,7 @@ def decode_with_gdcm(data: Any) -> npt.NDArray[Any]:
 
 
 def check_frame_header(data: Any) -> None:
-    """Raise UnsupportedDicom if a JPEG or JPEG-LS has another size than the data set: GDCM aborts on some of those."""
+    """Raise UnsupportedDicom if a JPEG or JPEG-LS differs in size from the data set: GDCM aborts on some of those."""
     from pydicom.encaps import generate_frames
 
     if data.file_meta.TransferSyntaxUID not in (_BASELINE_SYNTAX, *GDCM_SYNTAXES, *_JPEG_LS_SYNTAXES):
@@ -121,7 +121,7 @@ def check_frame_header(data: Any) -> None:
 
 
 def read_frame_header(content: bytes) -> FrameHeader | None:
-    """Read the first frame header of a JPEG or JPEG-LS; None if there is none of a process that GDCM decodes."""
+    """Read the first frame header of a JPEG or JPEG-LS; None if no frame is of a process that GDCM decodes."""
     at = 2
     while at + 9 < len(content):
         if content[at] != 0xFF or content[at + 1] in (0x00, 0xFF):
@@ -135,7 +135,7 @@ def read_frame_header(content: bytes) -> FrameHeader | None:
 
 
 def _strip_header(content: bytes) -> bytes:
-    """Drop all segments before the first scan that decoding does not need; b"" if there is no scan."""
+    """Remove the segments before the first scan that decoding does not need; b"" if there is no scan."""
     parts, at = [content[:2]], 2
     while at + 4 <= len(content):
         if content[at] != 0xFF or content[at + 1] in (0x00, 0xFF):
@@ -153,7 +153,7 @@ def _strip_header(content: bytes) -> bytes:
 def _decode_frame(content: bytes, header: FrameHeader, syntax: str) -> bytes | None:
     """Decode a frame to bytes with GDCM; None if it fails.
 
-    GDCM aborts the process if the pixel format has other bits than the JPEG, or if libjpeg warns about the header.
+    GDCM aborts the process if the pixel format and the JPEG differ in bit depth, or if libjpeg warns about the header.
     """
     import gdcm
 

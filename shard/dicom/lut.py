@@ -36,7 +36,7 @@ def read_lut(data: Any, keyword: str) -> Lut | None:
             continue
         count, first_mapped = int(descriptor[0]) or 1 << 16, int(descriptor[1])
         entries = words
-        if len(words) == (count + 1) // 2:  # two entries a word, the lower byte first
+        if len(words) == (count + 1) // 2:  # two entries per word, the lower byte first
             entries = np.stack([words & 0xFF, words >> 8], axis=1).ravel()[:count]
         if len(entries) < count:
             raise UnsupportedDicom(f"{keyword} contains {len(entries)} of {count} entries")

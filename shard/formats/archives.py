@@ -36,8 +36,8 @@ def read_archive(name: str, src: Path, table: Path | None, votes: Votes, workers
 
 def _check_table(name: str, chosen: TableFormat, table: Path) -> Path:
     if not chosen.recognises(table):
-        raise InputError(f"--table={table}: lacks the columns of {name}'s table; omit --dataset={name}, or give its "
-                         "own table")  # fmt: skip
+        raise InputError(f"--table={table}: is not a table of {name}; omit --dataset={name}, or pass "
+                         f"{name}'s own table")  # fmt: skip
     return table
 
 

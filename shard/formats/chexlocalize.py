@@ -49,8 +49,8 @@ def read_chexlocalize(src: Path, csv: Path) -> Rows:
     findings = tuple(name for name in CHEXPERT_FINDINGS if name in frame)
     if len(tables) > 1:
         frame["split"] = frame["split"].replace("valid", "train")
-        notes.append(Note("this archive has no training images: its validation images become split train, where "
-                          "probes find their examples"))  # fmt: skip
+        notes.append(Note("this archive has no training images: its validation images become split train, from "
+                          "which probes take their examples"))  # fmt: skip
     else:
         frame["split"] = hashed_splits(frame["patient"])
         notes.append(Note(f"{csv.name} is the only table: splits are by a hash of its patients"))
@@ -79,8 +79,8 @@ def _read_table(src: Path, csv: Path, others: list[Path]) -> tuple[pd.DataFrame,
     notes += note_missing(csv, CHEXPERT_FINDINGS, findings)
     count, study = len(raw), raw[by].str.extract(r"(patient\d+/study\d+)", expand=False)
     if study.isna().any():
-        raise InputError(f"{csv}: {by} {raw[by][study.isna()].iloc[0]!r} has no patientNNNNN/studyN; for a table of "
-                         f"your own: --dataset=csv --table={csv}")  # fmt: skip
+        raise InputError(f"{csv}: {by} {raw[by][study.isna()].iloc[0]!r} contains no patientNNNNN/studyN; for your own "
+                         f"table: --dataset=csv --table={csv}")  # fmt: skip
     raw["path"], image_notes = _paths_by_image(src, csv, raw, others) if by == "Path" else _paths_by_study(
         src, csv, study)  # fmt: skip
     raw["patient"] = study.str.split("/").str[0]

@@ -45,7 +45,7 @@ def read_chexpert(src: Path) -> Rows:
     """
     files, notes = _find_tables(src)
     frames = []
-    read_notes = list[Note]()  # come after the notes about what is not read
+    read_notes = list[Note]()  # placed after the notes about what is not read
     for split, csv in files.items():
         frame, found = read_csv(csv, ("Path",), {**_COLUMNS, **FINDING_COLUMNS})
         frames.append(frame.assign(split=split))
@@ -57,7 +57,7 @@ def read_chexpert(src: Path) -> Rows:
     notes += note_missing(files["train"], CHEXPERT_FINDINGS, findings)
     for csv, frame in zip(files.values(), frames, strict=True):
         if lacking := [name for name in findings if name not in frame]:
-            notes.append(Note(f"{csv.name}: lacks {listed(lacking)}, which other tables of the set have: blank there"))
+            notes.append(Note(f"{csv.name}: lacks {listed(lacking)}, which other tables contain; left blank"))
     columns = [*_COLUMNS, *findings, "split"]
     raw = pd.concat([frame[[name for name in columns if name in frame]] for frame in frames], ignore_index=True)
     # The prefix is CheXpert-v1.0/, CheXpert-v1.0-small/ or another host's: the path starts at the split's folder.
@@ -65,8 +65,8 @@ def read_chexpert(src: Path) -> Rows:
     path, path_notes = normalise_paths(path)
     patient = path.str.extract(r"(patient\d+)", expand=False)
     if patient.isna().any():
-        raise InputError(f"{files['train'].parent}: Path {raw['Path'][patient.isna()].iloc[0]!r} has no patientNNNNN "
-                         f"folder; for a table of your own: --dataset=csv --table={files['train']}")
+        raise InputError(f"{files['train'].parent}: Path {raw['Path'][patient.isna()].iloc[0]!r} contains no "
+                         f"patientNNNNN folder; for your own table: --dataset=csv --table={files['train']}")
     view = join_views(text_column(raw, "Frontal/Lateral"), text_column(raw, "AP/PA"))
     key = strip_suffixes(path.str.replace(r"^(?:train|valid|test)/", "", regex=True))
     frame = pd.DataFrame({"path": _paths_in_batches(src, path, patient), "key": key, "patient": patient,
@@ -80,8 +80,8 @@ def chexpert_findings(names: Iterable[str], csv: Path) -> tuple[str, ...]:
     """Return CheXpert's findings among a table's columns. Raises InputError if there is none."""
     findings = tuple(name for name in CHEXPERT_FINDINGS if name in names)
     if not findings:
-        raise InputError(f"{csv}: none of CheXpert's findings is a column, such as Cardiomegaly; for a table of your "
-                         f"own: --dataset=csv --table={csv}")  # fmt: skip
+        raise InputError(f"{csv}: lacks columns of CheXpert's findings, such as Cardiomegaly; for your own "
+                         f"table: --dataset=csv --table={csv}")  # fmt: skip
     return findings
 
 
@@ -105,7 +105,7 @@ def _find_table(folder: Path, split: str) -> Path:
     found = [table for table in tables_in(folder) if table.name.lower() in (f"{split}.csv", f"{split}.csv.gz")]
     if len(found) > 1:
         names = " and ".join(table.name for table in found)
-        raise InputError(f"{folder}: contains {names}; keep one of them there")
+        raise InputError(f"{folder}: contains {names}; keep only one of them")
     return found[0] if found else folder / f"{split}.csv"
 
 

@@ -74,7 +74,7 @@ def _read_labels(path: Path, name: pd.Series) -> tuple[tuple[str, ...], pd.DataF
     missing = int(unlabelled.sum())
     if not findings or is_majority(missing, len(name)):
         raise InputError(f"{path}: has {len(findings)} of CheXpert's findings, and labels for {len(name) - missing} of "
-                         f"{len(name)} images; replace it by the original or remove it")  # fmt: skip
+                         f"{len(name)} images; replace it with the original file or remove it")  # fmt: skip
     notes = note_missing(path, CHEXPERT_FINDINGS, findings)
     if missing:
         notes.append(Note(f"{path.name}: no line for {missing} of {len(name)} images: blank", name[unlabelled].iloc[0]))
@@ -95,9 +95,9 @@ def _read_json_lines(path: Path) -> dict[str, dict[str, str]]:
                     row = {known.get(fold_name(finding), finding): "" if label is None else str(label)
                            for finding, label in row.items()}  # fmt: skip
                     if rows.setdefault(image, row) != row:
-                        raise InputError(f"{path}: two lines for {image} contradict each other; replace it by the "
-                                         "original or remove it")  # fmt: skip
+                        raise InputError(f"{path}: two lines for {image} contradict each other; replace it with the "
+                                         "original file or remove it")  # fmt: skip
     except PARSE_ERRORS as error:
         raise InputError(f"{path}: not a file with one line of JSON per image ({type(error).__name__}: {error}); "
-                         "remove it or replace it by the original") from None  # fmt: skip
+                         "remove it or replace it with the original file") from None  # fmt: skip
     return rows

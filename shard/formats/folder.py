@@ -28,9 +28,9 @@ def read_folder(
 
     Patient, view, sex, age and date come from DICOM tags. For other files, and if the tags name no patient, the patient
     comes from `patient_from`: "parent" (the name of the file's folder) or a regular expression with one group that is
-    searched in the path. Without either, the images of a DICOM study share a patient, and any other file is its own
-    patient. labels: a CSV with labels of some images. findings: its columns that are findings, see select_findings.
-    Splits are by a hash of patients unless `labels` names them.
+    searched in the path. Without either, the images of a DICOM study share a patient, and any other file counts as a
+    separate patient. labels: a CSV with labels of some images. findings: its columns that are findings, see
+    select_findings. Splits are by a hash of patients unless `labels` names them.
     Raises InputError if no image is found, or `patient_from` matches none of the paths.
     """
     pattern = _parse_patient_from(patient_from)
@@ -96,17 +96,16 @@ def _note_sources(sources: Tally, patients: list[str], flag: str | None) -> Iter
     if "study" in sources:
         count, path = sources["study"]
         files = counted(count, "DICOM file names", "DICOM files name")
-        yield Note(f"{files} no patient: the images of one study count as one patient's, other studies as other "
-                   "patients'", path)  # fmt: skip
+        yield Note(f"{files} no patient: each study counts as a separate patient", path)  # fmt: skip
     if "none" in sources:
         count, path = sources["none"]
         cure = (f"--patient-from={flag} does not match them" if flag else "if folders or names contain it, give "
                 "--patient-from=parent or --patient-from=REGEX with one group")  # fmt: skip
-        yield Note(f"WARNING: the patient of {count} of {len(patients)} images is unknown: each counts as its own "
-                   f"patient, so images of one person may be in different splits; {cure}", path)  # fmt: skip
+        yield Note(f"WARNING: the patient of {count} of {len(patients)} images is unknown: each counts as a "
+                   f"separate patient, so images of one person may be in different splits; {cure}", path)  # fmt: skip
     if len(patients) > 1 and len(set(patients)) == 1:
-        yield Note(f"WARNING: all {len(patients)} images are of one patient, and therefore in one split; if the number "
-                   "is a placeholder, replace it by the archive's own numbers", patients[0])  # fmt: skip
+        yield Note(f"WARNING: all {len(patients)} images are of one patient, and therefore in one split; if the id "
+                   "is a placeholder, replace it with the archive's patient numbers", patients[0])  # fmt: skip
 
 
 def _note_repeated_folder_names(paths: pd.Series) -> list[Note]:

@@ -51,7 +51,7 @@ def join_labels(images: pd.DataFrame, src: Path, csv: Path, findings: str | None
     frame["split"] = _choose_splits(frame)
     frame = frame.drop(columns=[name for name in frame.columns if str(name).startswith("given ")])
     with_row = matches[~lost].nunique()
-    notes.append(Note(f"{with_row} of {len(images)} images have a row in {csv.name}, the others no labels"))
+    notes.append(Note(f"{with_row} of {len(images)} images have a row in {csv.name}, the others have no labels"))
     if lost.any():
         notes.append(Note(f"{lost.sum()} of {len(raw)} rows of {csv.name} match no image", names[lost].iloc[0]))
     return Rows(tuple(labels.columns), frame.reset_index(drop=True), (*notes, *column_notes), ((csv, len(table)),))

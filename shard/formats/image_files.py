@@ -1,4 +1,4 @@
-"""Find the image files that a table names: archives are unpacked, flattened and re-hosted in many ways."""
+"""Find the image files that a table names, however the archive was unpacked, flattened or re-hosted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from shard.note import Note, counted
 from shard.progress import Progress
 from shard.walk import TROUBLES, Tally, walk
 
-# If several files have one image, the first of these is read: the fastest to decode, and DICOM last.
+# If an image has several files, the first of these suffixes is read: the fastest to decode, and DICOM last.
 _PREFERRED = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".pgm", ".gif", "", ".dcm", ".dicom")
-_CHUNK = 2000  # files between two updates of the progress
+_CHUNK = 2000  # files between two progress updates
 
 
 def find_images(
@@ -26,10 +26,10 @@ def find_images(
     see image_name. If an image has several files (PNG and DICOM, full size and small), a note says which one is read.
     """
     found = dict[str, str]()
-    left_out: Tally = {}
+    skipped: Tally = {}
     repeated, unlisted = list[tuple[str, str]](), list[str]()
     with Progress("looking for images", None, unit="files") as progress:
-        files, done = walk(src, left_out), 0
+        files, done = walk(src, skipped), 0
         while chunk := list(islice(files, _CHUNK)):
             for path in chunk:
                 name = image_name(path, parts)
@@ -42,7 +42,7 @@ def find_images(
                     unlisted.append(path)
             done += len(chunk)
             progress.show(done)
-    notes = [Note(f"{count} {reason}", example) for reason, (count, example) in left_out.items() if reason in TROUBLES]
+    notes = [Note(f"{count} {reason}", example) for reason, (count, example) in skipped.items() if reason in TROUBLES]
     if repeated:
         notes.append(Note(f"{counted(len(repeated), 'image has', 'images have')} more than one file; one is read",
                           "{} and not {}".format(*repeated[0])))  # fmt: skip
@@ -77,7 +77,7 @@ def _preference(path: str) -> tuple[int, int, str]:
 
 
 def _rank(path: str) -> int:
-    """The index of a path's suffix in _PREFERRED, or its length for any other suffix."""
+    """Return the index of a path's suffix in _PREFERRED, or len(_PREFERRED) for any other suffix."""
     suffix = re.search(IMAGE_SUFFIX, path)
     file = path.rpartition("/")[2]
     text = suffix[0].lower() if suffix else "" if "." not in file else "other"

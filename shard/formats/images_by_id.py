@@ -31,7 +31,7 @@ def find_images_by_id(
                           "sex": tags["sex"], "age": tags["age"]})  # fmt: skip
     notes = [note for note in scan_notes if note.text.endswith(TROUBLES)]
     if unknown.any():
-        notes.append(Note(f"the patient of {int(unknown.sum())} of {len(ids)} images is unknown: each counts as its "
-                          "own patient", str(ids[unknown].iloc[0])))  # fmt: skip
+        notes.append(Note(f"the patient of {int(unknown.sum())} of {len(ids)} images is unknown: each counts as a "
+                          "separate patient", str(ids[unknown].iloc[0])))  # fmt: skip
     unlisted = [files[name] for name in sorted(set(files).difference(ids))]
     return frame, [*notes, *note_unlisted(unlisted, table)]

@@ -52,7 +52,7 @@ def read_mimic(src: Path) -> Rows:
     for name, table, columns in (("chexpert", labels, study), ("split", splits, ["dicom_id"])):
         if (repeated := table.duplicated(columns)).any():
             raise InputError(f"{tables[name]}: two rows for {'/'.join(table[repeated].iloc[0][columns])} contradict "
-                             "each other; replace it by the original")
+                             "each other; replace it with the original file")
     raw, label_notes = join(tables["metadata"], raw, tables["chexpert"], labels, study)
     raw, split_notes = join(tables["metadata"], raw, tables["split"], splits, ["dicom_id"], require_all=True)
     subject = raw["subject_id"]

@@ -60,8 +60,8 @@ def _parse_labels(csv: Path, cells: pd.Series, image: pd.Series) -> pd.DataFrame
     listed = cells.map(lambda text: [name.strip() for name in text.split("|")])
     for file, names in zip(image, listed, strict=True):
         for unknown in set(names).difference(NIH_FINDINGS):
-            raise InputError(f"{csv}: Finding Labels {unknown!r} of {file}: none of {', '.join(NIH_FINDINGS)}; "
-                             "replace it by the original, or make a table of your own: --dataset=csv --table=PATH")
+            raise InputError(f"{csv}: Finding Labels {unknown!r} of {file}: not one of {', '.join(NIH_FINDINGS)}; "
+                             "replace it with the original file, or pass your own table: --dataset=csv --table=PATH")
     labels: pd.DataFrame = pd.DataFrame({
         finding: listed.map(lambda names, f=finding: float(f in names)) for finding in NIH_FINDINGS
     })  # fmt: skip

@@ -24,8 +24,8 @@ _OPTIONAL = {
     "PatientSex_DICOM": ("PatientSex", "Sex", *SEX), "StudyDate_DICOM": ("StudyDate",),
 }  # fmt: skip
 _EXPECTED = ("Projection", "PatientSex_DICOM", "PatientBirth", "StudyDate_DICOM")  # a note says if one is missing
-# CheXpert's name → PadChest's labels of the same finding: itself and its kinds in PadChest's tree. A report lists only
-# the most specific one.
+# CheXpert's name → PadChest's labels of the same finding: itself and its subtypes in PadChest's tree. A report
+# lists only the most specific one.
 PADCHEST_UNIONS = {
     "No Finding": ("normal",), "Cardiomegaly": ("cardiomegaly",), "Edema": ("pulmonary edema",),
     "Consolidation": ("consolidation",), "Pneumonia": ("pneumonia", "atypical pneumonia"),
@@ -50,9 +50,9 @@ def read_padchest(src: Path, csv: Path) -> Rows:
     """Read PadChest: its one table, images anywhere under `src`. Splits are by a hash of patients.
 
     The findings are the labels that occur, in lower case: 1 if the report lists the label, else 0. If the report lists
-    "unchanged", "suboptimal study" or "exclude", what it does not list is blank; without labels, everything is blank. A
-    label that is, with its kinds, a finding of CheXpert gets CheXpert's name (PADCHEST_UNIONS); its kinds remain
-    findings too. The age is the year of the study minus the year of birth.
+    "unchanged", "suboptimal study" or "exclude", unlisted findings are blank; without labels, all findings are blank. A
+    label that equals, with its subtypes, a finding of CheXpert gets CheXpert's name (PADCHEST_UNIONS); its subtypes
+    remain findings too. The age is the year of the study minus the year of birth.
     """
     raw, notes = read_csv(csv, _REQUIRED, _OPTIONAL, ids=("PatientID",), only=True)
     notes += note_missing(csv, _EXPECTED, list(raw), "columns")
@@ -84,7 +84,7 @@ def _read_labels(csv: Path, raw: pd.DataFrame) -> tuple[tuple[str, ...], npt.NDA
         if given is None:
             image = raw["ImageID"][raw["Labels"] == text].iloc[0]
             raise InputError(f"{csv}: Labels {text!r} of {image} is not a list such as ['pleural effusion', 'nodule']; "
-                             "replace it by the original")  # fmt: skip
+                             "replace it with the original file")  # fmt: skip
     occurring = {label for given in lists for label in given or ()} - set(_NO_FINDINGS)
     unions = {name: kinds for name, kinds in PADCHEST_UNIONS.items() if occurring.intersection(kinds)}
     same = {kinds[0] for kinds in unions.values()}

@@ -43,7 +43,7 @@ def _unknown(src: Path) -> InputError:
                           "with --dataset=csv --table=PATH, or read all images, without labels, with --dataset=folder")
     more = f", and there are {len(tables) - 1} more tables" if len(tables) > 1 else ""
     return InputError(f"{src}: no table in it has the columns of a known archive ({', '.join(FORMATS)}); "
-                      f"{_describe(tables[0])}{more}; read it as a table of your own, with columns path and "
+                      f"{_describe(tables[0])}{more}; read it as your own table, with columns path and "
                       f"patient: --dataset=csv --table={shlex.quote(str(tables[0]))}; or read all images, "
                       "without labels: --dataset=folder")
 

@@ -1,4 +1,4 @@
-"""What every format returns, and helpers that several formats share.
+"""The result of every format, and helpers that several formats share.
 
 Cells are the text of the table, blank as "". shard.table checks them and turns labels into numbers.
 """
@@ -22,9 +22,9 @@ IMAGE_SUFFIX = r"(?i)\.(?:jpe?g|png|tiff?|dcm|dicom|bmp|jp2|webp|gif|pgm)$"
 
 
 class Rows(NamedTuple):
-    """What a format reads.
+    """The result of reading a data set in some format.
 
-    findings: the columns of `frame` that are findings. notes: facts that a build prints. tables: each table file that
+    findings: the columns of `frame` that are findings. notes: facts that the build prints. tables: each table file that
     was read, with its number of rows.
     """
 
@@ -56,7 +56,7 @@ def find_file(src: Path, pattern: str, columns: tuple[str, ...] = ()) -> Path:
     if not found and columns:
         found = [table for table in tables_in(src) if has_columns(table, *columns)]
     if len(found) > 1:
-        raise InputError(f"{src}: contains {' and '.join(file.name for file in found)}; keep one of them there")
+        raise InputError(f"{src}: contains {' and '.join(file.name for file in found)}; keep only one of them")
     return found[0] if found else src / pattern
 
 

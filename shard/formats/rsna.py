@@ -32,7 +32,7 @@ def read_rsna(src: Path, csv: Path, workers: int) -> Rows:
     The findings are the three classes under their own names; each image has one. With the table of boxes alone, the
     finding is Lung Opacity: an opacity that may be pneumonia, which is narrower than CheXpert's Lung Opacity. A
     "patientId" identifies an image. NIH's patients are in its file of mappings; if that is not next to the table, each
-    image is its own patient, although some of NIH's patients have several. Splits are by a hash of patients.
+    image counts as a separate patient, although some of NIH's patients have several. Splits are by a hash of patients.
     """
     files, columns, notes, tables = _read_columns(csv)
     targets, classes = columns.get("Target"), columns.get("class")
@@ -53,8 +53,8 @@ def read_rsna(src: Path, csv: Path, workers: int) -> Rows:
         frame["patient"] = known.where(known.notna(), frame["patient"])
         notes.append(Note(f"{int(known.notna().sum())} of {len(frame)} images have NIH's patient, from {MAPPINGS}"))
     else:
-        notes.append(Note(f"WARNING: each image counts as its own patient, but NIH has several of some: put {MAPPINGS} "
-                          f"(from RSNA's page of the challenge) next to {csv.name}"))  # fmt: skip
+        notes.append(Note(f"WARNING: each image counts as a separate patient, but some have several images: put "
+                          f"{MAPPINGS} (from RSNA's page of the challenge) next to {csv.name}"))  # fmt: skip
     frame["split"] = hashed_splits(frame["patient"])
     frame[list(labels.columns)] = labels.to_numpy()
     return Rows(tuple(labels.columns), frame, (*notes, *image_notes), tuple(tables))
@@ -92,14 +92,14 @@ def _join_targets(
     both = labels.join(targets.rename("Target"), how="inner")
     if (wrong := both["Target"] != both["Lung Opacity"]).any():
         raise InputError(f"{classes_csv.parent}: for {int(wrong.sum())} images, such as {both.index[wrong][0]}, the "
-                         "class and the Target contradict each other; replace the tables by the originals")  # fmt: skip
+                         "class and the Target contradict each other; replace the tables with the originals")
     notes = []
     for csv, own, other_csv, others in ((classes_csv, labels.index, targets_csv, targets.index),
                                         (targets_csv, targets.index, classes_csv, labels.index)):  # fmt: skip
         missing = own.difference(others)
         if is_majority(len(missing), len(own)):
             raise InputError(f"{other_csv}: no row for {len(missing)} of {len(own)} images of {csv.name}, such as "
-                             f"{missing[0]} (it has {others[0]}); replace it by the original or remove it")
+                             f"{missing[0]} (it has {others[0]}); replace it with the original file or remove it")
         if len(missing):
             notes.append(Note(f"{other_csv.name}: no row for {len(missing)} of {len(own)} images of {csv.name}",
                               f"{missing[0]}; it has {others[0]}"))  # fmt: skip
@@ -112,11 +112,12 @@ def _one_per_image(csv: Path, raw: pd.DataFrame, name: str, values: tuple[str, .
     """The cell of each image, which has one row per box. Raises InputError if they differ or are not in `values`."""
     cells = raw[name].str.replace(r"\.0$", "", regex=True)
     if (unknown := ~cells.isin(values)).any():
-        raise InputError(f"{csv}: {name} {cells[unknown].iloc[0]!r} of {raw['patientId'][unknown].iloc[0]}: none of "
-                         f"{', '.join(values)}; replace it by the original")  # fmt: skip
+        raise InputError(f"{csv}: {name} {cells[unknown].iloc[0]!r} of {raw['patientId'][unknown].iloc[0]} is not "
+                         f"one of {', '.join(values)}; replace it with the original file")  # fmt: skip
     once = pd.DataFrame({"id": raw["patientId"], "cell": cells}).drop_duplicates()
     if (repeated := once["id"].duplicated()).any():
-        raise InputError(f"{csv}: {once['id'][repeated].iloc[0]} has several {name}s; replace it by the original")
+        image = once["id"][repeated].iloc[0]
+        raise InputError(f"{csv}: {image} has several {name}s; replace it with the original file")
     one: pd.Series = once.set_index("id")["cell"]
     return one
 
@@ -130,6 +131,6 @@ def _read_mappings(path: Path) -> dict[str, str]:
         names = {str(row["subset_img_id"]): str(row["img_id"]) for row in rows}
     except PARSE_ERRORS as error:
         raise InputError(f"{path}: not RSNA's file of mappings ({type(error).__name__}: {error}); remove it or "
-                         "replace it by the original") from None  # fmt: skip
+                         "replace it with the original file") from None  # fmt: skip
     found = {image: re.match(r"0*(\d+)_", name) for image, name in names.items()}
     return {image: match[1] for image, match in found.items() if match}

@@ -31,13 +31,13 @@ class Scanned(NamedTuple):
     """The result of scanning some files.
 
     rows: one per image, as COLUMNS. dicoms: number of DICOM images. tags: unusual tags, such as "files of modality CT",
-    with their counts. left_out: reasons why files are not images, with their counts.
+    with their counts. skipped: reasons why files are not images, with their counts.
     """
 
     rows: list[tuple[str, ...]]
     dicoms: int
     tags: Tally
-    left_out: Tally
+    skipped: Tally
 
 
 def scan(src: Path, workers: int) -> tuple[pd.DataFrame, list[Note]]:
@@ -45,12 +45,12 @@ def scan(src: Path, workers: int) -> tuple[pd.DataFrame, list[Note]]:
 
     Images are recognised by their first bytes or their suffix. Raises InputError if there is none.
     """
-    left_out: Tally = {}
-    paths = _list_files(src, left_out)
+    skipped: Tally = {}
+    paths = _list_files(src, skipped)
     jobs = ((src, paths[start : start + FILES_A_JOB]) for start in range(0, len(paths), FILES_A_JOB))
     count = -(-len(paths) // FILES_A_JOB)
     columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
-    interned: dict[str, str] = {}  # one string object for a patient's many images, to save memory
+    interned: dict[str, str] = {}  # a patient's many images share one string object, to save memory
     tags: Tally = {}
     dicoms = 0
     for part in parallel_map(jobs, count, scan_files, images=len(paths), label="scanning", workers=workers,
@@ -58,21 +58,21 @@ def scan(src: Path, workers: int) -> tuple[pd.DataFrame, list[Note]]:
         dicoms += part.dicoms
         for name, texts in zip(COLUMNS, zip(*part.rows, strict=True), strict=False):
             columns[name] += texts if name == "path" else (interned.setdefault(text, text) for text in texts)
-        for total, tally in ((tags, part.tags), (left_out, part.left_out)):
+        for total, tally in ((tags, part.tags), (skipped, part.skipped)):
             for reason, (number, example) in tally.items():
                 add(total, reason, example, number)
     if not columns["path"]:
-        found_instead = "; ".join(map(str, _as_notes(left_out))) or "it is empty"
-        raise InputError(f"{src}: no image is under it ({found_instead}); SRC is the folder that contains the images")
+        found_instead = "; ".join(map(str, _as_notes(skipped))) or "it is empty"
+        raise InputError(f"{src}: contains no images ({found_instead}); SRC is the folder that contains the images")
     notes = [Note(f"{len(columns['path'])} images found, {dicoms} of them DICOM")]
-    notes += [note._replace(text=f"{note.text}; read nevertheless") for note in _as_notes(tags)]
-    return pd.DataFrame(columns), [*notes, *_as_notes(left_out)]
+    notes += [note._replace(text=f"{note.text}; read anyway") for note in _as_notes(tags)]
+    return pd.DataFrame(columns), [*notes, *_as_notes(skipped)]
 
 
-def _list_files(src: Path, left_out: Tally) -> list[str]:
+def _list_files(src: Path, skipped: Tally) -> list[str]:
     paths: list[str] = []
     with Progress("looking for files", None, unit="files") as progress:
-        files = walk(src, left_out)
+        files = walk(src, skipped)
         while chunk := list(islice(files, FILES_A_JOB)):
             paths += chunk
             progress.show(len(paths))
@@ -95,8 +95,8 @@ def scan_files(job: tuple[Path, list[str]]) -> Scanned:
 
 def _scan_file(src: Path, path: str, scanned: Scanned) -> tuple[tuple[str, ...] | None, bool]:
     """Return the row of a file (None if it is not an image) and whether it is DICOM. Counts reasons in `scanned`."""
-    if path.rpartition("/")[2].upper().startswith("DICOMDIR"):  # damaged or not, it contains no image
-        add(scanned.left_out, "DICOM files without an image (DICOMDIR)", path)
+    if path.rpartition("/")[2].upper().startswith("DICOMDIR"):  # contains no image, damaged or not
+        add(scanned.skipped, "DICOM files without an image (DICOMDIR)", path)
         return None, False
     has_suffix = re.search(IMAGE_SUFFIX, path) is not None
     no_tags = (path, "", "", "", "", "", "")
@@ -106,13 +106,13 @@ def _scan_file(src: Path, path: str, scanned: Scanned) -> tuple[tuple[str, ...] 
     except OSError as error:
         if has_suffix:  # the build lists it in rejects.csv
             return no_tags, False
-        add(scanned.left_out, "files that can't be read", f"{path} ({error.strerror})")
+        add(scanned.skipped, "files that can't be read", f"{path} ({error.strerror})")
         return None, False
     is_dicom = dicom.is_dicom(head) or path.lower().endswith(dicom.SUFFIXES)
     if not is_dicom:
         if has_suffix or head.startswith(_SIGNATURES) or head[8:12] == b"WEBP":
             return no_tags, False
-        add(scanned.left_out, f"files that are not images ({Path(path).suffix.lower()[:12] or 'no suffix'})", path)
+        add(scanned.skipped, f"files that are not images ({Path(path).suffix.lower()[:12] or 'no suffix'})", path)
         return None, False
     if not dicom.has_pydicom():
         raise InputError(f"{src / path}: is a DICOM file; to read it: pip install '.[dicom]'")
@@ -121,7 +121,7 @@ def _scan_file(src: Path, path: str, scanned: Scanned) -> tuple[tuple[str, ...] 
         add(scanned.tags, "files whose tags can't be read", path)
         return no_tags, True
     if not tags.is_image:
-        add(scanned.left_out, f"DICOM files without an image ({tags.kind})", path)
+        add(scanned.skipped, f"DICOM files without an image ({tags.kind})", path)
         return None, False
     if tags.modality not in _RADIOGRAPHS:
         add(scanned.tags, f"files of modality {tags.modality}, not a radiograph's", path)
@@ -131,7 +131,7 @@ def _scan_file(src: Path, path: str, scanned: Scanned) -> tuple[tuple[str, ...] 
 
 
 def _as_notes(tally: Tally) -> list[Note]:
-    """One note per reason, the most frequent first, and one for all beyond _MOST_NOTES."""
+    """Return one note per reason, the most frequent first, and one for all reasons beyond _MOST_NOTES."""
     ordered = sorted(tally.items(), key=lambda item: (-item[1][0], item[0]))
     notes = [Note(f"{count} {reason}", example) for reason, (count, example) in ordered[:_MOST_NOTES]]
     rest = sum(count for _, (count, _) in ordered[_MOST_NOTES:])

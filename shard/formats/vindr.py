@@ -29,9 +29,10 @@ def read_vindr(src: Path, csv: Path, votes: Votes, workers: int) -> Rows:
     """Read VinDr-CXR, or VinBigData's train.csv with one row per box; images anywhere under `src`.
 
     VinDr-CXR has image_labels_train.csv, three radiologists per image, and image_labels_test.csv, their consensus.
-    The findings are the tables' own, local ones and diagnoses; 0 if a reader did not mark one, as each was asked for
-    all. Findings that CheXpert has too get its name: No Finding, Pleural Effusion. Test images are split test, others
-    train or valid by a hash. The tables name no patients: they come from DICOM tags, else each image is its own.
+    The findings are those of the tables, local findings and diagnoses; unmarked findings are 0, because readers
+    assessed all of them. Findings that CheXpert also has use CheXpert's name: No Finding, Pleural Effusion. Test images
+    are split test, others train or valid by a hash. Patients are read from DICOM tags, because the tables do not
+    identify them; otherwise each image counts as a separate patient.
     """
     siblings = {fold_name(file.stem): file for file in csv.parent.iterdir()}
     test = siblings.get("imagelabelstest") if fold_name(csv.stem) == "imagelabelstrain" else None
@@ -76,8 +77,8 @@ def _read_votes(csv: Path, votes: Votes) -> tuple[pd.DataFrame, list[Note], int]
         repeated = pd.concat([labels["image_id"], readers], axis=1).duplicated() & (readers != "")
         if repeated.any():
             reader, image = readers[repeated].iloc[0], labels["image_id"][repeated].iloc[0]
-            raise InputError(f"{csv}: two rows of reader {reader} for {image} contradict each other; replace it by the "
-                             "original")  # fmt: skip
+            raise InputError(f"{csv}: two rows of reader {reader} for {image} contradict each other; replace it with "
+                             "the original file")  # fmt: skip
     voted, vote_notes = vote(labels.drop(columns="image_id"), labels["image_id"], votes)
     return voted, [*notes, *(note._replace(text=f"{csv.name}: {note.text}") for note in vote_notes)], len(raw)
 

@@ -1,4 +1,4 @@
-"""Find where the entropy-coded data of a JPEG's scans ends according to its own codes.
+"""Find the end of the entropy-coded data of a JPEG's scans from their Huffman codes.
 
 libjpeg warns about extraneous bytes before a marker, without the cause. They may be stray bytes after a complete scan.
 They may also be the rest of a scan that was misread after a corrupt byte. This module distinguishes the two.
@@ -32,7 +32,7 @@ def trim_scan(
     """
     reader = build_mcu_reader(frame, scan, tables, nonzero)
     total, done = count_mcus(frame, scan), 0
-    parts = re.split(rb"(\xff+[\xd0-\xd7])", data)  # data and restart markers in turn
+    parts = re.split(rb"(\xff+[\xd0-\xd7])", data)  # alternating data segments and restart markers
     for place in range(0, len(parts), 2):
         count = min(restart_interval or total, total - done)
         if count == 0:

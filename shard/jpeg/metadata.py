@@ -29,8 +29,8 @@ from shard.jpeg.segments import (
 def strip_metadata(content: bytes, grey: npt.NDArray[np.uint8]) -> bytes | None:
     """Return an 8-bit grey baseline JPEG without application segments, comments, stray bytes and data after EOI.
 
-    Tables, frame and scan stay bit for bit. Returns None if the content is anything else, or if it does not decode to
-    `grey`, [H, W]: because its image must be rotated or resized.
+    Tables, frame and scan are copied bit for bit. Returns None if the content is of another kind, or if it does not
+    decode to `grey`, [H, W] (for example, because the image is rotated or resized).
     """
     try:
         stripped = _strip(content, grey.shape)
@@ -45,11 +45,11 @@ def strip_metadata(content: bytes, grey: npt.NDArray[np.uint8]) -> bytes | None:
 
 
 def _strip(content: bytes, shape: tuple[int, ...]) -> bytes:
-    """Return the JPEG without metadata. Raises ValueError or IndexError if it is of another kind or shape."""
+    """Return the JPEG without metadata. Raises ValueError or IndexError if its kind or shape differs."""
     segments = []
     for segment in parse_segments(content):
         if segment.marker == BASELINE and _get_shape(segment) != shape:
-            raise ValueError("another size")  # raised before the scan is parsed, which may be large
+            raise ValueError("different size")  # raised before the scan is parsed, which may be large
         if segment.marker not in (*APPLICATION_SEGMENTS, COM):
             segments.append(segment)
     if not _is_plain_baseline(segments):

@@ -54,7 +54,7 @@ def decode_grey(content: bytes, min_height: int = 0, min_width: int = 0) -> npt.
 
 
 def check_and_repair(content: bytes) -> bytes:
-    """Return a JPEG that libjpeg reads without a warning: the same, or a repaired one.
+    """Return a JPEG that libjpeg reads without a warning: the original or a repaired one.
 
     Raises ValueError with libjpeg's message if pixels may be damaged.
     """
@@ -68,7 +68,7 @@ def check_and_repair(content: bytes) -> bytes:
 
 
 def _decode_or_repair(content: bytes, min_height: int, min_width: int) -> tuple[npt.NDArray[np.uint8], bytes]:
-    """Return the pixels and the JPEG that they were decoded from: the same, or a repaired one."""
+    """Return the pixels and the JPEG that they were decoded from: the original or a repaired one."""
     try:
         return decode_grey_strictly(content, min_height, min_width), content
     except ValueError as error:

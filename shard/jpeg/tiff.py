@@ -9,7 +9,7 @@ from shard.jpeg.segments import DHT, DQT, join_segments, parse_segments
 
 # TIFF tags.
 _COMPRESSION, _JPEG_TABLES, _OLD_JPEG_OFFSET, _OLD_JPEG_LENGTH = 259, 347, 513, 514
-_OFFSETS_AND_LENGTHS = ((273, 279), (324, 325))  # of strips, of tiles
+_OFFSETS_AND_LENGTHS = ((273, 279), (324, 325))  # (offsets, lengths) of strips and of tiles
 # Values of the compression tag.
 _OLD_STYLE_JPEG, _JPEG = 6, 7
 

@@ -28,7 +28,7 @@ HALVES = ((-1, np.s_[:, : WIDTH // 2]), (1, np.s_[:, WIDTH // 2 :]))
 
 
 class Pathology(NamedTuple):
-    """The findings of a study as severities of 0 to 1: positive above 0.5, where they are subtle, and obvious at 1."""
+    """The findings of a study as severities of 0 to 1. Positive above 0.5: subtle just above it, obvious at 1."""
 
     heart: float
     opacity: float

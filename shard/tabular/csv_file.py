@@ -33,12 +33,11 @@ def read_csv(
     required: columns that must exist, returned as dtype str and stripped of blanks; other columns are categories.
     optional: other known columns, and second names of all. Known columns are renamed to the known name. ids: columns
     whose cells are ids, which are normalised. Rows without any cell are dropped. own: the table is the user's own, so
-    there is no original to replace it by. only: read the required and optional columns alone; others may be gigabytes
-    of reports.
-    Raises InputError if the file is missing, is no table or has no rows, two columns match one name, or a required
+    it can be corrected. only: read the required and optional columns alone; others may be gigabytes of reports.
+    Raises InputError if the file is missing, is not a table or has no rows, two columns match one name, or a required
     column is missing.
     """
-    cure = "correct it" if own else (f"replace it by the original, or name a table of your own: --dataset=csv "
+    cure = "correct it" if own else (f"replace it with the original file, or pass your own table: --dataset=csv "
                                      f"--table={csv}")  # fmt: skip
     known = {**dict.fromkeys(required, ()), **(optional or {})}
     try:

@@ -45,8 +45,8 @@ def note_unknown_patients(patients: pd.Series) -> list[Note]:
     unknown = patients.isin([text for text in patients.unique() if says_unknown(fold(text))])
     if not unknown.any():
         return []
-    return [Note(f"patient: {int(unknown.sum())} of {len(patients)} cells say that it is unknown; all images with one "
-                 "such word count as one patient's", commonest(patients[unknown]))]  # fmt: skip
+    return [Note(f"patient: {int(unknown.sum())} of {len(patients)} cells say that it is unknown; all images with the "
+                 "same word count as one patient", commonest(patients[unknown]))]  # fmt: skip
 
 
 def _read_ages(texts: Iterable[str]) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""Names of findings: CheXpert's, NIH's, and rules that decide whether a column's name may be a finding's."""
+"""Names of findings: CheXpert's, NIH's, and rules that decide whether a column name may be a finding's."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def has_name(column: str) -> bool:
 
 
 def may_be_finding(column: str) -> bool:
-    """Whether a name may be a finding's: it contains no word for something else, and is not pandas' "Edema.1"."""
+    """Whether a name may be a finding's: without a word for something else, and not pandas' "Edema.1"."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_])(?=\d)", " ", column)  # AgeGroup, fold1
     words = [word for word in re.findall(r"[^\W_]+", fold(spaced)) if not word.isdigit()]
     joined = "".join(words)

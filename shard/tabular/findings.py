@@ -24,7 +24,7 @@ def select_findings(
 ) -> tuple[pd.DataFrame, list[Note]]:
     """Return the columns of a table that are findings, with their names stripped of blanks, and notes.
 
-    others: columns that are something else. used: columns that are something else unless they are named. named: column
+    others: columns that are not findings. used: columns that are findings only if they are named. named: column
     names, separated by commas; a name with a comma is in double quotes. If None, findings are the columns whose cells
     are all 1, 0, -1 or blank and whose name may be a finding's: not "Unnamed: 9", "Edema.1", "fold" or "notes". Of
     columns with equal names and labels, the first is a finding.
@@ -58,7 +58,7 @@ def select_findings(
 def _note_rejected(rejected: dict[str, list[str]], example: str, selected: list[str]) -> list[Note]:
     """A note per reason why columns are not findings, and one about the columns that are."""
     reasons = {"no name": "no name", "name": "a name that is not a finding's",
-               "cells": "other cells than 1, 0, -1 and blank", "repeats": "another's name and labels"}  # fmt: skip
+               "cells": "cells other than 1, 0, -1 and blank", "repeats": "the name and labels of another"}  # fmt: skip
     notes = [Note(f"columns not read as findings, with {text} ({len(rejected[why])}): {listed(rejected[why])}",
                   example if why == "cells" else "")
              for why, text in reasons.items() if rejected[why]]  # fmt: skip
@@ -109,8 +109,8 @@ def _find_column(name: str, columns: Sequence[str], csv: Path) -> str:
                  lambda column: fold_name(column) == fold_name(name)):  # fmt: skip
         found = [column for column in columns if same(column)]
         if len(found) > 1:
-            raise InputError(f"--findings: {name!r} may be any of {csv}'s columns {listed(map(repr, found))}; spell "
-                             "it as in the table, or remove the others")  # fmt: skip
+            raise InputError(f"--findings: {name!r} is ambiguous: it matches the columns "
+                             f"{listed(map(repr, found))} of {csv}; spell it as in the table, or remove the others")
         if found:
             return found[0]
     closest = difflib.get_close_matches(fold_name(name), map(fold_name, columns), n=1)
@@ -133,7 +133,7 @@ def _check_same(raw: pd.DataFrame, first: str, second: str, csv: Path) -> None:
     one, other = (read_labels(raw[column])[0] for column in (first, second))
     differ = ~((one == other) | (one.isna() & other.isna()))
     if differ.any():
-        raise InputError(f"{csv}: columns {first!r} and {second!r} have one name, but differ in {differ.sum()} of "
+        raise InputError(f"{csv}: columns {first!r} and {second!r} have the same name, but differ in {differ.sum()} of "
                          f"{len(raw)} rows; rename one of them or remove it")  # fmt: skip
 
 

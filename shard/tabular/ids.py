@@ -21,10 +21,10 @@ _LONGEST = 30  # digits of a number: 1E+999 is not an id
 
 
 def normalise_id(text: str) -> str:
-    """Return the normal form of an id, in which ids are compared.
+    """Return the normal form of an id, which is what joins compare.
 
     Letters are composed (NFC) and in ASCII's width. Invisible characters, blanks at the ends and a pair of quotes are
-    removed; other blanks, tabs and line breaks become single blanks. A whole number becomes its digits, however pandas
+    removed; other blanks, tabs and line breaks become single blanks. An integer becomes its digits, however pandas
     or a spreadsheet wrote it: 1.0 is 1, 1,234 is 1234, 1.9E+07 is 19000000. 007 stays 007. Case matters.
     """
     if re.fullmatch(r"[A-Za-z0-9_-]*", text):
@@ -38,7 +38,7 @@ def normalise_id(text: str) -> str:
 
 
 def _as_digits(text: str) -> str:
-    """Write a whole number without decimals, thousands separators and exponent. Leave any other text unchanged."""
+    """Write an integer without decimals, thousands separators or exponent. Leave any other text unchanged."""
     if re.fullmatch(r"-?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.0*)?", text):
         return text.partition(".")[0].replace(",", "")
     if whole := re.fullmatch(r"(-?[0-9]+)[.,]0*", text):
@@ -73,7 +73,7 @@ def normalise_ids(ids: pd.Series, name: str) -> tuple[pd.Series, list[Note]]:
 
 
 def _merged_forms(ids: pd.Series, forms: dict[str, str]) -> set[str]:
-    """The forms that several of the ids have."""
+    """Return the normalised forms shared by several raw ids."""
     texts_of: dict[str, set[str]] = {}
     for text, form in forms.items():
         texts_of.setdefault(form, set()).add(text)

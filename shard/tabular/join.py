@@ -13,7 +13,7 @@ from shard.note import Note
 def join(
     csv: Path, rows: pd.DataFrame, other_csv: Path, other: pd.DataFrame, on: list[str], require_all: bool = False
 ) -> tuple[pd.DataFrame, list[Note]]:
-    """Left-join `other` to `rows`, with notes about rows of either table that have no counterpart.
+    """Left-join `other` to `rows`, with notes about rows of either table without a counterpart.
 
     on: id columns of dtype str, normalised, unique in `other`. Cells of missing rows are NaN. Raises InputError if most
     rows have no counterpart or, with require_all, one has none: then the tables don't belong together.
@@ -25,7 +25,7 @@ def join(
     example = others[unused].min() if unused.any() else others.min()
     if missing and (require_all or is_majority(missing, len(rows))):
         raise InputError(f"{other_csv}: no row for {name} {own[lost].iloc[0]!r} ({missing} are missing, of {len(rows)} "
-                         f"in {csv.name}; it has {example!r}); replace it by the original, or use the ids of "
+                         f"in {csv.name}; it has {example!r}); replace it with the original file, or use the ids of "
                          f"{csv.name}")  # fmt: skip
     notes = []
     if missing:
@@ -38,7 +38,7 @@ def join(
 
 
 def is_majority(count: int, total: int) -> bool:
-    """Whether more than half of `total` rows are meant: if so many lack a counterpart, tables don't belong together."""
+    """Whether `count` is over half of `total`: if so many rows lack a counterpart, the tables don't belong together."""
     return 2 * count > total
 
 

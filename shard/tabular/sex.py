@@ -72,7 +72,7 @@ def coded_columns(names: Iterable[str]) -> list[str]:
 
 
 def with_sex(raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return a table with a column sex, its own or else decoded from coded_columns, and the names of those used."""
+    """Return a table with a column sex, either the existing one or one decoded from other columns, and their names."""
     coded = [] if "sex" in raw.columns else coded_columns(map(str, raw.columns))
     return (raw.assign(sex=decode_columns(raw[coded])) if coded else raw), coded
 

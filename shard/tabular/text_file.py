@@ -86,7 +86,7 @@ def _utf16_without_mark(head: bytes) -> str:
 
 
 def _check_western(path: Path, content: bytes) -> None:
-    """Raise InputError if text that is not UTF-8 may be in another encoding than Latin-1."""
+    """Raise InputError if text that is not UTF-8 may be in an encoding other than Latin-1."""
     cure = "save it as UTF-8 (a spreadsheet's \"CSV UTF-8\", or: iconv -f ENCODING -t UTF-8)"
     runs = set(re.findall(rb"[\x80-\xff]+", content))
     if any(_is_utf8(run) for run in runs):

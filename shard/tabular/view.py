@@ -65,7 +65,7 @@ def read_view(text: str) -> str | None:
     if words & _DECUBITUS:
         views -= {"lateral"} if len(views) > 1 else set()
         return _only(views, rest - _DECUBITUS - _SIDES) if views <= {"AP", "PA"} else None
-    if words == {"l"}:  # in PadChest
+    if words == {"l"}:  # PadChest's word for lateral
         return "lateral"
     if "oblique" in views:
         return _only(views - {"AP", "PA", "frontal"}, rest - _SIDES - {"anterior", "posterior"})
@@ -88,5 +88,5 @@ def join_views(side: pd.Series, projection: pd.Series) -> pd.Series:
 
 
 def _only(views: set[str], rest: set[str]) -> str | None:
-    """The view if there is exactly one and no unknown word, else None."""
+    """Return the view if there is exactly one and no unknown word, else None."""
     return views.pop() if len(views) == 1 and not rest else None
