@@ -1,4 +1,4 @@
-"""Baseline loaders without our code, each tuned as far as a few lines allow. They yield image counts without end."""
+"""Baseline loaders without our code, each tuned as far as a few lines allow. They yield image counts indefinitely."""
 
 from __future__ import annotations
 

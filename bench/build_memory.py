@@ -34,7 +34,7 @@ def measure_build_memory(folder: Path, contents: list[bytes], rows: int, workers
         peak_worker = max([peak_worker, *map(_peak_mb, grandchildren)])  # workers are children of the fork server
         time.sleep(0.05)
     if process.returncode:
-        raise InputError(f"a build of {rows} rows ended with status {process.returncode}; its message is above")
+        raise InputError(f"a build of {rows} rows exited with status {process.returncode}, see above")
     return {"rows": rows, "process_mb": peak_main, "largest_worker_mb": peak_worker,
             "seconds": round(time.perf_counter() - begun)}  # fmt: skip
 

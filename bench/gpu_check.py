@@ -73,9 +73,9 @@ def check(
     if on_cpu and out == DOCS:
         raise InputError(f"--on-cpu --out={out}: the page there describes a GPU; name another folder")
     if not torch.cuda.is_available() and not on_cpu:
-        raise InputError("no GPU: PyTorch sees none here; run this where nvidia-smi shows one")
+        raise InputError("no GPU: PyTorch finds none; run this on a machine where nvidia-smi lists one")
     if shards and read_manifest(shards).settings["encoding"] != "jpeg":
-        raise InputError(f"--shards={shards}: raw images; name JPEG shards, from which a raw copy is made too")
+        raise InputError(f"--shards={shards}: contains raw images; give JPEG shards, of which a raw copy is made")
     until = time.monotonic() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
     machine, checks = describe_machine(), list[Check]()

@@ -83,7 +83,7 @@ def bench(
 
 def _measure(rows: list[Row], images: int, rounds: int, seconds: float) -> None:
     with tqdm(total=len(rows) * (rounds + 1), desc="measuring", unit=" rows", disable=None) as bar:
-        for _ in range(1 + rounds):  # the first one starts the processes
+        for _ in range(1 + rounds):  # the first round starts the processes
             for row in rows:
                 try:
                     if row.process is None:
@@ -91,7 +91,7 @@ def _measure(rows: list[Row], images: int, rounds: int, seconds: float) -> None:
                     else:
                         row.measurements.append(row.process.measure(seconds))
                 except RuntimeError as error:
-                    message = str(error).replace("--workers=", "--threads=")  # the name of the loader's flag here
+                    message = str(error).replace("--workers=", "--threads=")  # this command's name for the flag
                     raise InputError(f"row {row.name}: {message}; or omit the row by naming the others with --backends"
                                      ) from error  # fmt: skip
                 bar.update()

@@ -33,7 +33,7 @@ from train.step import train_step
 
 Mode = Literal["plain", "recompute", "micro-batch"]
 MODES: tuple[Mode, ...] = ("plain", "recompute", "micro-batch")
-OUT_OF_MEMORY = 3  # exit status of a process on a GPU; on a CPU the kernel kills it
+OUT_OF_MEMORY = 3  # exit status of a process that exhausts GPU memory; on a CPU the kernel kills it
 MAX_WARM_UP_BATCH = 256  # on a CPU, larger batches are timed without a warm-up step
 
 
@@ -59,7 +59,7 @@ def bench(
     """
     for mode in modes:
         if mode not in MODES:
-            raise InputError(f"--modes={','.join(modes)}: no mode {mode!r}; there are {', '.join(MODES)}")
+            raise InputError(f"--modes={','.join(modes)}: no mode {mode!r}; available: {', '.join(MODES)}")
     if not batches:
         raise InputError("--batches: needs at least one batch size, as in --batches=64,128")
     for batch in batches:
@@ -83,8 +83,8 @@ def measure_row(
 ) -> dict[str, Any]:
     """Measure one batch size in a new process. Skips it, with peak_mb None, if it is not expected to fit.
 
-    previous: the rows of smaller batches in the same mode. Raises InputError if the process fails for another reason
-    than memory.
+    previous: the rows of smaller batches in the same mode. Raises InputError if the process fails for a reason
+    other than memory.
     """
     estimate, available = estimate_peak_mb(batch, previous), _available_mb()
     row = {"mode": mode, "batch": batch, "peak_mb": None, "images_per_s": None, "estimate_mb": estimate,
@@ -100,7 +100,7 @@ def measure_row(
         row["peak_mb"], row["images_per_s"] = connection.recv()
     process.join()
     if process.exitcode not in (0, -signal.SIGKILL, OUT_OF_MEMORY):
-        raise InputError(f"{mode}, batch {batch}: the process ended with {process.exitcode}; its reason is above")
+        raise InputError(f"{mode}, batch {batch}: the process exited with status {process.exitcode}, see above")
     return row
 
 
@@ -155,7 +155,7 @@ def _measure(connection: Connection, mode: Mode, batch: int, micro_batch: int, a
 
 
 def _print(rows: list[dict[str, Any]], arch: str, size: int, micro_batch: int) -> None:
-    print(f"\n{arch}, {size} px, two views an image, micro-batches of {micro_batch} images\n")
+    print(f"\n{arch}, {size} px, two views per image, micro-batches of {micro_batch} images\n")
     print(f"{'mode':14}{'batch':>7}{'peak MB':>10}{'images/s':>10}")
     for row in rows:
         if row["peak_mb"] is None:

@@ -42,7 +42,7 @@ def prepare_output_path(path: Path) -> None:
 def write_results(path: Path, content: dict[str, Any], **versions: str) -> None:
     """Print the machine, and write it with `content` as JSON to `path`.
 
-    versions: of further libraries that this benchmark depends on.
+    versions: those of other libraries that this benchmark depends on.
     """
     machine = {**describe_machine(), **versions}
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))

@@ -24,7 +24,7 @@ from shard.cli import run
 from shard.flags import JSON, ROUNDS, Flag, check_numbers, validate_call
 from train.frozen_features import Features
 
-TRAIN_IMAGES, TEST_IMAGES = 2000, 234  # the test images are as many as in valid.csv
+TRAIN_IMAGES, TEST_IMAGES = 2000, 234  # as many test images as in CheXpert's valid.csv
 
 
 class Problem(NamedTuple):

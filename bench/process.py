@@ -74,8 +74,7 @@ class MeasuredProcess:
         self._process.join()
 
     def _request(self, request: tuple[Any, ...]) -> Any:
-        # The process is suspended between measurements: its workers would prefetch for seconds while others are
-        # measured.
+        # The process is suspended between measurements, so that its workers don't prefetch while others are measured.
         for process in _process_tree(self._process.pid):
             process.resume()
         self._connection.send(request)
@@ -83,7 +82,7 @@ class MeasuredProcess:
             answer = self._connection.recv()
         except EOFError:
             self._process.join()
-            raise RuntimeError(f"its process ended with {self._process.exitcode}") from None
+            raise RuntimeError(f"its process exited with status {self._process.exitcode}") from None
         for process in _process_tree(self._process.pid):
             process.suspend()
         if isinstance(answer, Exception):

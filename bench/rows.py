@@ -84,7 +84,7 @@ def choose_rows(settings: LoaderSettings, scratch: Path, names: tuple[str, ...])
     loaders = available_loaders(encoding)
     unknown = [name for name in names if name not in loaders]
     if unknown:
-        raise InputError(f"--backends={','.join(names)}: no row {unknown[0]!r} here; there are {', '.join(loaders)}")
+        raise InputError(f"--backends={','.join(names)}: no row {unknown[0]!r} here; available: {', '.join(loaders)}")
     chosen = {name: loader for name, loader in loaders.items() if not names or name in (*names, *LIMITS)}
     copied = any(loader.raw_copy for loader in chosen.values())
     raw = write_raw_copy(settings, scratch) if copied else settings

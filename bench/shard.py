@@ -158,8 +158,9 @@ def _sharder_rate(source: Path, names: list[str], repeats: int, size: int, worke
                 for copy in range(copies) for name in names]  # fmt: skip
         return Job(ShardRows(stem, "train", rows), CHEXPERT_FINDINGS, source, source / "out", size, "jpeg", QUALITY)
 
+    # With the records of the previous round, write_shard would skip all jobs.
     for record in (source / "out" / UNFINISHED).iterdir():
-        record.unlink()  # otherwise the jobs would count as finished
+        record.unlink()
     # Four shards for each worker: large enough to be typical, many enough for the workers to finish together.
     jobs = [job(f"warm-{number}", 1) for number in range(workers)]
     jobs += [job(f"turn-{number}", -(-repeats // 4)) for number in range(4 * workers)]

@@ -28,7 +28,7 @@ from shard.machine import cores
 from shard.manifest import read_manifest
 from train.config import Arch, Config, check_batch
 
-EPOCHS = 100  # of the published run
+EPOCHS = 100  # the length of the published run, for the column "hours"
 PARTS = ("data", "forward_backward", "optimizer")
 
 
@@ -69,7 +69,7 @@ def bench(
     known = available_rows()
     for row in rows:
         if row not in known:
-            raise InputError(f"--rows={','.join(rows)}: no row {row!r}; there are {', '.join(known)}")
+            raise InputError(f"--rows={','.join(rows)}: no row {row!r}; available: {', '.join(known)}")
     check_batch(shards, batch_size)
     read_manifest(shards)  # so that errors are raised here and not in a row's process
     if not has_dali() and (not rows or {"ours", "ours-compiled"} & set(rows)):

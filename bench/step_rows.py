@@ -47,7 +47,7 @@ class StepSettings:
 
 
 def available_rows() -> dict[str, Callable[[StepSettings], Iterator[Step]]]:
-    """Return the training loops that can run here, by name. Each yields its steps without end."""
+    """Return the training loops that can run here, by name. Each yields its steps indefinitely."""
     rows: dict[str, Callable[[StepSettings], Iterator[Step]]] = {
         "published": _published, "plain-amp": _plain_amp, "ours": _ours, "ours-compiled": partial(_ours, compile=True),
     }  # fmt: skip
@@ -111,7 +111,7 @@ def _timed(
     batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
     compute_gradients: Callable[[torch.Tensor, torch.Tensor], None], take_step: Callable[[], None],
 ) -> Iterator[Step]:  # fmt: skip
-    """Yield steps without end, each with the time of its parts.
+    """Yield steps indefinitely, each with the time of its parts.
 
     On a GPU every part is synchronised, which training never does.
     """

@@ -46,7 +46,7 @@ class Augmentation:
                     for pair in ranges)
             and self.crop_area[1] <= 1
         ):  # fmt: skip
-            raise ValueError(f"no views can be made with {self}")
+            raise ValueError(f"invalid augmentation: {self}")
 
 
 def _are_numbers(*values: Any) -> bool:

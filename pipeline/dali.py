@@ -27,7 +27,7 @@ from shard.fetch import Fetcher
 # of grey images equal libjpeg-turbo's. Padding 0: by default each thread reserves 16 MB on the GPU and 16 MB of pinned
 # memory at the start; buffers of a megapixel are quickly allocated when needed.
 GPU_DECODER = {"device": "mixed", "hw_decoder_load": 1.0, "device_memory_padding": 0, "host_memory_padding": 0}
-CPU_PIPELINES = 4  # at most: each keeps its own batches in memory
+CPU_PIPELINES = 4  # the maximum, since each keeps its own batches in memory
 Output = TypeVar("Output")
 
 
@@ -108,7 +108,7 @@ def _interleave(
 
 
 def external_inputs(inputs: BatchInputs, dtypes: list[Any], ndims: list[int]) -> list[Any]:
-    """Define the graph's inputs: encoded images, with partners also those of view 2, then the parameter arrays."""
+    """Define the graph's inputs: encoded images (with partners, also those of view 2), then the parameter arrays."""
     encoded = 1 + inputs.has_partners
     nodes: list[Any] = fn.external_source(
         source=iter(inputs), num_outputs=encoded + len(dtypes), batch=True, no_copy=True,

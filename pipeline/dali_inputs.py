@@ -39,7 +39,7 @@ class BatchInputs:
     ) -> None:
         self._fetcher, self._parameters = fetcher, parameters
         self._contents = prefetch(fetcher, batches)
-        # Keeps alive the arrays that DALI reads without copying, and the images to search for an undecodable one.
+        # Keeps alive the arrays that DALI reads without copying, and the images among which to find an undecodable one.
         self._recent: deque[tuple[Batch, list[bytes], Any]] = deque(maxlen=PREFETCH_QUEUE_DEPTH + 3)
         self._first = self._next()
         batch, contents, _ = self._recent[0]
@@ -209,7 +209,7 @@ def fused_parameters(augmentation: Augmentation, seed: int, batch: Batch, shapes
 
     Without partners: parameters [B, 2, 8], their crops relative to the box; start and shape of the box that contains
     both crops, [B, 2] int32. With partners: start and shape of view 2's box follow, and flags, [B] bool: whether view 2
-    shows a partner. Each image with a partner then has a box of its own crop only.
+    shows a partner. Each image with a partner then has a box that contains only its own crop.
     """
     parameters, has_partner = sample_batch_parameters(augmentation, seed, batch, shapes)
     starts, ends = parameters[:, :, 0:2].copy(), parameters[:, :, 0:2] + parameters[:, :, 2:4]  # [B, 2, 2]

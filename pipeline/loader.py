@@ -177,7 +177,7 @@ def choose_view_device(views: ViewDevice, backend: Backend, device: torch.device
     if device.type != "cuda":
         return "cpu", "training runs on the CPU"
     if backend == "torchvision":
-        return "cpu", "torchvision runs there; --dali is many times as fast"
+        return "cpu", "torchvision runs on the CPU; --dali is many times faster"
     return "gpu", "DALI decodes in its hardware; --views=cpu leaves the GPU to training"
 
 

@@ -36,8 +36,8 @@ def prefetch(fetcher: Fetcher, batches: Iterable[Batch]) -> Iterator[tuple[Batch
 def _threads() -> ThreadPoolExecutor:
     """Return the thread pool that all readers share and that is never shut down.
 
-    The garbage collector may drop a reader in any thread, also in one that holds the executor's locks: shutting down
-    a reader's own pool there could deadlock.
+    The garbage collector may collect a reader in any thread, including one that holds the executor's locks. Shutting
+    down a pool of the reader's own there could deadlock.
     """
     return ThreadPoolExecutor(THREADS, "prefetch")
 

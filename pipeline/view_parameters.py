@@ -19,7 +19,7 @@ VIEW_PARAMETERS = 8  # the fields of augmentation.View
 # Uniform numbers per view: top, left, flip, blur, sigma, brightness, contrast, partner; then 10 × (area, ratio).
 UNIFORMS = 28
 PARTNER = 7  # index of the uniform number that decides on the partner
-ATTEMPTS = 10  # of torchvision's RandomResizedCrop
+ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
 
 # Philox4x64's multipliers and Weyl constants.
 _MULTIPLIERS = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
@@ -125,7 +125,7 @@ def _fill_view(view: Any, ranges: Any, height: int, width: int, uniforms: Any) -
 
 @_jit
 def _sample_crop_size(ranges: Any, height: int, width: int, uniforms: Any) -> tuple[int, int]:
-    """Height and width of torchvision's RandomResizedCrop; (0, 0) if none of its attempts fits in the image."""
+    """Sample height and width as torchvision's RandomResizedCrop; (0, 0) if none of its attempts fits in the image."""
     for attempt in range(ATTEMPTS):
         area = height * width * _scale_to(ranges[0], uniforms[8 + 2 * attempt])
         ratio = math.exp(_scale_to(ranges[1], uniforms[9 + 2 * attempt]))

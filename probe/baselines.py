@@ -17,13 +17,13 @@ from probe.weights import read_weights
 from shard.errors import InputError
 from train.architectures import build_encoder
 
-SIDE = 16  # of the thumbnail, in pixels
+SIDE = 16  # the thumbnail's width and height in pixels
 SCRATCH, THUMBNAIL, IMAGENET = "Scratch", "Thumbnail", "ImageNet"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a baseline is built for. arch, images: of the first encoder given; seed, imagenet_weights: the flags."""
+    """What a baseline is built for. arch, images: from the first encoder given. seed, imagenet_weights: the flags."""
 
     arch: str
     images: Input

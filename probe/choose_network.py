@@ -1,4 +1,4 @@
-"""Choose the network in a file of weights: its only ResNet, or of several the one that its authors evaluate."""
+"""Choose the network in a file of weights: its only ResNet, or among several the one that its authors evaluate."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from shard.errors import InputError
 from train.weights.diagnosis import printable
 
 State = dict[str, torch.Tensor]
-DEPTH = 6  # of nested mappings
+DEPTH = 6  # levels of nested mappings to search
 STEM, LAYER = "conv1.weight", "layer1."  # in every ResNet of torchvision or timm
 TOP = "(top)"  # the displayed key of a network at the top level
 AVERAGED = r"(^|[._])(ema|swa|averaged)([._]|$)"
-# Pattern of the key → why this network is taken. The first pattern that matches exactly one network decides.
+# Pattern of the key → why this network is chosen. The first pattern that matches exactly one network decides.
 CHOICES = (
     (AVERAGED, "the averaged weights, as in timm"),
     (r"(^|[._])teacher([._]|$)", "the teacher, as in DINO's evaluation"),
@@ -26,7 +26,7 @@ CHOICES = (
 
 
 class ChosenState(NamedTuple):
-    """A network's state dict, and notes on why it was chosen, a line each."""
+    """A network's state dict, and notes on why it was chosen, one per line."""
 
     state: State
     notes: list[str]
@@ -101,7 +101,8 @@ def _equal(first: State, second: State) -> bool:
 
 
 def _averaged_skipped(tensors: State, chosen: str) -> list[str]:
-    """A note if the file also has averaged weights that are no ResNet by name, so that the raw ones are taken."""
+    """A note if the file also has averaged weights that are not named like a ResNet's, so that the raw ones count."""
     averaged = next((name for name in tensors if re.search(AVERAGED, name.split(".")[0], re.I)), None)
-    note = f"weights of {printable(chosen) or TOP}; the averaged ones ({printable(averaged)}, …) are no ResNet by name"
+    note = (f"weights of {printable(chosen) or TOP}; the averaged ones ({printable(averaged)}, …) are not named like a "
+            "ResNet's")  # fmt: skip
     return [note] if averaged else []

@@ -17,7 +17,7 @@ from train.journal import read_journal
 # An effective rank below LOW_SHARE of the largest possible, or below LOW_RANK, is a collapse. A ResNet with random
 # weights has a quarter of the largest possible rank, collapsed runs a thirtieth or less.
 LOW_SHARE, LOW_RANK = 0.02, 1.5
-MOST_CONSTANT = 0.95  # share of constant features that is still no collapse
+MOST_CONSTANT = 0.95  # share of constant features from which an encoder counts as collapsed
 MOST_ROWS = 1000  # images used for the rank, evenly spaced
 ROUNDING = 1e-5  # a feature whose range is below this share of its size is constant up to float32's rounding
 

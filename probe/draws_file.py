@@ -35,7 +35,7 @@ def read_draws(path: Path, labels: pd.DataFrame) -> dict[str, Draws]:
     """Read draws written by `write_draws`, by task, and check them against these labels.
 
     labels: as for make_draws. Raises InputError if a key is missing or contradicts its label, or if a support set has a
-    patient twice or of another split than train.
+    patient twice or outside split train.
     """
     try:
         table = pd.read_csv(path, dtype={**dict.fromkeys(COLUMNS, "str"), "draw": "int64"},
@@ -81,10 +81,10 @@ def _draws_of_task(table: pd.DataFrame, labels: pd.DataFrame, task: str) -> Draw
             chosen[role].append(rows)
         support = patients[np.concatenate([rows[-1] for rows in chosen.values()])]
         if len(set(support)) < len(support):
-            raise ValueError(f"draw {draw}: its support set has a patient twice")
+            raise ValueError(f"draw {draw}: its support set contains a patient twice")
         tested = by_role.get((draw, "test"), np.empty(0, np.int64))
         if not np.isin(tested, test).all() or len(tested) == 0:
-            raise ValueError(f"draw {draw}: its test examples are not all labelled test images, or it has none")
+            raise ValueError(f"draw {draw}: its test set contains rows that are not labelled test images, or is empty")
         balanced[place] = np.isin(test, tested)
     positive, negative = (stack_shortest(tuple(chosen[role])) for role in ("positive", "negative"))
     return Draws(positive, negative, test, test_labels, balanced, *train_images(labels, task))

@@ -18,9 +18,10 @@ from probe.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input
 class Encoder:
     """A frozen encoder, [B, 1, S, S] → [B, F]. `module` is None if it is not available; `missing` gives the reason.
 
-    source: architecture and weights, in words. input: how its images are made. notes: how it was read, a line each.
-    assumed: which preprocessing nobody stated, shown with its name in tables. collapsed: what shows that its features
-    do not distinguish images; "" otherwise. state: a run's settings and progress, from its checkpoint; run: its folder.
+    source: description of architecture and weights. input: how its images are made. notes: how it was read, one per
+    line. assumed: preprocessing that no source states, shown with its name in tables. collapsed: evidence that its
+    features do not distinguish images; "" if they do. state: a run's settings and progress, from its checkpoint. run:
+    its folder.
     """
 
     name: str

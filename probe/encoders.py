@@ -1,4 +1,4 @@
-"""Open the encoders of a report: runs, checkpoints and files of weights, behind one function."""
+"""Open the encoders of a report: runs, checkpoints and files of weights, through one function."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def open_encoders(
 ) -> list[Encoder]:  # fmt: skip
     """Open the baselines, then the encoders given: runs, checkpoints and files of weights, PATH or NAME=PATH.
 
-    default: the statistics of our images, and their size where an encoder states none. size: overrides every encoder's
+    default: the statistics of our images, and their size if an encoder states none. size: overrides every encoder's
     own; 0 keeps it. inputs: the flag --input (see parse_input_flag). Baselines get the architecture and the input of
     the first encoder given. Raises InputError.
     """
@@ -125,8 +125,8 @@ def weights_encoder(
 
 
 def _describe_input(images: Input, source: str) -> str:
-    return (f"whole images, at {images.size} px, {images.interpolation}; mean {images.mean:.4g}, std {images.std:.4g}, "
-            f"from its {source}")  # fmt: skip
+    return (f"uncropped images, at {images.size} px, {images.interpolation}; mean {images.mean:.4g}, std "
+            f"{images.std:.4g}, from its {source}")  # fmt: skip
 
 
 def _default_name(path: Path, given: int) -> str:

@@ -125,8 +125,8 @@ def extract_features(
 ) -> list[Features]:  # fmt: skip
     """Compute the features of every image of the splits for each module: a list of [N, F], in float32 throughout.
 
-    Row i belongs to row i of shard.read.read_labels(shards, manifest, splits). Whole images are resized to size × size:
-    a centre crop would cut off the costophrenic angles.
+    Row i belongs to row i of shard.read.read_labels(shards, manifest, splits). Uncropped images are resized to size ×
+    size: a centre crop would cut off the costophrenic angles.
     """
     for module in modules:
         module.to(device).eval()

@@ -17,7 +17,7 @@ Blank = Literal["exclude", "negative"]
 
 
 class NotMeasurable(Exception):
-    """Raised for a task with too few examples; the message says of which, and how many there are."""
+    """Raised for a task with too few examples; the message says which examples are too few, and their number."""
 
 
 @dataclass(frozen=True)

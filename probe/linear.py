@@ -13,7 +13,7 @@ from probe.fewshot import Rows
 from train.frozen_features import Features
 
 INVERSE_L2 = 1.0  # scikit-learn's C, for features of expected squared length 1; fixed: ten shots can't tune it
-STEPS, TOLERANCE = 100, 1e-10  # of Newton's method; the tolerance bounds the change of any decision value
+STEPS, TOLERANCE = 100, 1e-10  # Newton iterations at most; largest change of any decision value at convergence
 Floats = npt.NDArray[np.float64]
 
 

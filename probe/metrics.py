@@ -16,10 +16,10 @@ BINS = 10  # equal-width probability bins of the calibration error
 
 
 class Counts(NamedTuple):
-    """Sums over a weighted test set, each of any one shape: all that a metric may depend on.
+    """Sums over a weighted test set, all of the same shape: everything that a metric may depend on.
 
-    positives, negatives: the weight of each class. true_positives, false_positives: of it, with a decision value above
-    0. roc_area: under the curve of true over false positives (not rates). precision_sum: the precision at each
+    positives, negatives: the weight of each class. true_positives, false_positives: its part with a decision value
+    above 0. roc_area: under the curve of true over false positives (not rates). precision_sum: the precision at each
     threshold times the positives gained there. calibration_sum: over bins, |Σ (probability - label)|.
     """
 
@@ -33,7 +33,7 @@ class Counts(NamedTuple):
 
 
 Metric = Callable[[Counts], Floats]
-# The column `metric` of table.csv → the metric. Return NaN where it is undefined; 0 / 0 does.
+# The column `metric` of table.csv → the metric. Return NaN if it is undefined, as 0 / 0 does.
 METRICS: dict[str, Metric] = {
     "accuracy": lambda n: (n.true_positives + n.negatives - n.false_positives) / (n.positives + n.negatives),
     "balanced_accuracy": lambda n: (n.true_positives / n.positives

@@ -12,7 +12,7 @@ from pathlib import Path
 from shard.errors import InputError
 
 MEAN = "Mean"  # the column over all tasks, unless a finding has this name
-# What row labels add to an encoder's name: "A (collapsed)", "A (… assumed)", "A − B".
+# What row labels append to an encoder's name: "A (collapsed)", "A (… assumed)", "A − B".
 _ADDED = re.compile(r"\((?:.*, )?collapsed(?:, .*)?\)$|\(.*assumed\)$|\s−\s")
 MAJORITY, GUESSING = "Majority class", "Guessing (share of positives)"  # rows of tables
 
@@ -51,7 +51,7 @@ def check_name(name: str, reserved: Collection[str]) -> None:
         raise InputError(f"{name!r}: an encoder's name must be one line of text; name it: NAME=PATH")
     for taken in reserved:
         rest = _plain(name).removeprefix(_plain(taken))
-        # Row labels add to a name: "Scratch, 10", "ImageNet (…)", "Scratch − Thumbnail".
+        # Suffixes that row labels append to a name: "Scratch, 10", "ImageNet (…)", "Scratch − Thumbnail".
         if rest != _plain(name) and re.match(r"\s*([(,−]|$)", rest):
             raise InputError(f"an encoder called {name} would be read as the report's own {taken}; give it another "
                              "name: NAME=PATH")  # fmt: skip
@@ -94,7 +94,7 @@ def split_tasks(text: str, findings: Sequence[str]) -> tuple[str, ...]:
 
 
 def join_tasks(tasks: Sequence[str]) -> str:
-    """Join tasks into a list that split_tasks splits again."""
+    """Join tasks into one string; the inverse of split_tasks."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(tasks)
     return text.getvalue()

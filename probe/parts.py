@@ -60,7 +60,7 @@ def read_settings(out: Path) -> Settings:
 
 
 def read_parts(study: Study) -> tuple[list[Unit], list[Measured]]:
-    """Read the units of all parts and their results. Raises InputError if some are missing or of another report."""
+    """Read the units and results of all parts. Raises InputError if some are missing or belong to another report."""
     folder = study.settings.out / FOLDER
     files = {path: _read(path) for path in sorted(folder.glob("*-of-*.npz"))}
     parts = {head["parts"] for head, _ in files.values()}

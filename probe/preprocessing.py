@@ -15,7 +15,7 @@ from train.weights.diagnosis import printable
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bilinear", "bicubic")
-MOST = 4096  # pixels a side
+MOST = 4096  # pixels per side
 USAGE = "--input=NAME:imagenet, NAME:torchxrayvision, or NAME:mean=M,std=S (and size=, range=LOW/HIGH, interpolation=)"
 
 
@@ -30,10 +30,10 @@ class Input:
 
 
 class Stated(NamedTuple):
-    """What one source states about an encoder's input; None for what it does not state.
+    """The input settings given by one source; None if not given.
 
-    mean, std: of grey levels in 0..1, one for all channels or one per channel. source: where they come from, in words.
-    ignored: what it states that is not followed, in words.
+    mean, std: of grey levels in 0..1, one for all channels or one per channel. source: description of where they come
+    from. ignored: description of the settings that are not applied.
     """
 
     mean: tuple[float, ...] | None = None
@@ -51,7 +51,7 @@ PRESETS = {
 
 
 def parse_input_flag(text: str, names: Sequence[str]) -> dict[str, Stated]:
-    """Parse --input=NAME:WHAT,NAME:WHAT,… into what it states for each encoder name.
+    """Parse --input=NAME:WHAT,NAME:WHAT,… into a dict from encoder name to its settings.
 
     WHAT is a preset or mean=, std=, size=, range=, interpolation=, separated by commas. Raises InputError.
     """
@@ -124,12 +124,12 @@ def check_stated(stated: Stated, source: str) -> Stated:
     if not all(map(math.isfinite, numbers)) or not all(value > 0 for value in stated.std or ()):
         raise InputError(f"{source}: mean {stated.mean} and std {stated.std}: needs finite numbers, and std above 0")
     if not 1 <= (stated.size or 1) <= MOST:
-        raise InputError(f"{source}: {stated.size} px: needs 1 to {MOST}")
+        raise InputError(f"{source}: size {stated.size}: must be between 1 and {MOST} px")
     return stated
 
 
 class ResolvedInput(NamedTuple):
-    """An encoder's input as it is used. mean, std: per channel; note: all of it in a line; assumed: what is assumed."""
+    """An encoder's input as used. mean, std: per channel. note: one-line summary. assumed: what was assumed."""
 
     images: Input
     mean: tuple[float, ...]
@@ -163,9 +163,9 @@ def resolve_input(
                          f"{' and '.join(INTERPOLATIONS)}; choose: --input={name}:interpolation=bilinear")  # fmt: skip
     side = requested.size or size or stated.size or default.size
     images = replace(default, size=side, interpolation=interpolation)
-    ignored = f", {stated.ignored}" if stated.ignored else ""
+    images_text = f"images {stated.ignored}" if stated.ignored else "uncropped images"
     black, white = (_format([(grey - m) / s for m, s in zip(mean, std, strict=True)]) for grey in (0, 1))
-    note = (f"whole images{ignored}, at {side} px, {interpolation}; mean {_format(mean)}, std {_format(std)} (black is "
+    note = (f"{images_text}, at {side} px, {interpolation}; mean {_format(mean)}, std {_format(std)} (black is "
             f"{black}, white {white}), {source}")  # fmt: skip
     return ResolvedInput(images, mean, std, note, assumed)
 

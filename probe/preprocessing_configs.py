@@ -89,12 +89,12 @@ def _channels(value: Any) -> tuple[float, ...] | None:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn errors in a config's values into an InputError that names the file."""
+    """Translate errors in a config's values into an InputError that names the file."""
     try:
         yield
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise InputError(f"{path}: its input can't be read ({type(error).__name__}: {printable(error)}); remove the "
-                         f"file and use {USAGE}") from None  # fmt: skip
+        raise InputError(f"{path}: its settings can't be read ({type(error).__name__}: {printable(error)}); remove "
+                         f"the file and use {USAGE}") from None  # fmt: skip
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def published_draws(
     for _ in range(EPOCHS):
         optimizer.zero_grad()
         logits = (examples @ weights[..., None])[..., 0] + bias[:, None]
-        # Summed over draws, so that each draw's gradient is its own.
+        # Summed over draws, so that each draw's gradient is independent.
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1).sum()
         loss.backward()
         optimizer.step()

@@ -53,14 +53,14 @@ def _measure_and_write(study: Study, units: list[Unit], part: int, parts: int) -
 
 
 def merge_report(out: Path) -> None:
-    """Write the report of the parts in `out`. Raises InputError if some are missing or of another report."""
+    """Write the report of the parts in `out`. Raises InputError if some are missing or belong to another report."""
     study = open_study(relocate(read_settings(out), out))
     with locked(out, "report"):
         _write_report(study, combine(*read_parts(study)), _features(study, None))
 
 
 def relocate(settings: Settings, out: Path) -> Settings:
-    """Adapt the settings of parts that now lie in `out`: paths that were moved together with it are replaced."""
+    """Adapt the settings of parts now in `out`: paths that moved with it are replaced."""
     plain = settings.plain()
 
     def here(path: str, contains: str = "") -> str:
@@ -77,7 +77,7 @@ def relocate(settings: Settings, out: Path) -> Settings:
 
 
 def _features(study: Study, needed: set[str] | None) -> dict[str, Features]:
-    """Features of the encoders with these names, or of all, and of the last one, which pure noise is permuted from."""
+    """Features of the encoders with these names, or of all, and of the last one, which is permuted into pure noise."""
     settings = study.settings
     encoders = [encoder for encoder in study.encoders
                 if needed is None or encoder.name in needed or encoder is study.encoders[-1]]  # fmt: skip

@@ -27,7 +27,7 @@ class Settings:
     """What a report compares, and how. The fields are the flags of `python -m probe report`."""
 
     encoders: Annotated[tuple[str, ...], Flag("Runs (newest checkpoint), checkpoints, or weight files of torchvision "
-                                              "or timm. NAME=PATH names one. PATH::KEY takes one of several networks "
+                                              "or timm. NAME=PATH names one. PATH::KEY selects one of several networks "
                                               "in a file.", positional=True)]
     shards: Annotated[Path, Flag("Folder of shards, written by python -m shard build.", "data", metavar="DIR")]
     out: Annotated[Path, Flag("Folder for the report.", "data", metavar="DIR",
@@ -41,13 +41,13 @@ class Settings:
     tasks: Annotated[tuple[str, ...], Flag("Findings to predict. Put a name that contains a comma in double quotes.",
                                            "data", metavar="A,B,…", default="those of the published table",
                                            text=True)] = ()
-    uncertain: Annotated[Uncertain, Flag("What uncertain labels (-1) count as; exclude leaves them out.",
+    uncertain: Annotated[Uncertain, Flag("What uncertain labels (-1) count as; exclude omits them.",
                                          "data")] = "exclude"
-    blank: Annotated[Blank, Flag("What blank labels count as; exclude leaves them out.", "data")] = "exclude"
+    blank: Annotated[Blank, Flag("What blank labels count as; exclude omits them.", "data")] = "exclude"
     draws_file: Annotated[Path | None, Flag("draws.csv of another report, to use the same support sets.", "few-shot",
                                             metavar="FILE")] = None
     protocol: Annotated[Protocol, Flag("Protocol to put first in the report; it shows both.", "comparison")] = "ours"
-    finetune: Annotated[int, Flag("Also fine-tune the whole encoders, on the first N support sets.", "few-shot",
+    finetune: Annotated[int, Flag("Also fine-tune all weights, on the first N support sets.", "few-shot",
                                   0, 10**5)] = 0
     imagenet_weights: Annotated[Path | None, Flag("ImageNet weights to compare with.", "comparison", metavar="FILE",
                                                   default="downloaded from torchvision")] = None
@@ -81,7 +81,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_ranges(Settings, vars(self))
-        from probe.baselines import BASELINES  # only now: it imports PyTorch, which takes a second
+        from probe.baselines import BASELINES  # imported here: it imports PyTorch, which takes a second
 
         for word in self.baselines:
             if word not in BASELINES:

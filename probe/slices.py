@@ -23,7 +23,7 @@ class Slice(NamedTuple):
 
 
 def find_slices(labels: pd.DataFrame) -> list[Slice]:
-    """List the slices of the images of shard.read.read_labels; a group of which only one value occurs gives none."""
+    """List the slices of the images of shard.read.read_labels; a group with a single value has no slices."""
     sex, age, view = labels["sex"], labels["age"], labels["view"].fillna("")
     groups = {
         "sex": [(name, sex == letter) for letter, name in (("F", "women"), ("M", "men"))],
@@ -44,7 +44,7 @@ def count_patients(test: Rows, test_labels: Rows, patients: Rows) -> tuple[int, 
 
 
 def too_few(counts: tuple[int, int]) -> str:
-    """Why these counts of (positive, negative) patients allow no interval; "" if they do."""
+    """Explain why these counts of (positive, negative) patients allow no interval; "" if they allow one."""
     if is_large_enough(counts):
         return ""
     number, kind = min(zip(counts, ("positive", "negative"), strict=True))
@@ -59,7 +59,7 @@ def withhold(counts: Mapping[str, tuple[int, int]], mean: str) -> dict[str, str]
     """
     reasons = {task: reason for task, count in counts.items() if (reason := too_few(count))}
     if reasons and len(counts) > 1:
-        reasons[mean] = "over these too"
+        reasons[mean] = "includes these"
     return reasons
 
 

@@ -64,7 +64,7 @@ def mean_of(scores: Sequence[Scores]) -> Scores:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over draws with its 95 % interval and the standard error over replicates; all NaN where undefined."""
+    """A mean over draws with its 95 % interval and the standard error over replicates; all NaN if undefined."""
 
     mean: float
     low: float
@@ -91,13 +91,13 @@ def score(
 
     decisions: [D, N], positive above 0; their logistic is the probability. labels: [N], 0 or 1. patients: [N], numbered
     from 0. members: [D, N], the images that each draw is tested on; None for all. first: the number of the first draw,
-    for a block. A metric is NaN where its images leave it undefined: AUROC, AUPRC and balanced accuracy need both
+    for a block. A metric is NaN if its images leave it undefined: AUROC, AUPRC and balanced accuracy need both
     classes.
     """
     draw_counts = np.ascontiguousarray(resamples.draws[:, first : first + len(decisions)])
     order = np.argsort(-decisions, axis=1, kind="stable").astype(np.int32)
     ranked = np.take_along_axis(decisions, order, axis=1)
-    last = np.ones(order.shape, bool)  # of a group of equal decision values
+    last = np.ones(order.shape, bool)  # whether it is the last of equal decision values
     last[:, :-1] = ranked[:, :-1] != ranked[:, 1:]
     probability = 1 / (1 + np.exp(-np.clip(ranked, -500, 500).astype(np.float64)))
     tested = np.ones(order.shape, bool) if members is None else np.take_along_axis(members, order, axis=1)
@@ -132,7 +132,7 @@ def estimate(scores: Scores) -> Estimate:
 
 
 def p_value(difference: Scores) -> float:
-    """The two-sided bootstrap p value of a paired difference; NaN where it is undefined."""
+    """The two-sided bootstrap p value of a paired difference; NaN if it is undefined."""
     replicates = _replicates(difference)
     if not np.isfinite(difference.both[0]) or len(replicates) < 2:
         return float("nan")
@@ -145,16 +145,16 @@ def _replicates(scores: Scores) -> Floats:
 
     Draws and patients are crossed, so the mean has the variance D/n_d + P/n_p + I: of draws, of patients, and of their
     interaction. Resampling draws gives D/n_d + I, patients P/n_p + I, and both D/n_d + P/n_p + 3 I (Owen 2007, "The
-    pigeonhole bootstrap"). The last counts I three times, and I dominates where probes agree on little. So I is solved
-    from the three variances, and the replicates of both are shrunk. They are centred because a calibration error,
-    never below 0, grows with every resampling: its interval would lie above the estimate.
+    pigeonhole bootstrap"). The last counts I three times, and I dominates if probes rarely agree. So I is solved from
+    the three variances, and the replicates of both are shrunk. They are centred because resampling biases a calibration
+    error, which is never below 0, upwards: its interval would lie above the estimate.
     """
     both, patients = (values[1:][np.isfinite(values[1:])] for values in (scores.both, scores.patients))
     number = len(scores.draws)
     if len(both) < 2 or not both.var():
         return both
     variance = of_both = both.var(ddof=1)
-    if number > 1:  # a single draw says nothing about other draws; its interval is over patients alone
+    if number > 1:  # a single draw does not show how draws vary; its interval is over patients alone
         of_patients, of_draws = patients.var(ddof=1), scores.draws.var(ddof=1) / number
         interaction = of_both - of_patients - of_draws * (number - 1) / number
         variance = max(of_patients + of_draws - interaction, of_patients, of_draws)

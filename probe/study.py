@@ -33,7 +33,7 @@ class Study:
     """Encoders and the data that they are measured on.
 
     labels: shard.read.read_labels, resolved to 1, 0 and NaN. tasks: the requested ones. drawn: the draws of each
-    measurable task; measured: its numbers of shots. unmeasured: why the others are not measured, in words.
+    measurable task; measured: its numbers of shots. unmeasured: why the others are not measured, as sentences.
     """
 
     settings: Settings
@@ -108,7 +108,7 @@ def open_study(settings: Settings) -> Study:
     manifest = read_manifest(settings.shards)
     tasks = choose_tasks(settings, manifest)
     if not [split for split in manifest.counts if split != "train"]:
-        raise InputError(f"{settings.shards}: has only a training split; a probe is tested on patients of another")
+        raise InputError(f"{settings.shards}: has only a training split; probes need a valid or test split")
     default = Input(settings.size or Augmentation.size, manifest.pixel_mean, manifest.pixel_std)
     encoders = open_encoders(settings.encoders, settings.baselines, default=default, size=settings.size,
                              imagenet_weights=settings.imagenet_weights, seed=settings.seed,

@@ -1,4 +1,4 @@
-"""Read a file of ResNet weights from any source: the network, and what is stated about its input."""
+"""Read a file of ResNet weights from any source: the network, and its documented input settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Weights(NamedTuple):
     """A ResNet without its classifier.
 
     colour: whether it takes three channels. card: the model card, if the file is our export. stated: what a config next
-    to it states about its input. notes: how the file was read, a line each.
+    to it states about its input. notes: how the file was read, one per line.
     """
 
     arch: str
@@ -61,7 +61,7 @@ def read_weights(path: Path) -> Weights:
     content, card = _read(weights_file(path))
     tensors = flatten_tensors(content)
     if not tensors:
-        raise InputError(f"{path}: contains no weights by name; {EXPECTED}")
+        raise InputError(f"{path}: contains no named tensors; {EXPECTED}")
     chosen = choose_state(tensors, path, key)
     if chosen is None:
         raise InputError(f"{path}: no conv1.weight among its {len(tensors)} tensors "
@@ -121,25 +121,25 @@ def _check_network(path: Path, arch: str, content: Any, config: Mapping[str, Any
     inside, beside = content.get("arch") if isinstance(content, Mapping) else None, config.get("architecture")
     confirmed = _names_plain(inside, arch)
     if confirmed is False:
-        raise _other_network(path, f"its arch says {printable(inside)}", arch)
+        raise _other_network(path, f"its arch is {printable(inside)}", arch)
     if isinstance(beside, str):
         confirmed = bool(re.fullmatch(SAME_ARCH.format(arch), beside.split(".")[0]))
         if not confirmed:
-            raise _other_network(path, f"the {TIMM} next to it says {printable(beside)}", arch)
+            raise _other_network(path, f"the {TIMM} next to it has architecture {printable(beside)}", arch)
     arguments = config.get("model_args")
     given = {**(arguments if isinstance(arguments, Mapping) else {}), "global_pool": config.get("global_pool")}
     changed = [f"{name}={value}" for name, value in given.items() if beside is not None and value is not None
                and name not in KEEP_FEATURES and str(value).lower() != str(DEFAULTS.get(name, "")).lower()]  # fmt: skip
     if changed:
-        raise InputError(f"{path}: the {TIMM} next to it says {printable(', '.join(changed))}, which makes it another "
-                         f"network than the plain {arch}; {EXPECTED}")  # fmt: skip
+        raise InputError(f"{path}: the {TIMM} next to it has {printable(', '.join(changed))}, so it is not the "
+                         f"plain {arch}; {EXPECTED}")  # fmt: skip
     return bool(confirmed)
 
 
 def _names_plain(named: object, arch: str) -> bool | None:
     """Whether a checkpoint's arch, such as resnet50, ResNet-50 or simclr_resnet50, names the plain network.
 
-    None if it does not tell.
+    None if that is unclear.
     """
     if not isinstance(named, str):
         return None
@@ -150,7 +150,7 @@ def _names_plain(named: object, arch: str) -> bool | None:
 
 
 def _other_network(path: Path, evidence: str, arch: str) -> InputError:
-    return InputError(f"{path}: {evidence}: a network with the tensor names of {arch} and another forward pass, or the "
+    return InputError(f"{path}: {evidence}: a network with the tensor names of {arch} but another forward pass, or the "
                       f"config of another file; {EXPECTED}")  # fmt: skip
 
 

@@ -87,7 +87,7 @@ if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
 fi
 (($#)) || set -- shard pretrain probe
 for step; do
-    [[ $step =~ ^(shard|pretrain|sweep|probe)$ ]] || die "$step: no such step; there are shard, pretrain, sweep, probe"
+    [[ $step =~ ^(shard|pretrain|sweep|probe)$ ]] || die "$step: no such step; available: shard, pretrain, sweep, probe"
 done
 [[ " $* " != *" pretrain "* || " $* " != *" sweep "* ]] ||
     die "pretrain sweep: both write into RUN; name one, or submit them separately with another RUN"

@@ -81,7 +81,7 @@ def test_bench_io_measures_the_chosen_rows(shards: Shards, tmp_path: Path) -> No
 
 
 def test_bench_io_refuses_an_unknown_row(shards: Shards, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no row 'dali-fussed' here; there are"):
+    with pytest.raises(InputError, match="no row 'dali-fussed' here; available: "):
         io.bench(shards.folder, backends=("dali-fussed",), json=tmp_path / "io.json")
     assert not (tmp_path / "io.json").exists()
 
@@ -92,7 +92,7 @@ def test_measured_process_reports_how_it_failed() -> None:
         process.measure(0.1)
     process.close()
     process = MeasuredProcess(exit_after_one, ())
-    with pytest.raises(RuntimeError, match="ended with 3"):
+    with pytest.raises(RuntimeError, match="exited with status 3"):
         process.measure(0.1)
     process.close()
 
@@ -168,7 +168,7 @@ def test_bench_step_measures_the_chosen_row(shards: Shards, tmp_path: Path) -> N
 
 
 def test_bench_step_refuses_an_unknown_row(shards: Shards) -> None:
-    with pytest.raises(InputError, match="no row 'our'; there are published, plain-amp, ours, ours-compiled"):
+    with pytest.raises(InputError, match="no row 'our'; available: published, plain-amp, ours, ours-compiled"):
         step.bench(shards.folder, rows=("our",), batch_size=8)
 
 
@@ -196,7 +196,7 @@ def test_bench_memory_skips_a_batch_that_would_not_fit() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here: make gpu-check is run by hand")
 def test_gpu_check_refuses_a_machine_without_a_gpu(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no GPU: PyTorch sees none here"):
+    with pytest.raises(InputError, match="no GPU: PyTorch finds none"):
         gpu_check(out=tmp_path / "docs")
     assert not (tmp_path / "docs").exists()
 

@@ -158,7 +158,7 @@ def test_stated_gpu_rate_replaces_a_measured_one(benches: Path, capsys: pytest.C
         assert needs["pre-train"]["gpu_hours"] == pytest.approx(10_000 * 50 / 100 / 3600)
         assert needs["pre-train"]["cores"] == 3  # 1.1 busy cores and one more
         assert needs["probe"]["hours"] == pytest.approx(3 * 10_000 / 100 / 3600)
-        assert "100.0 images/s per GPU: stated by --gpu-rate, not measured" in capsys.readouterr().out
+        assert "100.0 images/s per GPU: given by --gpu-rate, not measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_unusable_measurement_is_reported_and_not_guessed(
     capsys.readouterr()
     after = make_plan(benches)["needs"]
     printed = capsys.readouterr().out.split("\nmissing:\n")[1]
-    reason = {"absent": "does not exist", "other settings": "was measured with --size=99, and "}.get(fault, "")
+    reason = {"absent": "does not exist", "other settings": "was measured with --size=99, but the plan uses "}.get(fault, "")
     assert f"- {step}: " in printed and f"not measured ({path} {reason}" in printed
     assert f"run: {command}{path}" in printed
     assert before[step]["missing"] == [] and len(after[step]["missing"]) == 1
@@ -350,13 +350,13 @@ def test_defaults_equal_those_of_the_planned_commands() -> None:
     [({"images": 0}, "--images=0: .* a number from 1 to"), ({"safety": 0.5}, "--safety=0.5: .* a number from 1"),
      ({"safety": float("nan")}, "--safety=nan: "), ({"source": "2320"}, r"--source=2320: .* --source=2320x2828"),
      ({"source": "0x99"}, "--source=0x99: expects"), ({"gpu_rate": -1.0}, "--gpu-rate=-1.0: expects images/s"),
-     ({"gpus": 12, "gpus_per_node": 8}, "--gpus=12: does not fill nodes of --gpus-per-node=8; use 8"),
+     ({"gpus": 12, "gpus_per_node": 8}, "--gpus=12: not a multiple of --gpus-per-node=8; use 8"),
      ({"gpus": 0}, "--gpus=0: .* a number from 1 to"),
-     ({"batch_size": 30}, "--batch-size=30: .* does not divide by 4; use 28"),
+     ({"batch_size": 30}, "--batch-size=30: not divisible by the 4 GPUs; use 28"),
      ({"images": 100}, "--batch-size=256: more than --images=100"),
      ({"simulate": -1}, "--simulate=-1: .* a number from 0"),
      ({"simulate_epochs": 0}, "--simulate-epochs=0: .* a number from 1"),
-     ({"simulate": 200}, "--simulate=200: ranks of 64 images a step need more than --images=10000"),
+     ({"simulate": 200}, "--simulate=200: 64 images per rank and step need more than --images=10000"),
      ({"shards": Path("no-such")}, "no-such: no such folder"), ({"benches": Path("no-such")}, "--benches=no-such: ")],
 )  # fmt: skip
 def test_bad_input_is_refused_before_the_plan_is_written(
@@ -389,7 +389,7 @@ def test_simulated_order_matches_a_count_with_sets(benches: Path) -> None:
      ([[[0, 1]], [[4, 5]]],
       ("epoch 0: 5 images omitted, a joint batch or more", "epoch 1: 5 images omitted, a joint batch or more")),
      ([[[0, 1], [2, 3]], [[4, 5], [6]]],
-      ("epoch 0: a batch of another size than 2", "epoch 1: a batch of another size than 2"))],
+      ("epoch 0: a batch whose size is not 2", "epoch 1: a batch whose size is not 2"))],
 )  # fmt: skip
 def test_check_epochs_finds_each_fault(batches: list[list[list[int]]], faults: tuple[str, ...]) -> None:
     """Two ranks with batches of two, nine images, two epochs. The third epoch is not checked."""

@@ -78,7 +78,7 @@ def test_named_cells_come_with_their_references() -> None:
     assert [cell.name for cell in choose_cells(["lead-no-flip-96-px-30-epochs"])] == [
         "published", "published, 96 px, 30 epochs", "lead, no flip, 96 px, 30 epochs"]  # fmt: skip
     assert choose_cells([]) == list(CELLS)
-    with pytest.raises(InputError, match="--cells=leda: no such cell; there are: published; "):
+    with pytest.raises(InputError, match="--cells=leda: no such cell; available: published; "):
         choose_cells(["leda"])
 
 
@@ -259,7 +259,7 @@ def test_difference_pairs_seeds_and_compares_a_lone_reference_with_each() -> Non
 def test_claim_withholds_interval_and_p_value_with_few_patients(
     positive: int, three_splits: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Task A has thirty positive test patients, task B as many as parametrized."""
+    """Task A has thirty positive test patients, task B has `positive` of them."""
     rng = np.random.default_rng(0)
     def scores(shift: float) -> dict[str, Scores]:
         return {task: Scores(*rng.normal(0.5 + shift, 0.01, (3, 50))) for task in ("A", "B", "mean")}

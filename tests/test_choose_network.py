@@ -105,7 +105,7 @@ def test_network_under_two_names_counts_once(states: list[State], tmp_path: Path
 
 def test_averaged_weights_that_are_no_resnet_are_reported(states: list[State], tmp_path: Path) -> None:
     torch.save({"state_dict": states[0], "ema": {"shadow": torch.zeros(3)}}, tmp_path / "a.pth")
-    assert "the averaged ones (ema.shadow, …) are no ResNet by name" in (
+    assert "the averaged ones (ema.shadow, …) are not named like a ResNet's" in (
         open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].notes[0])  # fmt: skip
 
 
@@ -140,9 +140,10 @@ def test_weights_without_architecture_are_reported_as_assumed(states: list[State
 
 @pytest.mark.parametrize(
     ("arch", "settings", "reason"),
-    [("resnetblur18", {}, "says resnetblur18: a network with the tensor names of resnet18 and another forward pass"),
-     ("resnet18", {"output_stride": 8}, "says output_stride=8, which makes it another network than the plain resnet18"),
-     ("resnet18", {"act_layer": "silu"}, "says act_layer=silu"),
+    [("resnetblur18", {},
+      "has architecture resnetblur18: a network with the tensor names of resnet18 but another forward pass"),
+     ("resnet18", {"output_stride": 8}, "has output_stride=8, so it is not the plain resnet18"),
+     ("resnet18", {"act_layer": "silu"}, "has act_layer=silu"),
      ("resnet18", {"global_pool": "max"}, "global_pool=max"),
      ("resnet18", {"in_chans": 1, "drop_rate": 0.1}, None), ("resnet18.tv_in1k", {"act_layer": "relu"}, None)],
 )  # fmt: skip
@@ -166,14 +167,14 @@ def test_folder_with_pytorch_model_bin_is_read(tmp_path: Path) -> None:
 
 def test_arch_in_a_checkpoint_confirms_or_excludes_the_plain_network(states: list[State], tmp_path: Path) -> None:
     torch.save({"arch": "resnetblur18", "state_dict": states[0]}, tmp_path / "a.pth")
-    with pytest.raises(InputError, match="its arch says resnetblur18"):
+    with pytest.raises(InputError, match="its arch is resnetblur18"):
         read_weights(tmp_path / "a.pth")
     for arch, confirmed in (("ResNet-18", True), ("resnet_18", True), ("simclr-resnet18", False), ("moco", False)):
         torch.save({"arch": arch, "state_dict": states[0]}, tmp_path / "a.pth")
         assert bool(read_weights(tmp_path / "a.pth").notes) != confirmed, arch
     torch.save(states[0], tmp_path / "b.pth")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
-    with pytest.raises(InputError, match=r"config.json next to it says vit_base_patch16_224.*config of another file"):
+    with pytest.raises(InputError, match=r"next to it has architecture vit_base_patch16_224.*config of another file"):
         read_weights(tmp_path / "b.pth")
 
 

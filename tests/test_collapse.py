@@ -128,8 +128,8 @@ def test_report_of_a_collapsed_encoder_is_completed(given: tuple[bool, ...], sha
     assert "COLLAPSED: Dead: its 512 features are the same for all images" in table
     for name in ("table.csv", "differences.csv"):
         cells = pd.read_csv(tmp_path / "report" / name, keep_default_na=False)
-        told = cells["collapsed"] == "its 512 features are the same for all images"
-        assert told.equals(cells["encoder"] == "Dead") and set(cells["collapsed"][~told]) <= {""}
+        is_dead = cells["collapsed"] == "its 512 features are the same for all images"
+        assert is_dead.equals(cells["encoder"] == "Dead") and set(cells["collapsed"][~is_dead]) <= {""}
     for figure in ("map-cardiomegaly.svg", "neighbours.png"):
         assert (tmp_path / "report" / "figures" / figure).exists() == (False in given)
 

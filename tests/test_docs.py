@@ -1,4 +1,4 @@
-"""What the docs say can be done: marked commands are run, all others are at least understood, links lead somewhere."""
+"""The docs: marked commands run, all other commands parse, links resolve, and quoted messages exist."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ RUNNABLE = [(file, block) for file in DOCS for block in BLOCK.findall(file.read_
 
 
 def commands_in(text: str) -> list[tuple[str, bool]]:
-    """Each `python -m …` without a placeholder, and whether it is in a block of code, and so names all it wants."""
+    """Each `python -m …` without a placeholder, and whether it is in a block of code, and so has all required flags."""
     joined = re.sub(r"\\\n\s*", "", text)
     blocks = re.findall(r"^(?:    )?(python -m .*)$", joined, re.M)
     inline = [" ".join(words.split()) for words in re.findall(r"`(python -m [^`]+)`", text)]
     lines = [(re.sub(r"\s+#.*$", "", line), True) for line in blocks] + [(line, False) for line in inline]
-    return [(line, whole) for line, whole in lines if not re.search(r"[…|<>;$]", line)]
+    return [(line, complete) for line, complete in lines if not re.search(r"[…|<>;$]", line)]
 
 
 COMMANDS = sorted({(file.relative_to(ROOT).as_posix(), *found) for file in DOCS
                    for found in commands_in(file.read_text())})  # fmt: skip
 
 
-@pytest.mark.parametrize(("file", "line", "whole"), COMMANDS)
-def test_a_command_that_is_told_of_is_understood(
-    file: str, line: str, whole: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("file", "line", "complete"), COMMANDS)
+def test_documented_commands_parse(
+    file: str, line: str, complete: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, *arguments = shlex.split(line)[2:]
     place = ROOT / module.replace(".", "/")
     if not place.with_suffix(".py").exists() and not place.is_dir():
-        pytest.skip(f"{module} is not ours")
+        pytest.skip(f"{module} is not a module of this project")
     name, commands = commands_of(module, monkeypatch)
     try:
         bind(name, commands, arguments)
     except InputError as error:
         lacking = re.search("received no value for the required argument|missing required flags|--out=DIR|no encoder",
                             str(error))  # fmt: skip
-        assert lacking and not whole, f"{file}: {line}: {error}"
+        assert lacking and not complete, f"{file}: {line}: {error}"
 
 
-def test_many_commands_are_told_of() -> None:
+def test_docs_contain_many_commands() -> None:
     assert len(COMMANDS) > 40 and RUNNABLE
 
 
 @pytest.mark.parametrize(("file", "block"), RUNNABLE, ids=[file.name for file, _ in RUNNABLE])
-def test_a_block_that_is_marked_runs_as_it_stands(file: Path, block: str, tmp_path: Path) -> None:
+def test_marked_blocks_run(file: Path, block: str, tmp_path: Path) -> None:
     script = block if has_dali() else block.replace(" --dali", "")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
                    "PYTHONPATH": str(ROOT)}  # fmt: skip
@@ -70,7 +70,7 @@ def test_a_block_that_is_marked_runs_as_it_stands(file: Path, block: str, tmp_pa
 
 
 @pytest.mark.parametrize("file", [file for file in DOCS if file.suffix == ".md"], ids=lambda file: file.name)
-def test_links_lead_somewhere(file: Path) -> None:
+def test_links_resolve(file: Path) -> None:
     text = file.read_text()
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (file.parent / target).exists() or target == "docs/faults.md", target
@@ -82,18 +82,18 @@ def test_links_lead_somewhere(file: Path) -> None:
         assert (ROOT / path).exists() or path == "slurm/site.sh", path
 
 
-def test_messages_told_of_are_messages_still() -> None:
-    """What stands in the first column of troubleshooting.md is said by our code, or by the system."""
+def test_documented_messages_exist() -> None:
+    """The code or the system prints each message in the first column of troubleshooting.md."""
     rows = [line for line in (ROOT / "docs" / "troubleshooting.md").read_text().splitlines() if line.startswith("| `")]
     files = [file for folder in ("shard", "pipeline", "train", "probe", "bench", "slurm")
              for file in (ROOT / folder).rglob("*") if file.suffix in (".py", ".sh", ".sbatch")]  # fmt: skip
-    code = re.sub(r'"\s*\n\s*r?f?"', "", "\n".join(file.read_text() for file in files))  # a text over several lines
-    said = code + "".join(os.strerror(number) for number in (errno.ENOSPC, errno.EROFS, errno.EACCES))
-    told = [message for line in rows for message in re.findall("`([^`]+)`", line.split(" | ")[0])]
-    assert len(told) > 30
-    for message in told:
+    code = re.sub(r'"\s*\n\s*r?f?"', "", "\n".join(file.read_text() for file in files))  # joins split literals
+    printed = code + "".join(os.strerror(number) for number in (errno.ENOSPC, errno.EROFS, errno.EACCES))
+    documented = [message for line in rows for message in re.findall("`([^`]+)`", line.split(" | ")[0])]
+    assert len(documented) > 30
+    for message in documented:
         parts = re.split(r"…|\b[NM]\b|\d+(?:\.\d+)?%?|[()]|--dail|--dali\?|\bnan\b", message)
-        assert max(parts, key=len).strip(" '") in said, message
+        assert max(parts, key=len).strip(" '") in printed, message
 
 
 @pytest.mark.parametrize("package", ["shard", "pipeline", "train", "probe", "bench"])

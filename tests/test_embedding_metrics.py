@@ -35,9 +35,9 @@ def test_metrics_equal_the_reference() -> None:
     torch.manual_seed(0)
     z1 = torch.randn(9, 6)
     z2 = z1 + torch.randn(9, 6)
-    wanted = reference_metrics(z1, z2)
-    assert embedding_metrics(z1, z2) == {name: pytest.approx(value, rel=1e-3) for name, value in wanted.items()}
-    assert 0 < wanted["top1"] < 1
+    expected = reference_metrics(z1, z2)
+    assert embedding_metrics(z1, z2) == {name: pytest.approx(value, rel=1e-3) for name, value in expected.items()}
+    assert 0 < expected["top1"] < 1
 
 
 def test_same_patient_pairs_count_the_joint_batch() -> None:

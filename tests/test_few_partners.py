@@ -47,7 +47,7 @@ def test_recipe_without_any_paired_image_warns(
 ) -> None:
     out, err = set_up_output(unpaired_shards, tmp_path, capsys, **settings)
     images = unpaired_shards.manifest.images("train")
-    assert f"0 of {images} training images (0.0%) have another of their patient" in out
+    assert f"0 of {images} training images (0.0%) have another image of the same patient" in out
     assert err.startswith(f"warning: {flags} so few images") and err.count("\n") == 1
 
 
@@ -55,7 +55,7 @@ def test_recipe_with_enough_paired_images_does_not_warn(
     partner_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, err = set_up_output(partner_shards, tmp_path, capsys, patient_positive=0.5)
-    assert "training images (" in out and "have another of their patient in their shard" in out and not err
+    assert "training images (" in out and "have another image of the same patient in their shard" in out and not err
 
 
 def test_recipe_without_partners_prints_nothing_about_patients(

@@ -19,7 +19,7 @@ from probe.statistics import Scores, holm, p_value
 
 ENCODERS = [Encoder(name, "", None, Input(64, 0.5, 0.25)) for name in ("Thumbnail", "X")]
 TASKS = ["A", "B", "C"]
-WITHHELD = {"B": "1 positive test patient", MEAN: "over these too"}
+WITHHELD = {"B": "1 positive test patient", MEAN: "includes these"}
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_withheld_findings_have_a_reason_but_no_verdict(scores: dict[Key, Scores
     assert thumbnail_verdicts(table) == ["X beats the 16×16 thumbnail on A, C."]
     assert thumbnail_verdicts(table[table["task"] == "B"]) == []
     (line,) = withheld_note(WITHHELD)
-    assert line.startswith("[–]: no interval, p value or verdict for B (1 positive test patient), Mean (over these ")
+    assert line.startswith("[–]: no interval, p value or verdict for B (1 positive test patient), Mean (includes these")
     assert "10 or more patients" in line and withheld_note({}) == []
 
 

@@ -35,10 +35,10 @@ def test_other_settings_are_refused_with_a_table(
     shards: Shards, started: Path, settings: dict[str, Any], row: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (name,) = settings
-    with pytest.raises(InputError, match=rf"saved under other settings, code or data: {name}") as told:
+    with pytest.raises(InputError, match=rf"saved under other settings, code or data: {name}") as error:
         train_here(shards, started, **settings)
     assert [line.split() for line in capfd.readouterr().err.splitlines()][:2] == [["there", "now"], row.split()]
-    assert (f"--accept={name}" in str(told.value)) == (name not in fingerprint.NEVER_ACCEPTED)
+    assert (f"--accept={name}" in str(error.value)) == (name not in fingerprint.NEVER_ACCEPTED)
     assert newest(started)["step"] == 3
 
 
@@ -78,7 +78,7 @@ def test_other_code_and_versions_are_refused_and_can_be_accepted(
         train_here(shards, tmp_path, limit_steps=3)
     train_here(shards, tmp_path, limit_steps=3, accept=(name,))
     assert newest(tmp_path)["step"] == 3
-    with pytest.raises(InputError, match="--accept=cod: cod is not the name of a difference; nothing differs"):
+    with pytest.raises(InputError, match="--accept=cod: cod is not one of the differences; nothing differs"):
         train_here(shards, tmp_path, accept=("cod",))
 
 
@@ -133,7 +133,7 @@ def test_ranks_may_differ_only_between_epochs(tmp_path: Path) -> None:
         fingerprint.check_fingerprint(tmp_path, {"ranks": 1}, {"ranks": 2}, between_epochs=between_epochs, accept=())
 
     check(between_epochs=True)
-    with pytest.raises(InputError, match="another number of ranks can resume only from the end of an epoch"):
+    with pytest.raises(InputError, match="the number of ranks can change only between epochs"):
         check(between_epochs=False)
 
 

@@ -70,8 +70,10 @@ def test_recomputed_gradients_equal_stored_activations() -> None:
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.long, NEEDS_COMPILER])])
 def test_compiled_model_has_the_same_micro_batch_gradients(backend: str) -> None:
-    """Its statistics move once, though the compiler has a graph of its own for each of the two passes. Both backends
-    trace those; inductor, which --compile takes, writes C++ of them, for a minute."""
+    """Running statistics are updated once, although the compiler traces a separate graph for each of the two passes.
+
+    inductor, the backend of --compile, compiles C++ for a minute.
+    """
     model, twin = SmallModel(dropout=0.0), SmallModel(dropout=0.0)
     compiled = torch.compile(model, backend=backend)
     loss, _, _ = backward_by_micro_batches(compiled, model, *views(), LOSS, 4, lambda value: value)

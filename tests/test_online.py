@@ -74,8 +74,8 @@ def test_features_are_in_the_order_of_the_chosen_images(many_shards: Shards) -> 
     manifest = many_shards.manifest
     everything = image_loader(default_backend(), many_shards.folder, manifest, split="train", size=32, batch_size=64,
                               mean=manifest.pixel_mean, std=manifest.pixel_std, device=torch.device("cpu"))  # fmt: skip
-    wanted = torch.cat([batch.mean((1, 2, 3)) for batch in everything]).numpy()[probe.images.samples]
-    assert np.allclose(means, wanted, atol=1e-5) and len(np.unique(means)) > len(means) // 2
+    expected = torch.cat([batch.mean((1, 2, 3)) for batch in everything]).numpy()[probe.images.samples]
+    assert np.allclose(means, expected, atol=1e-5) and len(np.unique(means)) > len(means) // 2
 
 
 def test_votes_equal_a_slow_reference() -> None:
@@ -86,30 +86,30 @@ def test_votes_equal_a_slow_reference() -> None:
         cosines = sorted(((float(one @ other / np.linalg.norm(one) / np.linalg.norm(other)), label)
                           for other, label in zip(known, truth, strict=True)), reverse=True)[:20]  # fmt: skip
         weights = [np.exp(cosine / 0.07) for cosine, _ in cosines]
-        wanted = sum(weight * label for weight, (_, label) in zip(weights, cosines, strict=True)) / sum(weights)
-        assert vote == pytest.approx(wanted, rel=1e-4)
+        expected = sum(weight * label for weight, (_, label) in zip(weights, cosines, strict=True)) / sum(weights)
+        assert vote == pytest.approx(expected, rel=1e-4)
 
 
 def test_stop_signal_interrupts_the_probe_and_the_resumed_run_repeats_it(
     many_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"online_every": 1, "epochs": 2, "batch_size": 64}
-    train_here(many_shards, tmp_path / "whole", **settings)
+    train_here(many_shards, tmp_path / "uninterrupted", **settings)
     real = OnlineProbe.embed
     with monkeypatch.context() as patch:
         patch.setattr(OnlineProbe, "embed", lambda self, encoder, stopped: real(self, encoder, lambda: True))
         with pytest.raises(SystemExit) as ended:
-            train_here(many_shards, tmp_path / "parts", **settings)
+            train_here(many_shards, tmp_path / "resumed", **settings)
     assert ended.value.code == 75
-    state = newest(tmp_path / "parts")
+    state = newest(tmp_path / "resumed")
     assert state["step_in_epoch"] > 0 and state["epoch"] == 0
-    assert not [line for line in read_journal(tmp_path / "parts") if line["kind"] != "step"]
-    train_here(many_shards, tmp_path / "parts", **settings)
-    one, other = (read_journal(tmp_path / name) for name in ("whole", "parts"))
+    assert not [line for line in read_journal(tmp_path / "resumed") if line["kind"] != "step"]
+    train_here(many_shards, tmp_path / "resumed", **settings)
+    one, other = (read_journal(tmp_path / name) for name in ("uninterrupted", "resumed"))
     assert one == other and [line["epoch"] for line in one if line["kind"] == "online"] == [1, 2]
     assert all(0 < line["knn_auroc"] < 1 for line in one if line["kind"] == "online")
     capfd.readouterr()
-    status(tmp_path / "whole")
+    status(tmp_path / "uninterrupted")
     assert "online probe: AUROC" in capfd.readouterr().out
 
 

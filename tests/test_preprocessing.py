@@ -97,7 +97,7 @@ def test_encoder_in_three_conventions_gives_the_same_features(encoder: torch.nn.
 def test_notes_report_preprocessing_with_its_source(encoder: torch.nn.Module, tmp_path: Path) -> None:
     folder = save_timm(encoder, tmp_path / "a", 1, {"mean": (0.5,), "std": (0.25,), "crop_pct": 0.875})
     notes = open_encoder(folder, "A", DEFAULT, 0)[1].notes
-    assert notes == ("whole images, not cropped to 0.875 of the side, at 224 px, bicubic; mean 0.5, std 0.25 (black is "
+    assert notes == ("images not cropped to 0.875 of the side, at 224 px, bicubic; mean 0.5, std 0.25 (black is "
                      "-2, white 2), from its config.json",)  # fmt: skip
     (tmp_path / "b").mkdir()
     torch.save(encoder.state_dict(), tmp_path / "b" / "b.pth")

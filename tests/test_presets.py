@@ -1,4 +1,4 @@
-"""Presets: the published recipe stays what it was, a flag overrides, and a run's description names its recipe."""
+"""Presets: the published recipe is unchanged, flags override presets, and a run's description names its recipe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from train.status import status
 
 @pytest.fixture(scope="module")
 def patient_run(partner_shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two epochs of --preset=patient with a temperature of its own, by the command a user would give."""
+    """Two epochs of --preset=patient with an overridden temperature, started from the command line."""
     out = tmp_path_factory.mktemp("runs") / "patient"
     done = run_module("train", f"--shards={partner_shards.folder}", f"--out={out}", DALI, "--epochs=2", *SMALL,
                       "--preset=patient", "--temperature=0.1", "--online-every=1")  # fmt: skip
@@ -45,9 +45,9 @@ def config_of(*flags: str) -> Config:
     return config
 
 
-def test_the_default_is_the_published_recipe(shards: Shards) -> None:
-    made = set_up(Config(shards=shards.folder, out=shards.folder, batch_size=16, device="cpu")).augmentation
-    assert made == Augmentation(mean=made.mean, std=made.std)
+def test_default_is_the_published_recipe(shards: Shards) -> None:
+    augmentation = set_up(Config(shards=shards.folder, out=shards.folder, batch_size=16, device="cpu")).augmentation
+    assert augmentation == Augmentation(mean=augmentation.mean, std=augmentation.std)
     config = Config(shards=shards.folder, out=shards.folder)
     assert (config.optimizer, config.lr, config.batch_size, config.epochs) == ("adam", 3e-4, 64, 100)
     assert {name: getattr(config, name) for name in recipe_of("published")} == {
@@ -57,7 +57,7 @@ def test_the_default_is_the_published_recipe(shards: Shards) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_valid_and_needs_no_other_flag(preset: Preset, shards: Shards, tmp_path: Path) -> None:
+def test_preset_is_valid_and_needs_no_other_flag(preset: Preset, shards: Shards, tmp_path: Path) -> None:
     settings = recipe_of(preset)
     assert PRESETS[preset].items() <= settings.items()
     config = config_of(f"--shards={shards.folder}", f"--out={tmp_path}", f"--preset={preset}")
@@ -76,12 +76,12 @@ def test_flags_override_the_preset_even_with_zero(shards: Shards, tmp_path: Path
     assert overrides(config.plain()) == {"blur": 0.0, "temperature": 0.1}
 
 
-def test_checkpoints_of_before_there_were_presets_are_of_the_published_recipe() -> None:
+def test_checkpoints_older_than_presets_use_the_published_recipe() -> None:
     assert describe_recipe({"temperature": 0.2}) == "preset published with --temperature=0.2"
     assert describe_recipe({"temperature": 0.5, "schedule": "cosine"}) == "preset published with --schedule=cosine"
 
 
-def test_the_command_overrides_and_every_report_says_so(
+def test_flag_overrides_preset_and_is_reported(
     patient_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     state = newest(patient_run)
@@ -97,20 +97,20 @@ def test_the_command_overrides_and_every_report_says_so(
     assert "--preset=patient" in command and "--temperature=0.1" in command and "--crop-min" not in command
 
 
-def test_the_journal_has_the_share_of_pairs_of_one_patient(patient_run: Path, trained: Path) -> None:
+def test_journal_has_the_share_of_same_patient_pairs(patient_run: Path, trained: Path) -> None:
     shares = [line["same_patient_pairs"] for line in read_journal(patient_run) if line["kind"] == "step"]
     assert all(0 <= share < 0.5 for share in shares) and max(shares) > 0
     assert not any("same_patient_pairs" in line for line in read_journal(trained))
 
 
 @pytest.mark.parametrize("same", ["masked", "positives"])
-def test_the_loss_is_told_the_patients_of_the_very_step(
+def test_loss_receives_the_patients_of_its_step(
     partner_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: Any
 ) -> None:
-    told: list[list[int]] = []
+    received: list[list[int]] = []
 
     def step(state: TrainState, *views: torch.Tensor, patients: torch.Tensor, **_: Any) -> tuple[torch.Tensor, ...]:
-        told.append(patients.tolist())
+        received.append(patients.tolist())
         state.step += 1
         state.step_in_epoch += 1
         return torch.ones(()), torch.randn(32, 8), torch.randn(32, 8)
@@ -118,19 +118,19 @@ def test_the_loss_is_told_the_patients_of_the_very_step(
     monkeypatch.setattr("train.loop.train_step", step)
     train_here(partner_shards, tmp_path / "run", same_patient=same, batch_size=32, online_every=0)
     numbers = Patients(partner_shards.folder, partner_shards.manifest, "train").ids
-    plan = BatchSampler(partner_shards.manifest.shard_sizes("train"), 32)
-    assert told == [numbers[batch.indices].tolist() for batch in islice(plan.batches(0, 0), 2 * plan.steps)]
+    sampler = BatchSampler(partner_shards.manifest.shard_sizes("train"), 32)
+    assert received == [numbers[batch.indices].tolist() for batch in islice(sampler.batches(0, 0), 2 * sampler.steps)]
 
 
-def test_a_run_with_partners_goes_on_exactly(partner_shards: Shards, tmp_path: Path) -> None:
+def test_run_with_partners_resumes_exactly(partner_shards: Shards, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"preset": "patient", **PRESETS["patient"]}
-    train_here(partner_shards, tmp_path / "whole", **settings)
+    train_here(partner_shards, tmp_path / "uninterrupted", **settings)
     for limit in (2, 8, 0):
-        train_here(partner_shards, tmp_path / "parts", **settings, limit_steps=limit)
-    assert same_run(tmp_path / "whole", tmp_path / "parts")
+        train_here(partner_shards, tmp_path / "resumed", **settings, limit_steps=limit)
+    assert same_run(tmp_path / "uninterrupted", tmp_path / "resumed")
 
 
-def test_giving_the_published_settings_is_giving_none(shards: Shards, trained: Path, tmp_path: Path) -> None:
+def test_explicit_published_settings_equal_the_defaults(shards: Shards, trained: Path, tmp_path: Path) -> None:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in recipe_of("published").items()]
     done = run_module("train", f"--shards={shards.folder}", f"--out={tmp_path / 'same'}", DALI, "--epochs=2", *SMALL,
                       "--preset=published", *flags)  # fmt: skip
@@ -138,7 +138,7 @@ def test_giving_the_published_settings_is_giving_none(shards: Shards, trained: P
     assert same_run(tmp_path / "same", trained)
 
 
-def test_shards_without_partners_are_refused_in_a_line_and_nothing_is_written(shards: Shards, tmp_path: Path) -> None:
+def test_shards_without_partners_are_refused_before_anything_is_written(shards: Shards, tmp_path: Path) -> None:
     done = run_module("train", f"--shards={shards.folder}", f"--out={tmp_path / 'out'}", DALI, *SMALL,
                       "--preset=patient")  # fmt: skip
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
@@ -146,10 +146,10 @@ def test_shards_without_partners_are_refused_in_a_line_and_nothing_is_written(sh
 
 
 @pytest.mark.parametrize(
-    ("flag", "wanted"),
+    ("flag", "message"),
     [({"patient_positive": 1.5}, "--patient-positive=1.5: must be a number from 0 to 1"),
      ({"crop_min": 0.0}, "--crop-min=0.0: must be a number from 0.001 to 1"), ({"flip": -1.0}, "--flip=-1.0")],
 )  # fmt: skip
-def test_impossible_probabilities_are_refused(shards: Shards, flag: dict[str, Any], wanted: str) -> None:
-    with pytest.raises(InputError, match=wanted):
+def test_impossible_probabilities_are_refused(shards: Shards, flag: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         Config(shards=shards.folder, out=shards.folder / "out", batch_size=8, **flag)

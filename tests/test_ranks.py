@@ -74,18 +74,18 @@ def test_ranks_step_equals_one_process_on_the_joint_batch(steps: list[Any], shar
         order = [rank * share + first + k for first in range(0, share, micro_batch) for rank in range(world)
                  for k in range(micro_batch)]  # fmt: skip
         views, patients = views[:, order], PATIENTS[order]
-    wanted = take_step(shards.folder, case, Ranks(), views, patients, micro_batch * world)
+    expected = take_step(shards.folder, case, Ranks(), views, patients, micro_batch * world)
     for rank in steps:
         found = rank[case]
-        assert float(found["loss"]) == pytest.approx(float(wanted["loss"]), rel=1e-6)
-        for name, gradient in wanted["gradients"].items():
+        assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-6)
+        for name, gradient in expected["gradients"].items():
             assert (found["gradients"][name] - gradient).norm() <= 1e-6 * gradient.norm(), name
-        for name, value in wanted["model"].items():
+        for name, value in expected["model"].items():
             assert torch.allclose(found["model"][name], value, rtol=1e-6, atol=1e-9), name
             assert torch.equal(found["model"][name], steps[0][case]["model"][name]), name
     if not micro_batch:
         together = torch.cat([rank[case]["z"] for rank in steps], dim=1)
-        assert torch.allclose(together, wanted["z"], rtol=1e-6, atol=1e-9)
+        assert torch.allclose(together, expected["z"], rtol=1e-6, atol=1e-9)
 
 
 def test_micro_batches_use_the_patients(shards: Shards) -> None:
@@ -115,10 +115,10 @@ def test_three_ranks_resume_exactly_after_a_stop_and_a_kill(shards: Shards, tmp_
     assert whole.returncode == 0, whole.stderr
     parts = ["train", *flags, f"--out={tmp_path / 'parts'}"]
 
-    told = start([parts] * 3, slurm=True)
-    wait_for_step(told, tmp_path / "parts", 2)
-    told[1].send_signal(signal.SIGUSR1)
-    ended = wait_for_end(told)
+    ranks = start([parts] * 3, slurm=True)
+    wait_for_step(ranks, tmp_path / "parts", 2)
+    ranks[1].send_signal(signal.SIGUSR1)
+    ended = wait_for_end(ranks)
     assert [status for status, _, _ in ended] == [75, 0, 0], ended
     assert "as requested by another rank; the same command resumes" in ended[0][1]
     stopped_at = newest(tmp_path / "parts")["step"]

@@ -183,7 +183,7 @@ def test_second_process_on_one_folder_is_refused(shards: Shards, trained: Path, 
 def test_report_of_parts_is_identical(
     shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With all kinds of units, and more draws than in one unit; to the byte."""
+    """Byte-identical, for all kinds of units and for more draws than fit in one unit."""
     monkeypatch.setattr("probe.finetune.STEPS", 10)
 
     def settings(out: str, **others: Any) -> Settings:

@@ -397,7 +397,7 @@ def test_unknown_partition_is_refused_before_any_job_is_submitted(
      ({"SHARDS": "shards", "RUN": "run"}, [], "set SRC"),
      ({"SHARDS": "shards", "RUN": "run", "SRC": "nowhere"}, [], "/nowhere: no such folder"),
      ({"SHARDS": "shards", "RUN": "run"}, ["probe"], "/shards: no manifest.json there; run the step shard too"),
-     ({"SHARDS": "shards", "RUN": "run"}, ["prob"], "prob: no such step; there are shard, pretrain, sweep, probe"),
+     ({"SHARDS": "shards", "RUN": "run"}, ["prob"], "prob: no such step; available: shard, pretrain, sweep, probe"),
      ({"SHARDS": "shards", "RUN": "run", "SRC": ".", "SHARD_PARTS": "0"}, [],
       "SHARD_PARTS=0: expects a whole number"),
      ({"SHARDS": "shards", "RUN": "run", "SRC": "."}, ["shard", "sweep", "pretrain"], "pretrain sweep: both write"),

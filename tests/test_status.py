@@ -79,7 +79,7 @@ def test_status_of_running_and_killed_runs(
     train_here(shards, tmp_path, limit_steps=9)
     lines = (tmp_path / SPEED).read_text().splitlines()
     (tmp_path / SPEED).write_text("\n".join(lines[:-1]) + "\n")  # without the line of a regular stop
-    assert "last written a moment ago, but its lock is free" in status_of(tmp_path, capfd)
+    assert "last written a moment ago, but no process holds its lock" in status_of(tmp_path, capfd)
     with locked(tmp_path, LOCK):
         assert "running; watch it with: tensorboard --logdir=" in status_of(tmp_path, capfd)
     old = [json.dumps({**json.loads(line), "time": time.time() - 3600}) for line in lines[:-1]]

@@ -203,10 +203,10 @@ def test_nan_loss_error_names_step_keys_and_last_good_checkpoint(shards: Shards,
     state = newest(tmp_path)
     state["model"]["projector.2.weight"][0, 0] = math.inf  # as after a much too large step
     good = save_checkpoint(tmp_path, 4, {**state, "step": 4})
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as raised:
         train_here(shards, tmp_path, log_every=2, checkpoint_minutes=1e-9)
-    assert re.match(r"step 5: the loss is nan, on images (\w+, ){2}\w+ and 13 more, all in ", str(told.value))
-    assert f"the last good checkpoint, {good}, with a --lr below 0.001 and --accept=lr" in str(told.value)
+    assert re.match(r"step 5: the loss is nan, on images (\w+, ){2}\w+ and 13 more, all in ", str(raised.value))
+    assert f"the last good checkpoint, {good}, with a --lr below 0.001 and --accept=lr" in str(raised.value)
     assert list_checkpoints(tmp_path)[0] == good
     loader = set_up(Config(shards=shards.folder, out=tmp_path, batch_size=16, size=32, arch="resnet18",
                            device="cpu")).loader  # fmt: skip
@@ -276,7 +276,7 @@ def test_published_recipe_is_the_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [(("--micro-batch=5",), "--micro-batch=5: does not divide --batch-size=16; 1, 2, 4, 8 do"),
      (("--precision=fp16", "--device=cpu"), "--precision=fp16: needs a GPU"),
      (("--batch-size=1000",), "--batch-size=1000: .* has 97 images in split 'train'.*lower it to 97 or less"),
@@ -288,7 +288,7 @@ def test_published_recipe_is_the_default(tmp_path: Path) -> None:
      (("--epoch=3",), "unknown flag --epoch=3 .did you mean --epochs")],
 )  # fmt: skip
 def test_bad_flags_fail_before_pytorch_is_imported(
-    shards: Shards, tmp_path: Path, flags: tuple[str, ...], told: str
+    shards: Shards, tmp_path: Path, flags: tuple[str, ...], message: str
 ) -> None:
     code = ("import sys; sys.argv[0] = 'train'; from train.__main__ import COMMANDS; from shard.cli import run\n"
             "try: run('python -m train', COMMANDS)\nfinally: print('torch' in sys.modules)")  # fmt: skip
@@ -298,7 +298,7 @@ def test_bad_flags_fail_before_pytorch_is_imported(
     done = subprocess.run([sys.executable, "-c", code, *given, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode in (1, 2) and done.stdout == "False\n"
     assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
-    assert re.search(told, done.stderr), done.stderr
+    assert re.search(message, done.stderr), done.stderr
 
 
 @pytest.mark.gpu

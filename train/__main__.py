@@ -10,7 +10,7 @@ from shard.flags import Command, Flag
 from train.config import Config, check_batch
 from train.export.model_card import Format
 
-# Commands import what they run. PyTorch takes seconds to import, and a wrong flag is reported before.
+# Each command imports what it runs: PyTorch takes seconds to import, and a wrong flag is reported before that.
 
 
 def train(config: Config) -> None:

@@ -25,8 +25,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 FP16_NEEDS_GPU = "--precision=fp16: needs a GPU; on a CPU use bf16 or fp32"
 Device = Literal["auto", "cpu", "cuda"]
 
-# A resumed run may change these. They decide where and how fast the same numbers are computed, or which of them are
-# written down. Where views are made changes them; the loader records that in its part of the fingerprint.
+# A resumed run may change these. They decide where and how fast the same numbers are computed, or which are logged.
+# The view device changes the views, so the loader's part of the fingerprint includes it.
 MAY_CHANGE_ON_RESUME = {"shards", "out", "preset", "workers", "views", "recompute", "limit_steps", "log_every",
                         "checkpoint_minutes", "online_every", "resume", "accept"}  # fmt: skip
 
@@ -104,7 +104,7 @@ class Config:
         if self.precision == "fp16" and self.device == "cpu":
             raise InputError(FP16_NEEDS_GPU)
         if self.compile and self.recompute:
-            raise InputError("--compile --recompute: the compiler itself decides what to recompute; drop one of them")
+            raise InputError("--compile --recompute: the compiler itself decides what to recompute; omit one of them")
         if self.compile and shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
             raise InputError(f"--compile: PyTorch needs the compiler {compiler}, which is not installed; on Debian: "
                              "apt install g++")  # fmt: skip
@@ -140,6 +140,6 @@ def check_batch(shards: Path, batch_size: int) -> None:
 
 
 def divisors(number: int) -> str:
-    """Return the four largest proper divisors of `number` in words, for a message."""
+    """Return the four largest proper divisors of `number` as text, for a message."""
     fitting = [part for part in range(1, number // 2 + 1) if number % part == 0][-4:]
     return ", ".join(map(str, fitting))

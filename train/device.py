@@ -27,7 +27,7 @@ def resolve(config: Config) -> Config:
 def resolve_device(device: Device) -> Device:
     """Resolve "auto" to cuda if there is a GPU, else cpu. Raises InputError if cuda is requested without a GPU."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device=cuda: PyTorch sees no GPU here; use --device=cpu or see nvidia-smi")
+        raise InputError("--device=cuda: PyTorch finds no GPU; use --device=cpu, or check nvidia-smi")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device

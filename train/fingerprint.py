@@ -62,18 +62,18 @@ def check_fingerprint(
     path: Path, then: Fingerprint, now: Fingerprint, *, between_epochs: bool, accept: Sequence[str],
     changes: Sequence[Change] = (),
 ) -> None:  # fmt: skip
-    """Raise InputError where what is not accepted differs, a table of it printed; between epochs ranks may differ.
+    """Raise InputError, after printing a table, if a value differs that `accept` does not allow.
 
-    changes: what --accept let through before, for the message.
+    Between epochs the number of ranks may differ. changes: what --accept already allowed, for the message.
     """
     differing = differences(then, now)
-    # Another number of ranks has other numbers of threads.
+    # The number of threads changes with the number of ranks.
     allowed = {*accept, *((RANKS, THREADS) if between_epochs and RANKS in differing else ())}
     if never := [name for name in accept if name in NEVER_ACCEPTED]:
         raise InputError(f"--accept={','.join(accept)}: {never[0]} cannot change in a resumed run, because the "
                          "checkpoint depends on it; train from scratch with another --out")  # fmt: skip
     if wrong := [name for name in accept if name not in {**then, **now}]:
-        raise InputError(f"--accept={','.join(accept)}: {wrong[0]} is not the name of a difference; "
+        raise InputError(f"--accept={','.join(accept)}: {wrong[0]} is not one of the differences; "
                          f"{', '.join(differing) or 'nothing'} differs")  # fmt: skip
     refused = {name: pair for name, pair in differing.items() if name not in allowed}
     if not refused:
@@ -84,8 +84,8 @@ def check_fingerprint(
         print(f"  {name:{widths[0]}}  {old:{widths[1]}}  {new}", file=sys.stderr)
     before = [change for change in changes if change["name"] in refused]
     history = f" (since --accept: {format_changes(before)})" if before else ""
-    ranks = "; another number of ranks can resume only from the end of an epoch" if RANKS in refused else ""
-    accepting = "" if NEVER_ACCEPTED & refused.keys() else f", or resume nevertheless with --accept={','.join(refused)}"
+    ranks = "; the number of ranks can change only between epochs" if RANKS in refused else ""
+    accepting = "" if NEVER_ACCEPTED & refused.keys() else f", or resume anyway with --accept={','.join(refused)}"
     raise InputError(f"{path}: saved under other settings, code or data: {', '.join(refused)}{history}; restore them, "
                      f"or train from scratch with another --out{accepting}{ranks}")  # fmt: skip
 

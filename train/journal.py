@@ -43,7 +43,7 @@ class Journal:
     """Appends lines to metrics.jsonl, speed.jsonl and the TensorBoard events.
 
     metrics.jsonl contains what the settings decide, and no times. Lines that a resumed run will write again are
-    dropped, so that the file ends equal to that of an uninterrupted run. speed.jsonl contains rates, waiting
+    dropped, so that the final file equals that of an uninterrupted run. speed.jsonl contains rates, waiting
     times and starts.
     """
 

@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 
-def resolve_moved_path(path: str, base: str, base_now: Path, wanted: str = "") -> Path | None:
-    """Return where `path` is now, if it was recorded when the folder now at `base_now` was at `base`; None if nowhere.
+def resolve_moved_path(path: str, base: str, base_now: Path, required: str = "") -> Path | None:
+    """Find a path that was recorded when the folder now at `base_now` was at `base`; None if it does not exist.
 
     It may still be at `path`, or at the same place relative to the moved folder. The folder to which relative paths
-    referred is unknown. wanted: a file that `path` must contain.
+    referred is unknown. required: a file that `path` must contain.
     """
     places = [Path(path)] if Path(path).is_absolute() else []
     if Path(path).is_absolute() == Path(base).is_absolute():
         places.append(Path(os.path.normpath(base_now.absolute() / os.path.relpath(path, base))))
     if not Path(path).is_absolute():
         places.append(Path(path).absolute())
-    return next((place for place in places if (place / wanted).exists()), None)
+    return next((place for place in places if (place / required).exists()), None)

@@ -1,4 +1,4 @@
-"""PRESETS: the named recipes. Each lists only where it differs from the defaults of train.config.Config."""
+"""PRESETS: the named recipes. Each lists only its differences from the defaults of train.config.Config."""
 
 from __future__ import annotations
 

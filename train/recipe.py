@@ -27,13 +27,13 @@ def overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_recipe(settings: Mapping[str, Any]) -> str:
-    """Return a run's preset and overrides in words: "preset patient with --temperature=0.1"."""
+    """Describe a run's preset and overrides: "preset patient with --temperature=0.1"."""
     given = [f"{flag_name(name)}={value}" for name, value in overrides(settings).items()]
     return " ".join([f"preset {settings.get('preset', 'published')}", *(["with", *given] if given else [])])
 
 
 def train_command(settings: Mapping[str, Any]) -> str:
-    """Return the command that trains a run of these plain settings to its end. It gives only what is no default."""
+    """Return the command that runs training with these plain settings to completion, omitting defaults."""
     defaults = DEFAULTS | PRESETS[settings.get("preset", "published")]
     given = {name: value for name, value in settings.items()
              if name in defaults and name != "limit_steps" and value not in (defaults[name], "")}  # fmt: skip

@@ -33,7 +33,7 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch, including those that this project does not draw from."""
+    """Seed the generators of Python, NumPy and PyTorch, including those that this project does not use."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

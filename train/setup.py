@@ -57,7 +57,7 @@ def set_up(config: Config, ranks: Ranks | None = None) -> Setup:
                              rank=ranks.rank, world=ranks.world)  # fmt: skip
     if ranks.first:
         _report_partners(config, loader, manifest.images("train"))
-    torch.manual_seed(config.seed)  # for the weights; the loader has generators of its own
+    torch.manual_seed(config.seed)  # for the weights; the loader has separate generators
     model = SimCLR(config.arch).to(memory_format=torch.channels_last).to(device)
     seed_all(config.seed + ranks.rank)
     if ranks.world > 1 and config.sync_batchnorm:
@@ -77,7 +77,7 @@ def _report_partners(config: Config, loader: ViewLoader, images: int) -> None:
         return
     found = loader.count_paired(in_shard=config.patient_positive > 0)
     where = " in their shard" if config.patient_positive else ""
-    print(f"{found} of {images} training images ({found / images:.1%}) have another of their patient{where}")
+    print(f"{found} of {images} training images ({found / images:.1%}) have another image of the same patient{where}")
     if found < FEW_PARTNERS * images:
         flags = [f"--patient-positive={config.patient_positive:g}"] if config.patient_positive else []
         flags += [f"--same-patient={config.same_patient}"] if config.same_patient != "negatives" else []

@@ -61,8 +61,8 @@ def _print_status(run: Path) -> None:
     elif is_locked(run, LOCK):
         print(f"running; watch it with: tensorboard --logdir={here}")
     elif ago is not None and abs(ago) < RECENT_S:
-        print("last written a moment ago, but its lock is free: killed, or on a disk without locks; check its job. "
-              f"To resume: {_resume_command(run, card, shards)}{elsewhere}")  # fmt: skip
+        print("last written a moment ago, but no process holds its lock: it was killed, or the file system does not "
+              f"support locks; check the job. To resume: {_resume_command(run, card, shards)}{elsewhere}")  # fmt: skip
     else:
         print(f"not running; next: {_resume_command(run, card, shards)}{elsewhere}")
 
@@ -107,7 +107,7 @@ def _print_metrics(lines: list[dict[str, Any]]) -> None:
 
 
 def _print_speed(speed: list[dict[str, Any]], settings: dict[str, Any], steps_left: int) -> float | None:
-    """Print the rate and the time left. Return the seconds since the last line, None if the run ended regularly."""
+    """Print the rate and the time left. Return the seconds since the last line, None if the run ended normally."""
     if not speed:
         return None
     rates = [line for line in speed if line["kind"] == "step"]

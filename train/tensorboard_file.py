@@ -1,4 +1,4 @@
-"""Write TensorBoard event files whose names sort in the order of writing, whatever the machines' clocks say."""
+"""Write TensorBoard event files whose names sort in the order of writing, whatever the machines' clocks show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 class TensorBoardFile:
     """Writes a run's scalars for TensorBoard and flushes after every line, so that a killed run loses none.
 
-    TensorBoard reads event files in the order of their names, which begin with a time. If a file says that the run
+    TensorBoard reads event files in the order of their names, which begin with a time. If a file records that the run
     resumed at a step, TensorBoard drops later steps of the previous files. A new file is therefore named later than all
     existing ones, even if the clock is behind or has not advanced by a second. PyTorch's SummaryWriter uses the clock.
     """

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class StepEstimate:
-    """The estimated resources of one step; None where a figure is unknown.
+    """The estimated resources of one step; None if a figure is unknown.
 
     hours: wall clock, from start to end. disk_gb: in 10**9 bytes. memory_mb: main memory of a node in 2**20 bytes.
-    cores: of a task, or for each GPU. shape: nodes, GPUs, tasks and cores in words. assumed: the basis of each figure.
+    cores: per task or per GPU. shape: nodes, GPUs, tasks and cores as text. assumed: the basis of each figure.
     missing: why figures are unknown. at_most: the figures that are upper bounds.
     """
 

@@ -30,7 +30,7 @@ def plan(
     request: PlanRequest, *,
     benches: Annotated[Path, Flag("Folder with the JSON files of bench.shard, bench.io, bench.step and bench.memory.",
                                   "rates", metavar="DIR")] = Path(),
-    shards: Annotated[Path | None, Flag("Folder of shards that tells the size of an image, and that --simulate reads.",
+    shards: Annotated[Path | None, Flag("Folder of shards, to measure the size of an image and for --simulate.",
                                         "rates", metavar="DIR")] = None,
     simulate: Annotated[int, Flag("Simulate this many ranks in one process; 0 simulates none.", "simulation",
                                   0, 4096)] = 0,
@@ -61,7 +61,7 @@ def plan(
                          "simulated": simulated})  # fmt: skip
     if faults := [fault for report in simulated.values() for fault in report.get("faults", ())]:
         raise InputError(f"--simulate={simulate}: the simulation found faults ({faults[0]}); don't train on this many "
-                         f"ranks, and report it with {json}")  # fmt: skip
+                         f"ranks, and report the fault with {json}")  # fmt: skip
 
 
 def sbatch_commands(request: PlanRequest, steps: list[StepEstimate]) -> list[str]:
@@ -132,7 +132,7 @@ def _print_commands(request: PlanRequest, commands: list[str], submit: str) -> N
     print(f"""
 for the scheduler: {request.safety:g} times (--safety) these hours and memory, because no rate includes checkpoints
 and the online probe, and {60 * START_H:.0f} minutes to start. Unknown figures are left to the scripts. If a partition
-allows less time, ask for less: training saves a checkpoint, is requeued and resumes.
+allows less time, request less: training saves a checkpoint, is requeued and resumes.
 """)
     print("# SRC: the folder with the radiographs; SHARDS, RUN: new folders that all nodes can access")
     print(f"\nall jobs, checked first and resumable after a failure, with your site's options:\n\n{submit}")
@@ -150,8 +150,8 @@ def _format(step: StepEstimate, name: str) -> str:
 
 def _check_simulation(request: PlanRequest, ranks: int, epochs: int) -> None:
     if request.images < ranks * request.images_per_gpu:
-        raise InputError(f"--simulate={ranks}: ranks of {request.images_per_gpu} images a step need more than --images="
-                         f"{request.images}; lower it, or --batch-size")  # fmt: skip
+        raise InputError(f"--simulate={ranks}: {request.images_per_gpu} images per rank and step need more than "
+                         f"--images={request.images}; lower it, or --batch-size")  # fmt: skip
 
 
 def _simulate(request: PlanRequest, shards: Path | None, ranks: int, epochs: int) -> dict[str, dict[str, Any]]:

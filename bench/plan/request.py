@@ -28,14 +28,14 @@ class PlanRequest:
     short_side: Annotated[int, Flag("Short side of a stored image in pixels.", "archive", 16, 4096)] = SHORT_SIDE
     gpus: Annotated[int, Flag("Number of GPUs.", "training", 1, 10**5)] = 1
     gpus_per_node: Annotated[int, Flag("Largest number of GPUs on a node.", "training", 1, 64)] = 8
-    gpu_rate: Annotated[float | None, Flag("Images/s of training on one GPU, if none was measured. A CPU's rate says "
-                                           "nothing about a GPU's.", "training", default="as measured")] = None
+    gpu_rate: Annotated[float | None, Flag("Images/s of training on one GPU, if not measured. It can't be inferred "
+                                           "from a CPU's rate.", "training", default="as measured")] = None
     arch: Annotated[Arch, flag_in(Config, "arch", group="training")] = Config.arch
     size: Annotated[int, flag_in(Config, "size", group="training")] = Config.size
     epochs: Annotated[int, flag_in(Config, "epochs", group="training")] = Config.epochs
     batch_size: Annotated[int, flag_in(Config, "batch_size", help="Images per step, on all GPUs together.",
                                        group="training", default=f"{Config.batch_size} per GPU")]
-    safety: Annotated[float, Flag("Factor on the time and memory to ask the scheduler for.", "training", 1, 100)] = 1.5
+    safety: Annotated[float, Flag("Factor on the requested time and memory.", "training", 1, 100)] = 1.5
 
     @classmethod
     def from_flags(cls, *, batch_size: int = 0, **given: Any) -> PlanRequest:
@@ -49,10 +49,10 @@ class PlanRequest:
         if self.gpu_rate is not None and not 0 < self.gpu_rate < math.inf:
             raise InputError(f"--gpu-rate={self.gpu_rate}: expects images/s, a number above 0")
         if self.gpus % self.used_gpus_per_node:
-            raise InputError(f"--gpus={self.gpus}: does not fill nodes of --gpus-per-node={self.gpus_per_node}; use "
+            raise InputError(f"--gpus={self.gpus}: not a multiple of --gpus-per-node={self.gpus_per_node}; use "
                              f"{self.gpus // self.gpus_per_node * self.gpus_per_node}")  # fmt: skip
         if self.batch_size % self.gpus:
-            raise InputError(f"--batch-size={self.batch_size}: the batch of all GPUs does not divide by {self.gpus}; "
+            raise InputError(f"--batch-size={self.batch_size}: not divisible by the {self.gpus} GPUs; "
                              f"use {max(1, self.batch_size // self.gpus) * self.gpus}")  # fmt: skip
         if self.batch_size > self.images:
             raise InputError(f"--batch-size={self.batch_size}: more than --images={self.images}; lower it")
@@ -76,15 +76,15 @@ class PlanRequest:
 
     @property
     def used_gpus_per_node(self) -> int:
-        """The GPUs that training uses on each node."""
+        """The number of GPUs used on each node."""
         return min(self.gpus, self.gpus_per_node)
 
     @property
     def nodes(self) -> int:
-        """The nodes that training uses."""
+        """The number of nodes used for training."""
         return self.gpus // self.used_gpus_per_node
 
     @property
     def images_per_gpu(self) -> int:
-        """The images a step on each GPU."""
+        """The number of images per step on each GPU."""
         return self.batch_size // self.gpus

@@ -29,7 +29,7 @@ class NotMeasured:
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine of a measurement. gpu: empty if it had none."""
+    """The machine that a measurement ran on. gpu: empty if it has none."""
 
     cpu: str
     cores: int
@@ -41,7 +41,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Source:
-    """The images/s that one core shards, from images of one size."""
+    """The sharding rate of one core, in images/s, for images of one size."""
 
     name: str
     megapixels: float
@@ -72,7 +72,7 @@ class SharderResult:
 
 @dataclass(frozen=True)
 class LoaderResult:
-    """The row of bench-io.json that training uses.
+    """The row of bench-io.json for the loader that training uses.
 
     cpu_ms: per image. shards: their fingerprint. gpu_mb: main memory of a process that copies its views to a GPU, None
     if there was no GPU.
@@ -133,12 +133,12 @@ class _UnusableResultError(Exception):
 def read_results(folder: Path, request: PlanRequest) -> BenchResults:
     """Read bench-shard, bench-io, bench-step and bench-memory.json, as written by those benchmarks.
 
-    A file that is absent, unreadable, or of another image size or architecture than requested becomes NotMeasured;
+    A file that is absent, unreadable, or measured with another image size or architecture becomes NotMeasured;
     nothing is raised.
     """
 
     def read(name: str, flags: str, parse: Callable[[Any, PlanRequest], Result]) -> Result | NotMeasured:
-        """Parse one file. flags: to measure what is requested."""
+        """Parse one file. flags: the benchmark's flags that measure the requested configuration."""
         path = folder / f"bench-{name}.json"
         command = f"python -m bench.{name}{flags}" + (f" --json={path}" if folder != Path() else "")
         try:
@@ -212,7 +212,7 @@ def _parse_memory(content: Any, request: PlanRequest) -> MemoryResult:
 def _check_settings(settings: Any, **planned: Any) -> None:
     for name, value in planned.items():
         if settings[name] != value:
-            raise _UnusableResultError(f"was measured with --{name}={settings[name]}, and {value} is planned")
+            raise _UnusableResultError(f"was measured with --{name}={settings[name]}, but the plan uses {value}")
 
 
 def _parse_machine(content: Any) -> Machine:
@@ -227,5 +227,5 @@ def _is_positive(value: Any) -> bool:
 
 def _positive(value: Any) -> float:
     if not _is_positive(value):
-        raise _UnusableResultError(f"has {value} where a number above 0 is expected")
+        raise _UnusableResultError(f"contains {value}, expected a positive number")
     return float(value)

@@ -24,7 +24,7 @@ from shard.errors import InputError
 from shard.fetch import OPEN_TARS, Fetcher
 from shard.manifest import Manifest, read_manifest
 
-SPARE_FILES = 16  # file descriptors of a rank besides its tars
+SPARE_FILES = 16  # file descriptors that a rank needs besides its tars
 SPARE_MB = 1024  # memory that must stay available
 
 
@@ -95,7 +95,7 @@ def check_epochs(
             if len(batch.indices) != batch_size:
                 odd_epochs.add(batch.epoch)
         after_step()
-    faults = [f"epoch {epoch}: a batch of another size than {batch_size}" for epoch in sorted(odd_epochs)]
+    faults = [f"epoch {epoch}: a batch whose size is not {batch_size}" for epoch in sorted(odd_epochs)]
     for epoch in range(epochs):
         found = _find_faults(seen[epoch], steps[epoch], batch_size * len(ranks))
         faults += [f"epoch {epoch}: {fault}" for fault in found]

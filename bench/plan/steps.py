@@ -12,9 +12,9 @@ from bench.plan.training import estimate_cpu_training, estimate_training, gpu_ra
 from probe.baselines import SIDE
 from shard.manifest import Manifest
 
-OVERHEAD_BYTES = 3072  # of an image's headers, labels and index line: about 2.7 kB
-RESNETS = 3  # encoders of a report: the trained one, random weights, ImageNet
-FEATURE_COPIES = 3  # in memory at a report's peak, rounded up: as read, standardised, and in float64 for a fit
+OVERHEAD_BYTES = 3072  # headers, labels and index line of an image: about 2.7 kB
+RESNETS = 3  # ResNets that a report compares: the trained one, random weights, ImageNet's
+FEATURE_COPIES = 3  # copies in memory at a report's peak (raw, standardised, float64), rounded up
 PROBING_H = 4.0  # hours for everything but features; the --time of slurm/probe.sbatch
 MB = 2**20
 
@@ -42,7 +42,7 @@ def stored_image_size(request: PlanRequest, shards: Path | None, manifest: Manif
     short, long = request.sides
     pixels = min(request.short_side, short) ** 2 * long / short  # images are never enlarged
     return StoredImageSize(pixels + OVERHEAD_BYTES, "not measured: the uncompressed size, a byte for each pixel and 3 "
-                           "kB of headers, of which a JPEG takes a fraction; --shards=SHARDS measures it")  # fmt: skip
+                           "kB of headers; JPEGs take a fraction of that; --shards=SHARDS measures it")  # fmt: skip
 
 
 def estimate_steps(request: PlanRequest, results: BenchResults, size: StoredImageSize) -> list[StepEstimate]:
@@ -82,8 +82,8 @@ def _estimate_sharding(
         return estimate
     build = min(sharder.builds, key=lambda one: abs(one.rows - request.images))
     estimate.memory_mb = build.process_mb * max(1.0, request.images / build.rows) + request.cores * build.worker_mb
-    estimate.assumed.append(f"memory: {build.process_mb:,.0f} MB for {build.rows:,} rows, in proportion for more, and "
-                            f"{build.worker_mb:,.0f} MB per core")  # fmt: skip
+    estimate.assumed.append(f"memory: {build.process_mb:,.0f} MB for {build.rows:,} rows, proportionally more for more "
+                            f"rows, and {build.worker_mb:,.0f} MB per core")  # fmt: skip
     return estimate
 
 
@@ -99,10 +99,10 @@ def _estimate_probing(
     estimate.disk_gb, estimate.memory_mb = features / 1e9, FEATURE_COPIES * features / MB
     estimate.assumed += [
         f"disk: float32 features of {RESNETS} ResNets, {width} each, and of a thumbnail, {SIDE**2}",
-        f"main memory: {FEATURE_COPIES} times the features, counted in the code and not measured, without the GPU's "
+        f"main memory: {FEATURE_COPIES} times the features, derived from the code, not measured, excluding the GPU's "
         "driver",
     ]  # fmt: skip
-    estimate.missing.append(f"the probes: not measured at this size by any benchmark; --time leaves them {PROBING_H:g} "
+    estimate.missing.append(f"the probes: not measured at this size by any benchmark; --time allows {PROBING_H:g} "
                             "h, and FLAGS=--shots=1,5,10,50 omits the fits on all labels")  # fmt: skip
     rate, _ = gpu_rate(request, trainer)
     if rate is None:

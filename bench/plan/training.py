@@ -46,11 +46,11 @@ def estimate_training(
     if rate is not None:
         _estimate_time(estimate, request, rate, bytes_per_image, bound=not shards)
     if isinstance(results.trainer, StepResult) and results.trainer.batch != request.images_per_gpu:
-        estimate.assumed.append(f"images/s as measured with {results.trainer.batch} images a step on one GPU, not with "
-                                f"the planned {request.images_per_gpu:,}")  # fmt: skip
+        estimate.assumed.append(f"images/s as measured with {results.trainer.batch} images per step on one GPU, not "
+                                f"with the planned {request.images_per_gpu:,}")  # fmt: skip
     if request.batch_size != Config.batch_size:
-        estimate.assumed.append(f"this plan does not tell whether batches of {request.batch_size:,} images learn as "
-                                f"much as the published ones of {Config.batch_size}, or at which --lr")  # fmt: skip
+        estimate.assumed.append(f"this plan can't tell whether batches of {request.batch_size:,} images train as "
+                                f"well as the published ones of {Config.batch_size}, or with which --lr")  # fmt: skip
     checkpoint = _estimate_checkpoints(estimate, request)
     _estimate_loading(estimate, request, results.loader, rate, shards, checkpoint)
     _check_gpu_memory(estimate, request, results.memory)
@@ -58,14 +58,14 @@ def estimate_training(
 
 
 def gpu_rate(request: PlanRequest, trainer: StepResult | NotMeasured) -> tuple[float | None, str]:
-    """Return the images/s of training on one GPU and its basis in words; None if neither stated nor measured."""
-    cure = "on a machine with the GPU, or state --gpu-rate=IMAGES_PER_S"
+    """Return the images/s of training on one GPU and a description of its basis; None if neither given nor measured."""
+    cure = "on a machine with the GPU, or give --gpu-rate=IMAGES_PER_S"
     if request.gpu_rate is not None:
-        return request.gpu_rate, f"{request.gpu_rate:,.1f} images/s per GPU: stated by --gpu-rate, not measured"
+        return request.gpu_rate, f"{request.gpu_rate:,.1f} images/s per GPU: given by --gpu-rate, not measured"
     if isinstance(trainer, NotMeasured):
         return None, f"GPU-hours: {trainer} {cure}"
     if not trainer.machine.gpu:
-        return None, ("GPU-hours: not measured (bench-step.json comes from a CPU, which says nothing about a GPU); "
+        return None, ("GPU-hours: not measured (bench-step.json comes from a CPU); "
                       f"run: python -m bench.step SHARDS --rows=ours {cure}")  # fmt: skip
     return trainer.images_per_s, (f"{trainer.images_per_s:,.1f} images/s per GPU, if yours is as fast: "
                                   f"bench-step.json, batch {trainer.batch}; {trainer.machine}")  # fmt: skip
@@ -105,7 +105,7 @@ def _estimate_loading(
 
 def _estimate_cores(estimate: StepEstimate, loader: LoaderResult, rate: float | None, shards: str) -> None:
     """Set the cores that make views as fast as a GPU consumes them."""
-    others = ", on other shards than --shards" if shards not in ("", loader.shards) else ""
+    others = ", on shards other than --shards" if shards not in ("", loader.shards) else ""
     basis = f"a core makes the views of {1000 / loader.cpu_ms:,.0f} images/s: {loader.row} in bench-io.json{others}"
     if rate is None:
         estimate.assumed.append(f"{basis}; {loader.machine}")
@@ -130,7 +130,7 @@ def _check_gpu_memory(estimate: StepEstimate, request: PlanRequest, memory: Memo
                                 f"--batches={batch} on a machine with the GPU")  # fmt: skip
     else:
         fits = "" if peak <= memory.there_mb else (
-            f", more than the {memory.there_mb:,.0f} MB available: put --recompute or --micro-batch into FLAGS")
+            f", more than the {memory.there_mb:,.0f} MB available: add --recompute or --micro-batch to FLAGS")
         estimate.assumed.append(f"GPU memory: {peak:,.0f} MB for {batch} images, plain steps in bench-memory.json{fits}"
                                 f"; {memory.machine.gpu}")  # fmt: skip
 

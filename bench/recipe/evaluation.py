@@ -23,7 +23,7 @@ from shard.manifest import Manifest, read_manifest
 from shard.read import read_labels
 from train.frozen_features import Features, standardise
 
-TASKS = ("Cardiomegaly", "Effusion", "Pleural Effusion", "Lung Opacity")  # a data set has some of them, NIH's three
+TASKS = ("Cardiomegaly", "Effusion", "Pleural Effusion", "Lung Opacity")  # a data set has some of them; NIH has three
 SHOTS = 10
 MEAN = "mean"
 
@@ -57,7 +57,7 @@ class EvaluationSet:
 
 
 def available_tasks(manifest: Manifest) -> list[str]:
-    """Return those of TASKS that the shards have labels of."""
+    """Return the tasks in TASKS for which the shards have labels."""
     return [task for task in TASKS if task in manifest.findings]
 
 

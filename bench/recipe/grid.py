@@ -18,8 +18,8 @@ from shard.manifest import read_manifest
 from shard.record import first_difference
 from train.checkpoint import load_newest_intact
 
-# Shared by all cells unless a cell changes it. Small enough for two cores, with the same optimiser schedule for all, so
-# that it is no cell's advantage. The published recipe's own schedule is a cell.
+# Shared by all cells unless a cell changes it. Small enough for two cores. All cells have the same optimiser schedule,
+# so that none has an advantage; the published schedule is a separate cell.
 BASE: dict[str, Any] = {
     "arch": "resnet18", "size": 64, "epochs": 10, "batch_size": 128, "lr": 1e-3, "schedule": "cosine",
     "warmup_epochs": 1.0, "online_every": 5, "log_every": 10,
@@ -54,7 +54,7 @@ class Cell:
 
 
 PUBLISHED = "published"
-# The first cells are short and have one seed. They show which recipe is worth the hours of the last ones.
+# The first cells are short and have one seed. They show which recipe is worth the hours that the last ones take.
 CELLS = (
     Cell(PUBLISHED, {}),
     Cell("published, lr 3e-4 constant", {"lr": 3e-4, "schedule": "constant", "warmup_epochs": 0.0}),
@@ -127,7 +127,7 @@ def choose_cells(names: Sequence[str]) -> list[Cell]:
     known = {cell.name: cell for cell in CELLS} | {cell.folder: cell for cell in CELLS}
     for name in names:
         if name not in known:
-            raise InputError(f"--cells={name}: no such cell; there are: {'; '.join(cell.folder for cell in CELLS)}")
+            raise InputError(f"--cells={name}: no such cell; available: {'; '.join(cell.folder for cell in CELLS)}")
     chosen = {PUBLISHED, *(cell for name in names for cell in (known[name].name, known[name].reference))}
     chosen = chosen if names else {cell.name for cell in CELLS}
     return [cell for cell in CELLS if cell.name in chosen]

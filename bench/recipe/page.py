@@ -105,7 +105,7 @@ class Page:
         lines = [[row.name, _format_settings(row.settings), *(f"{row.auroc[task]:.3f}" for task in self.columns),
                   *([str(len(row.runs)), f"{_mean_seconds(row) / 60:.1f}"] if row.runs else ["", ""])]
                  for row in self.rows]  # fmt: skip
-        return table(["cell", "changes", *self.columns, "seeds", "minutes a run"], lines)
+        return table(["cell", "changes", *self.columns, "seeds", "minutes per run"], lines)
 
     def _differences(self) -> str:
         lines = []

@@ -70,7 +70,7 @@ def bench_recipe(
     best = study.choose(scores)
     claimed = study.claim(best) if claim else study.read_claim()
     if claimed and claimed.cell != best.name:
-        print(f"the claim in {out / CLAIM} is about {claimed.cell!r}; {best.name!r} would be chosen now")
+        print(f"the claim in {out / CLAIM} was made for {claimed.cell!r}, but {best.name!r} is now selected")
     result = Page(str(shards), manifest.counts, draws, BASE, study.rows(scores), best.name, claimed, describe_machine(),
                   study.validation_set.withheld())
     print(result.text())
@@ -132,8 +132,8 @@ class Study:
         runs = [run for cell in self.cells for run in self.runs(cell) if self._read_result(run) is None]
         for run in runs:
             if run.result_path.exists():
-                print(f"{run.result_path}: corrupt, or of other draws, settings or shards; computing it again",
-                      file=sys.stderr)  # fmt: skip
+                print(f"{run.result_path}: corrupt, or computed with other draws, settings or shards; computing it "
+                      "again", file=sys.stderr)  # fmt: skip
         train_all(sorted(runs, key=lambda run: run.seed), self.workers, self._write_result)
 
     def _write_result(self, run: TrainingRun) -> None:
@@ -225,17 +225,17 @@ class Study:
                      {task: reason for task, reason in withheld.items() if task != MEAN})  # fmt: skip
 
     def read_claim(self) -> Claim | None:
-        """Read the saved claim, if there is one. Raises InputError if it is corrupt or was made on other shards."""
+        """Read the saved claim, if there is one. Raises InputError if it is corrupt or was made with other shards."""
         path = self.out / CLAIM
         if not path.exists():
             return None
         try:
             claim = Claim.from_plain(json.loads(path.read_text()))
         except PARSE_ERRORS as error:
-            raise InputError(f"{path}: not a claim ({type(error).__name__}: {error}); restore the original: a new "
+            raise InputError(f"{path}: not a claim ({type(error).__name__}: {error}); restore the original file: a new "
                              "claim would evaluate the test patients a second time") from None  # fmt: skip
         if claim.shards != self.manifest.fingerprint():
-            raise InputError(f"{path}: was made on other shards than {self.shards}; choose another --out")
+            raise InputError(f"{path}: was made with shards other than {self.shards}; choose another --out")
         return claim
 
 

@@ -69,7 +69,7 @@ def _run_half(
 
 @jit
 def _run(out: int, out_shapes: int, inputs: int, in_shapes: int, dtype: Any) -> None:
-    """inputs: addresses of image1, image2, parameters and the three dali_constants."""
+    """Compute both views of a sample. inputs: addresses of image1, image2, parameters and the three dali_constants."""
     size = carray(as_pointer(carray(as_pointer(out_shapes), 1, np.int64)[0]), 3, np.int64)[1]
     outputs = carray(as_pointer(out), 2, np.int64)
     view1 = carray(as_pointer(outputs[0]), (1, size, size), dtype)

@@ -29,7 +29,7 @@ from train.frozen_features import Features
 _MAIN = ("A linear probe on frozen features, trained on few images and tested on patients it was not trained on. "
          "Brackets: 95 % interval over draws and test patients. Chance level is an AUROC of 0.5.")  # fmt: skip
 _PAIRED = ("The two encoders of a pair are evaluated on the same draws and the same patients, so variation that they "
-           "share cancels. Where the interval contains zero (grey), the data do not show which encoder is better.")
+           "share cancels. If the interval contains zero (grey), the data do not show which encoder is better.")
 _SHOTS = ("Support sets are nested: each k-shot set is part of the larger ones. With all labels there is a single "
           "probe and no draw, so the interval is over patients only.")  # fmt: skip
 _FEATURES = ("Nearest neighbours among the training images by cosine similarity, and a t-SNE map of the test images, "

@@ -17,8 +17,8 @@ from probe.encoders import SIMCLR
 from probe.measure import ALL, GRID, LINEAR, Curve
 from probe.page.svg import INK, save_svg
 
-GREY, BLUE = "#8a8a8a", "#3b7dd8"  # of intervals that contain zero, and of SimCLR
-OTHERS = ("#b4509d", "#c9a227", "#5b6abf", "#c44e52", "#17a2a2")  # of encoders with other names
+GREY, BLUE = "#8a8a8a", "#3b7dd8"  # GREY: interval contains zero. BLUE: SimCLR.
+OTHERS = ("#b4509d", "#c9a227", "#5b6abf", "#c44e52", "#17a2a2")  # for encoders with other names
 STYLE: Any = {"text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
          "font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "svg.fonttype": "none", "axes.spines.top": False,
          "text.parse_math": False,  # a dollar in a finding's name is a dollar

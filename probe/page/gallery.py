@@ -18,8 +18,8 @@ from probe.study import Study
 from train.frozen_features import Features
 
 NEIGHBOURS = 5
-SIDE = 112  # of the radiographs shown, in pixels
-MOST = 1000  # points in a map
+SIDE = 112  # width and height of the radiographs shown, in pixels
+MOST = 1000  # maximum number of points in a map
 
 
 def neighbours(study: Study, features: Features) -> Picture:
@@ -48,7 +48,7 @@ def neighbours(study: Study, features: Features) -> Picture:
 
 
 def _findings(study: Study, row: int) -> str:
-    """The findings that an image is labelled with, as many as fit a caption."""
+    """The findings that an image is labelled with, truncated to fit a caption."""
     labels = study.labels.iloc[row]
     positive = [name for name in study.manifest.findings if labels[name] == 1 and name != "No Finding"]
     lines = textwrap.wrap(", ".join(positive) or "no finding labelled", width=26, max_lines=3, placeholder=" …")

@@ -24,7 +24,7 @@ def all_reduce_mean(x: torch.Tensor) -> torch.Tensor:
 
 
 class _AllGather(torch.autograd.Function):
-    """x on each rank → all of them, [world, *x.shape]; a rank's gradient sums over the losses of all ranks."""
+    """Stack x of all ranks, [world, *x.shape]; the gradient of x is summed over the losses of all ranks."""
 
     @staticmethod
     def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ class _AllGather(torch.autograd.Function):
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """x on each rank → their sum, on every rank."""
+    """Sum x over all ranks."""
 
     @staticmethod
     def forward(context: Any, x: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ JOIN_TIMEOUT = timedelta(minutes=5)  # nodes load Python and PyTorch from a shar
 # The connections of a rank that ends close, and the others notice at once. These are for a rank that hangs.
 GPU_TIMEOUT, CPU_TIMEOUT = timedelta(minutes=10), timedelta(minutes=60)
 ERROR_GRACE_S = 5.0  # for the other ranks to read the error, or to print theirs first
-# How long to wait for the other ranks' sign of life after a connection broke. Several missing ranks are more likely
+# How long to wait for the other ranks to respond after a connection broke. Several missing ranks are more likely
 # busy, at a checkpoint for instance, than dead.
 ALIVE_TIMEOUT_S, SEVERAL_ALIVE_TIMEOUT_S = 5.0, 30.0
 STORE_GRACE_S = 1.0  # how much longer the first rank, which serves the store, stays
@@ -79,7 +79,7 @@ def _join(ranks: Ranks, device: str) -> Store:
 
 
 def _explain_failure(error: Exception, ranks: Ranks, store: PrefixStore) -> InputError | None:
-    """Return the InputError to end this rank with, or None if the traceback of `error` says more."""
+    """Return the InputError to end this rank with, or None if the traceback of `error` shows more."""
     name = f"rank {ranks.rank} on {socket.gethostname()}"
     if isinstance(error, dist.DistError) or re.search(r"gloo|NCCL", str(error)):
         return InputError(f"{name}: {_explain_lost_connection(error, ranks, store)}")
@@ -114,7 +114,7 @@ def _close_connections(ranks: Ranks, error: Exception) -> None:
 
 
 def _find_missing(ranks: Ranks, store: PrefixStore) -> list[str]:
-    """Return the ranks that give no sign of life in time."""
+    """Return the ranks that do not respond in time."""
     store.set(f"alive-{ranks.rank}", "")
     start = time.monotonic()
     while True:

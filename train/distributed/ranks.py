@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from shard.errors import InputError
 
-FIRST_PORT, PORTS = 16384, 16384  # srun sets no port: one follows from the job's number
+FIRST_PORT, PORTS = 16384, 16384  # srun sets no port, so it is derived from the job id
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Ranks:
 def find_ranks() -> Ranks:
     """Read the ranks from torchrun's or srun's environment variables; without them the run has one rank.
 
-    MASTER_ADDR and MASTER_PORT override srun's first node and the port derived from the job's number. Raises InputError
+    MASTER_ADDR and MASTER_PORT override srun's first node and the port derived from the job id. Raises InputError
     if a variable cannot be read.
     """
     variables = os.environ
@@ -96,7 +96,7 @@ def find_ranks() -> Ranks:
 
 
 def _slurm_address() -> tuple[str, int]:
-    """Return the first node's name or address, and a port that follows from the job's number."""
+    """Return the first node's name or address, and a port derived from the job id."""
     nodes, job = os.environ.get("SLURM_STEP_NODELIST", ""), os.environ.get("SLURM_JOB_ID", "")
     if not nodes or not job.isdigit():
         raise InputError(f"{_shown(('SLURM_STEP_NODELIST', 'SLURM_JOB_ID'))}: not what srun sets; start with srun or "

@@ -15,7 +15,7 @@ from train.recipe import describe_recipe
 Format = Literal["torchvision", "timm", "safetensors", "onnx"]
 Card = dict[str, Any]
 
-CLASSES = 1000  # of torchvision's ResNets by default
+CLASSES = 1000  # the default of torchvision's ResNets
 # Settings that contain paths of the training machine, and one that "accepted" reports in detail.
 OMITTED_SETTINGS = ("shards", "out", "resume", "accept")
 # Kind of journal line → fields of its last line to report.
@@ -23,7 +23,7 @@ METRICS = {"epoch": ("epoch", "loss"), "online": ("epoch", "knn_auroc", "linear_
 STEM = "three input channels, each a third of the grey one: feed the same normalised grey to all three"
 NOTES = {
     "torchvision": f"{STEM}; fc has {CLASSES} classes and zero weights, to be replaced",
-    "timm": f"{STEM}, or ask for in_chans=1; no classifier",
+    "timm": f"{STEM}, or pass in_chans=1; no classifier",
     "safetensors": f"{STEM}; torchvision's names, without fc",
     "onnx": "input image [batch, 1, size, size], float32, grey 0..1, normalised inside; output features",
 }
@@ -36,7 +36,7 @@ CARD_INSIDE = {
 
 
 def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]]) -> Card:
-    """Return the model card of a checkpoint's encoder as JSON data, without what is unknown.
+    """Return the model card of a checkpoint's encoder as JSON data, omitting unknown fields.
 
     features: the encoder's width. journal: the run's lines; only those up to the checkpoint's step count. Raises what
     checkpoint.translate_load_errors translates.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-MAX_DEPTH = 5  # of nested mappings; a checkpoint has two or three
+MAX_DEPTH = 5  # levels of nested mappings to search; a checkpoint has two or three
 # Modules whose functions can harm the machine. No file of weights needs them.
 HARMFUL_MODULES = {"os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "runpy", "pty", "webbrowser",
                    "importlib"}  # fmt: skip

@@ -33,7 +33,7 @@ def read_tensors(source: Path | io.BytesIO, path: Path | None = None) -> Any:
         if isinstance(source, Path) and source.suffix == ".safetensors":  # torch.load would go by the suffix
             source = io.BytesIO(source.read_bytes())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exception below says what is wrong
+            warnings.simplefilter("ignore")  # the exception below reports the problem
             return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # a corrupt pickle may raise any exception
         try:
