@@ -179,7 +179,8 @@ def test_unusable_measurement_is_reported_and_not_guessed(
     capsys.readouterr()
     after = make_plan(benches)["needs"]
     printed = capsys.readouterr().out.split("\nmissing:\n")[1]
-    reason = {"absent": "does not exist", "other settings": "was measured with --size=99, but the plan uses "}.get(fault, "")
+    reason = {"absent": "does not exist",
+              "other settings": "was measured with --size=99, but the plan uses "}.get(fault, "")  # fmt: skip
     assert f"- {step}: " in printed and f"not measured ({path} {reason}" in printed
     assert f"run: {command}{path}" in printed
     assert before[step]["missing"] == [] and len(after[step]["missing"]) == 1
