@@ -1,4 +1,4 @@
-"""Help pages and Markdown tables of commands, from their docstrings and flags."""
+"""Help pages and Markdown tables of commands. The texts are in the commands' docstrings and their Flag(...)s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Exceptions for errors that the user can fix, and for unusable source files. Any other exception is a bug."""
+"""Exceptions for errors that the user can fix, and for unusable source files. Any other exception is a bug.
+
+shard.cli.run prints them as one line and sets the exit status.
+"""
 
 LONGEST = 2000  # characters, enough for a command with three long paths
 # What parsing truncated files or JSON of unknown origin may raise.

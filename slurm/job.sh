@@ -64,7 +64,7 @@ split_flags() {
 }
 
 # Requeues this job, or only this task of an array, and exits. Slurm kills the job; nothing runs after this call.
-requeue() {
+requeue() {  # slurm/train.sh decides when
     echo "$(date '+%F %T') $job_id is requeued$1"
     scontrol requeue "$job_id"
     exit 75

@@ -105,7 +105,7 @@ def test_run_resumes_from_the_checkpoint_before_a_corrupt_one(
     train_here(shards, tmp_path)
     said = capfd.readouterr().out
     assert re.search(rf"warning: {corrupt} is truncated or corrupt.* resumes from {good}", said)
-    assert (corrupt.parent / f"rotten-{corrupt.name}").exists() and not corrupt.exists()
+    assert (corrupt.parent / f"corrupt-{corrupt.name}").exists() and not corrupt.exists()
     assert same_run(trained, tmp_path)
 
 

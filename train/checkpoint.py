@@ -1,4 +1,7 @@
-"""Checkpoint files: RUN/checkpoints/step-000000123-0123456789abcdef.pt, written atomically, loaded without code."""
+"""Checkpoint files, RUN/checkpoints/step-000000123-0123456789abcdef.pt: written atomically, loaded without code.
+
+Checkpointer defines what they contain; docs/formats.md lists the fields.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: Iterable[
     kept = set(keep)
     older = [old for old in list_checkpoints(run) if old != path]
     for number, old in enumerate(older, start=1):
-        # Another checkpoint of the same step may exist, saved before the end of its epoch was done.
+        # Another checkpoint of the same step may exist, saved before the end-of-epoch work (probe, log).
         if step_of(old) == step or (number >= KEEP and step_of(old) not in kept):
             old.unlink()
     return path
@@ -121,7 +124,7 @@ def load_newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def rename_corrupt(path: Path) -> Path:
     """Rename a corrupt checkpoint, so that it no longer counts but can still be inspected."""
-    return path.rename(path.with_name(f"rotten-{path.name}"))
+    return path.rename(path.with_name(f"corrupt-{path.name}"))
 
 
 def _hash(content: bytes | memoryview) -> str:

@@ -20,9 +20,9 @@ from train.distributed.ranks import Ranks
 from train.divergence import check_losses, check_weights
 from train.fingerprint import PACKAGES, check_fingerprint, check_ranks, compute_fingerprint, differences
 from train.journal import METRICS, Journal, backup_journal, read_journal
-from train.resume import find_checkpoint
 from train.rng import rng_state, set_rng_state
-from train.state import TrainState
+from train.select_checkpoint import select_checkpoint
+from train.state import TrainState, read_count
 
 MILESTONE = 10  # epochs between checkpoints that are never removed
 
@@ -30,8 +30,8 @@ MILESTONE = 10  # epochs between checkpoints that are never removed
 class Checkpointer:
     """Saves a run's checkpoints and resumes from them. All ranks take part; the first one writes.
 
-    A checkpoint holds the training state, the loader's position, every rank's RNG state, the position in the journal,
-    and the fingerprint that a resumed run is compared with. docs/formats.md lists its fields.
+    A checkpoint contains the training state, the loader's position, every rank's RNG state, the position in the
+    journal, and the fingerprint that a resumed run is compared with. docs/formats.md lists its fields.
     """
 
     def __init__(
@@ -58,7 +58,8 @@ class Checkpointer:
         check_losses(state, self._loader, self._config, self._ranks)
         check_weights(state, self._config, self._ranks)
         rng_states = self._ranks.all_gather(rng_state(state.device))
-        if self._journal:
+        if self._ranks.first:
+            assert self._journal, "open_journal comes before save"
             if state.step_in_epoch == 0 and state.epoch % MILESTONE == 0:
                 self._milestones.append(state.step)
             self._journal.sync()
@@ -89,7 +90,7 @@ class Checkpointer:
         ranks differ in these.
         """
         check_ranks(self._ranks.all_gather(self._fingerprint))
-        found = find_checkpoint(self._config, self._ranks.print) if self._ranks.first else None
+        found = select_checkpoint(self._config, self._ranks.print) if self._ranks.first else None
         if found is not None:
             path, content = found
             with translate_load_errors(path):
@@ -107,10 +108,8 @@ class Checkpointer:
             self._ranks.print(f"changed by --accept so far: {format_changes(self.accepted)}")
 
     def _load(self, path: Path, content: Mapping[str, Any], state: TrainState) -> None:
-        """Raises what translate_load_errors turns into an InputError."""
-        lines = content["journal_lines"]
-        if type(lines) is not int or not 0 <= lines < 2**60:
-            raise ValueError(f"journal_lines is {lines!r}")
+        """Load a checkpoint's content. Raises errors that translate_load_errors converts to InputError."""
+        lines = read_count(content, "journal_lines")
         state.load_state_dict(content)
         # check_fingerprint has compared the loader's fingerprint, and --accept may allow another one.
         fingerprint = self._loader.state_dict()["fingerprint"]

@@ -87,21 +87,25 @@ def train(
     stopped = False
     while not (stopped or is_finished(state, config)):
         state.model.train()
-        for view1, view2 in log.timed(() if state.epoch_is_complete else loader):
-            patients = joint_patients(config, state, loader)
-            loss, z1, z2 = train_step(state, view1, view2, lr=current_lr(config, state), temperature=config.temperature,
-                                      patients=patients, same_patient=config.same_patient,
-                                      precision=config.precision, micro_batch=config.micro_batch,
-                                      clip=config.clip)  # fmt: skip
+        batches = () if state.epoch_is_complete else loader  # complete: resumed at the end of an epoch
+        for view1, view2 in log.timed(batches):
+            patients = _joint_patients(config, state, loader)
+            loss, z1, z2 = train_step(
+                state, view1, view2, lr=_current_lr(config, state), temperature=config.temperature, patients=patients,
+                same_patient=config.same_patient, precision=config.precision, micro_batch=config.micro_batch,
+                clip=config.clip,
+            )  # fmt: skip
             state.pending_losses.append(loss)
             if state.step_in_epoch % config.log_every == 0 or state.epoch_is_complete:
                 check_losses(state, loader, config, ranks)  # the embedding metrics would fail on NaN
                 log.log_interval(embedding_metrics(z1, z2, patients))
             stop_requested, save_is_due = ranks.any_of([stop.requested, checkpointer.is_due()])
             at_limit = state.step == config.limit_steps
-            if (stop_requested or save_is_due or at_limit) and not state.epoch_is_complete:
+            if state.epoch_is_complete:
+                continue  # to end_epoch, which saves and checks for a stop
+            if stop_requested or save_is_due or at_limit:
                 checkpointer.save(state)
-            if (stop_requested or at_limit) and not state.epoch_is_complete:
+            if stop_requested or at_limit:
                 return stop_requested
         stopped = end_epoch(config, state, checkpointer, probe, log, ranks, stop)
     return stopped
@@ -113,7 +117,7 @@ def end_epoch(
 ) -> bool:  # fmt: skip
     """Probe, log and save after the last step of an epoch; return whether a signal stopped the run.
 
-    A signal during the online probe postpones the whole end of the epoch to the resumed run.
+    A signal during the online probe postpones all end-of-epoch work to the resumed run.
     """
     check_weights(state, config, ranks)  # the probe would fail on NaN
     scores = probe.score_if_due(state, ranks, stop)
@@ -129,14 +133,14 @@ def end_epoch(
     return ranks.any_of([stop.requested])[0] and not is_finished(state, config)
 
 
-def joint_patients(config: Config, state: TrainState, loader: ViewLoader) -> torch.Tensor | None:
+def _joint_patients(config: Config, state: TrainState, loader: ViewLoader) -> torch.Tensor | None:
     """Return the patients of the next step's images on all ranks, [B·world], or None if the loss ignores them."""
     if config.same_patient == "negatives":
         return None
     return loader.patients(state.epoch, state.step_in_epoch).to(state.device, non_blocking=True)
 
 
-def current_lr(config: Config, state: TrainState) -> float:
+def _current_lr(config: Config, state: TrainState) -> float:
     """Return the learning rate of the next step."""
     steps = state.steps_per_epoch
     return learning_rate(state.step, peak=config.lr, schedule=config.schedule,

@@ -69,14 +69,12 @@ class TrainState:
 
         Raises ValueError, KeyError, TypeError or RuntimeError if `state` does not fit.
         """
-        for name in ("epoch", "step_in_epoch", "step"):
-            if type(state[name]) is not int or not 0 <= state[name] < 2**60:
-                raise ValueError(f"{name} is {state[name]!r}")
+        epoch, step_in_epoch, step = (read_count(state, name) for name in ("epoch", "step_in_epoch", "step"))
         self.model.load_state_dict(state["model"])
         self._load_optimizer(state["optimizer"])
         if state["scaler"]:  # empty unless the run used fp16
             self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
+        self.epoch, self.step_in_epoch, self.step = epoch, step_in_epoch, step
         self.loss_sum = float(state["loss_sum"])
         self.pending_losses = list(state["losses"].to(self.device).unbind())
 
@@ -91,3 +89,11 @@ class TrainState:
             for name, value in values.items():
                 if not isinstance(value, torch.Tensor) or value.shape not in (parameter.shape, ()):
                     raise ValueError(f"the optimizer's {name} does not have the shape of its weights")
+
+
+def read_count(state: Mapping[str, Any], name: str) -> int:
+    """Return a count from a checkpoint. Raises KeyError if it is missing, ValueError if it is not plausible."""
+    count = state[name]
+    if type(count) is not int or not 0 <= count < 2**60:
+        raise ValueError(f"{name} is {count!r}")
+    return count

@@ -54,7 +54,7 @@ def forward_backward(
         z1, z2 = embed(torch.cat([view1, view2])).chunk(2)  # BatchNorm sees both views
         loss = loss_of(z1, z2)
         state.scaler.scale(loss).backward()
-    # Normalizing turns an embedding that overflows into zeros, whose loss looks like any other.
+    # Normalising an overflowed embedding gives zeros, and the loss would look normal.
     finite = torch.linalg.vector_norm(torch.stack([z1, z2]).detach().float(), dim=-1).isfinite().all()
     loss = torch.where(finite, loss.detach(), torch.nan)
     return average_gradients(state.model, loss), z1.detach(), z2.detach()

@@ -4,7 +4,7 @@ A view is A_y · X · A_xᵀ followed by brightness, contrast and normalisation.
 [size, H] and A_x = G_x · R_x [size, W] are sparse: R contains the taps of an antialiased bilinear resize, G those of a
 Gaussian blur with reflection padding. A flip reverses the order of R_x's rows. The kernel never builds these matrices:
 
-1. weights.py computes the taps: for each row of R its first input pixel and a few weights, and one row of G.
+1. taps.py computes the taps: for each row of R its first input pixel and a few weights, and one row of G.
 2. kernel.py works on strips of 16 output rows. It converts the input rows of a strip to float32, sums them to the 16
    rows of R_y · X, a chunk of columns at a time, and transposes them to [W, 16].
 3. The same sum over rows now resizes the other axis to [size, 16], and a blur along it follows. Transposed back, the

@@ -11,7 +11,7 @@ from pipeline.fused.atomics import try_lock
 from pipeline.fused.jit import jit
 from pipeline.fused.llvm import LANES
 from pipeline.fused.simd import round_up
-from pipeline.fused.weights import count_taps
+from pipeline.fused.taps import count_taps
 
 CHUNK = 256  # columns of a strip that are resized at a time, so that their input rows stay in the L1 cache
 

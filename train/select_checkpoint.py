@@ -19,7 +19,7 @@ from train.checkpoint import (
 from train.config import Config
 
 
-def find_checkpoint(config: Config, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+def select_checkpoint(config: Config, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
     """Return the checkpoint that --resume selects, and its state; None for a new run.
 
     warn: prints a warning. Raises InputError if the checkpoint is missing or cannot be used.
