@@ -74,8 +74,8 @@ def locked(folder: Path, name: str, *, shared: bool = False, timeout_s: float = 
         deadline = time.monotonic() + timeout_s
         while not _lock(file, shared):
             if time.monotonic() >= deadline:
-                raise InputError(f"{folder}: another process is writing there and holds {path.name}; wait for it "
-                                 "to end, or stop it")
+                raise InputError(f"{folder}: another process is writing there and holds {path.name}; wait until "
+                                 "it ends, or stop it")
             time.sleep(0.1)
         yield
 

@@ -85,9 +85,9 @@ def _read_bytes(path: Path) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a named pipe would block
-            raise UnreadableImage("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+            raise UnreadableImage("is a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
         if status.st_size > MAX_BYTES:
-            raise UnreadableImage(f"file of {status.st_size} bytes: over {MAX_BYTES}")
+            raise UnreadableImage(f"file too large: {status.st_size} bytes, at most {MAX_BYTES} are read")
         content = path.read_bytes()
     except ValueError:  # the path contains a NUL
         raise UnreadableImage("no such file") from None

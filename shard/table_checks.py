@@ -20,7 +20,7 @@ def check_rows(rows: pd.DataFrame, source: Path, notes: list[Note]) -> None:
         blank = rows[rows[name].str.strip() == ""]
         if len(blank):
             row = f"row {blank.index[0] + 1} of {len(rows)}"
-            raise InputError(f"{source}: {name} is blank in {row}; fill it in or omit the row")
+            raise InputError(f"{source}: {name} is blank in {row}; fill it in or remove the row")
     unknown = rows[~rows["split"].isin(SPLITS)]
     if len(unknown):
         split, path = unknown["split"].iloc[0], unknown["path"].iloc[0]

@@ -153,7 +153,7 @@ def _sample_faults(job: Job, sample: dict[str, bytes], contents: Contents) -> li
 def _image_faults(job: Job, image: bytes) -> list[str]:
     if job.encoding == "raw":
         expected = job.size * job.size
-        return [] if len(image) == expected else [f"{len(image)} raw bytes, not {expected}"]
+        return [] if len(image) == expected else [f"has {len(image)} raw bytes, not {expected}"]
     try:
         if not job.decode:
             simplejpeg.decode_jpeg_header(image)
@@ -170,9 +170,9 @@ def _label_faults(job: Job, text: bytes, contents: Contents) -> list[str]:
         patient, split, labels = described["patient"], described["split"], described["labels"]
         sex, age, view = described.get("sex", ""), described.get("age"), described["view"]
         if list(labels) != list(job.findings) or not all(label in (1, 0, -1, None) for label in labels.values()):
-            return [f"its labels are {labels}"]
+            return [f"has invalid labels: {labels}"]
         if sex not in ("F", "M", "") or type(age) not in (int, float, type(None)) or type(view) is not str:
-            return [f"its sex, age and view are {sex!r}, {age!r} and {view!r}"]
+            return [f"has an invalid sex, age or view: {sex!r}, {age!r}, {view!r}"]
         demographics = count_demographics([(sex, age, view)])
     except PARSE_ERRORS as error:
         return [f"its json can't be read ({type(error).__name__}: {error})"]

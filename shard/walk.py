@@ -9,7 +9,7 @@ from pathlib import Path
 
 Tally = dict[str, tuple[int, str]]  # reason → count, first example
 
-# Folders that file servers, Macs and Windows add: thumbnails, bins, snapshots.
+# Folders that file servers, Macs and Windows add: thumbnails, trash, snapshots.
 _SYSTEM = {"@eadir", "__macosx", "$recycle.bin", "#recycle", "#snapshot", "system volume information", "lost+found"}
 HIDDEN = "hidden or system files and folders"
 UNREADABLE = "folders that can't be read"

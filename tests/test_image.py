@@ -184,7 +184,7 @@ def write_nan(path: Path) -> None:
         (lambda path: path.write_bytes(b"\xff\xd8\xff\xe0truncated"), "broken image: Truncated File Read"),
         (lambda path: path.write_bytes(encode_jpeg(RAMP, 90)[:-400]), "broken image: Premature end of JPEG file"),
         (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n"), "not an image"),
-        (lambda path: path.mkdir(), "a folder"),
+        (lambda path: path.mkdir(), "is a folder"),
         (lambda path: os.mkfifo(path), "not a regular file"),
         (lambda path: path.symlink_to(path), "symbolic links form a loop"),
         (lambda path: None, "no such file"),

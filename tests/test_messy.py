@@ -76,7 +76,7 @@ def write_bad(folder: Path) -> dict[str, str]:
     return {
         "zero.jpg": "empty file", "text.jpg": "not an image in a known format",
         "truncated.jpg": "broken image: Premature end of JPEG file", "truncated.png": "broken image: ",
-        "folder.jpg": "a folder",
+        "folder.jpg": "is a folder",
         "constant.png": "near-constant image: 98 % of it lies within grey levels 9 to 9",
         "tiny.png": "9×9 pixels: too small or too narrow for a radiograph",
         "narrow.png": "320×33 pixels: too small or too narrow for a radiograph",

@@ -123,7 +123,7 @@ def flip_label(samples: Samples) -> None:
         (lambda samples: next(iter(samples.values())).pop("json"), r"has \['jpg'\], not jpg and json"),
         (lambda samples: next(iter(samples.values())).update(jpg=b"no image"), "its JPEG can't be decoded"),
         (lambda samples: relabel(samples, split="test"), "belongs to split 'test', but is in a shard of 'train'"),
-        (lambda samples: relabel(samples, labels={"Edema": 7}), "its labels are"),
+        (lambda samples: relabel(samples, labels={"Edema": 7}), "has invalid labels: "),
         (lambda samples: next(iter(samples.values())).update(json=b"{"), "its json can't be read"),
         (lambda samples: relabel(samples, patient="patient64541"), "patient 'patient64541' is in train and valid"),
         (lambda samples: relabel(samples, patient="nobody"), "patients in train, the manifest says"),
@@ -133,7 +133,7 @@ def flip_label(samples: Samples) -> None:
         (lambda samples: relabel(samples, view="oblique"), "view in train is {.*'oblique': 1.*}, the manifest says"),
         (lambda samples: relabel(samples, age=3 if labels_of(samples)["age"] >= 40 else 50), "age in train is {"),
         (lambda samples: relabel(samples, sex=""), "sex in train is {.*'blank': 1.*}, the manifest says"),
-        (lambda samples: relabel(samples, sex=1), "its sex, age and view are 1, "),
+        (lambda samples: relabel(samples, sex=1), "has an invalid sex, age or view: 1, "),
     ],
 )
 def test_verify_describes_samples_that_differ_from_the_manifest(
