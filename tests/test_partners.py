@@ -118,7 +118,7 @@ def test_partners_take_no_disk_space_and_the_build_reports_it(
     paired = sum(int(images[images > 1].sum()) for images in counts)
     assert f"{paired} of 121 images" in printed and "this takes no disk space" in printed
     copies = sum(int((images * np.minimum(images - 1, PARTNERS)).sum()) for images in counts)
-    assert f"would be {copies} images, {copies / 121:.1f} times" in printed
+    assert f"would add {copies} images, {copies / 121:.1f} times" in printed
 
 
 def test_build_refuses_a_folder_with_shards_of_other_partners(radiographs: Path, partner_shards: Shards) -> None:
