@@ -339,9 +339,11 @@ def test_log_gets_a_line_at_intervals(
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(progress, "QUIET_S", 0.2)
+    start = time.monotonic()
     build(radiographs, tmp_path / "slow", table=archive, size=96, shard_size=30, workers=1, max_rejects=0.1)
+    intervals = (time.monotonic() - start) / 0.2
     lines = capfd.readouterr().err.splitlines()
-    assert 2 <= len(lines) <= 40
+    assert 2 <= len(lines) <= intervals + 1  # the machine may be slow
     pattern = r"sharding: \d+ of 1452 images, \d+/s, \d+:\d\d left(, \d rejected)?"
     assert pd.Series(lines).str.fullmatch(pattern).all(), lines
     assert "rejected" in lines[-1]

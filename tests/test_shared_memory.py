@@ -93,7 +93,7 @@ def test_benchmark_with_too_little_shared_memory_names_its_own_flags(shards: Sha
     done = run_with_small_shm(shlex.join(command), size="4m")
     error = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "bench.io: error: row torchvision: /dev/shm is too small" in error, error
-    assert "lower --threads=2 or --batch-size; or leave it out: " in error and "--workers" not in error
+    assert "lower --threads=2 or --batch-size; or omit the row " in error and "--workers" not in error
 
 
 def test_build_reports_missing_shared_memory_and_one_worker_needs_none(radiographs: Path, tmp_path: Path) -> None:

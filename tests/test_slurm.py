@@ -231,6 +231,7 @@ def test_two_nodes_give_the_losses_of_one_process_on_the_joint_batch(
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # in float32
 
 
+@pytest.mark.long
 @needs_cluster
 def test_only_the_preempted_task_of_an_array_is_requeued(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
@@ -318,6 +319,7 @@ def test_signal_before_the_time_limit_saves_and_requeues(
     assert f"saved after step {saved}, as requested by SIGUSR1" in (tmp_path / "log.txt").read_text() and saved > 0
 
 
+@pytest.mark.long
 @needs_cluster
 def test_full_disk_is_reported_and_the_chain_resumes_with_room(
     cluster: Cluster, undisturbed: Path, small_disk: Path, tmp_path: Path

@@ -111,6 +111,7 @@ def simulate(rng: np.random.Generator, effect: float) -> tuple[Scores, Floats]:
     return found, weights[:, :-1] - weights[:, -1:]
 
 
+@pytest.mark.long
 def test_interval_covers_the_true_auroc_in_95_percent_of_simulations() -> None:
     """The true AUROC of a direction w between two normal classes is Φ(w·shift / √2 |w|), averaged over draws."""
     rng, effect = np.random.default_rng(0), 0.5
@@ -127,6 +128,7 @@ def test_interval_covers_the_true_auroc_in_95_percent_of_simulations() -> None:
     assert 0.93 <= covered <= 0.97
 
 
+@pytest.mark.long
 def test_paired_difference_on_noise_is_rejected_in_at_most_7_percent() -> None:
     rng = np.random.default_rng(1)
     labels, patients = np.repeat(rng.integers(0, 2, PATIENTS), 2), np.repeat(np.arange(PATIENTS), 2)
