@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 def probe_draws(
     features: Features, support: Rows, labels: Rows, test: Rows, *, inverse_l2: float = INVERSE_L2
 ) -> Floats:
-    """Fit one logistic regression per draw and return its decision values [D, N]; the same as a converged scikit-learn.
+    """Fit one logistic regression per draw and return its decision values [D, N], equal to scikit-learn's.
 
     features: [images, F], standardised. support, labels: [D, n], rows and their labels 0 or 1. test: [N] rows. The
     weights lie in the span of the n examples, so Newton's method (iteratively reweighted least squares) solves for n

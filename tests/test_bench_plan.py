@@ -231,7 +231,7 @@ def test_stored_image_size_without_shards_is_an_upper_bound(
 
 
 def test_checkpoint_disk_space_matches_saved_checkpoints(benches: Path, tmp_path: Path) -> None:
-    """Measure the size of one, and count them while a run saves twice an epoch and its best epoch is early."""
+    """Measure the size of one, and count them while a run saves twice per epoch and its best epoch is early."""
     model = SimCLR("resnet18")
     optimizer = make_optimizer("adam", model, lr=1e-3, weight_decay=0.0)
     model(torch.zeros(2, 1, 32, 32)).sum().backward()

@@ -16,7 +16,7 @@ from train.loss import nt_xent
 from train.model import SimCLR
 
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None,
-                                    reason="PyTorch compiles with g++, which is not here")  # fmt: skip
+                                    reason="PyTorch compiles with g++, which is not installed")  # fmt: skip
 LOSS = partial(nt_xent, temperature=0.5)
 IMAGES = 12
 

@@ -55,7 +55,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def undisturbed(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards, run and report made without interruptions, in one process each."""
+    """Shards, run and report built without interruptions, in one process each."""
     out = tmp_path_factory.mktemp("undisturbed")
     build(radiographs, out / "shards", workers=1, **SHARD_FLAGS)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -15,7 +15,7 @@ from train.weights.diagnosis import explain_unreadable
 class UnreadableTensors(Exception):
     """A file that PyTorch cannot load with weights_only=True.
 
-    Its text is the cause, in one line; `cure` says what to do about it, or is "".
+    Its text is the cause, in one line; `cure` is the advice to the user, or "".
     """
 
     def __init__(self, cause: str, cure: str = "") -> None:
