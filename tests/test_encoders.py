@@ -165,7 +165,7 @@ def test_state_dicts_of_torchvision_and_timm_are_read_with_architecture(
 @pytest.mark.parametrize(
     ("state", "reason"),
     [({"layer1.0.conv1.weight": torch.zeros(3)}, "no conv1.weight among its 1 tensors"),
-     ([1, 2], "contains no weights"), (torchvision.models.resnet152().state_dict(), r"residual blocks"),
+     ([1, 2], "contains no named tensors"), (torchvision.models.resnet152().state_dict(), r"residual blocks"),
      (torchvision.models.wide_resnet50_2().state_dict(), "not resnet50's weights"), (None, "can't be read as weights")],
     ids=["no stem", "a list", "resnet152", "wide", "text"],
 )  # fmt: skip
