@@ -81,6 +81,7 @@ def test_tilde_without_a_home_is_refused() -> None:
     assert "--place=~/a: there is no home directory for ~; give the full path" in done.stderr
 
 
+@pytest.mark.long
 def test_training_with_read_only_code_and_no_home(shards: Shards, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "train", f"--shards={shards.folder}", f"--out={tmp_path / 'run'}",
                "--arch=resnet18", "--size=32", "--batch-size=16", "--limit-steps=1", "--workers=1",

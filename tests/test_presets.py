@@ -130,6 +130,7 @@ def test_run_with_partners_resumes_exactly(partner_shards: Shards, tmp_path: Pat
     assert same_run(tmp_path / "uninterrupted", tmp_path / "resumed")
 
 
+@pytest.mark.long
 def test_explicit_published_settings_equal_the_defaults(shards: Shards, trained: Path, tmp_path: Path) -> None:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in recipe_of("published").items()]
     done = run_module("train", f"--shards={shards.folder}", f"--out={tmp_path / 'same'}", DALI, "--epochs=2", *SMALL,

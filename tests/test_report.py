@@ -180,6 +180,7 @@ def test_second_process_on_one_folder_is_refused(shards: Shards, trained: Path, 
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.long
 def test_report_of_parts_is_identical(
     shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -356,6 +356,7 @@ def begin_in(place: str) -> None:
     begin_build(Path(place), {"size": 96}, {"pillow": "1"})
 
 
+@pytest.mark.long
 def test_array_tasks_may_start_at_the_same_moment(tmp_path: Path) -> None:
     folders = [tmp_path / str(number) for number in range(60)]
     for folder in folders:

@@ -78,6 +78,7 @@ def test_loaders_report_too_little_shared_memory(shards: Shards) -> None:
     assert "it has 2.0 MB, " in short[0] and "about 3.4 MB are needed" in short[0]
 
 
+@pytest.mark.long
 def test_training_with_too_little_shared_memory_ends(shards: Shards, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "train", f"--shards={shards.folder}", f"--out={tmp_path / 'run'}",
                "--arch=resnet18", "--size=96", "--batch-size=64", "--workers=4", "--online-every=0"]  # fmt: skip
@@ -86,6 +87,7 @@ def test_training_with_too_little_shared_memory_ends(shards: Shards, tmp_path: P
     assert names_the_cure(done.stderr.strip()) and "it has 16 MB" in done.stderr
 
 
+@pytest.mark.long
 def test_benchmark_with_too_little_shared_memory_names_its_own_flags(shards: Shards, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.io", str(shards.folder), "--backends=torchvision", "--threads=2",
                "--size=96", "--batch-size=64", "--rounds=1", "--seconds=0.1",
