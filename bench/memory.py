@@ -23,7 +23,7 @@ from bench.output import prepare_output_path, write_results
 from shard.cli import run
 from shard.errors import InputError
 from shard.flags import JSON, Flag, flag_in, validate_call
-from train.config import Arch, Config
+from train.config import Config
 from train.device import configure_backend, resolve_device, resolve_precision
 from train.large_batch import apply_activation_checkpointing
 from train.model import SimCLR
@@ -45,7 +45,7 @@ def bench(
     modes: Annotated[tuple[str, ...], Flag("Rows to measure: plain steps, --recompute or --micro-batch.",
                                            metavar="MODE,…")] = MODES,
     micro_batch: Annotated[int, Flag("Images embedded at a time in the mode micro-batch.", low=1, high=10**6)] = 64,
-    arch: Annotated[Arch, flag_in(Config, "arch", group="options")] = "resnet50",
+    arch: Annotated[str, flag_in(Config, "arch", group="options")] = "resnet50",
     size: Annotated[int, Flag("Side of a view in pixels.", low=32, high=4096)] = 224,
     json: Annotated[Path, JSON] = Path("bench-memory.json"),
 ) -> None:  # fmt: skip
@@ -79,7 +79,7 @@ def bench(
 
 
 def measure_row(
-    mode: str, batch: int, previous: list[dict[str, Any]], micro_batch: int, arch: Arch, size: int
+    mode: str, batch: int, previous: list[dict[str, Any]], micro_batch: int, arch: str, size: int
 ) -> dict[str, Any]:
     """Measure one batch size in a new process. Skips it, with peak_mb None, if it is not expected to fit.
 
@@ -120,7 +120,7 @@ def _available_mb() -> float:
     return float(psutil.virtual_memory().available / 2**20)
 
 
-def _measure(connection: Connection, mode: Mode, batch: int, micro_batch: int, arch: Arch, size: int) -> None:
+def _measure(connection: Connection, mode: Mode, batch: int, micro_batch: int, arch: str, size: int) -> None:
     """Send the peak MB and images/s of a step through `connection`."""
     name = resolve_device("auto")
     device, precision = torch.device(name), resolve_precision("auto", name)

@@ -26,7 +26,7 @@ from shard.errors import InputError
 from shard.flags import JSON, ROUNDS, Flag, flag_in, validate_call
 from shard.machine import cores
 from shard.manifest import read_manifest
-from train.config import Arch, Config, check_batch
+from train.config import Config, check_batch
 
 EPOCHS = 100  # the length of the published run, for the column "hours"
 PARTS = ("data", "forward_backward", "optimizer")
@@ -50,7 +50,7 @@ class StepMeasurement:
 def bench(
     shards: Annotated[Path, Flag("Folder of shards.")], *,
     rows: Annotated[tuple[str, ...], Flag("Rows to measure.", metavar="NAME,…", default="all")] = (),
-    arch: Annotated[Arch, flag_in(Config, "arch", group="options")] = "resnet50",
+    arch: Annotated[str, flag_in(Config, "arch", group="options")] = "resnet50",
     size: Annotated[int, Flag("Side of a view in pixels.", low=32, high=4096)] = 224,
     batch_size: Annotated[int, Flag("Images per step.", low=2, high=10**6)] = 64,
     workers: Annotated[int, Flag("Loader threads or processes; 0 starts one per core.", low=0, high=4096)] = 0,

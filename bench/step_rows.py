@@ -17,7 +17,7 @@ from pipeline.augmentation import Augmentation, ViewDevice
 from pipeline.loader import has_dali
 from shard.fetch import Fetcher
 from shard.manifest import read_manifest
-from train.config import Arch, Config, Precision
+from train.config import Config, Precision
 from train.device import autocast, resolve_device, resolve_precision
 from train.loss import nt_xent
 from train.model import PROJECTION
@@ -40,7 +40,7 @@ class StepSettings:
     """The inputs of every row."""
 
     shards: Path
-    arch: Arch
+    arch: str
     size: int
     batch_size: int
     workers: int

@@ -12,10 +12,10 @@ import torchvision
 from torch import nn
 
 from probe.encoder import Encoder, GreyAsColour
-from probe.preprocessing import Input
-from probe.weights import read_weights
 from shard.errors import InputError
 from train.architectures import build_encoder
+from train.weights.load import read_weights
+from train.weights.preprocessing import Input
 
 SIDE = 16  # the thumbnail's width and height in pixels
 SCRATCH, THUMBNAIL, IMAGENET = "Scratch", "Thumbnail", "ImageNet"

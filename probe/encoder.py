@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from probe.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input
+from train.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input
 
 
 @dataclass(frozen=True)

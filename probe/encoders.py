@@ -9,10 +9,8 @@ from typing import Any
 from pipeline.augmentation import Augmentation
 from probe.baselines import BASELINES, Options, baseline_names
 from probe.encoder import Encoder, GreyAsColour
-from probe.names import GUESSING, MAJORITY, check_name, split_key, split_spec
-from probe.preprocessing import Input, Stated, parse_input_flag, resolve_input
+from probe.names import GUESSING, MAJORITY, check_name, split_spec
 from probe.published_protocol import NOISE
-from probe.weights import FOLDER_FILES, Weights, read_weights
 from shard.errors import InputError
 from train.accepted import accepted_changes, append_changes
 from train.checkpoint import (
@@ -25,7 +23,10 @@ from train.checkpoint import (
 from train.journal import CARD
 from train.model import encoder_of
 from train.recipe import describe_recipe
+from train.weights.choose_network import split_key
 from train.weights.diagnosis import printable
+from train.weights.load import FOLDER_FILES, Weights, read_weights
+from train.weights.preprocessing import Input, Stated, parse_input_flag, resolve_input
 from train.weights.read import UnreadableTensors, read_tensors
 
 SIMCLR = "SimCLR"  # the name of a single run

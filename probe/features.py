@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from pipeline.loader import Backend, default_backend, image_loader
 from probe.encoder import Encoder
-from probe.preprocessing import Input
 from shard.errors import InputError
 from shard.files import atomic_write, sha256_of
 from shard.machine import version_of
@@ -23,6 +22,7 @@ from shard.manifest import Manifest
 from train.checkpoint import HASH_DIGITS
 from train.fingerprint import hash_code
 from train.frozen_features import Features
+from train.weights.preprocessing import Input
 
 CODE = ("pipeline/loader.py", "pipeline/dali.py", "pipeline/dali_inputs.py", "pipeline/torchvision_views.py",
         "probe/features.py")

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from shard.errors import InputError
+from train.weights.choose_network import split_key
 
 MEAN = "Mean"  # the column over all tasks, unless a finding has this name
 # What row labels append to an encoder's name: "A (collapsed)", "A (… assumed)", "A − B".
@@ -31,12 +32,6 @@ def split_spec(spec: str) -> tuple[str, Path]:
     # No such path exists. A "/" before the first "=" belongs to a path, not to a name.
     name, text = splits[0] if splits and "/" not in splits[0][0] else ("", spec)
     return name, Path(text).expanduser()
-
-
-def split_key(path: Path) -> tuple[Path, str]:
-    """Split PATH::KEY into the file and the key of a network in it, "" if none is given. An existing path has none."""
-    file, separator, key = str(path).rpartition("::")
-    return (path, "") if path.exists() or not separator else (Path(file), key)
 
 
 def absolute_spec(spec: str) -> str:

@@ -10,7 +10,7 @@ from probe.collapse import mark_collapsed
 from probe.draws_file import write_draws
 from probe.features import read_features
 from probe.measure import Measured, Unit, combine, list_units, measure
-from probe.names import split_key, split_spec
+from probe.names import split_spec
 from probe.page.compose import compose
 from probe.page.formats import to_markdown
 from probe.page.table import difference_table, score_table, with_mean
@@ -24,6 +24,7 @@ from shard.tabular.sheet import to_csv
 from train.device import resolve_device
 from train.frozen_features import Features
 from train.moved import resolve_moved_path
+from train.weights.choose_network import split_key
 
 
 def make_report(settings: Settings, part: int, parts: int) -> None:

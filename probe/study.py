@@ -19,13 +19,13 @@ from probe.encoder import Encoder
 from probe.encoders import open_encoders
 from probe.fewshot import Draws, NotMeasurable, Rows, Shots, make_draws, resolve_labels
 from probe.names import name_mean
-from probe.preprocessing import Input
 from probe.settings import Settings
 from probe.slices import count_patients, withhold
 from shard.errors import InputError
 from shard.formats import TASKS
 from shard.manifest import Manifest, read_manifest
 from shard.read import read_labels
+from train.weights.preprocessing import Input
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torchvision
 from timm.models import load_state_dict, save_for_hf
 
 from probe.encoders import open_encoder
-from probe.preprocessing import Input
-from probe.weights import read_weights
 from shard.errors import InputError
+from train.weights.load import read_weights
+from train.weights.preprocessing import Input
 
 INPUT = Input(32, 0.5, 0.25)
 State = dict[str, torch.Tensor]

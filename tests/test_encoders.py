@@ -24,14 +24,14 @@ from probe.encoders import open_encoder, open_encoders
 from probe.features import extract_features, read_features, read_images
 from probe.names import MEAN
 from probe.page.table import thumbnail_verdicts
-from probe.preprocessing import Input
-from probe.weights import read_weights
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.read import read_labels
 from tests.conftest import Shards, newest
 from train.checkpoint import list_checkpoints, save_checkpoint, step_of
 from train.export.export import export
+from train.weights.load import read_weights
+from train.weights.preprocessing import Input
 
 IMAGES = Input(64, 0.53, 0.24)
 

@@ -110,8 +110,8 @@ def test_a_bench_io_row_can_be_added_from_outside(
     assert rows.keys() <= {"decode", "mine"}  # the limit is always measured
 
 
-def tiny() -> tuple[nn.Module, int]:
-    return nn.Sequential(nn.Conv2d(1, 16, 3, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 16
+def tiny(channels: int) -> tuple[nn.Module, int]:
+    return nn.Sequential(nn.Conv2d(channels, 16, 3, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 16
 
 
 def test_an_architecture_can_be_added_from_outside(

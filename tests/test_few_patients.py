@@ -13,9 +13,9 @@ from probe.page.figures import colours, plot_forest, plot_scores, plot_shots
 from probe.page.formats import withheld_note
 from probe.page.layout import MAIN, layout, layout_differences
 from probe.page.table import difference_table, score_table, thumbnail_verdicts, with_mean
-from probe.preprocessing import Input
 from probe.slices import count_patients, too_few, withhold
 from probe.statistics import Scores, holm, p_value
+from train.weights.preprocessing import Input
 
 ENCODERS = [Encoder(name, "", None, Input(64, 0.5, 0.25)) for name in ("Thumbnail", "X")]
 TASKS = ["A", "B", "C"]

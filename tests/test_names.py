@@ -23,13 +23,13 @@ from probe.page.figures import Picture, plot_roc
 from probe.page.formats import Sheet, to_latex, to_markdown
 from probe.page.svg import inline_svg
 from probe.page.write import Section, with_unique_names
-from probe.preprocessing import Input
 from probe.report import make_report
 from probe.settings import Settings
 from shard.errors import InputError
 from shard.manifest import read_manifest
 from shard.write import build
 from tests.conftest import Shards
+from train.weights.preprocessing import Input
 
 IMAGES = Input(32, 0.5, 0.25)
 ODD = ("Mean", "mean over tasks", 'a, "b" = c', "=1+1", "Mass (left)", "x|<b>y</b>", "NA")

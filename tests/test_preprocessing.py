@@ -19,10 +19,10 @@ from probe.encoder import Encoder
 from probe.encoders import open_encoder
 from probe.page.formats import assumption_notes
 from probe.page.layout import MAIN, layout
-from probe.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input, Stated, parse_input_flag, resolve_input
-from probe.preprocessing_configs import stated_by_configs
 from shard.errors import InputError
 from train.architectures import build_encoder
+from train.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input, Stated, parse_input_flag, resolve_input
+from train.weights.preprocessing_configs import stated_by_configs
 
 DEFAULT = Input(224, 0.53, 0.24)
 GREY_HALF = Stated((0.5,), (0.5,))

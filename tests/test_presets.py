@@ -14,7 +14,6 @@ from pipeline.augmentation import Augmentation
 from pipeline.partners import Patients
 from pipeline.sampler import BatchSampler
 from probe.encoders import open_encoder
-from probe.preprocessing import Input
 from shard.cli import bind
 from shard.errors import InputError
 from tests.conftest import DALI, SMALL, Shards, newest, run_module, same_run, train_here
@@ -26,6 +25,7 @@ from train.recipe import describe_recipe, overrides, recipe_of, train_command
 from train.setup import set_up
 from train.state import TrainState
 from train.status import status
+from train.weights.preprocessing import Input
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from probe.names import MEAN
 from probe.page.formats import Sheet, format_p, to_latex, to_markdown
 from probe.page.layout import MAIN, TABLES, layout, layout_differences, layout_shots
 from probe.page.table import difference_table, references, score_table, with_mean
-from probe.preprocessing import Input
 from probe.slices import count_in_slice, find_slices, is_large_enough
 from probe.statistics import Scores, estimate, join, mean_of, resample, score
+from train.weights.preprocessing import Input
 
 IMAGES = Input(64, 0.5, 0.25)
 

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from probe.encoders import open_encoder
-from probe.preprocessing import Input
-from probe.weights import read_weights
 from shard.errors import InputError
 from train.architectures import build_encoder
 from train.weights.diagnosis import printable
+from train.weights.load import read_weights
+from train.weights.preprocessing import Input
 
 INPUT = Input(32, 0.5, 0.25)
 

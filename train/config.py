@@ -6,19 +6,15 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pipeline.augmentation import Augmentation, ViewDevice
 from shard.errors import InputError
 from shard.flags import Flag, check_ranges
 from shard.manifest import parse_manifest
-from train.architectures import ARCHITECTURES
+from train.architectures import check_arch
 from train.presets import PRESETS, Preset, SamePatient
 
-if TYPE_CHECKING:
-    Arch = str
-else:  # shard.cli reads the choices from the type
-    Arch = Literal[tuple(ARCHITECTURES)]
 Optimizer = Literal["adam", "adamw", "lars"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -42,7 +38,8 @@ class Config:
     shards: Annotated[Path, Flag("Folder of shards, written by python -m shard build.", "data", metavar="DIR")]
     out: Annotated[Path, Flag("Folder for the run's checkpoints and journal.", "data", metavar="DIR")]
     dali: Annotated[bool, Flag("Load images with NVIDIA DALI instead of torchvision.", "data")] = False
-    arch: Annotated[Arch, Flag("Encoder architecture.", "recipe")] = "resnet50"
+    arch: Annotated[str, Flag("Encoder: resnet18, resnet34, resnet50, resnet101, or timm/NAME for a model of timm, "
+                              "such as timm/densenet121.", "recipe", metavar="NAME")] = "resnet50"
     size: Annotated[int, Flag("Side of a view in pixels.", "recipe", 32, 1024)] = 224
     epochs: Annotated[int, Flag("Passes over the training images.", "recipe", 1, 10**5)] = 100
     batch_size: Annotated[int, Flag("Images per step, over all ranks together.", "recipe", 2, 10**6)] = 64
@@ -96,6 +93,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(Config, vars(self))
+        check_arch(self.arch, self.size)
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise InputError(f"--micro-batch={self.micro_batch}: does not divide --batch-size={self.batch_size}; "
                              f"{divisors(self.batch_size)} do")

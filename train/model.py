@@ -16,9 +16,9 @@ PROJECTION = 128
 class SimCLR(nn.Module):
     """Encoder f and projector g of SimCLR (Chen et al., 2020): x [N, 1, S, S] → h [N, F] → z [N, 128]."""
 
-    def __init__(self, arch: str) -> None:
+    def __init__(self, arch: str, size: int = 224) -> None:
         super().__init__()
-        self.encoder, features = build_encoder(arch)
+        self.encoder, features = build_encoder(arch, size)
         self.projector = nn.Sequential(
             nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, PROJECTION)
         )
@@ -34,7 +34,7 @@ def encoder_of(state: Mapping[str, Any]) -> tuple[nn.Module, int]:
 
     Raises the errors that checkpoint.translate_load_errors translates if the state does not fit.
     """
-    encoder, features = build_encoder(state["config"]["arch"])
+    encoder, features = build_encoder(state["config"]["arch"], state["config"]["size"])
     prefix = "encoder."
     encoder.load_state_dict({name[len(prefix) :]: value for name, value in state["model"].items()
                              if name.startswith(prefix)})  # fmt: skip

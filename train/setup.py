@@ -58,7 +58,7 @@ def set_up(config: Config, ranks: Ranks | None = None) -> Setup:
     if ranks.first:
         _report_partners(config, loader, manifest.images("train"))
     torch.manual_seed(config.seed)  # for the weights; the loader has separate generators
-    model = SimCLR(config.arch).to(memory_format=torch.channels_last).to(device)
+    model = SimCLR(config.arch, config.size).to(memory_format=torch.channels_last).to(device)
     seed_all(config.seed + ranks.rank)
     if ranks.world > 1 and config.sync_batchnorm:
         convert_sync_batchnorm(model, device)

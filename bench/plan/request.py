@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from bench.output import CHEXPERT_IMAGES
 from shard.errors import InputError
 from shard.flags import Flag, check_ranges, flag_in
-from train.config import Arch, Config
+from train.config import Config
 
 SHORT_SIDE, SHARD_SIZE = 256, 1000  # pixels, and images per shard: the defaults of python -m shard build
 
@@ -30,7 +30,7 @@ class PlanRequest:
     gpus_per_node: Annotated[int, Flag("Largest number of GPUs on a node.", "training", 1, 64)] = 8
     gpu_rate: Annotated[float | None, Flag("Images/s of training on one GPU, if not measured. It can't be inferred "
                                            "from a CPU's rate.", "training", default="as measured")] = None
-    arch: Annotated[Arch, flag_in(Config, "arch", group="training")] = Config.arch
+    arch: Annotated[str, flag_in(Config, "arch", group="training")] = Config.arch
     size: Annotated[int, flag_in(Config, "size", group="training")] = Config.size
     epochs: Annotated[int, flag_in(Config, "epochs", group="training")] = Config.epochs
     batch_size: Annotated[int, flag_in(Config, "batch_size", help="Images per step, on all GPUs together.",

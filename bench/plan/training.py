@@ -13,7 +13,7 @@ from bench.plan.request import PlanRequest
 from bench.plan.results import BenchResults, LoaderResult, MemoryResult, NotMeasured, StepResult
 from train.checkpoint import KEEP
 from train.checkpointer import MILESTONE
-from train.config import Arch, Config
+from train.config import Config
 from train.model import SimCLR
 
 
@@ -25,7 +25,7 @@ class ModelSize(NamedTuple):
 
 
 @cache
-def model_size(arch: Arch) -> ModelSize:
+def model_size(arch: str) -> ModelSize:
     """Compute the size of a model without allocating its weights."""
     with torch.device("meta"):
         model = SimCLR(arch)

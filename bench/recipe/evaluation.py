@@ -15,13 +15,13 @@ from probe.encoders import open_encoder
 from probe.features import read_features
 from probe.fewshot import Draws, NotMeasurable, make_draws, resolve_labels
 from probe.linear import probe_draws
-from probe.preprocessing import Input
 from probe.slices import count_patients, withhold
 from probe.statistics import Scores, mean_of, resample, score
 from shard.errors import InputError
 from shard.manifest import Manifest, read_manifest
 from shard.read import read_labels
 from train.frozen_features import Features, standardise
+from train.weights.preprocessing import Input
 
 TASKS = ("Cardiomegaly", "Effusion", "Pleural Effusion", "Lung Opacity")  # a data set has some of them; NIH has three
 SHOTS = 10

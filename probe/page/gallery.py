@@ -13,9 +13,9 @@ from probe.features import read_images
 from probe.fewshot import Rows
 from probe.measure import Curve
 from probe.page.figures import Picture, plot_map, plot_neighbours
-from probe.preprocessing import Input
 from probe.study import Study
 from train.frozen_features import Features
+from train.weights.preprocessing import Input
 
 NEIGHBOURS = 5
 SIDE = 112  # width and height of the radiographs shown, in pixels

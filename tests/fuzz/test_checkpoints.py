@@ -13,7 +13,6 @@ import torch
 import torchvision
 
 from probe.encoders import open_encoder
-from probe.preprocessing import Input
 from tests.conftest import SETTINGS, Shards, newest
 from tests.fuzz import SEED, attempt, inputs, mutate, mutate_values, report_counts
 from train.checkpoint import load_checkpoint, save_checkpoint
@@ -22,6 +21,7 @@ from train.export.export import export
 from train.journal import CARD, METRICS, SPEED
 from train.loop import pretrain
 from train.status import status
+from train.weights.preprocessing import Input
 
 DEFAULT = Input(32, 0.5, 0.25)
 

@@ -32,6 +32,12 @@ class ChosenState(NamedTuple):
     notes: list[str]
 
 
+def split_key(path: Path) -> tuple[Path, str]:
+    """Split PATH::KEY into the file and the key of a network in it, "" if none is given. An existing path has none."""
+    file, separator, key = str(path).rpartition("::")
+    return (path, "") if path.exists() or not separator else (Path(file), key)
+
+
 def flatten_tensors(content: Any) -> State:
     """Collect all tensors in nested mappings under dotted names."""
     return dict(_flatten(content, "", DEPTH))

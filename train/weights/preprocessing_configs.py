@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from probe.preprocessing import USAGE, Stated, check_stated
 from shard.errors import InputError
 from train.weights.diagnosis import printable
+from train.weights.preprocessing import USAGE, Stated, check_stated
 
 TIMM, HUGGING_FACE = "config.json", "preprocessor_config.json"
 PIL_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}

@@ -12,13 +12,12 @@ import torchvision
 from torch import nn
 
 from pipeline.augmentation import Augmentation
-from probe.choose_network import State, choose_state, flatten_tensors
-from probe.names import split_key
-from probe.preprocessing import Stated
-from probe.preprocessing_configs import HUGGING_FACE, TIMM, read_json, stated_by_configs
 from shard.errors import InputError
 from train.architectures import build_encoder
+from train.weights.choose_network import State, choose_state, flatten_tensors, split_key
 from train.weights.diagnosis import AGAIN, explain_safetensors, is_safetensors, printable
+from train.weights.preprocessing import Stated
+from train.weights.preprocessing_configs import HUGGING_FACE, TIMM, read_json, stated_by_configs
 from train.weights.read import UnreadableTensors, read_tensors
 
 # Residual blocks in each of the four layers, and whether they are bottlenecks → the architecture.
