@@ -92,10 +92,10 @@ def imagenet_encoder(arch: str, images: Input, weights: Path | None) -> Encoder:
         if not weights.exists():
             raise InputError(f"--imagenet-weights={weights}: no such file; give the file of {default}")
         read = read_weights(weights)
-        if read.arch != arch or not read.colour:
+        if read.arch != arch or read.channels != 3:
             raise InputError(f"--imagenet-weights={weights}: not torchvision's {arch} weights, but {read.arch}'s; "
                              f"give the file of {default}")  # fmt: skip
-        resnet, source = read.resnet, weights.name
+        resnet, source = read.encoder, weights.name
     else:
         resnet = torchvision.models.get_model(arch, weights=None)
         try:

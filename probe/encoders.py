@@ -114,13 +114,15 @@ def weights_encoder(
         card = weights.card["input"]
         images = Input(size or card["size"], card["mean"], card["std"])
         colour = (card["mean"],) * 3, (card["std"],) * 3
-        module = GreyAsColour(weights.resnet, images.mean, images.std, *colour) if weights.colour else weights.resnet
+        module = weights.encoder
+        if weights.channels == 3:
+            module = GreyAsColour(module, images.mean, images.std, *colour)
         notes = (*weights.notes, _describe_input(images, "model card"))
         return Encoder(name, source, module.eval(), images, notes=notes)
-    resolved = resolve_input(path, name, 3 if weights.colour else 1, requested or Stated(), weights.stated,
+    resolved = resolve_input(path, name, weights.channels, requested or Stated(), weights.stated,
                              default=default, size=size)  # fmt: skip
     images = resolved.images
-    module = GreyAsColour(weights.resnet, images.mean, images.std, resolved.mean, resolved.std)
+    module = GreyAsColour(weights.encoder, images.mean, images.std, resolved.mean, resolved.std)
     return Encoder(name, source, module.eval(), images, notes=(*weights.notes, resolved.note),
                    assumed=resolved.assumed)  # fmt: skip
 

@@ -34,7 +34,7 @@ def under(prefix: str, state: State) -> State:
 
 def chosen(path: Path, states: list[State]) -> int:
     """The number of the state dict that was read."""
-    stem = read_weights(path).resnet.state_dict()["conv1.weight"]
+    stem = read_weights(path).encoder.state_dict()["conv1.weight"]
     (number,) = [number for number, state in enumerate(states) if torch.equal(stem, state["conv1.weight"])]
     return number
 

@@ -157,9 +157,9 @@ def test_state_dicts_of_torchvision_and_timm_are_read_with_architecture(
         torch.save(wrap(module.state_dict()), tmp_path / "weights.pt")
         read = read_weights(tmp_path / "weights.pt")
         of_torchvision = isinstance(module, torchvision.models.ResNet)
-        assert read.arch == ("resnet34" if of_torchvision else "resnet50") and read.colour
+        assert read.arch == ("resnet34" if of_torchvision else "resnet50") and read.channels == 3
         module.fc = torch.nn.Identity()
-        assert np.abs(features_of(read.resnet, True) - features_of(module, True)).max() < 1e-5
+        assert np.abs(features_of(read.encoder, True) - features_of(module, True)).max() < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_pickled_objects_are_named_with_a_command_that_extracts_the_weights(
     exec(program)
     read = read_weights(Path("a file-weights.pth"))
     assert read.arch == "resnet18"
-    assert torch.equal(read.resnet.state_dict()["conv1.weight"], resnet.state_dict()["conv1.weight"])
+    assert torch.equal(read.encoder.state_dict()["conv1.weight"], resnet.state_dict()["conv1.weight"])
 
 
 def test_command_with_a_long_path_is_complete(resnet: nn.Module, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torchvision
 from torch import nn
 
 from pipeline.augmentation import Augmentation
@@ -37,24 +36,26 @@ DEFAULTS = {"global_pool": "avg", "output_stride": 32, "act_layer": "relu", "nor
 
 
 class Weights(NamedTuple):
-    """A ResNet without its classifier.
+    """An encoder without its classifier, [N, channels, S, S] → [N, F], in evaluation mode.
 
-    colour: whether it takes three channels. card: the model card, if the file is our export. stated: what a config next
+    card: the model card, if the file is our export. stated: what a config next
     to it states about its input. notes: how the file was read, one per line.
     """
 
     arch: str
-    resnet: nn.Module
-    colour: bool
+    encoder: nn.Module
+    channels: int
     card: dict[str, Any] | None
     stated: Stated
     notes: list[str]
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path, arch: str = "", size: int = 224) -> Weights:
     """Read a state dict of torchvision or timm, from .pt, .safetensors or timm's folder.
 
-    path: PATH::KEY selects the network under a key. The file is read as data; code in it is refused. Raises InputError.
+    path: PATH::KEY selects the network under a key. arch: the architecture; "" finds it out. size: the side in pixels
+    of the images, for architectures that are built for one size. The file is read as data; code in it is refused.
+    Raises InputError.
     """
     path, key = split_key(path)
     content, card = _read(weights_file(path))
@@ -66,21 +67,21 @@ def read_weights(path: Path) -> Weights:
         raise InputError(f"{path}: no conv1.weight among its {len(tensors)} tensors "
                          f"({', '.join(map(printable, list(tensors)[:2]))}, …); {EXPECTED}")  # fmt: skip
     state = {name: value for name, value in chosen.state.items() if not name.startswith("fc.")}
-    arch = _architecture(state, path)
+    arch = arch or _architecture(state, path)
     colour = state["conv1.weight"].ndim == 4 and state["conv1.weight"].shape[1] == 3
-    resnet = torchvision.models.get_model(arch, weights=None) if colour else build_encoder(arch)[0]
-    resnet.fc = nn.Identity()
+    channels = 3 if colour else 1
+    resnet, _ = build_encoder(arch, size, channels)
     if mismatch := _mismatch(resnet.state_dict(), state):
         raise InputError(f"{path}: not {arch}'s weights ({mismatch}); {EXPECTED}")
     resnet.load_state_dict(state)
     if card is not None:
-        return Weights(arch, resnet.eval(), colour, card, Stated(), chosen.notes)
+        return Weights(arch, resnet.eval(), channels, card, Stated(), chosen.notes)
     folder = path if path.is_dir() else path.parent
     config = read_json(folder / TIMM)
     confirmed = _check_network(path, arch, content, config)
     notes = [*chosen.notes, *_segmentation_note(tensors), *([] if confirmed else [_assumption_note(arch)])]
     stated = stated_by_configs(config, read_json(folder / HUGGING_FACE), folder)
-    return Weights(arch, resnet.eval(), colour, None, stated, notes)
+    return Weights(arch, resnet.eval(), channels, None, stated, notes)
 
 
 def weights_file(path: Path) -> Path:
