@@ -58,7 +58,7 @@ def read_weights(path: Path, arch: str = "", size: int = 224) -> Weights:
     Raises InputError.
     """
     path, key = split_key(path)
-    content, card = _read(weights_file(path))
+    content, card = read_file(weights_file(path))
     tensors = flatten_tensors(content)
     if not tensors:
         raise InputError(f"{path}: contains no named tensors; {EXPECTED}")
@@ -167,8 +167,8 @@ def _segmentation_note(tensors: State) -> list[str]:
             "ignored here and changes the features"] if head else []  # fmt: skip
 
 
-def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
-    """Read a file's content, and the model card in it."""
+def read_file(path: Path) -> tuple[Any, dict[str, Any] | None]:
+    """Read a file of weights as data: its content, and the model card in it. Raises InputError."""
     if path.is_file() and _begins_as_safetensors(path):  # whatever its suffix
         return _read_safetensors(path)
     try:
