@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from pipeline.loader import Backend, default_backend, image_loader
 from probe.encoder import Encoder
@@ -19,6 +18,7 @@ from shard.errors import InputError
 from shard.files import atomic_write, sha256_of
 from shard.machine import version_of
 from shard.manifest import Manifest
+from shard.progress import Progress
 from train.checkpoint import HASH_DIGITS
 from train.fingerprint import hash_code
 from train.frozen_features import Features
@@ -44,7 +44,7 @@ def read_features(
     backend = default_backend()
     keys = {encoder.name: _key(encoder, manifest, splits, backend, device) for encoder in encoders
             if encoder.module is not None}  # fmt: skip
-    result = {name: _load(cache, key) for name, key in keys.items()}
+    result = {name: load_features(cache, key) for name, key in keys.items()}
     missing = [encoder for encoder in encoders if encoder.name in keys and result[encoder.name] is None]
     for images in dict.fromkeys(encoder.input for encoder in missing):
         group = [encoder for encoder in missing if encoder.input == images]
@@ -52,17 +52,22 @@ def read_features(
         computed = extract_features(modules, shards, manifest, splits, images, backend=backend, batch_size=batch_size,
                                     device=device, workers=workers)  # fmt: skip
         for encoder, features in zip(group, computed, strict=True):
-            if (wrong := ~(np.abs(features) < LARGEST).all(axis=1)).any():
-                raise InputError(f"{encoder.name}: features are NaN, infinite or above {LARGEST:g} for {wrong.sum()} "
-                                 f"of {len(features)} images ({encoder.source}); omit it or give an earlier "
-                                 "checkpoint")  # fmt: skip
+            check_finite(encoder, features)
             result[encoder.name] = features
-            _save(cache, keys[encoder.name], features)
+            save_features(cache, keys[encoder.name], features)
     return {name: features for name, features in result.items() if features is not None}
 
 
-def _load(cache: Path, key: str) -> Features | None:
-    """Load the cached features of a key; None if there are none. A corrupt file is removed."""
+def check_finite(encoder: Encoder, features: Features, largest: float = LARGEST) -> None:
+    """Raise InputError if features of an encoder are NaN, infinite or not below `largest`."""
+    if (wrong := ~(np.abs(features) < largest).all(axis=1)).any():
+        raise InputError(f"{encoder.name}: features are NaN, infinite or above {largest:g} for {wrong.sum()} of "
+                         f"{len(features)} images ({encoder.source}); omit it or give an earlier "
+                         "checkpoint")  # fmt: skip
+
+
+def load_features(cache: Path, key: str) -> Features | None:
+    """Load the features that save_features kept under a key; None if there are none. A corrupt file is removed."""
     for file in sorted(cache.glob(f"{key}-*.npy")):
         if file.stem.endswith(f"-{sha256_of(file)[:HASH_DIGITS]}"):
             features: Features = np.load(file)
@@ -72,8 +77,8 @@ def _load(cache: Path, key: str) -> Features | None:
     return None
 
 
-def _save(cache: Path, key: str, features: Features) -> None:
-    """Write the bytes of np.save under a name with the file's hash, which detects corruption.
+def save_features(cache: Path, key: str, features: Features) -> None:
+    """Write the bytes of np.save under KEY-HASH.npy, with the file's hash, which detects corruption.
 
     np.save itself reports a full disk only as a number of items not written.
     """
@@ -128,21 +133,38 @@ def extract_features(
     Row i belongs to row i of shard.read.read_labels(shards, manifest, splits). Uncropped images are resized to size ×
     size: a centre crop would cut off the costophrenic angles.
     """
+    rows: list[list[Features]] = [[] for _ in modules]
+    total = sum(manifest.images(split) for split in splits)
+    with Progress("features", total) as progress:
+        done = 0
+        for split in splits:
+            for found in feature_batches(modules, shards, manifest, split, images, backend=backend,
+                                         batch_size=batch_size, device=device, workers=workers):  # fmt: skip
+                for features, kept in zip(found, rows, strict=True):
+                    kept.append(features)
+                done += len(found[0])
+                progress.show(done)
+    matrices = [np.concatenate(kept) for kept in rows]
+    assert all(len(matrix) == total for matrix in matrices), (total, [len(matrix) for matrix in matrices])
+    return matrices
+
+
+def feature_batches(
+    modules: Sequence[nn.Module], shards: Path, manifest: Manifest, split: str, images: Input, *, backend: Backend,
+    batch_size: int, device: torch.device, workers: int, samples: Sequence[int] | None = None,
+) -> Iterator[list[Features]]:  # fmt: skip
+    """Yield the features of each batch of a split, [B, F] for each module, in float32 throughout and deterministic.
+
+    samples: as in image_loader. Batches of the same images have the same features, bit for bit.
+    """
     for module in modules:
         module.to(device).eval()
-    rows: list[list[torch.Tensor]] = [[] for _ in modules]
-    total = sum(manifest.images(split) for split in splits)
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with exact, torch.inference_mode(), tqdm(total=total, desc="features", unit=" images", disable=None) as bar:
-        for split in splits:
-            loader = image_loader(
-                backend, shards, manifest, split=split, size=images.size, mean=images.mean, std=images.std,
-                batch_size=batch_size, device=device, workers=workers, interpolation=images.interpolation,
-            )  # fmt: skip
-            for batch in loader:
-                for module, kept in zip(modules, rows, strict=True):
-                    kept.append(module(batch).float().cpu())
-                bar.update(len(batch))
-    features = [torch.cat(kept).numpy() for kept in rows]
-    assert all(len(matrix) == total for matrix in features), (total, [len(matrix) for matrix in features])
-    return features
+    loader = image_loader(backend, shards, manifest, split=split, size=images.size, mean=images.mean, std=images.std,
+                          batch_size=batch_size, device=device, workers=workers, samples=samples,
+                          interpolation=images.interpolation)  # fmt: skip
+    for batch in loader:
+        # Not around the loop: the code that receives the features would run in these modes, too.
+        with (torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+              torch.inference_mode()):  # fmt: skip
+            found = [module(batch).float().cpu().numpy() for module in modules]
+        yield found

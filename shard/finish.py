@@ -41,10 +41,13 @@ def union_software(parts: list[dict[str, Any]]) -> dict[str, str]:
     return {name: version for part in parts for name, version in part["software"].items()}
 
 
-def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float, duplicates: Policy) -> None:
+def finish(
+    out: Path, parts: list[dict[str, Any]], max_rejects: float, duplicates: Policy, training: bool = True
+) -> None:
     """Write rejects.csv, duplicates.csv and manifest.json for all parts, clean up, and print a summary.
 
     parts: each with settings, software, findings, shards (ShardRecord), rejects (of the table itself) and notes.
+    training: whether there must be a training image.
     Raises InputError if too many rows were rejected. Finished shards stay, so that the next build continues from them.
     """
     rows = parts[0]["settings"]["rows"]
@@ -59,9 +62,10 @@ def finish(out: Path, parts: list[dict[str, Any]], max_rejects: float, duplicate
     kept = sum(record.shard.samples for record in records)
     assert kept + len(rejects) == rows, f"{kept} kept + {len(rejects)} rejected ≠ {rows} rows"
     _write_rejects(out, rejects)
-    if not any(record.shard.split == "train" for record in records):
+    if not any(record.shard.split == "train" or not training for record in records):
         key, path, reason = rejects[0]
-        raise InputError(f"{out / REJECTS}: none of the {rows} rows yielded a training image ({path or key}: {reason})"
+        kind = "a training" if training else "an"
+        raise InputError(f"{out / REJECTS}: none of the {rows} rows yielded {kind} image ({path or key}: {reason})"
                          "; check that SRC contains the images themselves")
     for fault in quick_faults(out, [record.shard for record in records]):
         raise InputError(f"{fault}; run the {'part that wrote it' if len(parts) > 1 else 'same build'} again")
@@ -85,11 +89,12 @@ def _make_manifest(
     parts: list[dict[str, Any]], records: list[ShardRecord], rejected: int, duplicates: Summary
 ) -> Manifest:  # fmt: skip
     first = parts[0]
-    mean, std = _pixel_statistics([record.shard for record in records if record.shard.split == "train"])
+    shards = [record.shard for record in records]
+    mean, std = _pixel_statistics([shard for shard in shards if shard.split == "train"] or shards)
     return Manifest(
         settings=first["settings"], software=union_software(parts), findings=tuple(first["findings"]),
         counts=_count_images(records), labels=_sum_labels(records), rejected=rejected, pixel_mean=mean, pixel_std=std,
-        shards=tuple(record.shard for record in records), notes=tuple(first["notes"]),
+        shards=tuple(shards), notes=tuple(first["notes"]),
         demographics=_sum_demographics(records), duplicates=as_json(duplicates), tables=tuple(first.get("tables", ())),
     )  # fmt: skip
 

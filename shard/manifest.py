@@ -50,7 +50,7 @@ class Manifest:
     settings: what decides the bytes of the shards. software: the versions of the sharder and its libraries.
     counts: split → {"images", "patients"}. labels: split → finding → {"1", "0", "-1", "blank"} → images.
     rejected: the number of rows without an image; images and rejected rows add up to settings["rows"].
-    pixel_mean, pixel_std: of the training split, in grey levels divided by 255.
+    pixel_mean, pixel_std: of the training split (of all images if there is none), in grey levels divided by 255.
     notes: the build's notes on the table, without ids if it was de-identified.
     demographics: split → "sex", "age" (in groups), "view" → value or "blank" → images; {} in older versions.
     tables: name, sha256 and rows of each source table, since an archive may revise its labels, as NIH did.

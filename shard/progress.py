@@ -15,13 +15,14 @@ class Progress:
     """Shows on stderr how many images (or another `unit`) of `total` are done, the rate, the time left, and rejects.
 
     A context manager. Shows a bar on a terminal; elsewhere, as in a Slurm log, prints a line every 30 seconds.
-    total: None if it is unknown; then only the count and the rate are shown.
+    total: None if it is unknown; then only the count and the rate are shown. before: how many an earlier process did,
+    which count as done but not for the rate.
     """
 
-    def __init__(self, label: str, total: int | None, unit: str = "images") -> None:
-        self._label, self._total, self._unit, self._done = label, total, unit, 0
+    def __init__(self, label: str, total: int | None, unit: str = "images", before: int = 0) -> None:
+        self._label, self._total, self._unit, self._before, self._done = label, total, unit, before, before
         self._start = self._last_line = time.monotonic()
-        self._bar = tqdm(total=total, desc=label, unit=f" {unit}", disable=None)
+        self._bar = tqdm(total=total, initial=before, desc=label, unit=f" {unit}", disable=None)
 
     def __enter__(self) -> Progress:
         return self
@@ -40,7 +41,7 @@ class Progress:
             print(self._line(done, rejected, now - self._start), file=sys.stderr, flush=True)
 
     def _line(self, done: int, rejected: int, elapsed: float) -> str:
-        rate = done / elapsed
+        rate = (done - self._before) / elapsed
         if self._total is None:
             return f"{self._label}: {done} {self._unit}, {rate:.0f}/s"
         left = tqdm.format_interval((self._total - done) / rate) if rate else "?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,18 +72,26 @@ def read_labels(folder: Path, manifest: Manifest, splits: tuple[str, ...]) -> pd
 
 def label_frame(folder: Path, shards: list[Shard], findings: tuple[str, ...]) -> pd.DataFrame:
     """Read the labels of the given shards from their tars, in the columns of read_labels."""
-    rows = []
+    return as_label_frame(iter_label_rows(folder, shards, findings), findings)
+
+
+def iter_label_rows(folder: Path, shards: Iterable[Shard], findings: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Yield the labels of each image of the given shards, in order, without keeping them in memory."""
     for shard in shards:
         samples = read_index(folder / shard.index)
         key = ""
         try:
             for sample, text in zip(samples, read_members(folder / shard.tar, samples, "json"), strict=True):
                 key = sample.key
-                rows.append({"key": key, **_label_row(json.loads(text), findings)})
+                yield {"key": key, **_label_row(json.loads(text), findings)}
         except (OSError, *PARSE_ERRORS) as error:
             raise InputError(f"{folder / shard.tar}, image {key}: its labels can't be read ({error}); {CURE}") from None
+
+
+def as_label_frame(rows: Iterable[dict[str, Any]], findings: tuple[str, ...]) -> pd.DataFrame:
+    """Make a frame, in the columns of read_labels, from rows that iter_label_rows yields."""
     columns = ["key", "patient", "split", "view", "sex", "age", *findings]
-    frame: pd.DataFrame = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(("age", *findings), "float64"))
+    frame: pd.DataFrame = pd.DataFrame(list(rows), columns=columns).astype(dict.fromkeys(("age", *findings), "float64"))
     return frame
 
 

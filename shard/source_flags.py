@@ -1,4 +1,4 @@
-"""The flags that describe a source folder and its table, for `python -m shard build` and `names`."""
+"""The flags that describe a source folder and its table, for all commands that read one."""
 
 from __future__ import annotations
 
@@ -22,4 +22,5 @@ VotesFlag = Annotated[Votes | None, Flag("How the labels of several readers of a
 PatientFrom = Annotated[str | None, Flag("Where --dataset=folder finds the patient if no DICOM tag names one: in the "
                                          "name of the parent folder, or in the one group of a regular expression on "
                                          "the path.", GROUP, metavar="parent|REGEX")]  # fmt: skip
+MaxRejects = Annotated[float, Flag("Largest fraction of rows without a usable image.", "images", 0, 1)]
 AllowOutside = Annotated[bool, Flag("Accept table paths that lead out of SRC.", GROUP)]

@@ -60,21 +60,21 @@ class Table:
 def read_table(
     src: Path, dataset: Dataset = "auto", table: Path | None = None, allow_outside: bool = False,
     patient_from: str | None = None, workers: int = 0, findings: str | None = None,
-    votes: Votes | None = None,
+    votes: Votes | None = None, training: bool = True,
 ) -> Table:  # fmt: skip
     """Read and check the table of the data set in folder `src`.
 
     Rows that repeat an earlier row are rejected. If rows share a key but differ, all of them are rejected.
     allow_outside: accept paths that lead out of `src`. patient_from, workers: see read_folder. findings: the columns of
     `table` that are findings, see select_findings. votes: how several rows of labels for one image are combined, see
-    vote; None combines by majority if a column names the reader.
+    vote; None combines by majority if a column names the reader. training: whether a row must be in split train.
     Raises InputError if the folder, a column, a label, a split or a path can't be used, or a patient is in two splits.
     """
     if not src.is_dir():
         raise InputError(f"{src}: no such folder; SRC is the folder that contains the images and their CSV")
     name = dataset if dataset != "auto" else (recognise_table(table) or "csv") if table else recognise(src)
     _check_flags(name, table, patient_from, findings, votes)
-    read = _read(name, src, table, patient_from, workers, findings, votes)
+    read = _read(name, src, table, patient_from, workers, findings, votes, training)
     source = table or src
     rows, notes = _normalise(read, source)
     notes = [*read.notes, *notes]
@@ -82,21 +82,21 @@ def read_table(
     if not allow_outside and name != "folder":  # the paths of a folder were found inside it
         check_inside(rows["path"], src)
     rows, rejects, reject_notes = reject_conflicts(rows, read.findings)
-    check_usable(rows, src, source)
+    check_usable(rows, src, source, training)
     return Table(name, read.findings, rows, tuple(rejects), (*notes, *reject_notes),
                  tuple({"name": file.name, "sha256": sha256_of(file), "rows": count} for file, count in read.tables))
 
 
 def _read(
     name: str, src: Path, table: Path | None, patient_from: str | None, workers: int, findings: str | None,
-    votes: Votes | None,
+    votes: Votes | None, training: bool,
 ) -> Rows:  # fmt: skip
     """Read the rows in the format `name`, with the readers of a user's own table combined."""
     if name == "csv":
         assert table is not None
         read = read_plain(table, src, findings)
     elif name == "folder":
-        read = read_folder(src, patient_from, table, workers, findings)
+        read = read_folder(src, patient_from, table, workers, findings, training)
     else:
         return read_archive(name, src, table, votes or "majority", workers)
     if table and (votes or has_readers(table)):

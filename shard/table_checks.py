@@ -46,9 +46,12 @@ def check_inside(paths: pd.Series, src: Path) -> None:
                          "relative to SRC or, if you trust the table, add --allow-outside=true")  # fmt: skip
 
 
-def check_usable(rows: pd.DataFrame, src: Path, source: Path) -> None:
-    """Raise InputError if there is nothing to train on, no image is found, or no library reads the DICOM files."""
-    if not (rows["split"] == "train").any():
+def check_usable(rows: pd.DataFrame, src: Path, source: Path, training: bool = True) -> None:
+    """Raise InputError if there is nothing to train on, no image is found, or no library reads the DICOM files.
+
+    training: whether anything is to be trained on.
+    """
+    if training and not (rows["split"] == "train").any():
         raise InputError(f"{source}: no row is in split 'train', so there is nothing to train on; correct the splits")
     tried = rows["path"].sample(min(200, len(rows)), random_state=0)
     if not any((src / path).exists() for path in tried):

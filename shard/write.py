@@ -23,7 +23,16 @@ from shard.manifest import LARGEST_SIZE, MANIFEST, read_manifest
 from shard.phantom.archive import is_phantom
 from shard.pool import parallel_map
 from shard.record import SHARDER, UNFINISHED, begin_build, first_difference
-from shard.source_flags import AllowOutside, DatasetFlag, FindingsFlag, PatientFrom, Source, TableFlag, VotesFlag
+from shard.source_flags import (
+    AllowOutside,
+    DatasetFlag,
+    FindingsFlag,
+    MaxRejects,
+    PatientFrom,
+    Source,
+    TableFlag,
+    VotesFlag,
+)
 from shard.table import Table, read_table
 from shard.write_shard import Encoding, Job, dicom_readers, write_shard
 
@@ -46,7 +55,7 @@ def build(
                                  1, 100)] = 95,
     duplicates: Annotated[Policy, Flag("What to do with equal images in two splits or of two patients: list them and "
                                        "keep all, drop all but one, or stop.", "images")] = "keep",
-    max_rejects: Annotated[float, Flag("Largest fraction of rows without a usable image.", "images", 0, 1)] = 0.01,
+    max_rejects: MaxRejects = 0.01,
     deidentify: Annotated[Path | None, Flag("Replace names of images and patients by hashes keyed with the secret in "
                                             "FILE, which is created if it does not exist.", "images",
                                             metavar="FILE")] = None,
@@ -70,6 +79,21 @@ def build(
     part, parts = choose_part(part, parts)
     check_numbers(parts=(parts, 1, 10**5), part=(part, 0, parts - 1), partners=(partners, 0, shard_size - 1))
     content = read_table(src, dataset, table, allow_outside, patient_from, workers, findings, votes)
+    build_table(content, src, out, table, size=size, encoding=encoding, quality=quality, duplicates=duplicates,
+                max_rejects=max_rejects, deidentify=deidentify, shard_size=shard_size, partners=partners, seed=seed,
+                workers=workers, part=part, parts=parts)  # fmt: skip
+
+
+def build_table(
+    content: Table, src: Path, out: Path, table: Path | None = None, *, size: int = 256, encoding: Encoding = "jpeg",
+    quality: int = 95, duplicates: Policy = "keep", max_rejects: float = 0.01, deidentify: Path | None = None,
+    shard_size: int = 1000, partners: int = 0, seed: int = 0, workers: int = 0, part: int = 0, parts: int = 1,
+    training: bool = True,
+) -> None:  # fmt: skip
+    """Write the images of a table as shards; the arguments are the flags of build, which reads the table.
+
+    training: whether there must be a training image. Raises InputError as build does.
+    """
     rows = len(content.rows) + len(content.rejects)
     check_max_rejects(content.rejects, rows, max_rejects, place=f"the table of {src}")
     pseudonyms = Pseudonyms(read_secret(deidentify, out)) if deidentify else None
@@ -100,7 +124,7 @@ def build(
                   "parts": parts, "duplicates": duplicates, "rejects": content.rejects if part == 0 else [],
                   "shards": records, "notes": notes, "tables": content.tables}  # fmt: skip
         if parts == 1:
-            finish(out, [result], max_rejects, duplicates)
+            finish(out, [result], max_rejects, duplicates, training)
         else:
             _write_part(out, result, images)
 

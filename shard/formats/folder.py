@@ -22,7 +22,7 @@ from shard.walk import Tally, add
 
 def read_folder(
     src: Path, patient_from: str | None = None, labels: Path | None = None, workers: int = 0,
-    findings: str | None = None,
+    findings: str | None = None, training: bool = True,
 ) -> Rows:  # fmt: skip
     """Read all images and DICOM files under `src`, recognised by their first bytes or their suffix.
 
@@ -30,7 +30,8 @@ def read_folder(
     comes from `patient_from`: "parent" (the name of the file's folder) or a regular expression with one group that is
     searched in the path. Without either, the images of a DICOM study share a patient, and any other file counts as a
     separate patient. labels: a CSV with labels of some images. findings: its columns that are findings, see
-    select_findings. Splits are by a hash of patients unless `labels` names them.
+    select_findings. Splits are by a hash of patients unless `labels` names them. training: whether an image must be in
+    split train.
     Raises InputError if no image is found, or `patient_from` matches none of the paths.
     """
     pattern = _parse_patient_from(patient_from)
@@ -44,7 +45,7 @@ def read_folder(
         read = Rows((), frame)
     else:
         read = join_labels(frame, src, labels, findings)
-    if not (read.frame["split"] == "train").any():
+    if training and not (read.frame["split"] == "train").any():
         raise InputError(f"{src}: none of {len(frame)} images of {read.frame['patient'].nunique()} patients is in "
                          "split train (by a hash, 60 % of patients are); add images, or set the patients with "
                          "--patient-from or the splits with --table")  # fmt: skip
