@@ -23,9 +23,10 @@ from bench.output import prepare_output_path, write_results
 from shard.cli import run
 from shard.errors import InputError
 from shard.flags import JSON, Flag, flag_in, validate_call
+from train.architectures import check_arch
 from train.config import Config
 from train.device import configure_backend, resolve_device, resolve_precision
-from train.large_batch import apply_activation_checkpointing
+from train.large_batch import apply_activation_checkpointing, check_recompute
 from train.model import SimCLR
 from train.optim import make_optimizer
 from train.state import TrainState
@@ -57,6 +58,9 @@ def bench(
 
         python -m bench.memory --batches=64,256,1024 --modes=plain,recompute
     """
+    check_arch(arch, size)
+    if "recompute" in modes:
+        check_recompute(arch, size)
     for mode in modes:
         if mode not in MODES:
             raise InputError(f"--modes={','.join(modes)}: no mode {mode!r}; available: {', '.join(MODES)}")
@@ -126,9 +130,9 @@ def _measure(connection: Connection, mode: Mode, batch: int, micro_batch: int, a
     device, precision = torch.device(name), resolve_precision("auto", name)
     configure_backend(device)
     torch.manual_seed(0)
-    model = SimCLR(arch).to(memory_format=torch.channels_last).to(device).train()
+    model = SimCLR(arch, size).to(memory_format=torch.channels_last).to(device).train()
     if mode == "recompute":
-        apply_activation_checkpointing(model)
+        apply_activation_checkpointing(model, arch)
     optimizer = make_optimizer("adam", model, lr=Config.lr, weight_decay=0.0)
     scaler = torch.amp.GradScaler(name, enabled=precision == "fp16")
     state = TrainState(model, model, optimizer, scaler, device, steps_per_epoch=2)
@@ -137,7 +141,7 @@ def _measure(connection: Connection, mode: Mode, batch: int, micro_batch: int, a
 
     def step() -> None:
         train_step(state, view1, view2, lr=Config.lr, temperature=Config.temperature, precision=precision,
-                   micro_batch=micro_batch if mode == "micro-batch" else 0)  # fmt: skip
+                   micro_batch=micro_batch if mode == "micro-batch" else 0, recompute=mode == "recompute")  # fmt: skip
         if name == "cuda":
             torch.cuda.synchronize()
 

@@ -26,6 +26,7 @@ from shard.errors import InputError
 from shard.flags import JSON, ROUNDS, Flag, flag_in, validate_call
 from shard.machine import cores
 from shard.manifest import read_manifest
+from train.architectures import check_arch
 from train.config import Config, check_batch
 
 EPOCHS = 100  # the length of the published run, for the column "hours"
@@ -66,6 +67,7 @@ def bench(
 
         python -m bench.step shards --rows=published,ours
     """
+    check_arch(arch, size)
     known = available_rows()
     for row in rows:
         if row not in known:

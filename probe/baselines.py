@@ -67,7 +67,7 @@ def scratch_encoder(arch: str, seed: int, images: Input) -> Encoder:
     """Build the architecture with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module, _ = build_encoder(arch)
+        module, _ = build_encoder(arch, images.size)
     return Encoder(SCRATCH, f"{arch}, random weights, seed {seed}", module.eval(), images)
 
 

@@ -13,6 +13,7 @@ from probe.names import GUESSING, MAJORITY, check_name, split_spec
 from probe.published_protocol import NOISE
 from shard.errors import InputError
 from train.accepted import accepted_changes, append_changes
+from train.architectures import resize_input
 from train.checkpoint import (
     FORMAT,
     list_checkpoints,
@@ -96,6 +97,8 @@ def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run
     """Build the encoder of a checkpoint's model."""
     module, _ = encoder_of(state)
     augmentation = Augmentation(**state["augmentation"])  # checks the values
+    if size and size != augmentation.size:
+        resize_input(module, size)
     progress = f"epoch {state['epoch']}" if not state["step_in_epoch"] else f"step {state['step']}"
     kept = {key: value for key, value in state.items() if key in STATE_FIELDS}
     recipe = append_changes(describe_recipe(state["config"]), accepted_changes(state))

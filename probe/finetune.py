@@ -19,8 +19,16 @@ def finetune(
     """Train a copy of the encoder with a linear layer on one support set; return the decision values [N].
 
     examples, tested: normalised images [n, 1, S, S] and [N, 1, S, S] on the device. labels: [n], 0 or 1. In each step
-    every example is mirrored with probability 0.5.
+    every example is mirrored with probability 0.5. Dropout and stochastic depth draw from the seed, too.
     """
+    with torch.random.fork_rng(devices=[examples.device] if examples.is_cuda else []):
+        torch.manual_seed(seed)
+        return _finetune(module, examples, labels, tested, seed)
+
+
+def _finetune(
+    module: nn.Module, examples: torch.Tensor, labels: torch.Tensor, tested: torch.Tensor, seed: int
+) -> npt.NDArray[np.float64]:  # fmt: skip
     device = examples.device
     encoder = copy.deepcopy(module).to(device)
     generator = torch.Generator().manual_seed(seed)

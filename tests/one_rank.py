@@ -57,7 +57,8 @@ def take_step(
     state.model = state.forward = model
     state.optimizer = make_optimizer("adam", model, lr=config.lr, weight_decay=0.1)
     loss, z1, z2 = forward_backward(state, views[0], views[1], temperature=config.temperature, patients=patients,
-                                    same_patient=config.same_patient, micro_batch=micro_batch)  # fmt: skip
+                                    same_patient=config.same_patient, micro_batch=micro_batch,
+                                    recompute=config.recompute)  # fmt: skip
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     update(state, lr=config.lr, clip=config.clip)
     return {"loss": loss, "loss_bytes": loss.untyped_storage().nbytes(),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.small import SmallModel
-from train.large_batch import apply_activation_checkpointing, backward_by_micro_batches
+from train.large_batch import apply_activation_checkpointing, backward_by_micro_batches, preserve_running_stats
 from train.loss import nt_xent
 from train.model import SimCLR
 
@@ -33,13 +33,15 @@ def single_backward(model: nn.Module, micro_batch: int) -> float:
     embedded = [model(torch.cat([part1, part2])).chunk(2) for part1, part2 in parts]
     z1, z2 = (torch.cat(half) for half in zip(*embedded, strict=True))
     loss = LOSS(z1, z2)
-    loss.backward()
+    with preserve_running_stats(model):  # as train_step does with --recompute
+        loss.backward()
     return loss.item()
 
 
 def micro_batch_backward(model: nn.Module, micro_batch: int) -> float:
     torch.manual_seed(2)
-    loss, z1, z2 = backward_by_micro_batches(model, model, *views(), LOSS, micro_batch, lambda value: value)
+    loss, z1, z2 = backward_by_micro_batches(model, model, *views(), LOSS, micro_batch, lambda value: value,
+                                             recompute=True)  # fmt: skip
     assert z1.shape == z2.shape == (IMAGES, 128) and LOSS(z1, z2).item() == pytest.approx(loss.item(), rel=1e-12)
     return loss.item()
 
@@ -86,7 +88,9 @@ def test_every_residual_block_is_recomputed() -> None:
     twin.load_state_dict(model.state_dict())
     apply_activation_checkpointing(model)
     for one in (model, twin):
-        LOSS(*one(torch.cat(views()).float()).chunk(2)).backward()
+        loss = LOSS(*one(torch.cat(views()).float()).chunk(2))
+        with preserve_running_stats(one):
+            loss.backward()
     assert sum("forward" in vars(module) for module in model.modules()) == 8
     assert max_gradient_distance(model, twin) < 1e-5 and running_stats_equal(model, twin)
 

@@ -5,19 +5,17 @@ To add one, write a function that builds it and list it in ARCHITECTURES.
 
 from __future__ import annotations
 
-import difflib
-import functools
+import copy
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shard.errors import InputError
+from train.timm_models import STRIDES, UNFIT, CutOff, check_patches, create, explain_unfit, feature_width
 
 if TYPE_CHECKING:  # the command line checks the listed names without importing PyTorch, which takes a second
     from torch import nn
-
-TIMM = "timm/"  # prefix of timm's models
-LARGEST_SIZE = 1024  # of views
 
 
 def grey_resnet(name: str, channels: int = 1) -> tuple[nn.Module, int]:
@@ -52,100 +50,73 @@ def build_encoder(
     """
     if arch in ARCHITECTURES:
         return ARCHITECTURES[arch](channels)
-    width = timm_width(arch, size, channels, tuple(sorted((model_args or {}).items())))
-    return _create(arch, size, channels, dict(model_args or {})), width
+    width = feature_width(arch, size, channels, model_args or {}, list(ARCHITECTURES))
+    return create(arch, size, channels, model_args or {}), width
 
 
-def check_arch(arch: str, size: int) -> None:
-    """Raise InputError if no architecture has this name, or if it can't take images of size × size."""
-    if arch not in ARCHITECTURES:
-        timm_width(arch, size)
+def check_arch(arch: str, size: int, *, flag: str = "--arch=") -> None:
+    """Raise InputError if no architecture has this name, or if it can't take grey images of size × size.
+
+    flag: what the message puts before the name.
+    """
+    if arch in ARCHITECTURES:
+        return
+    try:
+        feature_width(arch, size, 1, {}, list(ARCHITECTURES))
+    except InputError as error:
+        raise InputError(f"{flag}{error}") from None
+
+
+def first_convs(encoder: nn.Module) -> list[str]:
+    """Return the names of the convolutions that the images enter: one, or several parallel ones as in RepVGG."""
+    from torch import nn
+
+    convs = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)}
+    named = (getattr(encoder, "pretrained_cfg", None) or {}).get("first_conv") or ()
+    known = [name for name in ([named] if isinstance(named, str) else named) if name in convs]
+    return known or list(convs)[:1]
 
 
 def first_conv(encoder: nn.Module) -> str:
-    """Return the name of the convolution that the images enter."""
-    from torch import nn
-
-    return next(str(name) for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d))
+    """Return the name of the convolution that the images enter; of several parallel ones the first."""
+    return first_convs(encoder)[0]
 
 
-@functools.cache
-def timm_width(arch: str, size: int, channels: int = 1, model_args: tuple[tuple[str, Any], ...] = ()) -> int:
-    """Return the feature width of a model of timm, found by a forward pass without data.
+def resize_input(encoder: nn.Module, size: int) -> None:
+    """Prepare an encoder, in place, for images of size × size.
 
-    Raises InputError if timm has no such model, or if the model can't take images of that size.
+    timm's models with one image size get their positions interpolated; an encoder that takes any size stays as it is.
+    Raises InputError if the encoder can't take images of that size.
     """
-    _check_name(arch)
     try:
-        return _trace(arch, size, channels, dict(model_args))
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise InputError(f"--arch={arch}: can't take images of {size}×{size} ({reason}); "
-                         f"{_sizes_that_fit(arch, size, channels, dict(model_args))}") from None  # fmt: skip
+        _set_input_size(encoder, size)
+    except UNFIT as error:
+        name = (getattr(encoder, "pretrained_cfg", None) or {}).get("architecture") or type(encoder).__name__
+        strides = (error.patch,) if isinstance(error, CutOff) else STRIDES
+        unfit = explain_unfit(size, error, partial(_can_resize, encoder), strides, "omit --size")
+        raise InputError(f"--size={size}: {name} {unfit}") from None
 
 
-def _check_name(arch: str) -> None:
-    import timm
-
-    name, _, tag = arch.removeprefix(TIMM).partition(".")
-    if arch.startswith(TIMM) and timm.is_model(name) and (
-        not tag or f"{name}.{tag}" in timm.list_models(f"{name}.*", pretrained=True)
-    ):
-        return
-    if not arch.startswith(TIMM) and timm.is_model(name):
-        raise InputError(f"--arch={arch}: is a model of timm; give --arch={TIMM}{arch}")
-    known = [*ARCHITECTURES, *(TIMM + model for model in timm.list_models())]
-    if arch.startswith(TIMM) and timm.is_model(name):
-        known = [TIMM + model for model in timm.list_models(f"{name}.*", pretrained=True)]
-    wanted = arch if "/" in arch else TIMM + arch
-    close = difflib.get_close_matches(wanted, known, 3, cutoff=0.3) or list(ARCHITECTURES)
-    raise InputError(f"--arch={arch}: no such architecture; closest: {', '.join(close)}")
-
-
-def _trace(arch: str, size: int, channels: int, model_args: dict[str, Any]) -> int:
-    """Return the width of the features of size × size images, computed without data or weights."""
+def _set_input_size(encoder: Any, size: int) -> None:
     import torch
-    from torch import nn
 
-    with torch.device("meta"), torch.no_grad():
-        encoder = _create(arch, size, channels, model_args).eval()
-        patches = encoder.get_submodule(first_conv(encoder))
-        if _has_fixed_size(arch) and isinstance(patches, nn.Conv2d) and patches.kernel_size == patches.stride:
-            patch = patches.stride[0]
-            if size % patch:
-                raise ValueError(f"it cuts them into patches of {patch}×{patch}")
-        features = encoder(torch.zeros(2, channels, size, size))
-    if features.ndim != 2:
-        raise ValueError(f"it returns {list(features.shape)} and not one vector per image")
-    return int(features.shape[1])
-
-
-def _create(arch: str, size: int, channels: int, model_args: dict[str, Any]) -> nn.Module:
-    import timm
-
-    given = {"num_classes": 0, "in_chans": channels, **({"img_size": size} if _has_fixed_size(arch) else {})}
-    encoder: nn.Module = timm.create_model(arch.removeprefix(TIMM), pretrained=False, **{**model_args, **given})
-    return encoder
+    check_patches(encoder, size)
+    if hasattr(encoder, "set_input_size"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about timm's own use of PyTorch
+            encoder.set_input_size(img_size=(size, size))
+    weight = encoder.get_submodule(first_conv(encoder)).weight
+    training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        encoder(torch.zeros(1, weight.shape[1], size, size, device=weight.device))
+    encoder.train(training)
 
 
-def _has_fixed_size(arch: str) -> bool:
-    """Whether timm builds the model for one image size, such as a vision transformer's positions."""
-    import timm
-
-    config = timm.get_pretrained_cfg(arch.removeprefix(TIMM))
-    return bool(config and config.fixed_input_size)
-
-
-def _sizes_that_fit(arch: str, size: int, channels: int, model_args: dict[str, Any]) -> str:
-    """Advise on the nearest sizes that the model can take."""
-
-    def fits(side: int) -> bool:
-        try:
-            return bool(_trace(arch, side, channels, model_args))
-        except (RuntimeError, AssertionError, ValueError, TypeError):
-            return False
-
-    below = next((side for side in range(size - 1, max(size - 65, 0), -1) if side % 4 == 0 and fits(side)), 0)
-    above = next((side for side in range(size + 1, min(size + 257, LARGEST_SIZE)) if side % 4 == 0 and fits(side)), 0)
-    found = [f"--size={side}" for side in (below, above) if side]
-    return f"give {' or '.join(found)}" if found else "choose another architecture"
+def _can_resize(encoder: nn.Module, size: int) -> bool:
+    """Whether resize_input would succeed, tried on a copy without weights."""
+    try:
+        _set_input_size(copy.deepcopy(encoder).to("meta"), size)
+    except UNFIT:
+        return False
+    return True

@@ -103,6 +103,10 @@ class Config:
             raise InputError(FP16_NEEDS_GPU)
         if self.compile and self.recompute:
             raise InputError("--compile --recompute: the compiler itself decides what to recompute; omit one of them")
+        if self.recompute:
+            from train.large_batch import check_recompute  # imported here because PyTorch takes a second
+
+            check_recompute(self.arch, self.size)
         if self.compile and shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
             raise InputError(f"--compile: PyTorch needs the compiler {compiler}, which is not installed; on Debian: "
                              "apt install g++")  # fmt: skip

@@ -23,7 +23,7 @@ CODE = (
                                          "dali_inputs", "dali", "torchvision_views", "loader")),
     *(f"pipeline/fused/{name}.py" for name in ("jit", "llvm", "simd", "atomics", "taps", "workspaces", "kernel",
                                                "dali_operator")),
-    *(f"train/{name}.py" for name in ("setup", "device", "architectures", "model", "loss", "large_batch",
+    *(f"train/{name}.py" for name in ("setup", "device", "architectures", "timm_models", "model", "loss", "large_batch",
                                       "distributed/collectives", "distributed/batchnorm", "optim", "step")),
 )
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "numba", "numpy", "pillow", "timm")

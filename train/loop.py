@@ -93,7 +93,7 @@ def train(
             loss, z1, z2 = train_step(
                 state, view1, view2, lr=_current_lr(config, state), temperature=config.temperature, patients=patients,
                 same_patient=config.same_patient, precision=config.precision, micro_batch=config.micro_batch,
-                clip=config.clip,
+                recompute=config.recompute, clip=config.clip,
             )  # fmt: skip
             state.pending_losses.append(loss)
             if state.step_in_epoch % config.log_every == 0 or state.epoch_is_complete:

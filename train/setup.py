@@ -63,7 +63,7 @@ def set_up(config: Config, ranks: Ranks | None = None) -> Setup:
     if ranks.world > 1 and config.sync_batchnorm:
         convert_sync_batchnorm(model, device)
     if config.recompute:
-        apply_activation_checkpointing(model)
+        apply_activation_checkpointing(model, config.arch)
     optimizer = make_optimizer(config.optimizer, model, lr=config.lr, weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     forward = torch.compile(model) if config.compile else model

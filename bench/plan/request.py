@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from bench.output import CHEXPERT_IMAGES
 from shard.errors import InputError
 from shard.flags import Flag, check_ranges, flag_in
+from train.architectures import check_arch
 from train.config import Config
 
 SHORT_SIDE, SHARD_SIZE = 256, 1000  # pixels, and images per shard: the defaults of python -m shard build
@@ -44,6 +45,7 @@ class PlanRequest:
 
     def __post_init__(self) -> None:
         check_ranges(PlanRequest, vars(self))
+        check_arch(self.arch, self.size)
         if not re.fullmatch(r"[1-9]\d{1,5}x[1-9]\d{1,5}", self.source):
             raise InputError(f"--source={self.source}: expects a radiograph's size in pixels, as in --source=2320x2828")
         if self.gpu_rate is not None and not 0 < self.gpu_rate < math.inf:

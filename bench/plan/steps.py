@@ -94,7 +94,7 @@ def _estimate_probing(
     estimate = StepEstimate("probe", cores=training.cores, shape="1 GPU")
     if training.cores:
         estimate.shape += f" × {count(training.cores, 'core')}"
-    width = model_size(request.arch).feature_width
+    width = model_size(request.arch, request.size).feature_width
     features = 4 * request.images * (RESNETS * width + SIDE**2)  # bytes, in float32
     estimate.disk_gb, estimate.memory_mb = features / 1e9, FEATURE_COPIES * features / MB
     estimate.assumed += [

@@ -25,10 +25,10 @@ class ModelSize(NamedTuple):
 
 
 @cache
-def model_size(arch: str) -> ModelSize:
+def model_size(arch: str, size: int) -> ModelSize:
     """Compute the size of a model without allocating its weights."""
     with torch.device("meta"):
-        model = SimCLR(arch)
+        model = SimCLR(arch, size)
     first, *_ = model.projector.parameters()  # [F, F]
     weights, buffers = (sum(tensor.numel() * tensor.element_size() for tensor in tensors)
                         for tensors in (model.parameters(), model.buffers()))  # fmt: skip
@@ -137,7 +137,7 @@ def _check_gpu_memory(estimate: StepEstimate, request: PlanRequest, memory: Memo
 
 def _estimate_checkpoints(estimate: StepEstimate, request: PlanRequest) -> int:
     """Set the disk space of all checkpoints, and return the bytes of one."""
-    checkpoint = model_size(request.arch).checkpoint_bytes
+    checkpoint = model_size(request.arch, request.size).checkpoint_bytes
     most = KEEP + request.epochs // MILESTONE + 2
     estimate.disk_gb = most * checkpoint / 1e9
     estimate.assumed.append(f"disk: at most {most} checkpoints of {checkpoint / 1e6:,.0f} MB ({request.arch} with "
