@@ -1,13 +1,14 @@
-"""python -m probe report RUN --shards=DIR; python -m probe compare A B --shards=DIR; python -m probe merge OUT"""
+"""python -m probe report RUN --shards=DIR; compare A B --shards=DIR; merge OUT; embed RUN SRC --out=FILE"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
+from probe.embed.settings import EmbedSettings
 from probe.settings import Settings
 from shard.cli import run
-from shard.flags import PART, PARTS, Command, Flag
+from shard.flags import PART, PARTS, Command, Flag, flag_in
 from shard.machine import choose_part
 
 
@@ -39,8 +40,28 @@ def merge(out: Annotated[Path, Flag("Folder given as --out to python -m probe re
     merge_report(out)
 
 
+def embed(
+    encoder: Annotated[str, flag_in(Settings, "encoders", help="Run (newest checkpoint), checkpoint or weights, as for "
+                                    "python -m probe report.", positional=False)],
+    src: Annotated[Path, Flag("Folder of shards, or of radiographs: with a table that python -m shard build reads, or "
+                              "image files alone.")],
+    settings: EmbedSettings,
+) -> None:  # fmt: skip
+    """Write the features of images to a Parquet file: one row per image, with its key, patient, split and labels.
+
+    The images are read as for a report, and the features are equal to it. The same command resumes one that was
+    stopped. docs/guide.md shows how to read the file.
+
+        python -m probe embed runs/a shards --out=features.parquet
+        python -m probe embed model.safetensors exports --out=features.parquet --splits=test
+    """
+    from probe.embed.embed import embed
+
+    embed(encoder, src, settings)
+
+
 # compare is an alias of report, for users who look for it.
-COMMANDS: dict[str, Command] = {"report": report, "compare": report, "merge": merge}
+COMMANDS: dict[str, Command] = {"report": report, "compare": report, "merge": merge, "embed": embed}
 
 if __name__ == "__main__":
     run("python -m probe", COMMANDS)

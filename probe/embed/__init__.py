@@ -1,0 +1,1 @@
+"""Features of images as a Parquet file: python -m probe embed."""

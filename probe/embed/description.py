@@ -1,0 +1,71 @@
+"""The description of features in their file's metadata: weights, preprocessing, images and versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from probe.embed.work import Work
+from probe.encoder import Encoder
+from probe.names import absolute_spec
+from shard.files import sha256_of
+from shard.machine import commit, version_of
+from train.checkpoint import HASH_DIGITS, list_checkpoints, step_of
+from train.weights.choose_network import split_key
+from train.weights.load import weights_file
+
+FORMAT = "cxr-simclr-features/1"
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "nvidia-dali-cuda120", "pillow", "numpy", "pyarrow")
+
+
+def describe(work: Work, width: int) -> dict[str, Any]:
+    """Describe the features for the file's metadata: where they come from and how they were made."""
+    settings, encoder, manifest = work.settings, work.encoder, work.manifest
+    file = _weights_file(work)
+    return {
+        "format": FORMAT, "command": settings.command(absolute_spec(work.given), work.src),
+        "encoder": {"name": encoder.name, "source": encoder.source, "architecture": work.arch,
+                    "sha256": encoder.sha256(), "file": str(file.absolute()) if file else None,
+                    "file_sha256": sha256_of(file) if file else None, "notes": list(encoder.notes)},
+        "input": {**asdict(encoder.input), **_statistics(encoder)},
+        "shards": {"folder": str(work.shards.absolute()), "fingerprint": manifest.fingerprint(),
+                   "settings": manifest.settings, "rejected": manifest.rejected},
+        "images": work.images, "splits": list(work.splits), "findings": list(manifest.findings), "width": width,
+        "dtype": settings.dtype, "batch_size": settings.batch_size, "backend": work.backend,
+        "device": work.device.type, "commit": commit(), "versions": versions(),
+    }  # fmt: skip
+
+
+def stated_identity(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What Work.identity was when a file was written, from its description."""
+    return {"weights": description["encoder"]["sha256"][:HASH_DIGITS], "shards": description["shards"]["fingerprint"],
+            "splits": description["splits"], "dtype": description["dtype"]}  # fmt: skip
+
+
+def _statistics(encoder: Encoder) -> dict[str, Any]:
+    """The mean and std by which the network's images are normalised, one for each of its channels."""
+    module = encoder.module
+    mean, std = getattr(module, "colour_mean", None), getattr(module, "colour_std", None)
+    if isinstance(mean, torch.Tensor) and isinstance(std, torch.Tensor):
+        # float32 to the 7 digits that it has
+        return {"mean": [float(f"{value:.7g}") for value in mean.flatten().tolist()],
+                "std": [float(f"{value:.7g}") for value in std.flatten().tolist()]}  # fmt: skip
+    return {"mean": [encoder.input.mean], "std": [encoder.input.std]}
+
+
+def _weights_file(work: Work) -> Path | None:
+    """The file that the weights were read from; None if they are in several."""
+    file, _ = split_key(work.path)
+    if work.encoder.run is not None and work.encoder.state is not None:
+        step = work.encoder.state["step"]
+        return next((path for path in list_checkpoints(work.encoder.run) if step_of(path) == step), None)
+    return found if (found := weights_file(file)).is_file() else None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide the features and the file."""
+    return {name: version_of(name) for name in PACKAGES}
