@@ -16,6 +16,7 @@ from shard.errors import InputError
 from train.architectures import build_encoder
 from train.weights.load import read_weights
 from train.weights.preprocessing import Input
+from train.weights.transformers_folder import TransformersEncoder
 
 SIDE = 16  # the thumbnail's width and height in pixels
 SCRATCH, THUMBNAIL, IMAGENET = "Scratch", "Thumbnail", "ImageNet"
@@ -23,12 +24,13 @@ SCRATCH, THUMBNAIL, IMAGENET = "Scratch", "Thumbnail", "ImageNet"
 
 @dataclass(frozen=True)
 class Options:
-    """What a baseline is built for. arch, images: from the first encoder given. seed, imagenet_weights: the flags."""
+    """What a baseline is built for. arch, images, module: of the first encoder given. The rest: the flags."""
 
     arch: str
     images: Input
     seed: int
     imagenet_weights: Path | None
+    module: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Baseline:
 # A word of --baselines → the baseline. Encoders are compared with each in this order.
 BASELINES: dict[str, Baseline] = {
     "scratch": Baseline(SCRATCH, "#8a8a8a",
-                        lambda options: scratch_encoder(options.arch, options.seed, options.images)),
+                        lambda options: scratch_encoder(options.arch, options.seed, options.images, options.module)),
     "thumbnail": Baseline(THUMBNAIL, "#2f9e62", lambda options: thumbnail_encoder(options.images)),
     "imagenet": Baseline(IMAGENET, "#d9822b",
                          lambda options: imagenet_encoder(options.arch, options.images, options.imagenet_weights)),
@@ -58,16 +60,21 @@ def baseline_names() -> list[str]:
 class Pixels(nn.Module):
     """The image's own grey levels, averaged over SIDE × SIDE squares, in place of an encoder."""
 
+    FEATURES = f"{SIDE * SIDE} grey levels"
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map x [B, 1, S, S] to [B, SIDE²]."""
         return nn.functional.adaptive_avg_pool2d(x, SIDE).flatten(1)
 
 
-def scratch_encoder(arch: str, seed: int, images: Input) -> Encoder:
-    """Build the architecture with random weights."""
+def scratch_encoder(arch: str, seed: int, images: Input, like: nn.Module | None = None) -> Encoder:
+    """Build the architecture with random weights. like: an encoder of it, for those that only transformers builds."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module, _ = build_encoder(arch, images.size)
+        if isinstance(like, GreyAsColour) and isinstance(like.network, TransformersEncoder):
+            module: nn.Module = like.around(like.network.with_random_weights())
+        else:
+            module, _ = build_encoder(arch, images.size)
     return Encoder(SCRATCH, f"{arch}, random weights, seed {seed}", module.eval(), images)
 
 

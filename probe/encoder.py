@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from train.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input
+from train.weights.pooling import describe_pooling
+from train.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input, ResolvedInput
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,8 @@ class Encoder:
     """A frozen encoder, [B, 1, S, S] → [B, F]. `module` is None if it is not available; `missing` gives the reason.
 
     source: description of architecture and weights. input: how its images are made. notes: how it was read, one per
-    line. assumed: preprocessing that no source states, shown with its name in tables. collapsed: evidence that its
-    features do not distinguish images; "" if they do. state: a run's settings and progress, from its checkpoint. run:
-    its folder.
+    line. given_input: its input as resolved from what its weights state. collapsed: evidence that its features do not
+    distinguish images; "" if they do. state: a run's settings and progress, from its checkpoint. run: its folder.
     """
 
     name: str
@@ -32,13 +32,28 @@ class Encoder:
     state: dict[str, Any] | None = None
     run: Path | None = None
     notes: tuple[str, ...] = ()
-    assumed: str = ""
+    given_input: ResolvedInput | None = None
     collapsed: str = ""
 
     @property
     def label(self) -> str:
         """The name, marked as collapsed if it is."""
         return f"{self.name} (collapsed)" if self.collapsed else self.name
+
+    @property
+    def fed(self) -> ResolvedInput:
+        """Its input with the statistics that it is normalised by; a baseline gets the first encoder's images."""
+        if self.given_input is not None:
+            return self.given_input
+        if isinstance(self.module, GreyAsColour):
+            return ResolvedInput(self.input, *self.module.statistics(), "as in its training")
+        return ResolvedInput(self.input, (self.input.mean,), (self.input.std,), "as the first encoder")
+
+    @property
+    def features(self) -> str:
+        """What its features are, in a few words; "" if it has no module."""
+        network = self.module.network if isinstance(self.module, GreyAsColour) else self.module
+        return "" if network is None else describe_pooling(network)
 
     def sha256(self) -> str:
         """Hash all that its features depend on, except the images."""
@@ -59,13 +74,21 @@ class GreyAsColour(nn.Module):
     colour_std: torch.Tensor
 
     def __init__(
-        self, resnet: nn.Module, mean: float, std: float, colour_mean: Sequence[float] = IMAGENET_MEAN,
+        self, network: nn.Module, mean: float, std: float, colour_mean: Sequence[float] = IMAGENET_MEAN,
         colour_std: Sequence[float] = IMAGENET_STD,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.resnet, self.mean, self.std = resnet, mean, std
+        self.network, self.mean, self.std = network, mean, std
         self.register_buffer("colour_mean", torch.tensor(colour_mean).view(1, -1, 1, 1))
         self.register_buffer("colour_std", torch.tensor(colour_std).view(1, -1, 1, 1))
+
+    def around(self, network: nn.Module) -> GreyAsColour:
+        """Feed another network in the same way."""
+        return GreyAsColour(network, self.mean, self.std, *self.statistics())
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the mean and std per channel that the network's images are normalised by."""
+        return tuple(self.colour_mean.flatten().tolist()), tuple(self.colour_std.flatten().tolist())
 
     def extra_repr(self) -> str:
         """Show the statistics with which the input images are normalised."""
@@ -74,5 +97,5 @@ class GreyAsColour(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map x [B, 1, S, S], normalised by our statistics, to features [B, F]."""
         colour = (x * self.std + self.mean - self.colour_mean) / self.colour_std  # [B, 1 or 3, S, S]
-        features: torch.Tensor = self.resnet(colour)
+        features: torch.Tensor = self.network(colour)
         return features

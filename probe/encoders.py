@@ -1,10 +1,12 @@
-"""Open the encoders of a report: runs, checkpoints and files of weights, through one function."""
+"""Open the encoders of a report: runs, checkpoints and weights of all kinds, through one function."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from pipeline.augmentation import Augmentation
 from probe.baselines import BASELINES, Options, baseline_names
@@ -26,9 +28,13 @@ from train.model import encoder_of
 from train.recipe import describe_recipe
 from train.weights.choose_network import split_key
 from train.weights.diagnosis import printable
-from train.weights.load import FOLDER_FILES, Weights, read_weights
-from train.weights.preprocessing import Input, Stated, parse_input_flag, resolve_input
+from train.weights.load import FOLDER_FILES, Weights
+from train.weights.open import open_weights
+from train.weights.preprocessing import Input, ResolvedInput, Stated, parse_input_flag, resolve_input
+from train.weights.preprocessing_configs import TIMM
 from train.weights.read import UnreadableTensors, read_tensors
+from train.weights.source import Source, path_exists
+from train.weights.transformers_folder import check_size
 
 SIMCLR = "SimCLR"  # the name of a single run
 # The fields of a checkpoint that a report shows.
@@ -40,7 +46,7 @@ def open_encoders(
     given: Sequence[str], baselines: Sequence[str], *, default: Input, size: int, imagenet_weights: Path | None,
     seed: int, inputs: str = "",
 ) -> list[Encoder]:  # fmt: skip
-    """Open the baselines, then the encoders given: runs, checkpoints and files of weights, PATH or NAME=PATH.
+    """Open the baselines, then the encoders given: runs, checkpoints and weights, each as split_spec reads it.
 
     default: the statistics of our images, and their size if an encoder states none. size: overrides every encoder's
     own; 0 keeps it. inputs: the flag --input (see parse_input_flag). Baselines get the architecture and the input of
@@ -48,32 +54,36 @@ def open_encoders(
     """
     named = []
     for spec in given:
-        name, path = split_spec(spec)
-        _check_exists(path, spec)
-        named.append((path, name or _default_name(path, len(given))))
+        name, source = split_spec(spec)
+        _check_exists(source, spec)
+        named.append((source, name or _default_name(source, len(given))))
         check_name(named[-1][1], (*baseline_names(), NOISE, MAJORITY, GUESSING))
     names = [name for _, name in named]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two encoders are called {name}; name them: NAME=PATH")
     requested = parse_input_flag(inputs, names)
-    opened = [open_encoder(path, name, default, size, requested.get(name)) for path, name in named]
+    opened = [open_encoder(source, name, default, size, requested.get(name)) for source, name in named]
     arch, first = opened[0]
-    options = Options(arch, first.input, seed, imagenet_weights)
+    options = Options(arch, first.input, seed, imagenet_weights, first.module)
     return [*(BASELINES[word].build(options) for word in dict.fromkeys(baselines)),
             *(encoder for _, encoder in opened)]  # fmt: skip
 
 
 def open_encoder(
-    path: Path, name: str, default: Input, size: int, requested: Stated | None = None
+    source: Source | Path, name: str, default: Input, size: int, requested: Stated | None = None
 ) -> tuple[str, Encoder]:  # fmt: skip
-    """Open a run's folder (its newest checkpoint), a checkpoint or a file of weights: (architecture, encoder).
+    """Open a run's folder (its newest checkpoint), a checkpoint, or weights of any kind: (architecture, encoder).
 
-    path: PATH::KEY selects the network under a key of a file. requested: what --input states for it. Raises InputError.
+    source: PATH::KEY selects the network under a key of a file. requested: what --input states for it. Raises
+    InputError.
     """
-    _check_exists(path, str(path))
-    file, key = split_key(path)
-    if file.is_dir() and not any((file / name).exists() for name in FOLDER_FILES):
+    source = source if isinstance(source, Source) else Source("", source)
+    _check_exists(source, str(source))
+    if source.path is None or source.arch:
+        return _open_weights(source, name, default, size, requested)
+    file, key = split_key(source.path)
+    if file.is_dir() and not any((file / inside).exists() for inside in (*FOLDER_FILES, TIMM)):
         found = load_newest(file)
         if found is None:
             raise InputError(_no_run(file))
@@ -87,10 +97,16 @@ def open_encoder(
             if file.absolute().parent.name == "checkpoints":  # the run may have been moved since
                 state["config"] = {**state["config"], "out": str(file.absolute().parent.parent)}
             return state["config"]["arch"], simclr_encoder(state, name, size, None)
-    weights = read_weights(path)
+    return _open_weights(source, name, default, size, requested)
+
+
+def _open_weights(
+    source: Source, name: str, default: Input, size: int, requested: Stated | None
+) -> tuple[str, Encoder]:  # fmt: skip
+    weights = open_weights(source, (requested.size if requested else None) or size or default.size)
     if weights.card is not None:
-        _refuse_key_and_input(file, name, "", requested, "an export")
-    return weights.arch, weights_encoder(weights, name, file, default, size, requested)
+        _refuse_key_and_input(source.path, name, "", requested, "an export")
+    return weights.arch, weights_encoder(weights, name, source, default, size, requested)
 
 
 def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run: Path | None = None) -> Encoder:
@@ -103,42 +119,39 @@ def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run
     kept = {key: value for key, value in state.items() if key in STATE_FIELDS}
     recipe = append_changes(describe_recipe(state["config"]), accepted_changes(state))
     images = Input(size or augmentation.size, augmentation.mean, augmentation.std)
+    fed = _own_input(images, "from its checkpoint")
     return Encoder(name, f"{state['config']['arch']}, SimCLR, {recipe}, {progress}", module.eval(), images, state=kept,
-                   run=run, notes=(_describe_input(images, "checkpoint"),))  # fmt: skip
+                   run=run, notes=(fed.describe(),), given_input=fed)  # fmt: skip
 
 
 def weights_encoder(
-    weights: Weights, name: str, path: Path, default: Input, size: int, requested: Stated | None = None
+    weights: Weights, name: str, source: Source, default: Input, size: int, requested: Stated | None = None
 ) -> Encoder:  # fmt: skip
-    """Build the encoder of a file of weights, with its input from our export's model card or from resolve_input."""
-    source = f"{weights.arch}, {path.name}"
+    """Build the encoder of weights, with its input from our export's model card or from resolve_input."""
+    shown = f"{weights.arch}, {source.arch if source.path is None else split_key(source.path)[0].name}"
     if weights.card is not None:
-        source += f", {weights.card.get('preset')}" if weights.card.get("accepted") else ""
         card = weights.card["input"]
         images = Input(size or card["size"], card["mean"], card["std"])
-        colour = (card["mean"],) * 3, (card["std"],) * 3
-        module = weights.encoder
-        if weights.channels == 3:
-            module = GreyAsColour(module, images.mean, images.std, *colour)
-        notes = (*weights.notes, _describe_input(images, "model card"))
-        return Encoder(name, source, module.eval(), images, notes=notes)
-    resolved = resolve_input(path, name, weights.channels, requested or Stated(), weights.stated,
-                             default=default, size=size)  # fmt: skip
-    images = resolved.images
-    module = GreyAsColour(weights.encoder, images.mean, images.std, resolved.mean, resolved.std)
-    return Encoder(name, source, module.eval(), images, notes=(*weights.notes, resolved.note),
-                   assumed=resolved.assumed)  # fmt: skip
+        fed = _own_input(images, "from its model card", weights.channels)
+        shown += f", {weights.card.get('preset')}" if weights.card.get("accepted") else ""
+    else:
+        fed = resolve_input(str(source), name, weights.channels, requested or Stated(), weights.stated,
+                            default=default, size=size)  # fmt: skip
+    images = fed.images
+    check_size(weights.encoder, images.size, name)
+    module: nn.Module = GreyAsColour(weights.encoder, images.mean, images.std, fed.mean, fed.std)
+    if weights.card is not None and weights.channels == 1:
+        module = weights.encoder  # its input is normalised as it needs
+    return Encoder(name, shown, module.eval(), images, notes=(*weights.notes, fed.describe()), given_input=fed)
 
 
-def _describe_input(images: Input, source: str) -> str:
-    return (f"uncropped images, at {images.size} px, {images.interpolation}; mean {images.mean:.4g}, std "
-            f"{images.std:.4g}, from its {source}")  # fmt: skip
+def _own_input(images: Input, source: str, channels: int = 1) -> ResolvedInput:
+    """Describe the input of an encoder that gets the loader's images as they are."""
+    return ResolvedInput(images, (images.mean,) * channels, (images.std,) * channels, source)
 
 
-def _default_name(path: Path, given: int) -> str:
-    if path.is_dir() and given == 1 and (path / "checkpoints").is_dir():
-        return SIMCLR
-    return path.resolve().stem if path.is_file() else path.resolve().name
+def _default_name(source: Source, given: int) -> str:
+    return SIMCLR if given == 1 and source.path and (source.path / "checkpoints").is_dir() else source.name
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -149,13 +162,13 @@ def _is_checkpoint(path: Path) -> bool:
     return isinstance(content, dict) and content.get("format") == FORMAT
 
 
-def _check_exists(path: Path, spec: str) -> None:
-    if not split_key(path)[0].exists():
-        asked = f" (given as {spec})" if str(path) != spec else ""
-        raise InputError(f"{path}: no such run or file of weights{asked}; a run is the --out of python -m train")
+def _check_exists(source: Source, spec: str) -> None:
+    if source.path is not None and not path_exists(source.path):
+        asked = f" (given as {spec})" if str(source.path) != spec else ""
+        raise InputError(f"{source.path}: no such run or file of weights{asked}; a run is the --out of python -m train")
 
 
-def _refuse_key_and_input(path: Path, name: str, key: str, requested: Stated | None, kind: str) -> None:
+def _refuse_key_and_input(path: Path | None, name: str, key: str, requested: Stated | None, kind: str) -> None:
     """Raise InputError if ::KEY or --input is given for a run or an export, which need neither."""
     if key:
         raise InputError(f"{path}::{key}: {kind} contains one encoder; omit ::{key}")

@@ -10,34 +10,40 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from shard.errors import InputError
-from train.weights.choose_network import split_key
+from train.weights.source import Source, is_arch, parse_source, path_exists
 
 MEAN = "Mean"  # the column over all tasks, unless a finding has this name
-# What row labels append to an encoder's name: "A (collapsed)", "A (… assumed)", "A − B".
-_ADDED = re.compile(r"\((?:.*, )?collapsed(?:, .*)?\)$|\(.*assumed\)$|\s−\s")
+# What row labels append to an encoder's name: "A (collapsed)", "A − B".
+_ADDED = re.compile(r"\((?:.*, )?collapsed(?:, .*)?\)$|\s−\s")
 MAJORITY, GUESSING = "Majority class", "Guessing (share of positives)"  # rows of tables
 
 
-def split_spec(spec: str) -> tuple[str, Path]:
-    """Split NAME=PATH or PATH into the encoder's name, "" if none is given, and its path.
+def split_spec(spec: str) -> tuple[str, Source]:
+    """Split NAME=SOURCE or SOURCE into the encoder's name, "" if none is given, and where its weights are.
 
     Paths may contain "=", as in epoch=9-step=1000.ckpt, and so may names. If the whole text is an existing path, there
-    is no name. Otherwise it is split at the first "=" that an existing path follows. PATH may be PATH::KEY (split_key).
+    is no name. Otherwise it is split at the first "=" that an existing path follows, and an architecture before that,
+    as in NAME=timm/ARCH=PATH, is no part of the name. Without an existing path, it is split where a source other than a
+    path follows, timm/ARCH or hf-hub:ORG/NAME, or else at the first "=". PATH may be PATH::KEY (split_key).
     """
-    splits = [(spec[:place].strip(), spec[place + 1 :]) for place in range(len(spec)) if spec[place] == "="]
-    for name, text in [("", spec), *splits]:
+    splits = [("", spec), *((spec[:place], spec[place + 1 :]) for place in range(len(spec)) if spec[place] == "=")]
+    for prefix, text in splits:
         path = Path(text).expanduser()
-        if text and _exists(path):
-            return name, path
-    # No such path exists. A "/" before the first "=" belongs to a path, not to a name.
-    name, text = splits[0] if splits and "/" not in splits[0][0] else ("", spec)
-    return name, Path(text).expanduser()
+        if text and path_exists(path):
+            name, _, arch = prefix.rpartition("=")
+            return (name.strip(), Source(arch, path)) if is_arch(arch) else (prefix.strip(), Source("", path))
+    for prefix, text in splits:
+        if (source := parse_source(text)).arch:
+            return prefix.strip(), source
+    # A "/" before the first "=" belongs to a path, not to a name.
+    name, text = splits[1] if len(splits) > 1 and "/" not in splits[1][0] else ("", spec)
+    return name.strip(), parse_source(text)
 
 
 def absolute_spec(spec: str) -> str:
     """Make an encoder's path absolute, so that it is valid from any folder."""
-    name, path = split_spec(spec)
-    return f"{name}={path.absolute()}" if name else str(path.absolute())
+    name, source = split_spec(spec)
+    return f"{name}={source.absolute()}" if name else str(source.absolute())
 
 
 def check_name(name: str, reserved: Collection[str]) -> None:
@@ -93,13 +99,6 @@ def join_tasks(tasks: Sequence[str]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(tasks)
     return text.getvalue()
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return split_key(path)[0].exists()
-    except OSError:  # too long for a file name
-        return False
 
 
 def _plain(name: str) -> str:

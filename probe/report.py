@@ -13,6 +13,7 @@ from probe.measure import Measured, Unit, combine, list_units, measure
 from probe.names import split_spec
 from probe.page.compose import compose
 from probe.page.formats import to_markdown
+from probe.page.inputs import describe_input
 from probe.page.table import difference_table, score_table, with_mean
 from probe.page.write import write_page
 from probe.parts import read_parts, read_settings, units_of_part, write_part
@@ -68,10 +69,11 @@ def relocate(settings: Settings, out: Path) -> Settings:
         return str(resolve_moved_path(path, plain["out"], out, contains) or path)
 
     encoders = []
-    for name, path in map(split_spec, plain["encoders"]):
-        file, key = split_key(path)
-        moved = here(str(file)) + (f"::{key}" if key else "")
-        encoders.append(f"{name}={moved}" if name else moved)
+    for name, source in map(split_spec, plain["encoders"]):
+        if source.path is not None:
+            file, key = split_key(source.path)
+            source = source._replace(path=Path(here(str(file)) + (f"::{key}" if key else "")))
+        encoders.append(f"{name}={source}" if name else str(source))
     files = {name: here(plain[name]) for name in ("draws_file", "imagenet_weights") if plain[name] is not None}
     shards = here(plain["shards"], "manifest.json")
     return from_plain({**plain, **files, "out": str(out), "encoders": encoders, "shards": shards})
@@ -99,9 +101,11 @@ def _write_report(study: Study, measured: Measured, features: dict[str, Features
     write_bytes(out / "draws.csv", write_draws(study.drawn, study.labels))
     labels = {"uncertain": study.settings.uncertain, "blank": study.settings.blank}
     reasons = {encoder.name: encoder.collapsed for encoder in study.encoders}
+    inputs = {encoder.name: describe_input(encoder) for encoder in study.encoders}
     for name, frame in (("table.csv", table), ("differences.csv", differences)):
-        collapsed = [reasons.get(encoder, "") for encoder in frame["encoder"]]
-        write_bytes(out / name, to_csv(frame.assign(collapsed=collapsed, **labels)))
+        notes = {"collapsed": reasons} | ({"input": inputs} if name == "table.csv" else {})
+        columns = {title: [texts.get(encoder, "") for encoder in frame["encoder"]] for title, texts in notes.items()}
+        write_bytes(out / name, to_csv(frame.assign(**columns, **labels)))
     write_page(out, page)
-    print(to_markdown(page.sheets()[:2], [page.headline, *page.verdicts, page.label_policy]))
+    print(to_markdown(page.sheets()[:3], [page.headline, *page.verdicts, page.label_policy]))
     print(f"{out / 'report.html'} written")

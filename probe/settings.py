@@ -73,9 +73,9 @@ class Settings:
             raise InputError("no encoder; give a run, a checkpoint or a weight file")
         if out is None:
             _, first = split_spec(encoders[0])
-            if len(encoders) > 1 or not first.is_dir():
+            if len(encoders) > 1 or first.arch or first.path is None or not first.path.is_dir():
                 raise InputError("--out=DIR: needed unless the report is about a single run")
-            out = first / "report"
+            out = first.path / "report"
         listed = split_tasks(tasks, parse_manifest(shards).findings) if tasks else ()
         return cls(encoders=encoders, shards=shards, out=out, tasks=listed, **given)
 

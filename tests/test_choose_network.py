@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 import torchvision
 from timm.models import load_state_dict, save_for_hf
 
-from probe.encoders import open_encoder
+import probe.encoders
 from shard.errors import InputError
 from train.weights.load import read_weights
-from train.weights.preprocessing import Input
+from train.weights.preprocessing import PRESETS, Input
 
 INPUT = Input(32, 0.5, 0.25)
+open_encoder = partial(probe.encoders.open_encoder, requested=PRESETS["imagenet"])
 State = dict[str, torch.Tensor]
 
 
@@ -162,7 +164,7 @@ def test_config_next_to_weights_confirms_or_excludes_the_plain_network(
 def test_folder_with_pytorch_model_bin_is_read(tmp_path: Path) -> None:
     save_for_hf(timm.create_model("resnet18"), str(tmp_path), safe_serialization=False)
     assert (tmp_path / "pytorch_model.bin").exists()
-    assert open_encoder(tmp_path, "x", INPUT, 0)[1].notes[-1].endswith("from its config.json")
+    assert probe.encoders.open_encoder(tmp_path, "x", INPUT, 0)[1].notes[-1].endswith("from its config.json")
 
 
 def test_arch_in_a_checkpoint_confirms_or_excludes_the_plain_network(states: list[State], tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ def test_report_of_a_collapsed_encoder_is_completed(given: tuple[bool, ...], sha
     """scikit-learn's t-SNE, initialized by PCA, crashes the process if all points are equal."""
     named = tuple(f"{'Dead' if dead else 'Good'}={weights(tmp_path, dead=dead)}" for dead in given)
     make_report(Settings(encoders=named, shards=shards.folder, out=tmp_path / "report", size=32, draws=3, shots=("5",),
-                         baselines=("thumbnail",), tasks=("Cardiomegaly",), workers=1), 0, 1)  # fmt: skip
+                         baselines=("thumbnail",), tasks=("Cardiomegaly",), workers=1,
+                         input=",".join(f"{name.partition('=')[0]}:imagenet" for name in named)), 0, 1)  # fmt: skip
     table = (tmp_path / "report" / "table.md").read_text()
     row = next(line for line in table.splitlines() if line.startswith("| Dead (collapsed"))
     assert "| 0.500 [" in row
@@ -146,4 +147,4 @@ def test_features_whose_squares_overflow_are_refused(shards: Shards, tmp_path: P
     torch.save(state, tmp_path / "huge.pth")
     with pytest.raises(InputError, match=r"^X: features are NaN, infinite or above 1e\+15 for 121 of 121 "):
         make_report(Settings(encoders=(f"X={tmp_path / 'huge.pth'}",), shards=shards.folder, out=tmp_path / "report",
-                             size=32, draws=3, shots=("5",), baselines=(), workers=1), 0, 1)  # fmt: skip
+                             size=32, draws=3, shots=("5",), baselines=(), workers=1, input="X:imagenet"), 0, 1)  # fmt: skip

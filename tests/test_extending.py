@@ -76,7 +76,7 @@ def test_a_baseline_can_be_added_from_outside(shards: Shards, tmp_path: Path, mo
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "weights.pth")
     make_report(Settings(encoders=(f"X={tmp_path / 'weights.pth'}",), shards=shards.folder, out=tmp_path / "report",
                          size=32, draws=2, shots=("2",), baselines=("histogram",), tasks=("Pleural Effusion",),
-                         device="cpu", workers=1), 0, 1)  # fmt: skip
+                         device="cpu", workers=1, input="X:imagenet"), 0, 1)  # fmt: skip
     differences = pd.read_csv(tmp_path / "report" / "differences.csv")
     assert set(zip(differences["encoder"], differences["reference"], strict=True)) == {("X", "Histogram")}
     assert b"#b07030" in (tmp_path / "report" / "figures" / "scores.svg").read_bytes()

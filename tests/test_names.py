@@ -18,7 +18,7 @@ from probe.encoder import Encoder
 from probe.encoders import open_encoders
 from probe.fewshot import make_draws
 from probe.measure import GRID
-from probe.names import check_name, join_tasks, name_mean, split_spec, split_tasks
+from probe.names import absolute_spec, check_name, join_tasks, name_mean, split_spec, split_tasks
 from probe.page.figures import Picture, plot_roc
 from probe.page.formats import Sheet, to_latex, to_markdown
 from probe.page.svg import inline_svg
@@ -30,6 +30,7 @@ from shard.manifest import read_manifest
 from shard.write import build
 from tests.conftest import Shards
 from train.weights.preprocessing import Input
+from train.weights.source import Source
 
 IMAGES = Input(32, 0.5, 0.25)
 ODD = ("Mean", "mean over tasks", 'a, "b" = c', "=1+1", "Mass (left)", "x|<b>y</b>", "NA")
@@ -45,8 +46,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def open_here(*given: str) -> list[Encoder]:
-    return open_encoders(given, (), default=IMAGES, size=0, imagenet_weights=None, seed=0)
+def open_here(*given: str, inputs: str = "") -> list[Encoder]:
+    return open_encoders(given, (), default=IMAGES, size=0, imagenet_weights=None, seed=0, inputs=inputs)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_finding_called_mean_is_not_confused_with_the_mean(odd_shards: Shards, f
     def tables(tasks: tuple[str, ...], out: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
         make_report(Settings(encoders=(str(file),), shards=odd_shards.folder, out=out, tasks=tasks, size=32, draws=2,
                              shots=("2",), baselines=("thumbnail",), device="cpu", workers=1,
-                             cache=tmp_path / "features"), 0, 1)  # fmt: skip
+                             cache=tmp_path / "features", input="epoch=9-step=1000:imagenet"), 0, 1)  # fmt: skip
         return *(pd.read_csv(out / f"{name}.csv") for name in ("table", "differences")), (out / "table.md").read_text()
 
     several, differences, text = tables(("NA", "Mean", "x|<b>y</b>"), tmp_path / "several")
@@ -139,18 +140,46 @@ def test_path_with_equals_signs_is_opened(file: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(file.parent.parent)
     relative = Path("lr=0.001/epoch=9-step=1000.pth")
     for path in (file, relative, Path(f"./{relative}")):
-        assert split_spec(str(path)) == ("", path)
-        assert split_spec(f"A={path}") == ("A", path) and split_spec(f"lr=1e-3={path}") == ("lr=1e-3", path)
-    assert split_spec(f"={file}") == ("", file) and split_spec(f"A=1={file}::key") == ("A=1", Path(f"{file}::key"))
-    assert split_spec(f"{relative}::key") == ("", Path(f"{relative}::key"))
-    assert split_spec("A=absent") == ("A", Path("absent")) and split_spec("absent") == ("", Path("absent"))
-    assert split_spec("absent=1=b.pth") == ("absent", Path("1=b.pth")) and split_spec("A=") == ("A", Path())
-    assert split_spec("/absent/lr=0.1") == ("", Path("/absent/lr=0.1"))
+        assert split_spec(str(path)) == ("", Source("", path)) and split_spec(f"A={path}") == ("A", Source("", path))
+        assert split_spec(f"lr=1e-3={path}") == ("lr=1e-3", Source("", path))
+    assert split_spec(f"={file}") == ("", Source("", file))
+    assert split_spec(f"A=1={file}::key") == ("A=1", Source("", Path(f"{file}::key")))
+    assert split_spec(f"{relative}::key") == ("", Source("", Path(f"{relative}::key")))
+    for spec, expected in {"A=absent": ("A", Path("absent")), "absent": ("", Path("absent")), "A=": ("A", Path()),
+                           "absent=1=b.pth": ("absent", Path("1=b.pth")), "/absent/lr=0.1": ("", Path("/absent/lr=0.1"))
+                           }.items():  # fmt: skip
+        assert split_spec(spec) == (expected[0], Source("", expected[1])), spec
     assert split_spec("A=" + 300 * "x")[0] == "A"  # too long for a file name
     Path("A=lr=0.001").mkdir()  # an existing path has precedence
-    assert split_spec("A=lr=0.001") == ("", Path("A=lr=0.001"))
-    opened = open_here(str(relative), f"A={relative}")
+    assert split_spec("A=lr=0.001") == ("", Source("", Path("A=lr=0.001")))
+    opened = open_here(str(relative), f"A={relative}", inputs="epoch=9-step=1000:imagenet,A:imagenet")
     assert [encoder.name for encoder in opened] == ["epoch=9-step=1000", "A"]
+
+
+def test_architectures_and_names_to_download_are_no_part_of_an_encoders_name(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    for spec, expected in {
+        f"timm/resnet18={file}": ("", Source("timm/resnet18", file)),
+        f"A=timm/resnet18.a1_in1k={file}": ("A", Source("timm/resnet18.a1_in1k", file)),
+        f"lr=1e-3=torchvision/densenet121={file}::key": ("lr=1e-3", Source("torchvision/densenet121",
+                                                                           Path(f"{file}::key"))),
+        "A=timm/resnet18=absent=1.pth": ("A", Source("timm/resnet18", Path("absent=1.pth"))),
+        "timm/resnet18": ("", Source("timm/resnet18", None)), "A=timm/vit.x": ("A", Source("timm/vit.x", None)),
+        "hf-hub:microsoft/rad-dino": ("", Source("hf-hub:microsoft/rad-dino", None)),
+        "rad=hf-hub:microsoft/rad-dino@main": ("rad", Source("hf-hub:microsoft/rad-dino@main", None)),
+        "timm/a/absent.pth": ("", Source("", Path("timm/a/absent.pth"))),
+    }.items():  # fmt: skip
+        assert split_spec(spec) == expected, spec
+        assert str(expected[1]) == spec.removeprefix(f"{expected[0]}=")
+    assert absolute_spec("A=timm/resnet18") == "A=timm/resnet18"
+    assert absolute_spec(f"timm/resnet18={file.name}") == f"timm/resnet18={file}"
+    assert [source.name for source in (Source("timm/vit.x", None), Source("hf-hub:a/rad-dino", None),
+                                       Source("timm/vit", file))] == ["vit.x", "rad-dino", file.stem]  # fmt: skip
+    Path("timm").mkdir()
+    Path("timm/resnet18").touch()  # an existing path has precedence
+    assert split_spec("timm/resnet18") == ("", Source("", Path("timm/resnet18")))
 
 
 def test_default_out_of_a_run_with_an_equals_sign_in_its_path(file: Path, shards: Shards) -> None:
@@ -171,7 +200,7 @@ def test_reserved_encoder_names_are_refused_before_opening(
         open_here(f"{name}={file}")
 
 
-@pytest.mark.parametrize("name", ["X (collapsed)", "X (Collapsed, mean assumed)", "X (mean and std assumed)", "A − B"])
+@pytest.mark.parametrize("name", ["X (collapsed)", "X (Collapsed, 3)", "A − B"])
 def test_encoder_names_with_marks_of_reports_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"is a mark that reports add to names; give it another name: NAME=PATH"):
         check_name(name, ())
@@ -190,7 +219,7 @@ def test_file_named_like_a_baseline_needs_a_name(file: Path, tmp_path: Path) -> 
     other.write_bytes(file.read_bytes())
     with pytest.raises(InputError, match="an encoder called imagenet would be read as the report's own ImageNet"):
         open_here(str(other))
-    (encoder,) = open_here(f"theirs={other}")
+    (encoder,) = open_here(f"theirs={other}", inputs="theirs:imagenet")
     assert encoder.name == "theirs" not in baseline_names()
 
 

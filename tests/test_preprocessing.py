@@ -1,4 +1,4 @@
-"""Preprocessing for weights from elsewhere: from --input, from configs, assumed for ImageNet, or refused."""
+"""Preprocessing for weights from elsewhere: from --input, from configs, or refused."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import timm
 import torch
 import torchvision
 from timm.models import save_for_hf
 
+from probe.baselines import thumbnail_encoder
 from probe.encoder import Encoder
 from probe.encoders import open_encoder
-from probe.page.formats import assumption_notes
-from probe.page.layout import MAIN, layout
+from probe.page.inputs import describe_input, layout_inputs
 from shard.errors import InputError
 from train.architectures import build_encoder
 from train.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input, Stated, parse_input_flag, resolve_input
@@ -90,7 +89,7 @@ def test_encoder_in_three_conventions_gives_the_same_features(encoder: torch.nn.
             wrong = module((grey - 0.53) / 0.24)  # with our statistics
         assert (found - own).abs().max() < 1e-4 * own.std(), name
         assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999, name  # padding differs
-        assert opened.input.size == 64 and not opened.assumed
+        assert opened.input.size == 64
         assert torch.nn.functional.cosine_similarity(own, wrong).max() < 0.999, name
 
 
@@ -103,37 +102,45 @@ def test_notes_report_preprocessing_with_its_source(encoder: torch.nn.Module, tm
     torch.save(encoder.state_dict(), tmp_path / "b" / "b.pth")
     requested = parse_input_flag("B:torchxrayvision", ["B"])["B"]
     _, opened = open_encoder(tmp_path / "b" / "b.pth", "B", DEFAULT, 32, requested)
-    note = "at 32 px, bilinear; mean 0.5, std 0.0004883 (black is -1024, white 1024), from --input"
+    note = "at 32 px, bilinear (no interpolation stated); mean 0.5, std 0.0004883 (black is -1024, white 1024), from --input"
     assert note in opened.notes[-1]
     assert opened.input == Input(32, 0.53, 0.24)
 
 
-def test_three_channels_without_statistics_are_assumed_to_be_imagenet_and_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_weights_without_statistics_are_refused(channels: int, tmp_path: Path) -> None:
+    torch.save(build_encoder("resnet18", channels=channels)[0].state_dict(), tmp_path / "a.pth")
+    with pytest.raises(InputError) as caught:
+        open_encoder(tmp_path / "a.pth", "Ours", DEFAULT, 0)
+    assert str(caught.value) == (
+        f"{tmp_path / 'a.pth'}: nothing states the mean and std of its images; state them: --input=Ours:imagenet, "
+        "Ours:torchxrayvision, or Ours:mean=M,std=S (and size=, range=LOW/HIGH, interpolation=)")  # fmt: skip
+
+
+def test_what_was_used_is_in_the_table_of_inputs_with_its_source(encoder: torch.nn.Module, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = torchvision.models.resnet18()
     torch.save(model.state_dict(), tmp_path / "a.pth")
-    _, opened = open_encoder(tmp_path / "a.pth", "A", DEFAULT, 64)
-    assert opened.assumed == "ImageNet's mean and std assumed"
-    (note,) = assumption_notes([opened])
-    assert note.startswith("A: ImageNet's mean and std assumed, as none are stated") and "--input=A:" in note
-    assert layout(pd.DataFrame({name: [] for name in ("metric", "test", "probe", "shots", "encoder", "task")}), MAIN,
-                  [opened], ["T"], 10, {}).rows == [["A (ImageNet's mean and std assumed)", "n/a"]]  # fmt: skip
-    assert "mean 0.485/0.456/0.406, std 0.229/0.224/0.225" in opened.notes[-1]
-    assert "ASSUMED to be ImageNet's" in opened.notes[-1]
+    folder = save_timm(encoder, tmp_path / "b", 1, {"mean": (0.5,), "std": (0.25,), "crop_pct": 0.9,
+                                                    "input_size": (1, 64, 64)})  # fmt: skip
+    opened = open_encoder(tmp_path / "a.pth", "A", DEFAULT, 0, parse_input_flag("A:imagenet", ["A"])["A"])[1]
+    encoders = [thumbnail_encoder(opened.input), opened, open_encoder(folder, "B", DEFAULT, 0)[1]]
+    assert layout_inputs(encoders)[1:3] == (
+        ["", "Weights", "Features", "Image", "Mean", "Std", "Stated by"],
+        [["Thumbnail", "the image's own grey levels, 16×16", "256 grey levels", "224 px, bilinear", "0.53", "0.24",
+          "as the first encoder"],
+         ["A", "resnet18, a.pth", "mean over positions", "224 px (not stated), bilinear (not stated)",
+          "0.485/0.456/0.406", "0.229/0.224/0.225", "--input"],
+         ["B", "resnet18, b", "mean over positions", "64 px, bicubic, not cropped to 0.9 of the side", "0.5", "0.25",
+          "its config.json"]])  # fmt: skip
+    assert describe_input(encoders[2]) == (
+        "images not cropped to 0.9 of the side, at 64 px, bicubic; mean 0.5, std 0.25 (black is -2, white 2), from its "
+        "config.json; features: mean over positions")  # fmt: skip
     grey = torch.rand(2, 1, 64, 64)
     model.fc = torch.nn.Identity()
     with torch.inference_mode():
         colour = torchvision.transforms.functional.normalize(grey.expand(-1, 3, -1, -1), IMAGENET_MEAN, IMAGENET_STD)
         assert torch.allclose(features(opened, grey), model.eval()(colour), atol=1e-4)
-    stated = open_encoder(tmp_path / "a.pth", "A", DEFAULT, 64, parse_input_flag("A:imagenet", ["A"])["A"])[1]
-    assert assumption_notes([stated]) == [] and stated.assumed == "" and "from --input" in stated.notes[-1]
-    assert torch.equal(features(stated, grey), features(opened, grey))
-
-
-def test_one_channel_without_statistics_is_refused(encoder: torch.nn.Module, tmp_path: Path) -> None:
-    torch.save(encoder.state_dict(), tmp_path / "a.pth")
-    with pytest.raises(InputError, match=r"a\.pth: weights for one channel.*--input=Ours:imagenet, Ours:torchxray"):
-        open_encoder(tmp_path / "a.pth", "Ours", DEFAULT, 0)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +229,7 @@ def test_invalid_configs_are_refused(config: Any, preprocessor: Any, reason: str
 )  # fmt: skip
 def test_unsupported_preprocessing_is_refused(stated: Stated, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        resolve_input(Path("a"), "A", 1, Stated(), stated, default=DEFAULT, size=0)
+        resolve_input("a", "A", 1, Stated(), stated, default=DEFAULT, size=0)
 
 
 def test_input_flag_overrides_config_and_size_flag_overrides_config_size() -> None:
@@ -233,16 +240,16 @@ def test_input_flag_overrides_config_and_size_flag_overrides_config_size() -> No
         (Stated(size=96), 32, ((0.4,), (0.2,), 96, "bicubic")),
         (Stated((0.5,), (0.5,), None, "bilinear"), 0, ((0.5,), (0.5,), 64, "bilinear")),
     ):
-        found = resolve_input(Path("a"), "A", 1, requested, config, default=DEFAULT, size=size)
+        found = resolve_input("a", "A", 1, requested, config, default=DEFAULT, size=size)
         assert (found.mean, found.std, found.images.size, found.images.interpolation) == expected
 
 
 def test_three_means_for_one_channel_are_averaged_as_in_timm() -> None:
     requested = parse_input_flag("A:imagenet", ["A"])["A"]
-    found = resolve_input(Path("a"), "A", 1, requested, Stated(), default=DEFAULT, size=0)
+    found = resolve_input("a", "A", 1, requested, Stated(), default=DEFAULT, size=0)
     config = timm.create_model("resnet18", in_chans=1).pretrained_cfg
     assert (found.mean, found.std) == (pytest.approx((0.449,)), pytest.approx((0.226,)))
-    assert found.note.endswith("mean 0.449, std 0.226 (black is -1.987, white 2.438), from --input")
+    assert found.describe().endswith("mean 0.449, std 0.226 (black is -1.987, white 2.438), from --input")
     assert np.mean(config["mean"]) == pytest.approx(0.449)
 
 

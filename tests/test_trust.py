@@ -222,7 +222,8 @@ def test_pages_and_tables_escape_names_from_the_source_table(radiographs: Path, 
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "weights.pth")
     done = run_module("probe", "report", f"<img src=x>{{}}%={tmp_path / 'weights.pth'}", f"--shards={shards}",
                       f"--out={out}", f"--tasks={','.join(hostile)}", "--draws=2", "--shots=2", "--size=64",
-                      "--device=cpu", f"--imagenet-weights={tmp_path / 'weights.pth'}")  # fmt: skip
+                      "--device=cpu", f"--imagenet-weights={tmp_path / 'weights.pth'}",
+                      "--input=<img src=x>{}%:imagenet")  # fmt: skip
     assert done.returncode == 0, done.stderr
     for page in (tmp_path / "info.html", out / "report.html"):
         text = page.read_text()

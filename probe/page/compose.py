@@ -9,7 +9,8 @@ import pandas as pd
 
 from probe.measure import ALL, BALANCED, FINETUNE, Measured
 from probe.page.figures import colours, plot_forest, plot_roc, plot_scores, plot_shots
-from probe.page.formats import assumption_notes, format_estimate, withheld_note
+from probe.page.formats import format_estimate, withheld_note
+from probe.page.inputs import layout_inputs
 from probe.page.layout import MAIN, all_tables, layout, layout_differences, layout_shots, with_mean_column
 from probe.page.notes import list_commands, list_facts, list_notes
 from probe.page.sections import (
@@ -43,8 +44,7 @@ def compose(
     """Compose the page. table, differences: from score_table and difference_table; features: from read_features."""
     return Page(
         headline=_headline(study, table, differences, measured),
-        verdicts=[*thumbnail_verdicts(differences, study.mean), *withheld_note(study.withheld),
-                  *assumption_notes(study.encoders)],
+        verdicts=[*thumbnail_verdicts(differences, study.mean), *withheld_note(study.withheld)],
         sections=with_unique_names(_sections(study, measured, table, differences, features)),
         notes=list_notes(study),
         facts=list_facts(study),
@@ -69,7 +69,7 @@ def _sections(
     published = published_section(study, measured)
     sections = [
         Section(f"Frozen features, {in_words(shots)}", _MAIN, [plot_scores(table, palette, columns, str(shots))],
-                [main]),
+                [main, layout_inputs(study.encoders)]),
         Section("Paired differences", _PAIRED, plot_forest(differences),
                 [layout_differences(differences)] if len(differences) else []),
         Section("Label efficiency", _SHOTS,

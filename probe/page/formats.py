@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from probe.encoder import Encoder
 from probe.slices import LEAST
 
 LATEX = str.maketrans({
@@ -19,11 +18,12 @@ LATEX = str.maketrans({
 
 
 class Sheet(NamedTuple):
-    """A table as text: title, header and rows."""
+    """A table as text: title, header and rows. words: whether its cells are text and not estimates."""
 
     title: str
     header: list[str]
     rows: list[list[str]]
+    words: bool = False
 
 
 def format_cell(mean: float, low: float, high: float, *, percent: bool = False, signed: bool = False) -> str:
@@ -55,19 +55,13 @@ def withheld_note(withheld: Mapping[str, str]) -> list[str]:
             f"positive and {LEAST} or more with a negative test image"] if tasks else []  # fmt: skip
 
 
-def assumption_notes(encoders: Sequence[Encoder]) -> list[str]:
-    """A note for each encoder whose preprocessing is assumed."""
-    return [f"{encoder.name}: {encoder.assumed}, as none are stated; its results are valid only if it was trained with "
-            f"them. Override with --input={encoder.name}:…" for encoder in encoders if encoder.assumed]  # fmt: skip
-
-
 def to_markdown(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     """Write titled tables, then the notes, as Markdown."""
     parts = []
-    for title, header, rows in sheets:
-        escaped = ([_in_markdown(cell) for cell in row] for row in (header, ["---"] * len(header), *rows))
-        lines = ("| " + " | ".join(row) + " |" for row in escaped)
-        parts.append("\n".join([f"**{title}**", "", *lines]))
+    for sheet in sheets:
+        ruled = (sheet.header, ["---"] * len(sheet.header), *sheet.rows)
+        lines = ("| " + " | ".join(map(_in_markdown, row)) + " |" for row in ruled)
+        parts.append("\n".join([f"**{sheet.title}**", "", *lines]))
     return "\n\n".join(parts) + "\n\n" + "\n".join(f"- {_without_tags(note)}" for note in notes) + "\n"
 
 
@@ -84,11 +78,12 @@ def _without_tags(text: str) -> str:
 def to_latex(sheets: Sequence[Sheet], note: str) -> str:
     r"""Write the tables as LaTeX, for \input with booktabs loaded, with the note in their captions."""
     parts = []
-    for title, header, rows in sheets:
-        lines = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in (header, *rows)]
+    for sheet in sheets:
+        lines = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in (sheet.header, *sheet.rows)]
         # After a line break LaTeX would read "[" or "*" as its argument.
         lines = ["{}" + line if line.startswith(("[", "*")) else line for line in lines]
-        parts.append("\n".join([r"\begin{table}", rf"\caption{{{f'{title}. {note}'.translate(LATEX)}}}",
-                                rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", lines[0], r"\midrule",
-                                *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}"]))  # fmt: skip
+        parts.append("\n".join([r"\begin{table}", rf"\caption{{{f'{sheet.title}. {note}'.translate(LATEX)}}}",
+                                rf"\begin{{tabular}}{{l{('l' if sheet.words else 'r') * (len(sheet.header) - 1)}}}",
+                                r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}",
+                                r"\end{table}"]))  # fmt: skip
     return "\n\n".join(parts) + "\n"

@@ -62,7 +62,7 @@ def layout(
                    & (table["shots"] == str(shots))].set_index(["encoder", "task"])  # fmt: skip
     rows = []
     for encoder in encoders:
-        remarks = filter(None, (encoder.missing, encoder.collapsed and "collapsed", encoder.assumed))
+        remarks = filter(None, (encoder.missing, encoder.collapsed and "collapsed"))
         label = f"{encoder.name} ({remark})" if (remark := ", ".join(remarks)) else encoder.name
         rows.append([label, *(_cell(chosen, (encoder.name, task), spec.percent) for task in columns)])
     chance = {("accuracy", ALL): (MAJORITY, {task: max(share, 1 - share) for task, share in positive.items()}),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 from shard.errors import InputError
@@ -46,7 +45,9 @@ class Stated(NamedTuple):
 
 PRESETS = {
     "imagenet": Stated(IMAGENET_MEAN, IMAGENET_STD),
-    "torchxrayvision": Stated((0.5,), (1 / 2048,)),  # one channel from -1024 to 1024
+    # One channel from -1024 to 1024, of the central square resized without changing the range (its datasets.normalize,
+    # XRayCenterCrop and XRayResizer).
+    "torchxrayvision": Stated((0.5,), (1 / 2048,), ignored="not cropped to the central square"),
 }
 
 
@@ -88,6 +89,7 @@ def _parse_words(text: str, flag: str) -> Stated:
         key, equals, value = word.partition("=")
         if not equals and key in PRESETS:
             mean, std = PRESETS[key].mean, PRESETS[key].std
+            stated = stated._replace(ignored=PRESETS[key].ignored)
         elif key == "mean":
             mean = _parse_numbers(value, flag + word)
         elif key == "std":
@@ -129,56 +131,66 @@ def check_stated(stated: Stated, source: str) -> Stated:
 
 
 class ResolvedInput(NamedTuple):
-    """An encoder's input as used. mean, std: per channel. note: one-line summary. assumed: what was assumed."""
+    """An encoder's input as used.
+
+    images: what the loader returns. mean, std: of grey levels in 0..1, per channel, which are subtracted and divided
+    by. source: where they are stated. ignored: which settings are not applied. unstated: which of size and
+    interpolation nothing states.
+    """
 
     images: Input
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    note: str
-    assumed: str
+    source: str
+    ignored: str = ""
+    unstated: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Describe the input in one line."""
+        size, interpolation = (f"{value}{f' (no {name} stated)' if name in self.unstated else ''}" for name, value in
+                               (("size", f"{self.images.size} px"), ("interpolation", self.images.interpolation)))
+        black, white = (format_channels([(grey - m) / s for m, s in zip(self.mean, self.std, strict=True)])
+                        for grey in (0, 1))  # fmt: skip
+        return (f"{f'images {self.ignored}' if self.ignored else 'uncropped images'}, at {size}, {interpolation}; mean "
+                f"{format_channels(self.mean)}, std {format_channels(self.std)} (black is {black}, white {white}), "
+                f"{self.source}")  # fmt: skip
 
 
 def resolve_input(
-    path: Path, name: str, channels: int, requested: Stated, stated: Stated, *, default: Input, size: int
+    source: str, name: str, channels: int, requested: Stated, stated: Stated, *, default: Input, size: int
 ) -> ResolvedInput:
     """Resolve the input of weights that are not ours: --input first, then the config next to them.
 
-    requested: from --input. stated: from the config. default: the statistics of the images that the loader returns, and
-    the size if nothing states one. size: the flag --size, 0 if not given. Three channels without statistics are assumed
-    to be ImageNet's, and reported as such. Raises InputError for one channel without statistics.
+    source: the weights, for messages. requested: from --input. stated: from the config. default: the statistics of the
+    images that the loader returns, and the size if nothing states one. size: the flag --size, 0 if not given. Raises
+    InputError if no mean and std are stated: with others than those of its training, an encoder looks worse than it is.
     """
     chosen = requested if requested.mean is not None else stated
-    mean, std, source, assumed = chosen.mean, chosen.std, chosen.source, ""
-    if mean is None or std is None:
-        if channels != 3:
-            raise InputError(f"{path}: weights for one channel, with no mean and std stated; state them: "
-                             f"{USAGE.replace('NAME', name)}")  # fmt: skip
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-        source = f"ASSUMED to be ImageNet's, as none are stated; override with --input={name}:…"
-        assumed = "ImageNet's mean and std assumed"
-    mean, std = (_per_channel(values, channels, path, name) for values in (mean, std))
-    interpolation = requested.interpolation or stated.interpolation or "bilinear"
+    if chosen.mean is None or chosen.std is None:
+        raise InputError(f"{source}: nothing states the mean and std of its images; state them: "
+                         f"{USAGE.replace('NAME', name)}")  # fmt: skip
+    mean, std = (_per_channel(values, channels, source, name) for values in (chosen.mean, chosen.std))
+    interpolation = requested.interpolation or stated.interpolation or default.interpolation
     if interpolation not in INTERPOLATIONS:
-        raise InputError(f"{path}: needs images resized by {printable(interpolation)}; available: "
+        raise InputError(f"{source}: needs images resized by {printable(interpolation)}; available: "
                          f"{' and '.join(INTERPOLATIONS)}; choose: --input={name}:interpolation=bilinear")  # fmt: skip
     side = requested.size or size or stated.size or default.size
-    images = replace(default, size=side, interpolation=interpolation)
-    images_text = f"images {stated.ignored}" if stated.ignored else "uncropped images"
-    black, white = (_format([(grey - m) / s for m, s in zip(mean, std, strict=True)]) for grey in (0, 1))
-    note = (f"{images_text}, at {side} px, {interpolation}; mean {_format(mean)}, std {_format(std)} (black is "
-            f"{black}, white {white}), {source}")  # fmt: skip
-    return ResolvedInput(images, mean, std, note, assumed)
+    unstated = [*([] if requested.size or size or stated.size else ["size"]),
+                *([] if requested.interpolation or stated.interpolation else ["interpolation"])]  # fmt: skip
+    return ResolvedInput(replace(default, size=side, interpolation=interpolation), mean, std, chosen.source,
+                         requested.ignored or stated.ignored, tuple(unstated))  # fmt: skip
 
 
-def _per_channel(values: tuple[float, ...], channels: int, path: Path, name: str) -> tuple[float, ...]:
+def _per_channel(values: tuple[float, ...], channels: int, source: str, name: str) -> tuple[float, ...]:
     distinct = values[:1] if len(set(values)) == 1 else values
     if channels == 1 and len(distinct) == 3:  # as timm does for a stem summed over its channels
         distinct = (sum(distinct) / 3,)
     if len(distinct) not in (1, channels):
-        raise InputError(f"{path}: {len(distinct)} means and stds for {channels} channel{'s'[: channels - 1]}; give "
+        raise InputError(f"{source}: {len(distinct)} means and stds for {channels} channel{'s'[: channels - 1]}; give "
                          f"--input={name}:mean=M,std=S")  # fmt: skip
     return distinct * channels if len(distinct) == 1 else distinct
 
 
-def _format(values: Sequence[float]) -> str:
+def format_channels(values: Sequence[float]) -> str:
+    """Format a value per channel, or one if all are equal."""
     return "/".join(f"{value:.4g}" for value in (values[:1] if len(set(values)) == 1 else values))

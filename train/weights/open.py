@@ -1,0 +1,26 @@
+"""Open weights of every kind through one function."""
+
+from __future__ import annotations
+
+from shard.errors import InputError
+from train.weights.hub import HUB, download, timm_repository
+from train.weights.load import Weights, read_weights
+from train.weights.source import Source, path_exists
+from train.weights.transformers_folder import is_transformers, read_transformers
+
+
+def open_weights(source: Source, size: int = 224) -> Weights:
+    """Open a file of weights, a folder of timm or transformers, or what a name without a path stands for.
+
+    size: the side in pixels of the images, for encoders that are built for one size. The network is used for a name
+    without a path, and for nothing else. Raises InputError.
+    """
+    arch, path = source
+    if path is None:
+        path = download(arch if arch.startswith(HUB) else timm_repository(arch))
+        arch = "" if arch.startswith(HUB) else arch
+    elif not path_exists(path):
+        raise InputError(f"{path}: no such file or folder{f' (given as {source})' if arch else ''}")
+    if not arch and is_transformers(path):
+        return read_transformers(path)
+    return read_weights(path, arch, size)
