@@ -15,7 +15,7 @@ from probe.names import GUESSING, MAJORITY, check_name, split_spec
 from probe.published_protocol import NOISE
 from shard.errors import InputError
 from train.accepted import accepted_changes, append_changes
-from train.architectures import resize_input
+from train.architectures import ARCHITECTURES, resize_input
 from train.checkpoint import (
     FORMAT,
     list_checkpoints,
@@ -139,6 +139,8 @@ def weights_encoder(
                             default=default, size=size)  # fmt: skip
     images = fed.images
     check_size(weights.encoder, images.size, name)
+    if weights.arch not in ARCHITECTURES:
+        resize_input(weights.encoder, images.size)
     module: nn.Module = GreyAsColour(weights.encoder, images.mean, images.std, fed.mean, fed.std)
     if weights.card is not None and weights.channels == 1:
         module = weights.encoder  # its input is normalised as it needs

@@ -147,4 +147,5 @@ def test_features_whose_squares_overflow_are_refused(shards: Shards, tmp_path: P
     torch.save(state, tmp_path / "huge.pth")
     with pytest.raises(InputError, match=r"^X: features are NaN, infinite or above 1e\+15 for 121 of 121 "):
         make_report(Settings(encoders=(f"X={tmp_path / 'huge.pth'}",), shards=shards.folder, out=tmp_path / "report",
-                             size=32, draws=3, shots=("5",), baselines=(), workers=1, input="X:imagenet"), 0, 1)  # fmt: skip
+                             size=32, draws=3, shots=("5",), baselines=(), workers=1,
+                             input="X:imagenet"), 0, 1)  # fmt: skip

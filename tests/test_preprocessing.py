@@ -102,8 +102,9 @@ def test_notes_report_preprocessing_with_its_source(encoder: torch.nn.Module, tm
     torch.save(encoder.state_dict(), tmp_path / "b" / "b.pth")
     requested = parse_input_flag("B:torchxrayvision", ["B"])["B"]
     _, opened = open_encoder(tmp_path / "b" / "b.pth", "B", DEFAULT, 32, requested)
-    note = "at 32 px, bilinear (no interpolation stated); mean 0.5, std 0.0004883 (black is -1024, white 1024), from --input"
-    assert note in opened.notes[-1]
+    note = ("images not cropped to the central square, at 32 px, bilinear (no interpolation stated); mean 0.5, std "
+            "0.0004883 (black is -1024, white 1024), from --input")  # fmt: skip
+    assert opened.notes[-1] == note
     assert opened.input == Input(32, 0.53, 0.24)
 
 

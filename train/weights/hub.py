@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 from shard.errors import InputError
-from train.architectures import TIMM
+from train.timm_models import TIMM
 from train.weights.diagnosis import printable
 
 HUB = "hf-hub:"  # prefix of repositories

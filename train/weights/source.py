@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from train.architectures import TIMM
+from train.timm_models import TIMM
 from train.weights.choose_network import split_key
 from train.weights.hub import HUB
 
