@@ -26,9 +26,10 @@ FILES = {"encoders", "draws_file", "imagenet_weights"}
 class Settings:
     """What a report compares, and how. The fields are the flags of `python -m probe report`."""
 
-    encoders: Annotated[tuple[str, ...], Flag("Runs (newest checkpoint), checkpoints, or weight files of torchvision "
-                                              "or timm. NAME=PATH names one. PATH::KEY selects one of several networks "
-                                              "in a file.", positional=True)]
+    encoders: Annotated[tuple[str, ...], Flag("Runs (newest checkpoint), checkpoints, files of weights, folders of "
+                                              "timm or transformers. NAME=PATH names one, timm/ARCH=PATH gives its "
+                                              "architecture, PATH::KEY selects one of several networks in a file; "
+                                              "timm/ARCH and hf-hub:ORG/NAME are downloaded.", positional=True)]
     shards: Annotated[Path, Flag("Folder of shards, written by python -m shard build.", "data", metavar="DIR")]
     out: Annotated[Path, Flag("Folder for the report.", "data", metavar="DIR",
                               default="RUN/report if there is one run")]
@@ -53,7 +54,7 @@ class Settings:
                                                   default="downloaded from torchvision")] = None
     size: Annotated[int, Flag("Side of the images in pixels; 0 is the size each encoder was trained at.", "images",
                               0, 4096)] = 0
-    input: Annotated[str, Flag("How weights without a config.json expect their images: NAME:imagenet, "
+    input: Annotated[str, Flag("How weights that do not state it expect their images: NAME:imagenet, "
                                "NAME:torchxrayvision, or NAME:mean=M,std=S with size=N, range=LOW/HIGH and "
                                "interpolation=bilinear|bicubic as needed.", "images", metavar="SPEC,…")] = ""
     cache: Annotated[Path | None, Flag("Folder to keep features in.", "running", metavar="DIR",

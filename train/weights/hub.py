@@ -52,9 +52,9 @@ def timm_repository(arch: str) -> str:
     import timm
 
     name = arch.removeprefix(TIMM)
-    known = [*timm.list_models(), *timm.list_models(pretrained=True)]
-    if name not in known:
-        close = difflib.get_close_matches(name, known, 3, cutoff=0.3)
+    tagged = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
+    if not timm.is_model(name) or ("." in name and name not in tagged):
+        close = difflib.get_close_matches(name, tagged or timm.list_models(), 3, cutoff=0.3)
         raise InputError(f"{arch}: no such model of timm; closest: {', '.join(TIMM + match for match in close)}")
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
