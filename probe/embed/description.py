@@ -58,12 +58,13 @@ def _statistics(encoder: Encoder) -> dict[str, Any]:
 
 
 def _weights_file(work: Work) -> Path | None:
-    """The file that the weights were read from; None if they are in several."""
-    file, _ = split_key(work.path)
+    """The file that the weights were read from; None if they are in several, or in the cache of downloads."""
     if work.encoder.run is not None and work.encoder.state is not None:
         step = work.encoder.state["step"]
         return next((path for path in list_checkpoints(work.encoder.run) if step_of(path) == step), None)
-    return found if (found := weights_file(file)).is_file() else None
+    if work.source.path is None:
+        return None
+    return found if (found := weights_file(split_key(work.source.path)[0])).is_file() else None
 
 
 def versions() -> dict[str, str]:

@@ -21,20 +21,20 @@ from shard.errors import InputError
 from shard.manifest import Manifest, read_manifest
 from train.checkpoint import HASH_DIGITS
 from train.device import resolve_device
-from train.weights.choose_network import split_key
 from train.weights.preprocessing import Input, parse_input_flag
+from train.weights.source import Source
 
 
 @dataclass(frozen=True)
 class Work:
     """What is embedded: an encoder, opened, and the images of some splits of shards.
 
-    given: the encoder as the user names it. path: its path. paths: key → path in the source, {} for shards.
+    given: the encoder as the user names it. source: its weights. paths: key → path in the source, {} for shards.
     """
 
     settings: EmbedSettings
     given: str
-    path: Path
+    source: Source
     arch: str
     encoder: Encoder
     src: Path
@@ -63,7 +63,7 @@ class Work:
 def open_work(given: str, src: Path, settings: EmbedSettings) -> Work:
     """Open and check everything, and write the shards of a source. Raises InputError before anything is computed."""
     device, backend = torch.device(resolve_device(settings.device)), default_backend()
-    _, path = split_spec(given)
+    _, source = split_spec(given)
     if is_shards(src):
         settings.check_source_flags(src)
         shards, paths, manifest = src, dict[str, str](), read_manifest(src)
@@ -79,16 +79,16 @@ def open_work(given: str, src: Path, settings: EmbedSettings) -> Work:
     # As in a report: weights from elsewhere get images with the statistics of these shards.
     default = Input(settings.size or Augmentation.size, manifest.pixel_mean, manifest.pixel_std)
     arch, encoder = _open_encoder(given, settings, default)
-    return Work(settings, given, path, arch, encoder, src, shards, manifest, splits, paths, backend, device)
+    return Work(settings, given, source, arch, encoder, src, shards, manifest, splits, paths, backend, device)
 
 
 def _open_encoder(given: str, settings: EmbedSettings, default: Input) -> tuple[str, Encoder]:
-    name, path = split_spec(given)
-    name = name or split_key(path)[0].stem
+    name, source = split_spec(given)
+    name = name or source.name
     stated = settings.input
     if stated and not stated.startswith(f"{name}:"):  # there is only one encoder
         stated = f"{name}:{stated}"
-    return open_encoder(path, name, default, settings.size, parse_input_flag(stated, [name]).get(name))
+    return open_encoder(source, name, default, settings.size, parse_input_flag(stated, [name]).get(name))
 
 
 def _choose_splits(asked: Sequence[str], available: Sequence[str], src: Path) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class Source(NamedTuple):
         if self.path is None:
             return re.split("[/:]", self.arch)[-1]
         file, _ = split_key(self.path)
-        return file.resolve().stem if file.is_file() else file.resolve().name
+        return file.stem if file.is_file() else file.resolve().name
 
     def absolute(self) -> Source:
         """Make the path absolute, so that it is valid from any folder."""
