@@ -114,7 +114,7 @@ def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run
     module, _ = encoder_of(state)
     augmentation = Augmentation(**state["augmentation"])  # checks the values
     if size and size != augmentation.size:
-        resize_input(module, size)
+        resize_input(module, size, channels=1)
     progress = f"epoch {state['epoch']}" if not state["step_in_epoch"] else f"step {state['step']}"
     kept = {key: value for key, value in state.items() if key in STATE_FIELDS}
     recipe = append_changes(describe_recipe(state["config"]), accepted_changes(state))

@@ -17,7 +17,7 @@ import torch
 
 from shard.errors import InputError
 from tests.conftest import DALI, ROOT, SMALL, Shards, newest
-from tests.one_rank import CASES, IMAGES, PATIENTS, joint_batch, take_step
+from tests.one_rank import CASES, IMAGES, LONG_CASES, PATIENTS, joint_batch, take_step
 from train.distributed.ranks import Ranks, find_ranks, first_host
 from train.fingerprint import check_ranks
 from train.journal import METRICS, SPEED, read_journal
@@ -60,15 +60,19 @@ def wait_for_end(processes: list[subprocess.Popen[str]], seconds: float = 200) -
 @pytest.fixture(scope="module", params=[2, 3])
 def steps(request: pytest.FixtureRequest, shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """The results of 2 or 3 ranks, each on its part of the joint batch."""
-    out, world = tmp_path_factory.mktemp("ranks"), request.param
-    ended = wait_for_end(start([["tests.one_rank", str(shards.folder), str(out)]] * world))
+    return run_ranks(shards, tmp_path_factory.mktemp("ranks"), request.param)
+
+
+def run_ranks(shards: Shards, out: Path, world: int, *cases: str) -> list[Any]:
+    ended = wait_for_end(start([["tests.one_rank", str(shards.folder), str(out), *cases]] * world))
     assert [status for status, _, _ in ended] == [0] * world, ended
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_step_equals_one_process_on_the_joint_batch(steps: list[Any], shards: Shards, case: str) -> None:
-    world, views, patients, micro_batch = len(steps), joint_batch(), PATIENTS, CASES[case][0].get("micro_batch", 0)
+    world, views, patients = len(steps), joint_batch(), PATIENTS
+    micro_batch = (CASES | LONG_CASES)[case][0].get("micro_batch", 0)
     if micro_batch:  # BatchNorm sees a micro-batch of each rank
         share = IMAGES // world
         order = [rank * share + first + k for first in range(0, share, micro_batch) for rank in range(world)
@@ -86,6 +90,14 @@ def test_ranks_step_equals_one_process_on_the_joint_batch(steps: list[Any], shar
     if not micro_batch:
         together = torch.cat([rank[case]["z"] for rank in steps], dim=1)
         assert torch.allclose(together, expected["z"], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.long
+def test_two_ranks_equal_one_with_models_of_timm(shards: Shards, tmp_path: Path) -> None:
+    """densenet121 and efficientnet_b0: BatchNorm with an activation, over both ranks."""
+    ranks = run_ranks(shards, tmp_path, 2, *LONG_CASES)
+    for case in LONG_CASES:
+        test_ranks_step_equals_one_process_on_the_joint_batch(ranks, shards, case)
 
 
 def test_micro_batches_use_the_patients(shards: Shards) -> None:

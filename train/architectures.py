@@ -82,22 +82,23 @@ def first_conv(encoder: nn.Module) -> str:
     return first_convs(encoder)[0]
 
 
-def resize_input(encoder: nn.Module, size: int) -> None:
+def resize_input(encoder: nn.Module, size: int, channels: int = 0) -> None:
     """Prepare an encoder, in place, for images of size × size.
 
     timm's models with one image size get their positions interpolated; an encoder that takes any size stays as it is.
+    channels: of the images; by default those of the first convolution.
     Raises InputError if the encoder can't take images of that size.
     """
     try:
-        _set_input_size(encoder, size)
+        _set_input_size(encoder, size, channels)
     except UNFIT as error:
         name = (getattr(encoder, "pretrained_cfg", None) or {}).get("architecture") or type(encoder).__name__
         strides = (error.patch,) if isinstance(error, CutOff) else STRIDES
-        unfit = explain_unfit(size, error, partial(_can_resize, encoder), strides, "omit --size")
+        unfit = explain_unfit(size, error, partial(_can_resize, encoder, channels), strides, "omit --size")
         raise InputError(f"--size={size}: {name} {unfit}") from None
 
 
-def _set_input_size(encoder: Any, size: int) -> None:
+def _set_input_size(encoder: Any, size: int, channels: int) -> None:
     import torch
 
     check_patches(encoder, size)
@@ -109,14 +110,14 @@ def _set_input_size(encoder: Any, size: int) -> None:
     training = encoder.training
     encoder.eval()
     with torch.no_grad():
-        encoder(torch.zeros(1, weight.shape[1], size, size, device=weight.device))
+        encoder(torch.zeros(1, channels or weight.shape[1], size, size, device=weight.device))
     encoder.train(training)
 
 
-def _can_resize(encoder: nn.Module, size: int) -> bool:
+def _can_resize(encoder: nn.Module, channels: int, size: int) -> bool:
     """Whether resize_input would succeed, tried on a copy without weights."""
     try:
-        _set_input_size(copy.deepcopy(encoder).to("meta"), size)
+        _set_input_size(copy.deepcopy(encoder).to("meta"), size, channels)
     except UNFIT:
         return False
     return True

@@ -61,7 +61,8 @@ class Config:
     schedule: Annotated[Schedule, Flag("Learning rate after the warm-up.", "optimisation")] = "constant"
     warmup_epochs: Annotated[float, Flag("Epochs of linear warm-up; fractions are allowed.", "optimisation",
                                          0, 10**5)] = 0.0
-    weight_decay: Annotated[float, Flag("Weight decay, except on biases and norm layers.", "optimisation", 0, 10)] = 0.0
+    weight_decay: Annotated[float, Flag("Weight decay, except on biases, norm layers and position embeddings.",
+                                          "optimisation", 0, 10)] = 0.0
     clip: Annotated[float, Flag("Largest gradient norm; 0 never clips.", "optimisation", 0, 10**6)] = 0.0
     recompute: Annotated[bool, Flag("Recompute activations in the backward pass. This needs less memory and gives the "
                                     "same gradient.", "memory")] = False
