@@ -14,6 +14,7 @@ from bench.gpu_check import check
 from bench.io import bench as bench_io
 from bench.memory import bench as bench_memory
 from bench.plan.plan import plan
+from bench.precision import bench as bench_precision
 from bench.probe import bench_probe
 from bench.recipe.study import bench_recipe
 from bench.shard import bench as bench_shard
@@ -44,6 +45,7 @@ PROGRAMS: dict[str, Commands] = {
     "python -m bench.step": bench_step,
     "python -m bench.shard": bench_shard,
     "python -m bench.memory": bench_memory,
+    "python -m bench.precision": bench_precision,
     "python -m bench.probe": bench_probe,
     "python -m bench.recipe": bench_recipe,
     "python -m bench.plan": plan,

@@ -25,7 +25,7 @@ from shard.errors import InputError
 from shard.flags import JSON, Flag, flag_in, validate_call
 from train.architectures import check_arch
 from train.config import Config
-from train.device import configure_backend, resolve_device, resolve_precision
+from train.device import configure_backend, fit_to_device, resolve_device, resolve_precision
 from train.large_batch import apply_activation_checkpointing, check_recompute
 from train.model import SimCLR
 from train.optim import make_optimizer
@@ -130,7 +130,7 @@ def _measure(connection: Connection, mode: Mode, batch: int, micro_batch: int, a
     device, precision = torch.device(name), resolve_precision("auto", name)
     configure_backend(device)
     torch.manual_seed(0)
-    model = SimCLR(arch, size).to(memory_format=torch.channels_last).to(device).train()
+    model = fit_to_device(SimCLR(arch, size), device, precision).train()
     if mode == "recompute":
         apply_activation_checkpointing(model, arch)
     optimizer = make_optimizer("adam", model, lr=Config.lr, weight_decay=0.0)

@@ -2,7 +2,7 @@
 
 python -m bench.step SHARDS. All rows train on the same shards. They are interleaved: in each round every row is
 measured once, in a new process, because all models together would not fit into memory. "ours" is the trainer's own
-code; "published" is the published study's loop.
+code; "published" is the published study's loop, called "plain" around a model of timm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from bench.output import CHEXPERT_IMAGES, prepare_output_path, spread, write_results
 from bench.process import MeasuredProcess, gpu_share
-from bench.step_rows import Step, StepSettings, available_rows
+from bench.step_rows import Step, StepSettings, available_rows, baseline_of
 from pipeline.loader import has_dali
 from shard.cli import run
 from shard.errors import InputError
@@ -63,12 +63,13 @@ def bench(
 
     The rows are published (float32, RGB images from PIL, DataLoader workers), plain-amp (the same in mixed precision),
     ours (python -m train --dali) and ours-compiled (with --compile). A GPU adds ours-cpu-views and ours-gpu-views (with
-    --views=cpu and --views=gpu). The hours printed are those of 100 epochs of CheXpert, 224,316 images, at that rate.
+    --views=cpu and --views=gpu). For a model of timm, published is called plain. The hours printed are those of 100
+    epochs of CheXpert, 224,316 images, at that rate.
 
         python -m bench.step shards --rows=published,ours
     """
     check_arch(arch, size)
-    known = available_rows()
+    known = available_rows(arch)
     for row in rows:
         if row not in known:
             raise InputError(f"--rows={','.join(rows)}: no row {row!r}; available: {', '.join(known)}")
@@ -80,7 +81,7 @@ def bench(
     step_settings = StepSettings(shards, arch, size, batch_size, workers or cores())
     table = _measure({name: known[name] for name in rows or known}, step_settings, rounds, seconds)
     print(f"\n{shards}: {arch}, {size} px, batch {batch_size}, {step_settings.workers} workers, {rounds} rounds\n")
-    _print(table)
+    _print(table, baseline_of(arch))
     settings = {"arch": arch, "size": size, "batch_size": batch_size, "workers": step_settings.workers,
                 "rounds": rounds, "seconds": seconds}  # fmt: skip
     write_results(json, {"settings": settings, "rows": table})
@@ -100,7 +101,8 @@ def _measure(
                                  "naming the others with --rows") from error  # fmt: skip
             finally:
                 process.close()
-    return [summarise_row(name, measurements[name], measurements.get("published")) for name in rows]
+    baseline = baseline_of(settings.arch)
+    return [summarise_row(name, measurements[name], measurements.get(baseline), baseline) for name in rows]
 
 
 def _measure_steps(steps: Iterator[Step], seconds: float) -> StepMeasurement:
@@ -113,30 +115,31 @@ def _measure_steps(steps: Iterator[Step], seconds: float) -> StepMeasurement:
 
 
 def summarise_row(
-    name: str, measurements: list[StepMeasurement], published: list[StepMeasurement] | None = None
-) -> dict[str, Any]:
-    """Return one row's statistics over rounds, as written to JSON. published: the published loop's measurements."""
+    name: str, measurements: list[StepMeasurement], compared: list[StepMeasurement] | None = None,
+    baseline: str = "published",
+) -> dict[str, Any]:  # fmt: skip
+    """Return one row's statistics over rounds, as written to JSON. compared: the measurements of the baseline."""
     rates = [one.images_per_s for one in measurements]
     # Ratios are taken within each round, so that load on the machine affects both sides.
-    ratios = [rate / other.images_per_s for rate, other in zip(rates, published, strict=True)] if published else []
+    ratios = [rate / other.images_per_s for rate, other in zip(rates, compared, strict=True)] if compared else []
     steps = [step for one in measurements for step in one.steps]
     total = sum(getattr(step, part) for step in steps for part in PARTS)
     gpu_shares = [one.gpu_share for one in measurements if one.gpu_share is not None]
     return {
         "name": name, "images_per_s": (rate := spread(rates)),
-        "times_published": spread(ratios) if ratios else None,
+        f"times_{baseline}": spread(ratios) if ratios else None,
         "shares": {part: sum(getattr(step, part) for step in steps) / total for part in PARTS},
         "gpu_share": statistics.median(gpu_shares) if gpu_shares else None,
         "hours": CHEXPERT_IMAGES * EPOCHS / rate["median"] / 3600, "steps": len(steps),
     }  # fmt: skip
 
 
-def _print(table: list[dict[str, Any]]) -> None:
-    print(f"{'row':16}{'images/s':>9} {'[low, high]':16}{'× published':>12}{'waiting':>9}{'fwd+bwd':>9}{'optim.':>8}"
+def _print(table: list[dict[str, Any]], baseline: str) -> None:
+    print(f"{'row':16}{'images/s':>9} {'[low, high]':16}{f'× {baseline}':>12}{'waiting':>9}{'fwd+bwd':>9}{'optim.':>8}"
           f"{'GPU':>6}{'hours':>9}")  # fmt: skip
     for row in table:
         rate, share = row["images_per_s"], row["shares"]
-        ratio = f"{row['times_published']['median']:.2f}" if row["times_published"] else "n/a"
+        ratio = f"{row[f'times_{baseline}']['median']:.2f}" if row[f"times_{baseline}"] else "n/a"
         gpu = "n/a" if row["gpu_share"] is None else f"{row['gpu_share']:.0%}"
         print(f"{row['name']:16}{rate['median']:9.2f} {'[{low:.2f}, {high:.2f}]'.format(**rate):16}{ratio:>12}"
               f"{share['data']:9.1%}{share['forward_backward']:9.1%}{share['optimizer']:8.1%}{gpu:>6}"

@@ -17,12 +17,14 @@ from pipeline.augmentation import Augmentation, ViewDevice
 from pipeline.loader import has_dali
 from shard.fetch import Fetcher
 from shard.manifest import read_manifest
+from train.architectures import build_encoder
 from train.config import Config, Precision
 from train.device import autocast, resolve_device, resolve_precision
 from train.loss import nt_xent
 from train.model import PROJECTION
 from train.setup import set_up
 from train.step import forward_backward, update
+from train.timm_models import TIMM
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,29 @@ class StepSettings:
     workers: int
 
 
-def available_rows() -> dict[str, Callable[[StepSettings], Iterator[Step]]]:
+def baseline_of(arch: str) -> str:
+    """Return the name of the row that others are compared with: "published", or "plain" for models of timm."""
+    return "plain" if arch.startswith(TIMM) else "published"
+
+
+def available_rows(arch: str) -> dict[str, Callable[[StepSettings], Iterator[Step]]]:
     """Return the training loops that can run here, by name. Each yields its steps indefinitely."""
     rows: dict[str, Callable[[StepSettings], Iterator[Step]]] = {
-        "published": _published, "plain-amp": _plain_amp, "ours": _ours, "ours-compiled": partial(_ours, compile=True),
+        baseline_of(arch): _plain, "plain-amp": _plain_amp, "ours": _ours,
+        "ours-compiled": partial(_ours, compile=True),
     }  # fmt: skip
     if torch.cuda.is_available() and has_dali():
         rows |= {"ours-cpu-views": partial(_ours, views="cpu"), "ours-gpu-views": partial(_ours, views="gpu")}
     return rows
 
 
-def _published(settings: StepSettings, precision: Precision = "fp32") -> Iterator[Step]:
+def _plain(settings: StepSettings, precision: Precision = "fp32") -> Iterator[Step]:
     """Run the published loop: three channels, contiguous memory, PIL in workers, Adam with default settings."""
     device = resolve_device("auto")
     manifest = read_manifest(settings.shards)
     augmentation = Augmentation(size=settings.size, mean=manifest.pixel_mean, std=manifest.pixel_std)
     torch.manual_seed(0)
-    model = torchvision.models.get_model(settings.arch, weights=None)
-    width = model.fc.in_features
-    model.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION))
+    model = _plain_model(settings.arch, settings.size)
     model.to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
     scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
@@ -84,9 +90,19 @@ def _published(settings: StepSettings, precision: Precision = "fp32") -> Iterato
     return _timed(batches, compute_gradients, take_step)
 
 
+def _plain_model(arch: str, size: int) -> nn.Module:
+    """Build torchvision's or timm's own module for three channels, and the projector."""
+    if arch.startswith(TIMM):
+        encoder, width = build_encoder(arch, size, channels=3)
+    else:
+        encoder = torchvision.models.get_model(arch, weights=None)
+        width, encoder.fc = encoder.fc.in_features, nn.Identity()
+    return nn.Sequential(encoder, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION))
+
+
 def _plain_amp(settings: StepSettings) -> Iterator[Step]:
     device = resolve_device("auto")
-    return _published(settings, resolve_precision("auto", device) if device == "cuda" else "bf16")
+    return _plain(settings, resolve_precision("auto", device) if device == "cuda" else "bf16")
 
 
 def _ours(settings: StepSettings, compile: bool = False, views: ViewDevice = "auto") -> Iterator[Step]:

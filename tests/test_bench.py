@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import io, memory, shard, step
+from bench import io, memory, precision, shard, step
 from bench.gpu_check import Check, render_page
 from bench.gpu_check import check as gpu_check
 from bench.process import LoaderMeasurement, MeasuredProcess
@@ -141,9 +141,11 @@ def test_bench_shard_refuses_a_folder_without_images(tmp_path: Path) -> None:
     assert not (tmp_path / "shard.json").exists()
 
 
-@pytest.mark.parametrize("name", ["published", "plain-amp", "ours"])
-def test_each_training_loop_times_every_part_of_a_step(shards: Shards, name: str) -> None:
-    steps = list(islice(available_rows()[name](StepSettings(shards.folder, "resnet18", 32, 8, 1)), 2))
+@pytest.mark.parametrize(("arch", "name"), [("resnet18", "published"), ("resnet18", "plain-amp"), ("resnet18", "ours"),
+                                            ("timm/mobilenetv3_small_050", "plain"),
+                                            ("timm/mobilenetv3_small_050", "ours")])  # fmt: skip
+def test_each_training_loop_times_every_part_of_a_step(shards: Shards, arch: str, name: str) -> None:
+    steps = list(islice(available_rows(arch)[name](StepSettings(shards.folder, arch, 32, 8, 1)), 2))
     assert all(one.images == 8 and min(one.data, one.forward_backward, one.optimizer) > 0 for one in steps)
 
 
@@ -160,6 +162,14 @@ def test_step_summary_matches_figures_worked_out_by_hand() -> None:
     assert row["hours"] == pytest.approx(224_316 * 100 / 48 / 3600) and row["steps"] == 2
 
 
+def test_models_of_timm_are_compared_with_the_plain_loop() -> None:
+    assert list(available_rows("resnet50"))[:2] == ["published", "plain-amp"]
+    assert list(available_rows("timm/densenet121"))[:2] == ["plain", "plain-amp"]
+    taken = [step.StepMeasurement([Step(64, 0.0, 1.0, 0.0)], None)]
+    row = step.summarise_row("ours", taken, taken, "plain")
+    assert row["times_plain"]["median"] == 1 and "times_published" not in row
+
+
 def test_bench_step_measures_the_chosen_row(shards: Shards, tmp_path: Path) -> None:
     step.bench(shards.folder, rows=("ours",), arch="resnet18", size=32, batch_size=8, workers=1, rounds=1, seconds=0.01,
                json=tmp_path / "new" / "step.json")  # fmt: skip
@@ -170,6 +180,28 @@ def test_bench_step_measures_the_chosen_row(shards: Shards, tmp_path: Path) -> N
 def test_bench_step_refuses_an_unknown_row(shards: Shards) -> None:
     with pytest.raises(InputError, match="no row 'our'; available: published, plain-amp, ours, ours-compiled"):
         step.bench(shards.folder, rows=("our",), batch_size=8)
+
+
+def test_bench_precision_measures_every_variant(tmp_path: Path) -> None:
+    precision.bench(archs=("timm/mobilenetv3_small_050",), size=32, batch_size=4, rounds=2,
+                    json=tmp_path / "new" / "precision.json")  # fmt: skip
+    rows = json.loads((tmp_path / "new" / "precision.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == list(precision.VARIANTS)
+    assert all(row["images_per_s"]["low"] > 0 for row in rows) and sum(row["chosen"] for row in rows) == 1
+
+
+def test_precision_ratios_are_taken_within_each_round() -> None:
+    """The machine was half as fast in the second round."""
+    seconds = [{"fp32, contiguous": 1.0, "bf16, contiguous": 0.5}, {"fp32, contiguous": 2.0, "bf16, contiguous": 1.0}]
+    *_, row = precision.summarise_variants("resnet18", 8, seconds)
+    assert row["times_fp32_contiguous"] == {"median": 2.0, "low": 2.0, "high": 2.0}
+    assert row["images_per_s"] == {"median": 12.0, "low": 8.0, "high": 16.0}
+
+
+def test_bench_precision_refuses_an_unknown_architecture(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--archs=timm/resnet18x: .*closest: "):
+        precision.bench(archs=("resnet18", "timm/resnet18x"), json=tmp_path / "precision.json")
+    assert not (tmp_path / "precision.json").exists()
 
 
 def test_bench_memory_measures_batches_in_ascending_order(tmp_path: Path) -> None:

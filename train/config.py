@@ -72,7 +72,7 @@ class Config:
     sync_batchnorm: Annotated[bool, Flag("Whether BatchNorm sees the views of all ranks or only of its own.",
                                          "memory")] = True
     precision: Annotated[Precision, Flag("Floating-point format. auto is fp16 with a gradient scaler on a GPU, bf16 on "
-                                         "a CPU that supports it, else fp32.", "device")] = "auto"
+                                         "a CPU with instructions for it, else fp32.", "device")] = "auto"
     device: Annotated[Device, Flag("Device to train on; auto takes a GPU if there is one.", "device")] = "auto"
     compile: Annotated[bool, Flag("Compile the model with torch.compile.", "device")] = False
     views: Annotated[ViewDevice, Flag("Where views are made. auto takes the GPU, with DALI, if there is one.",

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from shard.errors import InputError
 from train.config import FP16_NEEDS_GPU, Config, Device, Precision
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # mallopt(3)
 TOP_PAD_BYTES = 1 << 28
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def resolve(config: Config) -> Config:
@@ -34,7 +40,7 @@ def resolve_device(device: Device) -> Device:
 
 
 def resolve_precision(precision: Precision, device: Device) -> Precision:
-    """Resolve "auto" to fp16 on a GPU, to bf16 on a CPU that supports it, else to fp32.
+    """Resolve "auto" to fp16 on a GPU, to bf16 on a CPU with instructions for it, else to fp32.
 
     Raises InputError for fp16 on a CPU.
     """
@@ -44,14 +50,62 @@ def resolve_precision(precision: Precision, device: Device) -> Precision:
         return precision
     if device == "cuda":
         return "fp16"
-    has_mkldnn = torch.backends.mkldnn.is_available()
-    return "bf16" if has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "bf16" if _has_bf16_instructions() else "fp32"
+
+
+def _has_bf16_instructions() -> bool:
+    """Whether this CPU computes in bf16.
+
+    On an x86 CPU with AVX-512, PyTorch takes bf16 for supported without such instructions and emulates them; a step in
+    bf16 then takes longer than in fp32 (ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI python -m bench.precision).
+    """
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported()
 
 
 def autocast(device: str, precision: Precision) -> torch.autocast:
     """Return the autocast context of a precision; disabled for fp32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     return torch.autocast(device, dtype, enabled=dtype != torch.float32)
+
+
+def fit_to_device(model: Model, device: torch.device, precision: Precision) -> Model:
+    """Move a model to its device, in the memory format and with the precisions that are fastest there.
+
+    In bf16 on a CPU, depthwise convolutions compute in fp32: oneDNN lacks bf16 kernels for the gradients of many of
+    their shapes, and its general kernels take up to 30 times as long (python -m bench.precision).
+    """
+    model = model.to(memory_format=torch.channels_last).to(device)
+    if device.type == "cpu" and precision == "bf16":
+        keep_in_fp32(depthwise_convs(model))
+    return model
+
+
+def describe_precision(asked: Precision, precision: Precision, device: torch.device, model: nn.Module) -> str:
+    """Describe the precision of a model from fit_to_device, and why it was chosen. asked: as --precision says."""
+    reasons = {"fp16": "the default on a GPU", "bf16": "this CPU has instructions for it",
+               "fp32": "this CPU has no instructions for bf16"}  # fmt: skip
+    text = f"{precision}: {reasons[precision] if asked == 'auto' else 'as --precision says'}"
+    kept = len(depthwise_convs(model)) if device.type == "cpu" and precision == "bf16" else 0
+    return f"{text}; its {kept} depthwise convolutions compute in fp32, which is faster" if kept else text
+
+
+def depthwise_convs(model: nn.Module) -> list[nn.Conv2d]:
+    """Return the convolutions of a model that filter each channel by itself."""
+    return [module for module in model.modules()
+            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1]  # fmt: skip
+
+
+def keep_in_fp32(modules: Sequence[nn.Module]) -> None:
+    """Make modules compute in float32, and return float32, also within autocast."""
+    for module in modules:
+        module.forward = partial(_forward_in_fp32, module.forward)
+
+
+def _forward_in_fp32(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())
 
 
 def configure_backend(device: torch.device) -> None:

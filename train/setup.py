@@ -13,7 +13,7 @@ from shard.errors import InputError
 from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
 from train.config import Config, divisors
-from train.device import configure_backend, resolve
+from train.device import configure_backend, describe_precision, fit_to_device, resolve
 from train.distributed.batchnorm import convert_sync_batchnorm
 from train.distributed.ranks import Ranks
 from train.large_batch import apply_activation_checkpointing
@@ -37,7 +37,7 @@ class Setup(NamedTuple):
 
 def set_up(config: Config, ranks: Ranks | None = None) -> Setup:
     """Create the loader, model and optimizer that `config` asks for. Raises InputError if that is impossible."""
-    config, ranks = resolve(config), ranks or Ranks()
+    asked, config, ranks = config.precision, resolve(config), ranks or Ranks()
     manifest = read_manifest(config.shards)
     share = _per_rank_batch_size(config, ranks.world)
     augmentation = Augmentation(size=config.size, crop_area=(config.crop_min, 1.0), flip_probability=config.flip,
@@ -58,7 +58,9 @@ def set_up(config: Config, ranks: Ranks | None = None) -> Setup:
     if ranks.first:
         _report_partners(config, loader, manifest.images("train"))
     torch.manual_seed(config.seed)  # for the weights; the loader has separate generators
-    model = SimCLR(config.arch, config.size).to(memory_format=torch.channels_last).to(device)
+    model = fit_to_device(SimCLR(config.arch, config.size), device, config.precision)
+    if ranks.first:
+        print(f"the model trains in {describe_precision(asked, config.precision, device, model)}")
     seed_all(config.seed + ranks.rank)
     if ranks.world > 1 and config.sync_batchnorm:
         convert_sync_batchnorm(model, device)
