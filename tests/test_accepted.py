@@ -19,8 +19,9 @@ from tests.conftest import Shards, newest, same_run, train_here
 from train.__main__ import COMMANDS
 from train.accepted import UNRECORDED, accepted_changes, format_changes, parse_changes, record_changes, required_accepts
 from train.checkpoint import list_checkpoints, save_checkpoint
+from train.export.card_page import model_card_page
 from train.export.export import export
-from train.export.model_card import make_card, model_card_page
+from train.export.model_card import make_card
 from train.journal import CARD, read_card
 from train.reproduce import reproduction_commands
 from train.status import status
@@ -66,7 +67,7 @@ def test_run_without_changes_reports_none(trained: Path, capfd: pytest.CaptureFi
     assert newest(trained)["accepted"] == [] and read_card(trained)["accepted"] == []
     capfd.readouterr()
     status(trained)
-    page = model_card_page("torchvision", "x.pth", make_card(newest(trained), 512, []) | {"note": ""})
+    page = model_card_page("torchvision", "x.pth", make_card(newest(trained), 512, []) | {"note": "", "channels": 3})
     assert "accept" not in capfd.readouterr().out + page.lower()
 
 

@@ -20,7 +20,8 @@ from tests.conftest import Shards, newest, train_here
 from train import loop
 from train.collapse import detect_collapse
 from train.embedding_metrics import embedding_metrics
-from train.export.model_card import make_card, model_card_page
+from train.export.card_page import model_card_page
+from train.export.model_card import make_card
 from train.journal import read_journal
 from train.status import status
 
@@ -136,7 +137,7 @@ def test_report_of_a_collapsed_encoder_is_completed(given: tuple[bool, ...], sha
 
 
 def test_model_card_reports_a_collapse() -> None:
-    card = {"name": "n", "arch": "resnet18", "features": 512, "preset": "p", "use": "u", "note": "x",
+    card = {"name": "n", "arch": "resnet18", "features": 512, "preset": "p", "use": "u", "note": "x", "channels": 3,
             "input": {"size": 32, "mean": 0.5, "std": 0.2}, "collapsed": "collapsed: in epochs 1 to 3"}  # fmt: skip
     assert "**It does not distinguish images.** Its training collapsed" in model_card_page("safetensors", "a", card)
 

@@ -25,8 +25,9 @@ from shard.errors import InputError
 from tests.conftest import ROOT
 from train.architectures import build_encoder
 from train.checkpoint import load_checkpoint, save_checkpoint
+from train.export.card_page import CARD_INSIDE, contents_note
 from train.export.export import export
-from train.export.model_card import CARD_INSIDE, NOTES, Format
+from train.export.library import Format
 from train.model import SimCLR
 
 MEAN, STD, SIZE, STEP = 0.5031, 0.2907, 64, 40
@@ -62,20 +63,24 @@ class Run:
 def make_run(folder: Path, arch: str, seed: int = 0, step: int = STEP, **known: Any) -> Run:
     """Create a run whose BatchNorm is far from its initial state, so that a lost tensor changes the features."""
     torch.manual_seed(seed)
-    model = SimCLR(arch).to(memory_format=torch.channels_last)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
+    model = SimCLR(arch, SIZE).to(memory_format=torch.channels_last)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    model(torch.randn(4, 1, SIZE, SIZE))  # without the statistics of images, the features of all images are alike
+    with torch.no_grad():
+        for norm in norms:
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean += 0.3 * norm.running_var.sqrt() * torch.randn(norm.num_features)
+            norm.running_var *= torch.empty(norm.num_features).uniform_(0.5, 2)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.3)
     save_checkpoint(folder, step, {
         "config": {"shards": "/home/ada/shards", "out": str(folder), "arch": arch, "size": SIZE, "lr": 3e-4},
         "augmentation": dataclasses.asdict(Augmentation(size=SIZE, mean=MEAN, std=STD)),
         "model": model.state_dict(), "epoch": 2, "step_in_epoch": 0, "step": step, **known,
     })  # fmt: skip
-    encoder, _ = build_encoder(arch)
+    encoder, _ = build_encoder(arch, SIZE)
     encoder.load_state_dict(model.encoder.state_dict())
     return Run(folder, encoder.eval())
 
@@ -270,7 +275,8 @@ def test_export_contains_the_complete_card(exported: Callable[[Format], Path], f
                          "blur_probability": 0.5, "blur_sigma": [0.1, 2.0], "brightness": 0.4, "contrast": 0.4,
                          "mean": MEAN, "std": STD, "patient_positive": 0.0},
         "settings": {"arch": "resnet18", "size": SIZE, "lr": 3e-4},
-        "commit": "5c859aa", "versions": KNOWN["versions"], "format": format, "note": NOTES[format],
+        "commit": "5c859aa", "versions": KNOWN["versions"], "format": format, "channels": 3, "pooling": "avg",
+        "note": contents_note(format, "resnet18", 3),
     }  # fmt: skip
     if format == "timm":
         assert json.loads((exported(format) / "config.json").read_text())["card"] == card
@@ -281,19 +287,30 @@ def test_page_shows_the_card_and_its_code_works(
     run: Run, exported: Callable[[Format], Path], image: torch.Tensor, format: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     path = exported(format)
-    page = (path / "MODEL_CARD.md" if format == "timm" else path.with_suffix(".md")).read_text()
+    page = (path / "README.md" if format == "timm" else path.with_suffix(".md")).read_text()
     shown = ("not for diagnosis", "0123456789abcdef", "images: 191027", "patients: 64000", "5c859aa", "loss 4.25",
              "knn_auroc 0.61", "linear_auroc 0.64", "crop_area: 0.2 to 1.0", "lr: 0.0003", "torch: 2.14.1",
-             f"mean: {MEAN}, std: {STD}", f"({MEAN}, {MEAN}, {MEAN})", "64 × 64", NOTES[format], CARD_INSIDE[format])
+             f"mean: {MEAN}, std: {STD}", f"({MEAN}, {MEAN}, {MEAN})", "64 × 64", "pooling: avg",
+             contents_note(format, "resnet18", 3), CARD_INSIDE[format])
     assert [text for text in shown if text not in page] == []
     assert "/home/ada" not in page and str(run.folder) not in page
-    code = page.split("```python\n")[1].split("\n```")[0]
-    assert len(code.splitlines()) <= 5
     monkeypatch.chdir(path.parent)
-    names: dict[str, Any] = {"image": image.numpy() if format == "onnx" else image}
+    check_page(page, run, image)
+
+
+def check_page(page: str, run: Run, image: torch.Tensor) -> None:
+    """Run the lines of Python of a page in the current folder, and compare the features."""
+    code, *others = (part.split("\n```")[0] for part in page.split("```python\n")[1:])
+    assert len(code.splitlines()) <= 5
+    names: dict[str, Any] = {"image": image.numpy() if "onnx" in code else image}
     with torch.inference_mode():
         exec(code, names)
-    assert features_equal(run.features(image), torch.as_tensor(names["features"]))
+        assert features_equal(run.features(image), torch.as_tensor(names["features"]))
+        for other in others:
+            Image.fromarray((image[0, 0] * 255).round().byte().numpy()).save("radiograph.png")
+            exec(other, names := {})
+            ours = run.features(torch.cat([(image[:1] * 255).round() / 255, image[1:]]))
+            assert features_equal(ours[:2], torch.cat([names["features"], ours[1:2]]))
 
 
 def test_card_omits_what_an_older_checkpoint_lacks(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 from shard.cli import run
 from shard.flags import Command, Flag
 from train.config import Config, check_batch
-from train.export.model_card import Format
+from train.export.library import Format
 
 # Each command imports what it runs: PyTorch takes seconds to import, and a wrong flag is reported before that.
 
@@ -42,9 +42,10 @@ def status(run: Annotated[Path, Flag("Folder of a run, or folder of several runs
 
 def export(
     run: Annotated[Path, Flag("Folder of a run.")], *,
-    format: Annotated[Format, Flag("File format. torchvision is a state dict for torchvision.models, timm a folder for "
-                                   'timm.create_model("local-dir:DIR"), safetensors one file, onnx a graph from a grey '
-                                   "image in 0…1 to features.")] = "torchvision",
+    format: Annotated[Format | None, Flag(
+        "File format. torchvision is a state dict for torchvision.models, timm a folder for "
+        'timm.create_model("local-dir:DIR") and the Hugging Face hub, safetensors one file, onnx a graph from a grey '
+        "image in 0…1 to features.", default="torchvision; timm for --arch=timm/NAME")] = None,
     out: Annotated[Path | None, Flag("File or folder to write.", default="RUN/export")] = None,
     checkpoint: Annotated[Path | None, Flag("Checkpoint to export.", metavar="FILE", default="newest")] = None,
 ) -> None:  # fmt: skip

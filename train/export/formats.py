@@ -4,42 +4,43 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections import OrderedDict
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from train.export.model_card import CLASSES, Card, Format, model_card_page
+from shard.errors import InputError
+from train.export.card_page import CLASSES, model_card_page
+from train.export.library import Format
+from train.export.model_card import Card
+from train.export.timm_folder import CONFIG, PAGE, WEIGHTS, check_folder, to_config
 
 SUFFIX = {"torchvision": ".pth", "timm": "", "safetensors": ".safetensors", "onnx": ".onnx"}
 OPSET = 18  # fixed, so that another PyTorch version writes the same operators
 
 
-def export_files(format: Format, target: Path, encoder: nn.Module, card: Card) -> dict[Path, bytes]:
+def export_files(format: Format, target: Path, grey: nn.Module, portable: nn.Module, card: Card) -> dict[Path, bytes]:
     """Return the export's files and their contents, in the order to write them.
 
-    config.json comes last, because timm recognizes a folder by it.
+    grey: the run's encoder. portable: the one with the input channels to export. config.json comes last, because timm
+    recognizes a folder by it. Raises InputError if the format can't hold this architecture.
     """
     page = model_card_page(format, target.resolve().name, card).encode()
     if format == "timm":
-        return {target / "model.safetensors": to_safetensors(encoder, card), target / "MODEL_CARD.md": page,
-                target / "config.json": timm_config(card)}  # fmt: skip
-    convert = {"torchvision": to_torchvision, "safetensors": to_safetensors, "onnx": to_onnx}[format]
-    return {target: convert(encoder, card), target.with_suffix(".md"): page}
-
-
-def three_channel_weights(encoder: nn.Module) -> OrderedDict[str, torch.Tensor]:
-    """Return the encoder's state dict with a three-channel stem that equals the grey stem on equal channels."""
-    weights = OrderedDict(encoder.state_dict())
-    weights["conv1.weight"] = (weights["conv1.weight"] / 3).repeat(1, 3, 1, 1)  # [64, 1, 7, 7] → [64, 3, 7, 7]
-    return weights
+        files = {target / WEIGHTS: to_safetensors(portable, card), target / PAGE: page,
+                 target / CONFIG: to_config(portable, card)}  # fmt: skip
+        check_folder(files, grey, card)
+        return files
+    if format == "onnx":
+        return {target: to_onnx(grey, card), target.with_suffix(".md"): page}
+    convert = {"torchvision": to_torchvision, "safetensors": to_safetensors}[format]
+    return {target: convert(portable, card), target.with_suffix(".md"): page}
 
 
 def to_torchvision(encoder: nn.Module, card: Card) -> bytes:
     """Return a state dict with the card as its attribute: torch.load(path, weights_only=True).card."""
-    weights = three_channel_weights(encoder)
+    weights = OrderedDict(encoder.state_dict())
     weights["fc.weight"] = torch.zeros(CLASSES, card["features"])
     weights["fc.bias"] = torch.zeros(CLASSES)
     vars(weights)["card"] = card  # an attribute, which load_state_dict ignores
@@ -53,23 +54,10 @@ def to_safetensors(encoder: nn.Module, card: Card) -> bytes:
     from safetensors.torch import save
 
     metadata = {"format": "pt", "card": json.dumps(card, allow_nan=False)}
-    content: bytes = save(dict(three_channel_weights(encoder)), metadata=metadata)
+    # Copies, because safetensors refuses the shared weights of some architectures, such as CoaT.
+    weights = {name: value.clone(memory_format=torch.contiguous_format) for name, value in encoder.state_dict().items()}
+    content: bytes = save(weights, metadata=metadata)
     return content
-
-
-def timm_config(card: Card) -> bytes:
-    """Return timm's config.json, with the card under "card", a key that timm ignores."""
-    size = card["input"]["size"]
-    pretrained = {
-        "input_size": (3, size, size), "fixed_input_size": False, "pool_size": (math.ceil(size / 32),) * 2,
-        # Like our probe: resize the complete image, since a center crop would cut off the costophrenic angles.
-        "crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bilinear",
-        "mean": (card["input"]["mean"],) * 3, "std": (card["input"]["std"],) * 3,
-        "first_conv": "conv1", "classifier": "fc",
-    }  # fmt: skip
-    config = {"architecture": card["arch"], "num_classes": 0, "num_features": card["features"], "global_pool": "avg",
-              "pretrained_cfg": pretrained, "card": card}  # fmt: skip
-    return (json.dumps(config, indent=1, allow_nan=False) + "\n").encode()
 
 
 def to_onnx(encoder: nn.Module, card: Card) -> bytes:
@@ -78,10 +66,15 @@ def to_onnx(encoder: nn.Module, card: Card) -> bytes:
 
     size = card["input"]["size"]
     module = NormalisedEncoder(encoder, card["input"]["mean"], card["input"]["std"]).eval()
-    program = torch.onnx.export(
-        module, (torch.zeros(2, 1, size, size),), dynamo=True, verbose=False, opset_version=OPSET,
-        input_names=["image"], output_names=["features"], dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
-    )  # fmt: skip
+    try:
+        program = torch.onnx.export(
+            module, (torch.zeros(2, 1, size, size),), dynamo=True, verbose=False, opset_version=OPSET,
+            input_names=["image"], output_names=["features"], dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+        )  # fmt: skip
+    except Exception as error:  # of the exporter, torch.export or an operator: of any kind
+        reason = " ".join(str(error.__cause__ or error).split())[:150]
+        raise InputError(f"--format=onnx: PyTorch can't export {card['arch']} ({reason}); "
+                         "use --format=safetensors") from None
     assert program is not None
     model = program.model_proto
     for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info,

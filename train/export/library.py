@@ -1,0 +1,23 @@
+"""The library that has an architecture, and the formats that its encoders can be exported in."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from train.timm_models import TIMM
+
+Format = Literal["torchvision", "timm", "safetensors", "onnx"]
+Library = Literal["torchvision", "timm", "train"]
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")  # the same in torchvision and timm
+# The first one is the default.
+FORMATS: dict[Library, tuple[Format, ...]] = {
+    "torchvision": ("torchvision", "timm", "safetensors", "onnx"),
+    "timm": ("timm", "safetensors", "onnx"),
+    "train": ("safetensors", "onnx"),  # added to train/architectures.py
+}
+
+
+def library_of(arch: str) -> Library:
+    """Return the library that has an architecture of --arch."""
+    return "timm" if arch.startswith(TIMM) else "torchvision" if arch in RESNETS else "train"
