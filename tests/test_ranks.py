@@ -83,7 +83,8 @@ def test_ranks_step_equals_one_process_on_the_joint_batch(steps: list[Any], shar
         found = rank[case]
         assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-6)
         for name, gradient in expected["gradients"].items():
-            assert (found["gradients"][name] - gradient).norm() <= 1e-6 * gradient.norm(), name
+            # Of a bias before another BatchNorm the gradient is 0, but for rounding.
+            assert (found["gradients"][name] - gradient).norm() <= 1e-6 * gradient.norm() + 1e-13, name
         for name, value in expected["model"].items():
             assert torch.allclose(found["model"][name], value, rtol=1e-6, atol=1e-9), name
             assert torch.equal(found["model"][name], steps[0][case]["model"][name]), name

@@ -18,6 +18,7 @@ import torch
 
 from shard.errors import InputError
 from shard.files import write_bytes
+from train.timm_models import UnfitArch
 from train.weights.read import UnreadableTensors, read_tensors
 
 FORMAT = "cxr-simclr-checkpoint/3"
@@ -88,6 +89,8 @@ def translate_load_errors(path: Path) -> Iterator[None]:
     """Translate the errors of malformed checkpoint content within the block into an InputError that names `path`."""
     try:
         yield
+    except UnfitArch as error:  # another version of timm wrote the checkpoint
+        raise InputError(f"{path}: {error}") from None
     except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:150]
         raise InputError(f"{path}: not the content of a run's checkpoint ({type(error).__name__}: {reason}); use "

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from shard.errors import InputError
 from train.architectures import build_encoder
 
 PROJECTION = 128
@@ -35,10 +34,7 @@ def encoder_of(state: Mapping[str, Any]) -> tuple[nn.Module, int]:
 
     Raises the errors that checkpoint.translate_load_errors translates if the state does not fit.
     """
-    try:
-        encoder, features = build_encoder(state["config"]["arch"], state["config"]["size"])
-    except InputError as error:  # another version of timm wrote the checkpoint
-        raise ValueError(str(error)) from None
+    encoder, features = build_encoder(state["config"]["arch"], state["config"]["size"])
     prefix = "encoder."
     encoder.load_state_dict({name[len(prefix) :]: value for name, value in state["model"].items()
                              if name.startswith(prefix)})  # fmt: skip

@@ -21,6 +21,10 @@ UNFIT = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, KeyErr
          ZeroDivisionError)  # fmt: skip
 
 
+class UnfitArch(InputError):
+    """An architecture that does not exist, or can't take the images. The message begins with its name."""
+
+
 def create(arch: str, size: int, channels: int, model_args: Mapping[str, Any]) -> nn.Module:
     """Create a model of timm with random weights, without a classifier."""
     import timm
@@ -49,7 +53,7 @@ def _find_width(arch: str, size: int, channels: int, model_args: Mapping[str, An
     try:
         return _trace(arch, size, channels, model_args)
     except UNFIT as error:
-        raise InputError(f"{arch}: {_explain(arch, size, channels, model_args, error)}") from None
+        raise UnfitArch(f"{arch}: {_explain(arch, size, channels, model_args, error)}") from None
 
 
 def _check_name(arch: str, own: Sequence[str]) -> None:
@@ -60,14 +64,14 @@ def _check_name(arch: str, own: Sequence[str]) -> None:
     models = timm.list_models()  # without the former names that timm still accepts, of which it lacks the image size
     if not arch.startswith(TIMM):
         if name in models:
-            raise InputError(f"{arch}: is a model of timm; give {TIMM}{arch}")
-        raise InputError(f"{arch}: no such architecture; closest: {_closest(arch, [*own, *map(TIMM.__add__, models)])}")
+            raise UnfitArch(f"{arch}: is a model of timm; give {TIMM}{arch}")
+        raise UnfitArch(f"{arch}: no such architecture; closest: {_closest(arch, [*own, *map(TIMM.__add__, models)])}")
     if name not in models:
-        raise InputError(f"{arch}: timm {timm.__version__} has no such model; closest: "
+        raise UnfitArch(f"{arch}: timm {timm.__version__} has no such model; closest: "
                          f"{_closest(name, [*own, *map(TIMM.__add__, models)])}")  # fmt: skip
     tagged = timm.list_models(f"{name}.*", pretrained=True)
     if tag and f"{name}.{tag}" not in tagged:
-        raise InputError(f"{arch}: timm {timm.__version__} has no such weights of {name}; closest: "
+        raise UnfitArch(f"{arch}: timm {timm.__version__} has no such weights of {name}; closest: "
                          f"{_closest(arch, [TIMM + weights for weights in tagged])}")  # fmt: skip
 
 
