@@ -74,7 +74,7 @@ def fit_to_device(model: Model, device: torch.device, precision: Precision) -> M
     """Move a model to its device, in the memory format and with the precisions that are fastest there.
 
     In bf16 on a CPU, depthwise convolutions compute in fp32: oneDNN lacks bf16 kernels for the gradients of many of
-    their shapes, and its general kernels take up to 30 times as long (python -m bench.precision).
+    their shapes, and its general kernels take up to 27 times as long (docs/performance.md).
     """
     model = model.to(memory_format=torch.channels_last).to(device)
     if device.type == "cpu" and precision == "bf16":
