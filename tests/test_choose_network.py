@@ -12,6 +12,7 @@ import timm
 import torch
 import torchvision
 from timm.models import load_state_dict, save_for_hf
+from torch import nn
 
 import probe.encoders
 from shard.errors import InputError
@@ -27,7 +28,16 @@ State = dict[str, torch.Tensor]
 def states() -> list[State]:
     """Two encoders' weights."""
     torch.manual_seed(0)
-    return [dict(torchvision.models.resnet18().state_dict()) for _ in range(2)]
+    return [dict(with_statistics(torchvision.models.resnet18()).state_dict()) for _ in range(2)]
+
+
+def with_statistics(module: nn.Module) -> nn.Module:
+    """Give BatchNorm layers statistics as of a training."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean = torch.randn(norm.num_features) / 10
+            norm.running_var = torch.rand(norm.num_features) + 0.5
+    return module
 
 
 def under(prefix: str, state: State) -> State:
@@ -107,7 +117,7 @@ def test_network_under_two_names_counts_once(states: list[State], tmp_path: Path
 
 def test_averaged_weights_that_are_no_resnet_are_reported(states: list[State], tmp_path: Path) -> None:
     torch.save({"state_dict": states[0], "ema": {"shadow": torch.zeros(3)}}, tmp_path / "a.pth")
-    assert "the averaged ones (ema.shadow, …) are not named like a ResNet's" in (
+    assert "the averaged ones (ema.shadow, …) are not named like resnet18's" in (
         open_encoder(tmp_path / "a.pth", "x", INPUT, 0)[1].notes[0])  # fmt: skip
 
 
@@ -141,24 +151,28 @@ def test_weights_without_architecture_are_reported_as_assumed(states: list[State
 
 
 @pytest.mark.parametrize(
-    ("arch", "settings", "reason"),
-    [("resnetblur18", {},
-      "has architecture resnetblur18: a network with the tensor names of resnet18 but another forward pass"),
-     ("resnet18", {"output_stride": 8}, "has output_stride=8, so it is not the plain resnet18"),
-     ("resnet18", {"act_layer": "silu"}, "has act_layer=silu"),
-     ("resnet18", {"global_pool": "max"}, "global_pool=max"),
-     ("resnet18", {"in_chans": 1, "drop_rate": 0.1}, None), ("resnet18.tv_in1k", {"act_layer": "relu"}, None)],
+    ("arch", "settings", "plain", "reason"),
+    [("resnetblur18", {}, False, "has architecture resnetblur18, which is not resnet18: a network with the same names"),
+     ("resnet18", {"output_stride": 8}, False, "has output_stride=8, which is not the plain resnet18"),
+     ("resnet18", {"act_layer": "silu"}, False, "has act_layer=silu"),
+     ("resnet18", {"global_pool": "max"}, False, "global_pool=max"),
+     ("resnet18", {"in_chans": 1, "drop_rate": 0.1}, True, None),
+     ("resnet18.tv_in1k", {"act_layer": "relu"}, True, None)],
 )  # fmt: skip
-def test_config_next_to_weights_confirms_or_excludes_the_plain_network(
-    tmp_path: Path, arch: str, settings: dict[str, Any], reason: str | None
+def test_config_next_to_weights_tells_which_network_with_these_names_it_is(
+    tmp_path: Path, arch: str, settings: dict[str, Any], plain: bool, reason: str | None
 ) -> None:
-    save_for_hf(timm.create_model(arch, **settings), str(tmp_path), safe_serialization=True)
+    module = with_statistics(timm.create_model(arch, **settings)).eval()
+    save_for_hf(module, str(tmp_path), safe_serialization=True)
+    module.reset_classifier(0)
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        if reason is None:
-            assert read_weights(path).notes == []
-        else:
+        read = read_weights(path)
+        assert read.arch == ("resnet18" if plain else f"timm/{arch}") and read.notes == []
+        images = torch.rand(2, read.channels, 48, 48)
+        assert torch.allclose(read.encoder(images), module(images), atol=1e-5)
+        if reason is not None:
             with pytest.raises(InputError, match=reason):
-                read_weights(path)
+                read_weights(path, "resnet18")
 
 
 def test_folder_with_pytorch_model_bin_is_read(tmp_path: Path) -> None:
@@ -167,16 +181,22 @@ def test_folder_with_pytorch_model_bin_is_read(tmp_path: Path) -> None:
     assert probe.encoders.open_encoder(tmp_path, "x", INPUT, 0)[1].notes[-1].endswith("from its config.json")
 
 
-def test_arch_in_a_checkpoint_confirms_or_excludes_the_plain_network(states: list[State], tmp_path: Path) -> None:
+def test_arch_in_a_checkpoint_tells_which_network_with_these_names_it_is(states: list[State], tmp_path: Path) -> None:
     torch.save({"arch": "resnetblur18", "state_dict": states[0]}, tmp_path / "a.pth")
-    with pytest.raises(InputError, match="its arch is resnetblur18"):
-        read_weights(tmp_path / "a.pth")
+    assert read_weights(tmp_path / "a.pth").arch == "timm/resnetblur18"
+    with pytest.raises(InputError, match="its arch is resnetblur18, which is not resnet18"):
+        read_weights(tmp_path / "a.pth", "resnet18")
     for arch, confirmed in (("ResNet-18", True), ("resnet_18", True), ("simclr-resnet18", False), ("moco", False)):
         torch.save({"arch": arch, "state_dict": states[0]}, tmp_path / "a.pth")
         assert bool(read_weights(tmp_path / "a.pth").notes) != confirmed, arch
+    for arch, reason in (("simclr-resnet18-blur-resnest", "its arch is simclr-resnet18-blur-resnest, which is not"),
+                         ("resnet34", r"its arch is resnet34, which its tensors do not fit \(lacks layer1.2.conv1")):
+        torch.save({"arch": arch, "state_dict": states[0]}, tmp_path / "a.pth")
+        with pytest.raises(InputError, match=reason):
+            read_weights(tmp_path / "a.pth")
     torch.save(states[0], tmp_path / "b.pth")
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
-    with pytest.raises(InputError, match=r"next to it has architecture vit_base_patch16_224.*config of another file"):
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224"}))
+    with pytest.raises(InputError, match=r"next to it has architecture vit_tiny_patch16_224.*config of another file"):
         read_weights(tmp_path / "b.pth")
 
 
@@ -184,13 +204,15 @@ def test_mismatched_weights_are_refused_with_the_difference(states: list[State],
     for change, reason in (
         ({"bn1.weight": None}, "lacks bn1.weight"),
         ({"bn1.weight": None, "bn1.bias": None}, "lacks bn1.weight and 1 more"),
-        ({"head.weight": torch.zeros(2)}, "has head.weight"),
+        ({"layer1.0.se.weight": torch.zeros(2)}, "has layer1.0.se.weight"),
+        ({"dist_token": torch.zeros(1, 1, 2)}, "has dist_token"),
+        ({"layer2.0.bn1.running_var": None}, "no BatchNorm statistics; save the complete"),
         ({"bn1.weight": torch.zeros(2)}, r"bn1.weight is \[2\] and not \[64\]"),
-        ({"conv1.weight": torch.zeros(64, 2, 7, 7)}, r"conv1.weight is \[64, 2, 7, 7\] and not \[64, 1, 7, 7\]"),
+        ({"conv1.weight": torch.zeros(64, 2, 7, 7)}, r"conv1.weight is \[64, 2, 7, 7\] and not \[64, 3, 7, 7\]"),
     ):
         state = {name: value for name, value in {**states[0], **change}.items() if value is not None}
         torch.save(state, tmp_path / "a.pth")
-        with pytest.raises(InputError, match=rf"not resnet18's weights \({reason}\)"):
+        with pytest.raises(InputError, match=rf"not resnet18's weights \(.*{reason}.*\)"):
             read_weights(tmp_path / "a.pth")
     older = {name: value for name, value in states[0].items() if not name.endswith("num_batches_tracked")}
     torch.save(older, tmp_path / "a.pth")

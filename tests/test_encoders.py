@@ -164,10 +164,9 @@ def test_state_dicts_of_torchvision_and_timm_are_read_with_architecture(
 
 @pytest.mark.parametrize(
     ("state", "reason"),
-    [({"layer1.0.conv1.weight": torch.zeros(3)}, "no conv1.weight among its 1 tensors"),
-     ([1, 2], "contains no named tensors"), (torchvision.models.resnet152().state_dict(), r"residual blocks"),
-     (torchvision.models.wide_resnet50_2().state_dict(), "not resnet50's weights"), (None, "can't be read as weights")],
-    ids=["no stem", "a list", "resnet152", "wide", "text"],
+    [({"layer1.0.conv1.weight": torch.zeros(3)}, r"known by the names of its 1 tensors \(layer1.0.conv1.weight\)"),
+     ([1, 2], "contains no named tensors"), (None, "can't be read as weights")],
+    ids=["no stem", "a list", "text"],
 )  # fmt: skip
 def test_other_files_are_refused_in_one_line(tmp_path: Path, state: Any, reason: str) -> None:
     file = tmp_path / "weights.pt"

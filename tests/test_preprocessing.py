@@ -33,7 +33,9 @@ def encoder() -> torch.nn.Module:
     torch.manual_seed(0)
     module = build_encoder("resnet18")[0].eval()
     with torch.no_grad():
-        module.bn1.running_mean.normal_(0, 0.1)
+        for norm in module.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
     return module
 
 

@@ -17,6 +17,8 @@ from train.timm_models import STRIDES, UNFIT, CutOff, check_patches, create, exp
 if TYPE_CHECKING:  # the command line checks the listed names without importing PyTorch, which takes a second
     from torch import nn
 
+TORCHVISION = "torchvision/"  # prefix of torchvision's models, for files of weights
+
 
 def grey_resnet(name: str, channels: int = 1) -> tuple[nn.Module, int]:
     """Build torchvision's ResNet with random weights and no classifier."""
@@ -50,6 +52,10 @@ def build_encoder(
     """
     if arch in ARCHITECTURES:
         return ARCHITECTURES[arch](channels)
+    if arch.startswith(TORCHVISION):
+        from train.torchvision_models import create_classifier
+
+        return create_classifier(arch, channels)
     width = feature_width(arch, size, channels, model_args or {}, list(ARCHITECTURES))
     return create(arch, size, channels, model_args or {}), width
 
@@ -61,6 +67,9 @@ def check_arch(arch: str, size: int, *, flag: str = "--arch=") -> None:
     """
     if arch in ARCHITECTURES:
         return
+    if arch.startswith(TORCHVISION):
+        raise InputError(f"{flag}{arch}: torchvision's names are for files of weights; give "
+                         f"{', '.join(ARCHITECTURES)} or a model of timm, as timm/NAME")  # fmt: skip
     try:
         feature_width(arch, size, 1, {}, list(ARCHITECTURES))
     except InputError as error:

@@ -1,9 +1,9 @@
-"""Choose the network in a file of weights: its only ResNet, or among several the one that its authors evaluate."""
+"""Choose the network in a file of weights: the only one, or among several the one that its authors evaluate."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,24 +11,26 @@ import torch
 
 from shard.errors import InputError
 from train.weights.diagnosis import printable
+from train.weights.find_encoder import Found, State
 
-State = dict[str, torch.Tensor]
 DEPTH = 6  # levels of nested mappings to search
-STEM, LAYER = "conv1.weight", "layer1."  # in every ResNet of torchvision or timm
 TOP = "(top)"  # the displayed key of a network at the top level
+# Components of names that wrappers insert: torch.compile, activation checkpointing, FSDP.
+WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 AVERAGED = r"(^|[._])(ema|swa|averaged)([._]|$)"
 # Pattern of the key → why this network is chosen. The first pattern that matches exactly one network decides.
 CHOICES = (
     (AVERAGED, "the averaged weights, as in timm"),
     (r"(^|[._])teacher([._]|$)", "the teacher, as in DINO's evaluation"),
     (r"(^|[._])encoder_q([._]|$)", "the query encoder, as in MoCo's evaluation"),
+    (r"^(?!.*(^|[._])momentum([._]|$))", "the network beside its momentum copy, as in solo-learn's evaluation"),
 )
 
 
-class ChosenState(NamedTuple):
-    """A network's state dict, and notes on why it was chosen, one per line."""
+class Chosen(NamedTuple):
+    """A network, and notes on why it was chosen, one per line."""
 
-    state: State
+    found: Found
     notes: list[str]
 
 
@@ -39,51 +41,48 @@ def split_key(path: Path) -> tuple[Path, str]:
 
 
 def flatten_tensors(content: Any) -> State:
-    """Collect all tensors in nested mappings under dotted names."""
-    return dict(_flatten(content, "", DEPTH))
+    """Collect all tensors in nested mappings under dotted names, without the components that wrappers insert."""
+    return {".".join(part for part in name.split(".") if part not in WRAPPERS): value
+            for name, value in _flatten(content, "", DEPTH)}  # fmt: skip
 
 
-def choose_state(tensors: State, path: Path, key: str) -> ChosenState | None:
-    """Choose the state dict of a ResNet among a file's tensors; None if there is none.
+def choose_network(fitting: Sequence[Found], tensors: State, path: Path, key: str) -> Chosen:
+    """Choose one of the networks that fit an architecture.
 
     key: the network's key or the start of it; "" for any. Raises InputError if no or several networks have the key, or
     if there are several networks and nothing decides between them.
     """
-    prefixes = [name.removesuffix(STEM) for name in tensors if name == STEM or name.endswith("." + STEM)]
-    prefixes = [prefix for prefix in prefixes if any(name.startswith(prefix + LAYER) for name in tensors)]
-    states = {prefix.rstrip("."): _under(tensors, prefix, prefixes) for prefix in prefixes}
+    networks = {found.prefix.rstrip("."): found for found in fitting}
     if key:
-        return _state_of_key(states, path, key)
-    distinct = [name for number, name in enumerate(states)
-                if not any(_equal(states[name], states[other]) for other in list(states)[:number])]  # fmt: skip
+        return _network_of_key(networks, path, key)
+    distinct = [name for number, (name, found) in enumerate(networks.items())
+                if not any(_equal(found.state, other.state) for other in list(networks.values())[:number])]  # fmt: skip
     if len(distinct) == 1:
-        averaged = any(re.search(AVERAGED, name, re.I) for name in states)
-        return ChosenState(states[distinct[0]], [] if averaged else _averaged_skipped(tensors, distinct[0]))
+        averaged = any(re.search(AVERAGED, name, re.I) for name in networks)
+        return Chosen(networks[distinct[0]], [] if averaged else _averaged_skipped(tensors, networks[distinct[0]]))
     for pattern, reason in CHOICES:
         chosen = [name for name in distinct if re.search(pattern, name, re.I)]
         if len(chosen) == 1:
             others = [printable(name) or TOP for name in distinct if name != chosen[0]]
-            note = (f"weights of {printable(chosen[0])}, {reason}; for those of {' or '.join(others)}: "
+            note = (f"weights of {printable(chosen[0]) or TOP}, {reason}; for those of {' or '.join(others)}: "
                     f"{path}::{others[0]}")  # fmt: skip
-            return ChosenState(states[chosen[0]], [note])
-    if distinct:
-        raise InputError(f"{path}: {len(distinct)} networks, {_list(states)}; choose one: "
-                         f"{path}::{printable(distinct[0]) or TOP}")  # fmt: skip
-    return None
+            return Chosen(networks[chosen[0]], [note])
+    raise InputError(f"{path}: {len(distinct)} networks, {_list(networks)}; choose one: "
+                     f"{path}::{printable(distinct[0]) or TOP}")  # fmt: skip
 
 
-def _state_of_key(states: Mapping[str, State], path: Path, key: str) -> ChosenState:
-    chosen = [name for name in states if key in (name, name or TOP)] or [
-        name for name in states if name.startswith(key + ".")]  # fmt: skip
+def _network_of_key(networks: Mapping[str, Found], path: Path, key: str) -> Chosen:
+    chosen = [name for name in networks if key in (name, name or TOP)] or [
+        name for name in networks if name.startswith(key + ".")]  # fmt: skip
     if len(chosen) != 1:
         raise InputError(f"{path}::{key}: {f'{len(chosen)} networks have' if chosen else 'no network has'} that key; "
-                         f"available: {_list(states) or 'none'}")  # fmt: skip
-    note = f"weights of {printable(chosen[0]) or TOP}, as requested; the file contains {_list(states)}"
-    return ChosenState(states[chosen[0]], [note])
+                         f"available: {_list(networks) or 'none'}")  # fmt: skip
+    note = f"weights of {printable(chosen[0]) or TOP}, as requested; the file contains {_list(networks)}"
+    return Chosen(networks[chosen[0]], [note])
 
 
-def _list(states: Mapping[str, State]) -> str:
-    return ", ".join(printable(name) or TOP for name in states)
+def _list(networks: Mapping[str, Found]) -> str:
+    return ", ".join(printable(name) or TOP for name in networks)
 
 
 def _flatten(content: Any, prefix: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -94,21 +93,14 @@ def _flatten(content: Any, prefix: str, depth: int) -> Iterator[tuple[str, torch
             yield from _flatten(value, f"{prefix}{name}.", depth - 1)
 
 
-def _under(tensors: State, prefix: str, prefixes: list[str]) -> State:
-    """The tensors under a prefix, without it in their names, and without those of networks nested deeper."""
-    nested = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
-    return {name.removeprefix(prefix): value for name, value in tensors.items()
-            if name.startswith(prefix) and not name.startswith(nested)}  # fmt: skip
-
-
 def _equal(first: State, second: State) -> bool:
     """Whether two state dicts are one network, such as a module registered under two names."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def _averaged_skipped(tensors: State, chosen: str) -> list[str]:
-    """A note if the file also has averaged weights that are not named like a ResNet's, so that the raw ones count."""
+def _averaged_skipped(tensors: State, chosen: Found) -> list[str]:
+    """A note if the file also has averaged weights that do not fit the architecture, so that the raw ones count."""
     averaged = next((name for name in tensors if re.search(AVERAGED, name.split(".")[0], re.I)), None)
-    note = (f"weights of {printable(chosen) or TOP}; the averaged ones ({printable(averaged)}, …) are not named like a "
-            "ResNet's")  # fmt: skip
+    note = (f"weights of {printable(chosen.prefix.rstrip('.')) or TOP}; the averaged ones ({printable(averaged)}, …) "
+            f"are not named like {chosen.outline.arch}'s")  # fmt: skip
     return [note] if averaged else []

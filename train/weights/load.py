@@ -1,45 +1,39 @@
-"""Read a file of ResNet weights from any source: the network, and its documented input settings."""
+"""Read the encoder in a file of weights from any source, and its documented input settings."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from pipeline.augmentation import Augmentation
 from shard.errors import InputError
 from train.architectures import build_encoder
-from train.weights.choose_network import State, choose_state, flatten_tensors, split_key
+from train.weights.choose_network import flatten_tensors, split_key
+from train.weights.convert import to_float32
 from train.weights.diagnosis import AGAIN, explain_safetensors, is_safetensors, printable
+from train.weights.find_architecture import check_entry, list_architectures
+from train.weights.find_encoder import State
+from train.weights.find_network import Network, find_network
+from train.weights.notes import list_rest, note_assumption, note_encoder, note_segmentation
 from train.weights.preprocessing import Stated
-from train.weights.preprocessing_configs import HUGGING_FACE, TIMM, read_json, stated_by_configs
+from train.weights.preprocessing_configs import HUGGING_FACE, read_json, stated_by_configs
+from train.weights.preprocessing_configs import TIMM as CONFIG
 from train.weights.read import UnreadableTensors, read_tensors
+from train.weights.unknown import EXPECTED
 
-# Residual blocks in each of the four layers, and whether they are bottlenecks → the architecture.
-ARCHS: dict[tuple[tuple[int, ...], bool], str] = {
-    ((2, 2, 2, 2), False): "resnet18",
-    ((3, 4, 6, 3), False): "resnet34",
-    ((3, 4, 6, 3), True): "resnet50",
-    ((3, 4, 23, 3), True): "resnet101",
-}
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of timm's or Hugging Face's
-EXPECTED = "give a state dict of a torchvision or timm resnet18, 34, 50 or 101, such as python -m train export writes"
-SAME_ARCH = r"(tv_|ssl_|swsl_|ig_)?{0}|gluon_{0}_v1b"  # timm's names of the same network
-# Arguments of timm's create_model that leave the features unchanged.
-KEEP_FEATURES = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last",
-                 "pretrained", "pretrained_cfg", "features_only", "scriptable"}  # fmt: skip
-DEFAULTS = {"global_pool": "avg", "output_stride": 32, "act_layer": "relu", "norm_layer": "batchnorm2d"}
 
 
 class Weights(NamedTuple):
     """An encoder without its classifier, [N, channels, S, S] → [N, F], in evaluation mode.
 
-    card: the model card, if the file is our export. stated: what a config next
-    to it states about its input. notes: how the file was read, one per line.
+    card: the model card, if the file is our export. stated: what a config next to it states about its input. notes: how
+    the file was read, one per line. left: what the file has beside the encoder, such as fc.* or projector.*.
     """
 
     arch: str
@@ -48,40 +42,37 @@ class Weights(NamedTuple):
     card: dict[str, Any] | None
     stated: Stated
     notes: list[str]
+    left: list[str] = []  # noqa: RUF012 - never changed
 
 
-def read_weights(path: Path, arch: str = "", size: int = 224) -> Weights:
-    """Read a state dict of torchvision or timm, from .pt, .safetensors or timm's folder.
+def read_weights(path: Path, arch: str = "", size: int = 0) -> Weights:
+    """Read the encoder in a file of weights, .pt or .safetensors, or in timm's folder.
 
-    path: PATH::KEY selects the network under a key. arch: the architecture; "" finds it out. size: the side in pixels
-    of the images, for architectures that are built for one size. The file is read as data; code in it is refused.
-    Raises InputError.
+    path: PATH::KEY selects the network under a key. arch: resnet50, timm/NAME or torchvision/NAME; "" finds it out.
+    size: the side in pixels of the images, for encoders that are built for one size; 0: that of their training. The
+    file is read as data; code in it is refused. Raises InputError, also if a tensor of the encoder is not in the file,
+    or if the file is of another architecture.
     """
     path, key = split_key(path)
     content, card = read_file(weights_file(path))
     tensors = flatten_tensors(content)
     if not tensors:
         raise InputError(f"{path}: contains no named tensors; {EXPECTED}")
-    chosen = choose_state(tensors, path, key)
-    if chosen is None:
-        raise InputError(f"{path}: no conv1.weight among its {len(tensors)} tensors "
-                         f"({', '.join(map(printable, list(tensors)[:2]))}, …); {EXPECTED}")  # fmt: skip
-    state = {name: value for name, value in chosen.state.items() if not name.startswith("fc.")}
-    arch = arch or _architecture(state, path)
-    colour = state["conv1.weight"].ndim == 4 and state["conv1.weight"].shape[1] == 3
-    channels = 3 if colour else 1
-    resnet, _ = build_encoder(arch, size, channels)
-    if mismatch := _mismatch(resnet.state_dict(), state):
-        raise InputError(f"{path}: not {arch}'s weights ({mismatch}); {EXPECTED}")
-    resnet.load_state_dict(state)
-    if card is not None:
-        return Weights(arch, resnet.eval(), channels, card, Stated(), chosen.notes)
     folder = path if path.is_dir() else path.parent
-    config = read_json(folder / TIMM)
-    confirmed = _check_network(path, arch, content, config)
-    notes = [*chosen.notes, *_segmentation_note(tensors), *([] if confirmed else [_assumption_note(arch)])]
-    stated = stated_by_configs(config, read_json(folder / HUGGING_FACE), folder)
-    return Weights(arch, resnet.eval(), channels, None, stated, notes)
+    config = {} if card else read_json(folder / CONFIG)
+    stated = Stated() if card else stated_by_configs(config, read_json(folder / HUGGING_FACE), folder)
+    own_size = card["input"]["size"] if card else stated.size or 0
+    architectures = list_architectures(path, arch, content, card, config, tensors)
+    network = find_network(path, key, tensors, architectures, (size, own_size))
+    found, named = network.found, network.architecture
+    if not named.source and isinstance(content, Mapping):
+        check_entry(path, content.get("arch"), named.arch)
+    state, notes = to_float32(found, path)
+    encoder = _build(network, state)
+    notes = [*network.notes, *notes, *note_encoder(encoder, found)]
+    if card is None:
+        notes += [*note_segmentation(tensors), *([] if named.source else [note_assumption(named.arch)])]
+    return Weights(named.arch, encoder, found.outline.channels, card, stated, notes, list_rest(found, tensors))
 
 
 def weights_file(path: Path) -> Path:
@@ -91,80 +82,13 @@ def weights_file(path: Path) -> Path:
     return next((path / name for name in FOLDER_FILES if (path / name).exists()), path / FOLDER_FILES[0])
 
 
-def _architecture(state: State, path: Path) -> str:
-    blocks = tuple(len({name.split(".")[1] for name in state if name.startswith(f"layer{layer}.")})
-                   for layer in (1, 2, 3, 4))  # fmt: skip
-    arch = ARCHS.get((blocks, "layer1.0.conv3.weight" in state))
-    if arch is None:
-        raise InputError(f"{path}: a network with {blocks} residual blocks; {EXPECTED}")
-    return arch
-
-
-def _mismatch(expected: State, state: State) -> str:
-    """Describe how a state dict differs from the network's in names and shapes; "" if it fits."""
-    # PyTorch before 0.4.1 did not count batches; load_state_dict fills that in.
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in expected]
-    shapes = [f"{name} is {list(state[name].shape)} and not {list(expected[name].shape)}" for name in expected
-              if name in state and state[name].shape != expected[name].shape]  # fmt: skip
-    kinds = (("lacks", missing), ("has", unexpected), ("", shapes))
-    parts = [f"{verb} {printable(items[0])}{f' and {len(items) - 1} more' if items[1:] else ''}".strip()
-             for verb, items in kinds if items]  # fmt: skip
-    return ", ".join(parts)
-
-
-def _check_network(path: Path, arch: str, content: Any, config: Mapping[str, Any]) -> bool:
-    """Whether the config next to the weights, or the checkpoint itself, states that the network is the plain `arch`.
-
-    Raises InputError if they state another network, which has the same tensor names but computes something else.
-    """
-    inside, beside = content.get("arch") if isinstance(content, Mapping) else None, config.get("architecture")
-    confirmed = _names_plain(inside, arch)
-    if confirmed is False:
-        raise _other_network(path, f"its arch is {printable(inside)}", arch)
-    if isinstance(beside, str):
-        confirmed = bool(re.fullmatch(SAME_ARCH.format(arch), beside.split(".")[0]))
-        if not confirmed:
-            raise _other_network(path, f"the {TIMM} next to it has architecture {printable(beside)}", arch)
-    arguments = config.get("model_args")
-    given = {**(arguments if isinstance(arguments, Mapping) else {}), "global_pool": config.get("global_pool")}
-    changed = [f"{name}={value}" for name, value in given.items() if beside is not None and value is not None
-               and name not in KEEP_FEATURES and str(value).lower() != str(DEFAULTS.get(name, "")).lower()]  # fmt: skip
-    if changed:
-        raise InputError(f"{path}: the {TIMM} next to it has {printable(', '.join(changed))}, so it is not the "
-                         f"plain {arch}; {EXPECTED}")  # fmt: skip
-    return bool(confirmed)
-
-
-def _names_plain(named: object, arch: str) -> bool | None:
-    """Whether a checkpoint's arch, such as resnet50, ResNet-50 or simclr_resnet50, names the plain network.
-
-    None if that is unclear.
-    """
-    if not isinstance(named, str):
-        return None
-    words = re.findall(r"[a-z0-9]+", re.sub(r"(?<=resnet)[-_ ](?=\d)", "", named.lower()))
-    if {word for word in words if "resne" in word} - {arch}:
-        return False
-    return True if words == [arch] else None
-
-
-def _other_network(path: Path, evidence: str, arch: str) -> InputError:
-    return InputError(f"{path}: {evidence}: a network with the tensor names of {arch} but another forward pass, or the "
-                      f"config of another file; {EXPECTED}")  # fmt: skip
-
-
-def _assumption_note(arch: str) -> str:
-    return (f"ASSUMED to be torchvision's {arch} (7×7 stem of stride 2, max pooling, ReLU, no dilation): the weights "
-            "alone do not exclude another network with these tensor names")  # fmt: skip
-
-
-def _segmentation_note(tensors: State) -> list[str]:
-    """A note if the file contains a segmentation head, as such backbones are mostly dilated."""
-    head = next((name for name, value in tensors.items()
-                 if re.search(r"(^|\.)(aux_)?classifier\.", name) and value.ndim == 4), None)  # fmt: skip
-    return [f"the file has a segmentation head ({printable(head)}); such backbones are mostly dilated, which is "
-            "ignored here and changes the features"] if head else []  # fmt: skip
+def _build(network: Network, state: State) -> nn.Module:
+    """Build the encoder with these weights."""
+    named, channels = network.architecture, network.found.outline.channels
+    with torch.random.fork_rng(devices=[]):  # its random start is not used
+        encoder, _ = build_encoder(named.arch, network.size, channels, named.model_args)
+    encoder.load_state_dict(state)
+    return encoder.eval()
 
 
 def read_file(path: Path) -> tuple[Any, dict[str, Any] | None]:
