@@ -103,7 +103,7 @@ def open_encoder(
 def _open_weights(
     source: Source, name: str, default: Input, size: int, requested: Stated | None
 ) -> tuple[str, Encoder]:  # fmt: skip
-    weights = open_weights(source, (requested.size if requested else None) or size or default.size)
+    weights = open_weights(source, (requested.size if requested else None) or size)
     if weights.card is not None:
         _refuse_key_and_input(source.path, name, "", requested, "an export")
     return weights.arch, weights_encoder(weights, name, source, default, size, requested)

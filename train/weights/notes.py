@@ -1,4 +1,4 @@
-"""Notes on an encoder that was read from a file: its features, what is assumed, and what was left out."""
+"""Notes on an encoder that was read from a file: what is assumed, and what was left out."""
 
 from __future__ import annotations
 
@@ -11,19 +11,13 @@ from torch import nn
 from train.weights.diagnosis import printable
 from train.weights.find_encoder import Found
 
-# timm's names of pooling in vision transformers → what features are.
-POOLING = {"token": "the class token", "avg": "the mean over all patches", "map": "attention pooling over all patches",
-           "max": "the maximum over all patches", "avgmax": "the mean and the maximum over all patches"}  # fmt: skip
-
 
 def note_encoder(encoder: nn.Module, found: Found) -> list[str]:
-    """Note what an encoder's features are, what its file has besides it, and statistics that are not of a training."""
-    pooling = getattr(encoder, "global_pool", None)  # text in vision transformers
-    features = [f"features: {POOLING.get(pooling, pooling)}"] if isinstance(pooling, str) else []
+    """Note what an encoder's file has besides it, and statistics that are not of a training."""
     heads = {layer.partition(".")[0] for layer in found.outline.classifier}
     rest = dict.fromkeys(name.partition(".")[0] for name in found.left if name.partition(".")[0] not in heads)
     shown = ", ".join(printable(f"{name}.*") for name in list(rest)[:4]) + (", …" if len(rest) > 4 else "")
-    return [*_note_statistics(encoder), *features, *([f"left out: {shown}"] if rest else [])]
+    return [*_note_statistics(encoder), *([f"left out: {shown}"] if rest else [])]
 
 
 def _note_statistics(encoder: nn.Module) -> list[str]:

@@ -9,11 +9,11 @@ from train.weights.source import Source, path_exists
 from train.weights.transformers_folder import is_transformers, read_transformers
 
 
-def open_weights(source: Source, size: int = 224) -> Weights:
+def open_weights(source: Source, size: int = 0) -> Weights:
     """Open a file of weights, a folder of timm or transformers, or what a name without a path stands for.
 
-    size: the side in pixels of the images, for encoders that are built for one size. The network is used for a name
-    without a path, and for nothing else. Raises InputError.
+    size: the side in pixels of the images, for encoders that are built for one size; 0: that of their training. The
+    network is used for a name without a path, and for nothing else. Raises InputError.
     """
     arch, path = source
     if path is None:

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from shard.errors import InputError
-from train.weights.choose_network import State, flatten_tensors
+from train.weights.choose_network import flatten_tensors
 from train.weights.diagnosis import printable
+from train.weights.find_encoder import State
 from train.weights.load import FOLDER_FILES, Weights, read_file
 from train.weights.preprocessing_configs import HUGGING_FACE, TIMM, read_json, stated_by_configs
 
