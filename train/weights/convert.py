@@ -69,8 +69,9 @@ def describe_conversion(found: Found, tensors: Mapping[str, torch.Tensor]) -> li
     resized = [f"{printable(name)} from {list(own[name].shape)} to {list(value.shape)}"
                for name, value in found.state.items() if name in own and own[name].shape != value.shape]  # fmt: skip
     more = f" and {len(resized) - 1} more" if resized[1:] else ""
+    what = "converted" if renamed else "interpolated"
     return [*([f"{len(renamed)} tensors renamed by timm, from the names of the original project"] if renamed else []),
-            *([f"interpolated by timm: {resized[0]}{more}"] if resized else [])]  # fmt: skip
+            *([f"{what} by timm: {resized[0]}{more}"] if resized else [])]  # fmt: skip
 
 
 def _timm_filter(arch: str) -> Callable[[State, nn.Module], State] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -88,11 +89,18 @@ def _native_size(path: Path, named: Architecture, stated: int, tensors: State) -
     if not isinstance(positions, torch.Tensor) or positions.ndim != 3 or patch is None:
         return stated or usual
     extra = positions.shape[1] - math.prod(patch.grid_size)  # class and register tokens
+    grid = _grid(tensors, positions.shape[2], extra)
+    return grid * int(patch.patch_size[0]) or stated or usual
+
+
+def _grid(tensors: State, width: int, extra: int) -> int:
+    """The patches in a row that a file's position embeddings are for; 0 if unknown."""
     for name, value in tensors.items():
-        if name.endswith("pos_embed") and value.ndim == 3 and value.shape[2] == positions.shape[2]:
-            side = math.isqrt(max(value.shape[1] - extra, 0))
-            if side and side * side + extra == value.shape[1]:
-                return side * int(patch.patch_size[0])
-    return stated or usual
+        positions = re.search(r"(^|\.)(pos_embed|positional_embedding)$", name) and value.ndim in (2, 3)
+        if positions and value.shape[-1] == width:
+            for count in (value.shape[-2] - extra, value.shape[-2] - extra - 1):  # DINOv2: one of the class token
+                if count > 0 and math.isqrt(count) ** 2 == count:
+                    return math.isqrt(count)
+    return 0
 
 

@@ -15,8 +15,9 @@ from train.weights.find_encoder import Found
 def note_encoder(encoder: nn.Module, found: Found) -> list[str]:
     """Note what an encoder's file has besides it, and statistics that are not of a training."""
     heads = {layer.partition(".")[0] for layer in found.outline.classifier}
-    rest = dict.fromkeys(name.partition(".")[0] for name in found.left if name.partition(".")[0] not in heads)
-    shown = ", ".join(printable(f"{name}.*") for name in list(rest)[:4]) + (", …" if len(rest) > 4 else "")
+    rest = dict.fromkeys(name.partition(".")[0] + ".*" * ("." in name) for name in found.left
+                         if name.partition(".")[0] not in heads)  # fmt: skip
+    shown = ", ".join(map(printable, list(rest)[:4])) + (", …" if len(rest) > 4 else "")
     return [*_note_statistics(encoder), *([f"left out: {shown}"] if rest else [])]
 
 
