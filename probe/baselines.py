@@ -11,11 +11,11 @@ import torch
 import torchvision
 from torch import nn
 
-from probe.encoder import Encoder, GreyAsColour
+from probe.encoder import AS_FIRST, Encoder, GreyAsColour
 from shard.errors import InputError
 from train.architectures import build_encoder
 from train.weights.load import read_weights
-from train.weights.preprocessing import Input
+from train.weights.preprocessing import Input, ResolvedInput
 from train.weights.transformers_folder import TransformersEncoder
 
 SIDE = 16  # the thumbnail's width and height in pixels
@@ -73,9 +73,11 @@ def scratch_encoder(arch: str, seed: int, images: Input, like: nn.Module | None 
         torch.manual_seed(seed)
         if isinstance(like, GreyAsColour) and isinstance(like.network, TransformersEncoder):
             module: nn.Module = like.around(like.network.with_random_weights())
+            fed = ResolvedInput(images, *like.statistics(), AS_FIRST)
         else:
             module, _ = build_encoder(arch, images.size)
-    return Encoder(SCRATCH, f"{arch}, random weights, seed {seed}", module.eval(), images)
+            fed = ResolvedInput(images, (images.mean,), (images.std,), AS_FIRST)
+    return Encoder(SCRATCH, f"{arch}, random weights, seed {seed}", module.eval(), images, given_input=fed)
 
 
 def thumbnail_encoder(images: Input) -> Encoder:

@@ -14,6 +14,8 @@ from torch import nn
 from train.weights.pooling import describe_pooling
 from train.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input, ResolvedInput
 
+AS_FIRST = "as the first encoder"  # where a baseline's input comes from
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -47,7 +49,7 @@ class Encoder:
             return self.given_input
         if isinstance(self.module, GreyAsColour):
             return ResolvedInput(self.input, *self.module.statistics(), "as in its training")
-        return ResolvedInput(self.input, (self.input.mean,), (self.input.std,), "as the first encoder")
+        return ResolvedInput(self.input, (self.input.mean,), (self.input.std,), AS_FIRST)
 
     @property
     def features(self) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from shard.errors import InputError
 from train.weights.hub import HUB, download, timm_repository
 from train.weights.load import Weights, read_weights
-from train.weights.source import Source, path_exists
+from train.weights.preprocessing import Stated
+from train.weights.preprocessing_configs import stated_by_tag
+from train.weights.source import Source, is_tagged, path_exists
 from train.weights.transformers_folder import is_transformers, read_transformers
 
 
@@ -23,4 +25,13 @@ def open_weights(source: Source, size: int = 0) -> Weights:
         raise InputError(f"{path}: no such file or folder{f' (given as {source})' if arch else ''}")
     if not arch and is_transformers(path):
         return read_transformers(path)
-    return read_weights(path, arch, size)
+    weights = read_weights(path, arch, size)
+    return weights if weights.card is not None else weights._replace(stated=_complete(weights, arch))
+
+
+def _complete(weights: Weights, arch: str) -> Stated:
+    """Add what the architecture itself states: a tag of timm its weights' input, positions their image size."""
+    tagged = stated_by_tag(arch) if weights.stated.mean is None and is_tagged(arch) else Stated()
+    stated = tagged if tagged.mean is not None else weights.stated
+    side = getattr(getattr(weights.encoder, "patch_embed", None), "img_size", None)
+    return stated._replace(size=stated.size or (int(max(side)) if isinstance(side, tuple | list) else None))

@@ -33,6 +33,15 @@ def stated_by_configs(config: Mapping[str, Any], preprocessor: Mapping[str, Any]
     return timm._replace(**filled, source=" and ".join(sources), ignored=timm.ignored or hugging_face.ignored)
 
 
+def stated_by_tag(arch: str) -> Stated:
+    """Return the preprocessing that timm itself states for the weights that an existing timm/NAME.TAG names."""
+    import timm
+
+    name = arch.removeprefix("timm/")
+    config = timm.get_pretrained_cfg(name)
+    return _from_timm(config.to_dict(), Path(arch))._replace(source=f"from timm's settings of {name}")
+
+
 def _from_timm(config: Mapping[str, Any], path: Path) -> Stated:
     own = config.get("pretrained_cfg", config)  # older configs have the fields at the top level
     if not isinstance(own, Mapping) or not ({"mean", "std", "input_size"} & set(own)):

@@ -60,6 +60,11 @@ def is_arch(text: str) -> bool:
     return bool(ARCH.fullmatch(text))
 
 
+def is_tagged(arch: str) -> bool:
+    """Whether an architecture names certain weights of timm, as timm/NAME.TAG."""
+    return arch.startswith(TIMM) and "." in arch
+
+
 def path_exists(path: Path) -> bool:
     """Whether PATH, or the file of PATH::KEY, exists."""
     try:
