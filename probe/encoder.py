@@ -90,7 +90,9 @@ class GreyAsColour(nn.Module):
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean and std per channel that the network's images are normalised by."""
-        return tuple(self.colour_mean.flatten().tolist()), tuple(self.colour_std.flatten().tolist())
+        mean, std = (tuple(float(f"{value:.7g}") for value in values.flatten().tolist())  # the digits of float32
+                     for values in (self.colour_mean, self.colour_std))  # fmt: skip
+        return mean, std
 
     def extra_repr(self) -> str:
         """Show the statistics with which the input images are normalised."""

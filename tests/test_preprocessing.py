@@ -20,8 +20,17 @@ from probe.encoders import open_encoder
 from probe.page.inputs import describe_input, layout_inputs
 from shard.errors import InputError
 from train.architectures import build_encoder
-from train.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input, Stated, parse_input_flag, resolve_input
+from train.weights.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Input,
+    ResolvedInput,
+    Stated,
+    parse_input_flag,
+    resolve_input,
+)
 from train.weights.preprocessing_configs import stated_by_configs
+from train.weights.source import Source
 
 DEFAULT = Input(224, 0.53, 0.24)
 GREY_HALF = Stated((0.5,), (0.5,))
@@ -144,6 +153,36 @@ def test_what_was_used_is_in_the_table_of_inputs_with_its_source(encoder: torch.
     with torch.inference_mode():
         colour = torchvision.transforms.functional.normalize(grey.expand(-1, 3, -1, -1), IMAGENET_MEAN, IMAGENET_STD)
         assert torch.allclose(features(opened, grey), model.eval()(colour), atol=1e-4)
+
+
+def test_tag_of_timm_states_the_preprocessing_of_its_weights(tmp_path: Path) -> None:
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "a.pth")
+    _, opened = open_encoder(Source("timm/resnet18.a1_in1k", tmp_path / "a.pth"), "A", DEFAULT, 0)
+    assert opened.fed == ResolvedInput(Input(224, 0.53, 0.24, "bicubic"), IMAGENET_MEAN, IMAGENET_STD,
+                                       "from timm's settings of resnet18.a1_in1k", "not cropped to 0.95 of the side")
+    with pytest.raises(InputError, match="nothing states"):  # whose weights they are is not said
+        open_encoder(Source("timm/resnet18", tmp_path / "a.pth"), "A", DEFAULT, 0)
+
+
+def test_size_of_a_model_with_positions_is_that_of_its_training_or_as_given(tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64, num_classes=0)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    source, flag = Source("timm/vit_tiny_patch16_224", tmp_path / "a.pth"), parse_input_flag("A:imagenet", ["A"])["A"]
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224",
+                                                      "model_args": {"depth": 1}}))  # fmt: skip
+    grey = torch.rand(2, 1, 96, 96)
+    for size in (0, 96):
+        _, opened = open_encoder(source, "A", DEFAULT, size, flag)
+        assert opened.input.size == (size or 64) and opened.features == "class token"
+        assert opened.fed.unstated == ("interpolation",)
+        model.set_input_size(img_size=(size or 64,) * 2)
+        shown = grey[..., : size or 64, : size or 64]
+        colour = torchvision.transforms.functional.normalize(shown.expand(-1, 3, -1, -1), IMAGENET_MEAN, IMAGENET_STD)
+        with torch.inference_mode():
+            expected = model.eval()(colour)
+        assert (features(opened, shown) - expected).abs().max() < 1e-4 * expected.std()
+    with pytest.raises(InputError, match=r"100×100 .*patches of 16×16"):
+        open_encoder(source, "A", DEFAULT, 100, flag)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from probe.encoder import Encoder
+from probe.encoders import open_encoders
 from shard.errors import InputError
 from train.weights.load import Weights
+from train.weights.preprocessing import Input
 from train.weights.transformers_folder import check_size, is_transformers, read_transformers
 
 transformers = pytest.importorskip("transformers", reason="needs the extra huggingface")
@@ -85,6 +88,37 @@ def test_features_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     assert (features(read, larger) - expected).abs().max() < 1e-4 * expected.std()
 
 
+def test_baselines_of_a_model_of_transformers(tmp_path: Path) -> None:
+    save(tmp_path, "vit with classifier")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({
+        "do_normalize": True, "image_mean": [0.4] * 3, "image_std": [0.2] * 3, "resample": 3, "size": {"height": 32,
+                                                                                                 "width": 32}}))
+    scratch, imagenet, vit = open_encoders([f"vit={tmp_path}"], ("scratch", "imagenet"), default=Input(224, 0.5, 0.25),
+                                           size=0, imagenet_weights=None, seed=1)  # fmt: skip
+    assert vit.input == Input(32, 0.5, 0.25, "bicubic") and scratch.input == vit.input
+    assert vit.features == scratch.features == "class token"
+    assert (scratch.fed.mean, scratch.fed.source) == (vit.fed.mean, "as the first encoder")
+    assert imagenet.module is None and imagenet.missing == "no weights for this architecture"
+    assert vit.module is not None and scratch.module is not None
+    shapes, random = ({name: value.shape for name, value in module.state_dict().items()}
+                      for module in (vit.module, scratch.module))  # fmt: skip
+    assert shapes == random
+    images = torch.rand(2, 1, 32, 32)
+    with torch.inference_mode():
+        expected = vit.module.network(((images * 0.25 + 0.5 - 0.4) / 0.2).expand(-1, 3, -1, -1))
+        assert (vit.module(images) - expected).abs().max() < 1e-4 * expected.std()
+        assert (scratch.module(images) - expected).abs().max() > 0.1 * expected.std()
+
+
+def test_encoders_that_differ_in_their_heads_alone_have_other_hashes(tmp_path: Path) -> None:
+    hashes = set()
+    for heads in (2, 4):
+        save(tmp_path, "vit")
+        change_config(tmp_path, num_attention_heads=heads)
+        hashes.add(Encoder("A", "", read_transformers(tmp_path).encoder, Input(32, 0.5, 0.25)).sha256())
+    assert len(hashes) == 2
+
+
 def test_bin_of_half_precision_is_read_in_single_precision(tmp_path: Path) -> None:
     module = save(tmp_path, "dinov2 with classifier", dtype="float16")
     state = {name: tensor.half() for name, tensor in module.state_dict().items()}
@@ -139,7 +173,7 @@ def test_folder_that_is_not_one_encoder_is_refused_in_one_line(change: Any, reas
 def test_statistics_of_batch_normalisation_must_be_there(tmp_path: Path) -> None:
     save(tmp_path, "resnet")
     change_weights(tmp_path, "resnet.embedder.embedder.normalization.num_batches_tracked")  # not used
-    read_transformers(tmp_path)
+    assert not any("BatchNorm" in note for note in read_transformers(tmp_path).notes)
     change_weights(tmp_path, "resnet.embedder.embedder.normalization.running_var")
     with pytest.raises(InputError, match=r"it lacks embedder\.embedder\.normalization\.running_var"):
         read_transformers(tmp_path)

@@ -18,10 +18,10 @@ def note_encoder(encoder: nn.Module, found: Found) -> list[str]:
     rest = dict.fromkeys(name.partition(".")[0] + ".*" * ("." in name) for name in found.left
                          if name.partition(".")[0] not in heads)  # fmt: skip
     shown = ", ".join(map(printable, list(rest)[:4])) + (", …" if len(rest) > 4 else "")
-    return [*_note_statistics(encoder), *([f"left out: {shown}"] if rest else [])]
+    return [*note_statistics(encoder), *([f"left out: {shown}"] if rest else [])]
 
 
-def _note_statistics(encoder: nn.Module) -> list[str]:
+def note_statistics(encoder: nn.Module) -> list[str]:
     """A warning if BatchNorm layers have the statistics that they start with, so that they normalise nothing."""
     norms = [(module.running_mean, module.running_var) for module in encoder.modules()
              if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]  # fmt: skip

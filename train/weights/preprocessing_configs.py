@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def stated_by_tag(arch: str) -> Stated:
 
     name = arch.removeprefix("timm/")
     config = timm.get_pretrained_cfg(name)
-    return _from_timm(config.to_dict(), Path(arch))._replace(source=f"from timm's settings of {name}")
+    stated = _from_timm(asdict(config) if config is not None else {}, Path(arch))
+    return stated._replace(source=f"from timm's settings of {name}")
 
 
 def _from_timm(config: Mapping[str, Any], path: Path) -> Stated:

@@ -16,6 +16,7 @@ from train.weights.choose_network import flatten_tensors
 from train.weights.diagnosis import printable
 from train.weights.find_encoder import State
 from train.weights.load import FOLDER_FILES, Weights, read_file
+from train.weights.notes import note_statistics
 from train.weights.preprocessing_configs import HUGGING_FACE, TIMM, read_json, stated_by_configs
 
 
@@ -100,7 +101,7 @@ def read_transformers(folder: Path) -> Weights:
     model, unused = _build(config, kind, state, path, file)
     shape = model.config
     encoder = TransformersEncoder(model, kind, _largest(getattr(shape, "patch_size", 1)) if kind.token else 1)
-    notes = [f"features: {CLASS_TOKEN if kind.token else MEAN}",
+    notes = [f"features: {CLASS_TOKEN if kind.token else MEAN}", *note_statistics(encoder),
              *([f"left out: {list_some(unused)}"] if unused else [])]  # fmt: skip
     stated = stated_by_configs({}, read_json(folder / HUGGING_FACE), folder)
     size = stated.size or (_largest(getattr(shape, "image_size", 0)) or None)
