@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import nn
 
 from probe.encoder import AS_FIRST, Encoder, GreyAsColour
-from shard.errors import InputError
 from train.architectures import build_encoder
-from train.weights.load import read_weights
+from train.weights.imagenet import UNREACHABLE, NoImageNetWeights, read_imagenet
 from train.weights.preprocessing import Input, ResolvedInput
 from train.weights.transformers_folder import TransformersEncoder
 
@@ -85,33 +82,18 @@ def thumbnail_encoder(images: Input) -> Encoder:
     return Encoder(THUMBNAIL, f"the image's own grey levels, {SIDE}×{SIDE}", Pixels().eval(), images)
 
 
-def imagenet_encoder(arch: str, images: Input, weights: Path | None) -> Encoder:
-    """Build the encoder with torchvision's ImageNet weights, from the file `weights` or downloaded.
+def imagenet_encoder(arch: str, images: Input, file: Path | None) -> Encoder:
+    """Build the encoder with ImageNet's weights, from a file or downloaded, fed as they were trained.
 
-    If the download fails, or torchvision lacks the architecture, it has no module. Raises InputError if a given file
-    does not fit the architecture.
+    Without such weights for the architecture, or if the download fails, it has no module. Raises InputError if a given
+    file does not fit the architecture.
     """
-    if arch not in torchvision.models.list_models():  # an architecture of our own
-        return Encoder(IMAGENET, f"torchvision has no {arch}", None, images, missing="no weights for this architecture")
-    # V1, although torchvision defaults to V2: those were trained with label smoothing and mixed images, and such
-    # features are worse for linear probes (Kornblith et al., 2021, "Why do better loss functions lead to less
-    # transferable features?"). Also, not every ResNet has V2 weights.
-    default = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
-    if weights is not None:
-        if not weights.exists():
-            raise InputError(f"--imagenet-weights={weights}: no such file; give the file of {default}")
-        read = read_weights(weights)
-        if read.arch != arch or read.channels != 3:
-            raise InputError(f"--imagenet-weights={weights}: not torchvision's {arch} weights, but {read.arch}'s; "
-                             f"give the file of {default}")  # fmt: skip
-        resnet, source = read.encoder, weights.name
-    else:
-        resnet = torchvision.models.get_model(arch, weights=None)
-        try:
-            resnet.load_state_dict(default.get_state_dict(progress=False, check_hash=True))
-        except (OSError, RuntimeError, http.client.HTTPException) as error:  # no network, or a truncated download
-            source = f"{default} could not be downloaded ({error}); give a file with --imagenet-weights=FILE"
-            return Encoder(IMAGENET, source, None, images, missing="weights could not be downloaded")
-        resnet.fc, source = nn.Identity(), str(default)
-    module = GreyAsColour(resnet, images.mean, images.std).eval()
-    return Encoder(IMAGENET, f"{arch}, {source}", module, images)
+    try:
+        weights = read_imagenet(arch, images.size, file)
+    except NoImageNetWeights as error:
+        cure = "; give a file with --imagenet-weights=FILE" if error.short == UNREACHABLE else ""
+        return Encoder(IMAGENET, f"{error}{cure}", None, images, missing=error.short)
+    stated = weights.stated
+    assert stated.mean is not None and stated.std is not None, "read_imagenet states both"
+    module = GreyAsColour(weights.encoder, images.mean, images.std, stated.mean, stated.std).eval()
+    return Encoder(IMAGENET, f"{arch}, {weights.notes[0]}", module, images, notes=tuple(weights.notes[1:]))

@@ -17,7 +17,7 @@ from shard.errors import InputError
 from train.accepted import accepted_changes, append_changes
 from train.architectures import ARCHITECTURES, resize_input
 from train.checkpoint import (
-    FORMAT,
+    is_checkpoint,
     list_checkpoints,
     load_checkpoint,
     load_newest,
@@ -25,21 +25,20 @@ from train.checkpoint import (
 )
 from train.journal import CARD
 from train.model import encoder_of
-from train.recipe import describe_recipe
+from train.recipe import describe_recipe, parse_start
 from train.weights.choose_network import split_key
 from train.weights.diagnosis import printable
 from train.weights.load import FOLDER_FILES, Weights
 from train.weights.open import open_weights
 from train.weights.preprocessing import Input, ResolvedInput, Stated, parse_input_flag, resolve_input
 from train.weights.preprocessing_configs import TIMM
-from train.weights.read import UnreadableTensors, read_tensors
 from train.weights.source import Source, path_exists
 from train.weights.transformers_folder import check_size
 
 SIMCLR = "SimCLR"  # the name of a single run
 # The fields of a checkpoint that a report shows.
-STATE_FIELDS = ("config", "augmentation", "shards", "step", "epoch", "step_in_epoch", "origin", "accepted",
-                "fingerprint", "commit")  # fmt: skip
+STATE_FIELDS = ("config", "augmentation", "shards", "step", "epoch", "step_in_epoch", "origin", "init",
+                "accepted", "fingerprint", "commit")  # fmt: skip
 
 
 def open_encoders(
@@ -90,7 +89,7 @@ def open_encoder(
         _refuse_key_and_input(file, name, key, requested, "a run")
         with translate_load_errors(found[0]):
             return found[1]["config"]["arch"], simclr_encoder(found[1], name, size, file)
-    if file.is_file() and file.suffix != ".safetensors" and _is_checkpoint(file):
+    if file.is_file() and is_checkpoint(file):
         _refuse_key_and_input(file, name, key, requested, "a run's checkpoint")
         state = load_checkpoint(file)
         with translate_load_errors(file):
@@ -116,8 +115,9 @@ def simclr_encoder(state: dict[str, Any], name: str = SIMCLR, size: int = 0, run
     if size and size != augmentation.size:
         resize_input(module, size, channels=1)
     progress = f"epoch {state['epoch']}" if not state["step_in_epoch"] else f"step {state['step']}"
-    kept = {key: value for key, value in state.items() if key in STATE_FIELDS}
-    recipe = append_changes(describe_recipe(state["config"]), accepted_changes(state))
+    start = parse_start(state.get("init"))
+    kept = {**{key: value for key, value in state.items() if key in STATE_FIELDS}, "init": start}
+    recipe = append_changes(describe_recipe(state["config"], start), accepted_changes(state))
     images = Input(size or augmentation.size, augmentation.mean, augmentation.std)
     fed = _own_input(images, "from its checkpoint")
     return Encoder(name, f"{state['config']['arch']}, SimCLR, {recipe}, {progress}", module.eval(), images, state=kept,
@@ -133,7 +133,7 @@ def weights_encoder(
         card = weights.card["input"]
         images = Input(size or card["size"], card["mean"], card["std"])
         fed = _own_input(images, "from its model card", weights.channels)
-        shown += f", {weights.card.get('preset')}" if weights.card.get("accepted") else ""
+        shown += f", {weights.card.get('preset')}" if {"accepted", "init"} & set(weights.card) else ""
     else:
         fed = resolve_input(str(source), name, weights.channels, requested or Stated(), weights.stated,
                             default=default, size=size)  # fmt: skip
@@ -154,14 +154,6 @@ def _own_input(images: Input, source: str, channels: int = 1) -> ResolvedInput:
 
 def _default_name(source: Source, given: int) -> str:
     return SIMCLR if given == 1 and source.path and (source.path / "checkpoints").is_dir() else source.name
-
-
-def _is_checkpoint(path: Path) -> bool:
-    try:
-        content = read_tensors(path)
-    except UnreadableTensors:  # read_weights reports why
-        return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def _check_exists(source: Source, spec: str) -> None:

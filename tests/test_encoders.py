@@ -78,7 +78,7 @@ def test_unfit_imagenet_weights_are_refused(tmp_path: Path, content: str) -> Non
         file.write_text("text")
     elif content == "other arch":
         torch.save(torchvision.models.resnet34(weights=None).state_dict(), file)
-    reasons = "no such file|can't be read as weights|not torchvision's resnet18 weights"
+    reasons = "no such file|can't be read as weights|not resnet18's weights"
     with pytest.raises(InputError, match=rf"weights\.pt: ({reasons})"):
         imagenet_encoder("resnet18", IMAGES, file)
 

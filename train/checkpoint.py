@@ -58,6 +58,17 @@ def step_of(path: Path) -> int:
     return int(path.name.split("-")[1].split(".")[0])
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a file is a checkpoint of this format; False if it cannot be read."""
+    if path.suffix == ".safetensors":
+        return False
+    try:
+        content = read_tensors(path)
+    except UnreadableTensors:
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
 class CorruptCheckpoint(InputError):
     """A checkpoint whose bytes do not match the hash in its name."""
 

@@ -18,8 +18,9 @@ from train.checkpoint import save_checkpoint, translate_load_errors
 from train.config import Config
 from train.distributed.ranks import Ranks
 from train.divergence import check_losses, check_weights
-from train.fingerprint import PACKAGES, check_fingerprint, check_ranks, compute_fingerprint, differences
+from train.fingerprint import INIT, PACKAGES, check_fingerprint, check_ranks, compute_fingerprint, differences
 from train.journal import METRICS, Journal, backup_journal, read_journal
+from train.recipe import StartRecord, parse_start
 from train.rng import rng_state, set_rng_state
 from train.select_checkpoint import select_checkpoint
 from train.state import TrainState, read_count
@@ -35,11 +36,13 @@ class Checkpointer:
     """
 
     def __init__(
-        self, config: Config, manifest: Manifest, augmentation: Augmentation, loader: ViewLoader, ranks: Ranks
-    ) -> None:
+        self, config: Config, manifest: Manifest, augmentation: Augmentation, loader: ViewLoader, ranks: Ranks,
+        start: StartRecord | None = None,
+    ) -> None:  # fmt: skip
         self._config, self._manifest, self._augmentation = config, manifest, augmentation
         self._loader, self._ranks = loader, ranks
-        self._fingerprint = compute_fingerprint(config, loader.state_dict()["fingerprint"], ranks.world)
+        self.start = dict(start or {})  # what the encoder started from
+        self._fingerprint = compute_fingerprint(config, loader.state_dict()["fingerprint"], ranks.world, self.start)
         self._commit = commit()  # now: another commit may be checked out before the run ends
         self._saved_at = time.monotonic()
         self._journal: Journal | None = None
@@ -77,7 +80,7 @@ class Checkpointer:
         return {
             **state.state_dict(), "loader": self._loader.state_dict(), "rng_state": rng_states,
             "journal_lines": journal_lines, "milestones": self._milestones, "best": self._best,
-            "origin": self._origin, "accepted": self.accepted, "fingerprint": self._fingerprint,
+            "origin": self._origin, "init": self.start, "accepted": self.accepted, "fingerprint": self._fingerprint,
             "config": self._config.plain(), "augmentation": asdict(self._augmentation),
             "shards": self._manifest.fingerprint(), "data": self._manifest.counts, "commit": self._commit,
             "versions": {name: self._fingerprint[name] for name in PACKAGES},
@@ -94,6 +97,7 @@ class Checkpointer:
         if found is not None:
             path, content = found
             with translate_load_errors(path):
+                self._inherit_start(path, content)
                 between_epochs = content["step_in_epoch"] % len(self._loader) == 0
                 check_fingerprint(path, content["fingerprint"], self._fingerprint, between_epochs=between_epochs,
                                   accept=self._config.accept, changes=accepted_changes(content))  # fmt: skip
@@ -107,12 +111,19 @@ class Checkpointer:
         if self.accepted:
             self._ranks.print(f"changed by --accept so far: {format_changes(self.accepted)}")
 
+    def _inherit_start(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Take the record of the encoder's start from a checkpoint if the run began from another run's."""
+        if not self._config.init and (content["origin"] or path.parent.parent != self._config.out):
+            self.start = parse_start(content.get("init"))
+            self._fingerprint |= {INIT: self.start["sha256"]} if self.start else {}
+
     def _load(self, path: Path, content: Mapping[str, Any], state: TrainState) -> None:
         """Load a checkpoint's content. Raises errors that translate_load_errors converts to InputError."""
         lines = read_count(content, "journal_lines")
         state.load_state_dict(content)
         # check_fingerprint has compared the loader's fingerprint, and --accept may allow another one.
         fingerprint = self._loader.state_dict()["fingerprint"]
+        self._inherit_start(path, content)  # on the other ranks
         self._loader.load_state_dict({**content["loader"], "fingerprint": fingerprint})
         if len(content["rng_state"]) == self._ranks.world:
             set_rng_state(content["rng_state"][self._ranks.rank], state.device)

@@ -20,11 +20,13 @@ Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 FP16_NEEDS_GPU = "--precision=fp16: needs a GPU; on a CPU use bf16 or fp32"
 Device = Literal["auto", "cpu", "cuda"]
+IMAGENET = "imagenet"  # as --init
 
 # A resumed run may change these. They decide where and how fast the same numbers are computed, or which are logged.
 # The view device changes the views, so the loader's part of the fingerprint includes it.
-MAY_CHANGE_ON_RESUME = {"shards", "out", "preset", "workers", "views", "recompute", "limit_steps", "log_every",
-                        "checkpoint_minutes", "online_every", "resume", "accept"}  # fmt: skip
+# Of --init the fingerprint includes the weights as loaded; their path may change.
+MAY_CHANGE_ON_RESUME = {"shards", "out", "preset", "init", "init_input", "workers", "views", "recompute", "limit_steps",
+                        "log_every", "checkpoint_minutes", "online_every", "resume", "accept"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,12 @@ class Config:
     dali: Annotated[bool, Flag("Load images with NVIDIA DALI instead of torchvision.", "data")] = False
     arch: Annotated[str, Flag("Encoder: resnet18, resnet34, resnet50, resnet101, or timm/NAME for a model of timm, "
                               "such as timm/densenet121.", "recipe", metavar="NAME")] = "resnet50"
+    init: Annotated[str, Flag("Weights that the encoder starts from: a run, a checkpoint, a file or folder of "
+                              "weights, a name that is downloaded (timm/NAME, hf-hub:ORG/NAME), or imagenet.",
+                              "recipe", metavar="PATH|imagenet", default="random weights")] = ""
+    init_input: Annotated[str, Flag("How the images of --init's weights were normalised, if no config or card states "
+                                    "it: imagenet, torchxrayvision, or mean=M,std=S with range=LOW/HIGH as needed.",
+                                    "recipe", metavar="WHAT", default="as stated next to the weights")] = ""
     size: Annotated[int, Flag("Side of a view in pixels.", "recipe", 32, 1024)] = 224
     epochs: Annotated[int, Flag("Passes over the training images.", "recipe", 1, 10**5)] = 100
     batch_size: Annotated[int, Flag("Images per step, over all ranks together.", "recipe", 2, 10**6)] = 64
@@ -95,6 +103,11 @@ class Config:
     def __post_init__(self) -> None:
         check_ranges(Config, vars(self))
         check_arch(self.arch, self.size)
+        if self.init and self.resume not in ("auto", "never"):
+            raise InputError(f"--init={self.init} --resume={self.resume}: both say where the encoder starts; --resume "
+                             "continues another run with its projector and optimizer; keep one of them")  # fmt: skip
+        if self.init_input and not self.init:
+            raise InputError(f"--init-input={self.init_input}: describes the weights of --init; give --init=PATH too")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise InputError(f"--micro-batch={self.micro_batch}: does not divide --batch-size={self.batch_size}; "
                              f"{divisors(self.batch_size)} do")
@@ -124,6 +137,10 @@ class Config:
                  for name, value in asdict(self).items()}  # fmt: skip
         if self.resume not in ("auto", "never"):
             plain["resume"] = str(Path(self.resume).expanduser().absolute())
+        if self.init and self.init != IMAGENET:
+            from train.weights.source import parse_source  # which imports PyTorch
+
+            plain["init"] = str(parse_source(self.init).absolute())
         return plain
 
     def decisive(self) -> dict[str, str | int | float | bool]:

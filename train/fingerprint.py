@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,26 @@ CODE = (
                                       "distributed/collectives", "distributed/batchnorm", "optim", "step")),
 )
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "numba", "numpy", "pillow", "timm")
-RANKS, THREADS = "ranks", "threads"
-NEVER_ACCEPTED = {"arch", "optimizer", "shards", "batch_size"}  # the checkpoint's state would not fit
+RANKS, THREADS, INIT = "ranks", "threads", "init"
+NEVER_ACCEPTED = {"arch", "optimizer", "shards", "batch_size", INIT}  # the checkpoint's state would not fit
 
 Fingerprint = dict[str, str | int | float | bool]
 
 
-def compute_fingerprint(config: Config, loader_fingerprint: dict[str, Any], world: int) -> Fingerprint:
-    """Return what decides a run's numbers, by name: settings, the loader's fingerprint, ranks, code and versions."""
+def compute_fingerprint(
+    config: Config, loader_fingerprint: dict[str, Any], world: int, start: Mapping[str, str] | None = None
+) -> Fingerprint:  # fmt: skip
+    """Return what decides a run's numbers, by name: settings, the loader's fingerprint, ranks, code and versions.
+
+    start: the record of the weights that the encoder starts from; empty if they are random.
+    """
     loader = {name: str(value) for name, value in loader_fingerprint.items() if name in ("shards", "augmentation",
                                                                                          "backend", "views")}
     versions = {name: version_of(name) for name in PACKAGES}
     # The number of CPU threads splits sums differently, which changes their last bit.
     threads = {THREADS: torch.get_num_threads()} if config.device == "cpu" else {}
-    return {**config.decisive(), **loader, RANKS: world, **threads, "code": hash_code(), **versions}
+    init = {INIT: start["sha256"]} if start else {}
+    return {**config.decisive(), **init, **loader, RANKS: world, **threads, "code": hash_code(), **versions}
 
 
 def differences(then: Fingerprint, now: Fingerprint) -> dict[str, tuple[Any, Any]]:

@@ -15,7 +15,7 @@ from shard.files import atomic_write, write_bytes
 from shard.plain_json import without_nan
 from train.accepted import Change, parse_changes
 from train.config import Config
-from train.recipe import describe_recipe, train_command
+from train.recipe import StartRecord, describe_recipe, parse_start, train_command
 from train.tensorboard_file import TensorBoardFile
 
 CARD, METRICS, SPEED = "run.json", "metrics.jsonl", "speed.jsonl"
@@ -29,12 +29,16 @@ _LINES = {
 _ALWAYS_FINITE = ("step", "epoch", "time")  # unlike measured values, which may be NaN or infinite
 
 
-def write_card(run: Path, config: Config, accepted: list[Change], *, ranks: int, steps_per_epoch: int) -> None:
-    """Write run.json: the command, the settings, the steps per epoch, and what --accept changed during the run."""
+def write_card(
+    run: Path, config: Config, accepted: list[Change], start: StartRecord, *, ranks: int, steps_per_epoch: int
+) -> None:  # fmt: skip
+    """Write run.json: the command, the settings, the steps per epoch, what the encoder started from, and what --accept
+    changed during the run.
+    """
     command = train_command(config.plain())
     if ranks > 1:
         command = f"{command}  # on {ranks} ranks, started by srun or torchrun as before"
-    card = {"command": command, "settings": config.plain(), "accepted": accepted, "ranks": ranks,
+    card = {"command": command, "settings": config.plain(), "accepted": accepted, "init": start, "ranks": ranks,
             "steps_per_epoch": steps_per_epoch}  # fmt: skip
     write_bytes(run / CARD, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
 
@@ -107,6 +111,7 @@ def read_card(run: Path) -> dict[str, Any]:
             raise ValueError(f"invalid numbers or texts: {numbers}, {texts}")
         describe_recipe(settings)
         card["accepted"] = parse_changes(card.get("accepted", []))
+        card["init"] = parse_start(card.get("init"))
     except FileNotFoundError:
         raise InputError(f"{run}: no {CARD}; give the folder of a run, the --out of python -m train") from None
     except PARSE_ERRORS as error:

@@ -25,6 +25,7 @@ from train.optim import learning_rate
 from train.run_log import RunLog
 from train.setup import set_up
 from train.signals import REQUEUE, StopRequest, catch_stop_signals
+from train.starting_weights import read_starting_weights
 from train.state import TrainState
 from train.step import train_step
 
@@ -39,8 +40,10 @@ def pretrain(config: Config) -> None:
     saves after the current step and exits, the first rank with status 75 (requeue).
     """
     with catch_stop_signals() as stop, init_distributed(resolve_device(config.device)) as ranks:
+        start = read_starting_weights(config, ranks)
         config, manifest, augmentation, loader, state = set_up(config, ranks)
-        checkpointer = Checkpointer(config, manifest, augmentation, loader, ranks)
+        start.load_into(state.model.encoder)
+        checkpointer = Checkpointer(config, manifest, augmentation, loader, ranks, start.record)
         with _only_writer(config.out, ranks):
             checkpointer.resume(state)
             if is_finished(state, config):
@@ -48,7 +51,7 @@ def pretrain(config: Config) -> None:
                 return
             journal = checkpointer.open_journal(state)
             if ranks.first:
-                write_card(config.out, config, checkpointer.accepted, ranks=ranks.world,
+                write_card(config.out, config, checkpointer.accepted, checkpointer.start, ranks=ranks.world,
                            steps_per_epoch=len(loader))  # fmt: skip
             probe = OnlineProbe(config, manifest, augmentation, state.device)
             with RunLog(config, state, ranks, journal) as log:

@@ -11,6 +11,12 @@ from shard.flags import flag_name
 from train.config import Config
 from train.presets import PRESETS, Preset
 
+# What a run started from, as its checkpoints keep it: init and init_input (the flags), name, file, file_sha256, input
+# (its mean and std), sha256 (of the encoder's tensors at step 0) and trained_on (a fingerprint of shards, ImageNet or
+# unknown). {} for random weights.
+StartRecord = dict[str, str]
+START_FIELDS = ("init", "init_input", "name", "file", "file_sha256", "input", "sha256", "trained_on")
+
 DEFAULTS = {field.name: field.default for field in fields(Config)}
 RECIPE = ("temperature", "crop_min", "flip", "blur", "patient_positive", "same_patient", "schedule", "warmup_epochs")
 
@@ -26,10 +32,26 @@ def overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in preset if settings.get(name, preset[name]) != preset[name]}
 
 
-def describe_recipe(settings: Mapping[str, Any]) -> str:
-    """Describe a run's preset and overrides: "preset patient with --temperature=0.1"."""
+def describe_recipe(settings: Mapping[str, Any], start: Mapping[str, str] | None = None) -> str:
+    """Describe a run's preset and overrides: "preset patient with --temperature=0.1", and what it started from."""
     given = [f"{flag_name(name)}={value}" for name, value in overrides(settings).items()]
-    return " ".join([f"preset {settings.get('preset', 'published')}", *(["with", *given] if given else [])])
+    recipe = " ".join([f"preset {settings.get('preset', 'published')}", *(["with", *given] if given else [])])
+    return ", ".join(filter(None, [recipe, describe_start(start or {})]))
+
+
+def parse_start(content: Any) -> StartRecord:
+    """Validate what a run started from, read from a file; runs older than --init have none. Raises ValueError."""
+    record = dict(content or {})
+    if record and not all(type(record.get(name)) is str for name in START_FIELDS):
+        raise ValueError(f"init: {record}")
+    return record
+
+
+def describe_start(record: Mapping[str, str]) -> str:
+    """Describe what a run started from: "started from weights.pth, sha256 0123…"; "" if from random weights."""
+    if not record:
+        return ""
+    return f"started from {record['name']}, sha256 {(record['file_sha256'] or record['sha256'])[:16]}…"
 
 
 def train_command(settings: Mapping[str, Any]) -> str:

@@ -77,4 +77,8 @@ def _comments(state: Mapping[str, Any], origin: str) -> list[str]:
         comments.append(f"# requires the code of commit {state.get('commit', 'unknown')}, which differs from this code")
     if origin and not Path(origin).exists():
         comments.append(f"# the run started from {origin}, which no longer exists")
+    start = state.get("init") or {}
+    if start.get("file") and not Path(start["file"]).exists():
+        comments.append(f"# its encoder started from {start['file']}, which no longer exists; its sha256 was "
+                        f"{start['file_sha256']}")  # fmt: skip
     return comments

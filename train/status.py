@@ -46,7 +46,7 @@ def _print_status(run: Path) -> None:
     done = bool(epochs) and epochs[-1]["epoch"] >= settings["epochs"] and saved >= total
     print(f"{run}: {settings['arch']} at {settings['size']} px, batch {settings['batch_size']}, step {step} of {total},"
           f" epoch {step / card['steps_per_epoch']:.2f} of {settings['epochs']}; "
-          f"{append_changes(describe_recipe(settings), card['accepted'])}")  # fmt: skip
+          f"{append_changes(describe_recipe(settings, card['init']), card['accepted'])}")  # fmt: skip
     _print_metrics(lines)
     if collapse := detect_collapse(lines, settings):
         print(collapse)

@@ -15,7 +15,9 @@ from shard.machine import commit, version_of
 from train.accepted import accepted_changes, format_changes
 from train.checkpoint import translate_load_errors
 from train.moved import resolve_moved_path
+from train.recipe import describe_start
 from train.reproduce import reproduction_commands
+from train.start_source import combine_trained_on
 
 PACKAGES = ("cxr-simclr", "torch", "torchvision", "nvidia-dali-cuda120", "scikit-learn", "numpy", "pandas", "pillow")
 
@@ -64,9 +66,10 @@ def _of_patients(labels: pd.DataFrame, task: str, label: int) -> int:
 
 def _seen(study: Study) -> str:
     """State whether test patients are new to the encoders, which is known only of runs on these shards."""
+    here = study.manifest.fingerprint()
     others = [encoder.name for encoder in study.given if encoder.state is None
-              or encoder.state["shards"] != study.manifest.fingerprint()]  # fmt: skip
-    return (f"POSSIBLY SEEN IN PRE-TRAINING by {', '.join(others)} (not trained on these shards)" if others
+              or combine_trained_on(encoder.state["shards"], encoder.state.get("init")) != here]  # fmt: skip
+    return (f"POSSIBLY SEEN IN PRE-TRAINING by {', '.join(others)} (not trained on these shards alone)" if others
             else "none seen in pre-training")  # fmt: skip
 
 
@@ -78,6 +81,9 @@ def list_facts(study: Study) -> list[tuple[str, dict[str, object]]]:
             state, changes = encoder.state, accepted_changes(encoder.state)
             facts.append((f"{encoder.name}: settings of its pre-training",
                           {**state["config"], "steps": state["step"], "epochs done": state["epoch"],
+                           **({"started from": describe_start(state["init"])} if state.get("init") else {}),
+                           **{f"starting weights, {name}": state["init"][name]
+                              for name in ("file_sha256", "sha256", "input") if state.get("init")},
                            **({"changed by --accept": format_changes(changes)} if changes else {})}))
             facts.append((f"{encoder.name}: augmentation", dict(state["augmentation"])))
     hashes = {encoder.name: encoder.sha256() for encoder in study.available}

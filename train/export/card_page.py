@@ -65,7 +65,7 @@ def model_card_page(format: Format, name: str, card: Card) -> str:
         f"## Input\n\n- size: {size} × {size}, the complete image resized, not cropped\n- grey: 0 to 1\n"
         f"- mean: {mean}, std: {std}; for three channels mean ({mean}, {mean}, {mean}), std ({std}, {std}, {std})",
     ]
-    for key in ("data", "training", "metrics", "augmentation", "settings", "versions"):
+    for key in ("data", "init", "training", "metrics", "augmentation", "settings", "versions"):
         if key in card:
             rows = [f"- {name}: {_format_value(value)}{_format_history(name, card) if key == 'settings' else ''}"
                     for name, value in card[key].items()]  # fmt: skip

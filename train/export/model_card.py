@@ -10,13 +10,13 @@ from typing import Any
 from pipeline.augmentation import Augmentation
 from train.accepted import accepted_changes, append_changes
 from train.collapse import detect_collapse
-from train.recipe import describe_recipe
+from train.recipe import describe_recipe, parse_start
 from train.timm_models import TIMM
 
 Card = dict[str, Any]
 
-# Settings that contain paths of the training machine, and one that "accepted" reports in detail.
-OMITTED_SETTINGS = ("shards", "out", "resume", "accept")
+# Settings that contain paths of the training machine, or that "init" and "accepted" report in detail.
+OMITTED_SETTINGS = ("shards", "out", "resume", "init", "accept")
 # Kind of journal line → fields of its last line to report.
 METRICS = {"epoch": ("epoch", "loss"), "online": ("epoch", "knn_auroc", "linear_auroc")}
 
@@ -29,6 +29,7 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
     """
     augmentation, config, accepted = Augmentation(**state["augmentation"]), state["config"], accepted_changes(state)
     lines = [line for line in journal if line.get("step", 0) <= state["step"]]
+    start = parse_start(state.get("init"))
     data = {"fingerprint": state.get("shards"), **state.get("data", {})}
     card = {
         "name": f"SimCLR {config['arch'].removeprefix(TIMM)} for chest X-rays",
@@ -36,7 +37,8 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
         "collapsed": detect_collapse(lines, config),
         "arch": config["arch"],
         "features": features,
-        "preset": append_changes(describe_recipe(config), accepted),
+        "preset": append_changes(describe_recipe(config, start), accepted),
+        "init": {name: value for name, value in start.items() if name not in ("init", "file")},  # paths
         "input": {"size": augmentation.size, "grey": "0..1", "mean": augmentation.mean, "std": augmentation.std},
         "data": {name: value for name, value in data.items() if value is not None},
         "training": {name: state[name] for name in ("epoch", "step_in_epoch", "step") if name in state},

@@ -39,22 +39,22 @@ def fold_to_grey(
     another grey for each (docs/science.md). size: S, for the check of this equality. name: names the weights in
     messages. Returns a note on where the constants went. Raises InputError if no grey stem is equal to this one.
     """
-    channels = len(mean)
-    if channels == 1 and (mean[0], std[0]) == (grey_mean, grey_std):
-        grey.load_state_dict(encoder.state_dict())
-        return "stem taken as it is: one channel, and the statistics of these shards"
+    channels, state = len(mean), dict(encoder.state_dict())
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, 1, size, size, generator=generator, dtype=torch.float64)
     shift, scale = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std))
     twin = copy.deepcopy(encoder).double().eval()
+    if channels == 1 and (mean[0], std[0]) == (grey_mean, grey_std):
+        _load(grey, state, name)
+        _check_equal(twin, grey, [], ((image - shift) / scale,) * 2, name)
+        return "stem taken as it is: one channel, and the statistics of these shards"
     stems = find_stems(twin, (image - shift) / scale)
     if not stems:
         raise _refusal(name, "its images do not enter a convolution")
     gain, offset = grey_std / scale, (grey_mean - shift) / scale  # [1, C, 1, 1], of the grey image as it comes in
-    state = dict(encoder.state_dict())
     for stem in stems:
         _fold_stem(state, stem, twin.get_submodule(stem.conv), gain, offset, name)
-    grey.load_state_dict(state)
+    _load(grey, state, name)
     _check_equal(twin, grey, stems, ((image - shift) / scale, (image - grey_mean) / grey_std), name)
     places = ", ".join(f"{stem.conv} with its constant in {stem.norm or stem.conv + '.bias'}" for stem in stems)
     return f"{channels} channel{'s' * (channels > 1)} folded into one: {places}"
@@ -107,6 +107,16 @@ def _fold_stem(
         raise _refusal(name, f"its convolution {stem.conv} has no bias, and no BatchNorm follows it")
 
 
+def _load(grey: nn.Module, state: Mapping[str, torch.Tensor], name: str) -> None:
+    """Load a state dict. Raises InputError if it is that of another network."""
+    shapes, own = ({key: value.shape for key, value in tensors.items()} for tensors in (state, grey.state_dict()))
+    other = [key for key in {**own, **shapes} if own.get(key) != shapes.get(key)]
+    if other:
+        raise InputError(f"{name}: its network has other tensors than that of --arch ({other[0]}, …), maybe by the "
+                         "model_args of its config; give weights of the plain architecture")  # fmt: skip
+    grey.load_state_dict(state)
+
+
 def _check_equal(
     encoder: nn.Module, grey: nn.Module, stems: Sequence[Stem], images: tuple[torch.Tensor, torch.Tensor], name: str
 ) -> None:  # fmt: skip
@@ -127,8 +137,11 @@ def _check_equal(
             kind = type(encoder.get_submodule(stem.conv)).__name__
             raise _refusal(name, f"its convolution {stem.conv}, a {kind}, does not scale with its weights")
     with torch.no_grad():
-        if not _close(_with_outputs(encoder, outputs, images[0]), grey(images[1])):
-            raise _refusal(name, f"what follows {', '.join(outputs)} uses more than the BatchNorm next to it")
+        features = _with_outputs(encoder, outputs, images[0]), grey(images[1])
+    if features[0].shape != features[1].shape or not _close(*features):
+        raise InputError(f"{name}: its network gives other features than --arch's with the same tensors; its config "
+                         "describes another forward pass, or what follows its first convolution uses more than the "
+                         "BatchNorm behind it; choose another architecture or other weights")  # fmt: skip
 
 
 def _with_outputs(encoder: nn.Module, outputs: Mapping[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:

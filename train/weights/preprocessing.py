@@ -78,6 +78,18 @@ def _entries(text: str, name: str) -> list[int]:
     return found
 
 
+def parse_init_input(text: str) -> Stated:
+    """Parse --init-input=WHAT, with WHAT as in parse_input_flag but for size and interpolation. Raises InputError."""
+    usage = "--init-input=imagenet, torchxrayvision, or mean=M,std=S (and range=LOW/HIGH)"
+    try:
+        stated = _parse_words(text, "--init-input=")
+    except InputError as error:
+        raise InputError(str(error).replace(USAGE, usage)) from None
+    if stated.size is not None or stated.interpolation is not None or stated.mean is None:
+        raise InputError(f"--init-input={text}: must give mean and std, and no size or interpolation; use {usage}")
+    return stated._replace(source="from --init-input")
+
+
 def _parse_words(text: str, flag: str) -> Stated:
     stated, low, high = Stated(source="from --input"), 0.0, 1.0
     mean: tuple[float, ...] | None = None
@@ -169,7 +181,7 @@ def resolve_input(
     if chosen.mean is None or chosen.std is None:
         raise InputError(f"{source}: nothing states the mean and std of its images; state them: "
                          f"{USAGE.replace('NAME', name)}")  # fmt: skip
-    mean, std = (_per_channel(values, channels, source, name) for values in (chosen.mean, chosen.std))
+    mean, std = (per_channel(values, channels, source, f"--input={name}:") for values in (chosen.mean, chosen.std))
     interpolation = requested.interpolation or stated.interpolation or default.interpolation
     if interpolation not in INTERPOLATIONS:
         raise InputError(f"{source}: needs images resized by {printable(interpolation)}; available: "
@@ -181,13 +193,17 @@ def resolve_input(
                          requested.ignored or stated.ignored, tuple(unstated))  # fmt: skip
 
 
-def _per_channel(values: tuple[float, ...], channels: int, source: str, name: str) -> tuple[float, ...]:
+def per_channel(values: tuple[float, ...], channels: int, source: str, flag: str) -> tuple[float, ...]:
+    """Return a value per channel: the same for all, or one each; of three for one channel the mean.
+
+    source, flag: the weights and the flag to give, for the message of the InputError if there are others.
+    """
     distinct = values[:1] if len(set(values)) == 1 else values
     if channels == 1 and len(distinct) == 3:  # as timm does for a stem summed over its channels
         distinct = (sum(distinct) / 3,)
     if len(distinct) not in (1, channels):
         raise InputError(f"{source}: {len(distinct)} means and stds for {channels} channel{'s'[: channels - 1]}; give "
-                         f"--input={name}:mean=M,std=S")  # fmt: skip
+                         f"{flag}mean=M,std=S")  # fmt: skip
     return distinct * channels if len(distinct) == 1 else distinct
 
 
