@@ -27,7 +27,7 @@ from train.journal import read_card, read_journal
 from train.setup import set_up
 from train.starting_weights import read_starting_weights
 from train.status import status
-from train.weights.preprocessing import Input, Stated
+from train.weights.preprocessing import Input, Stated, parse_init_input
 from train.weights.source import parse_source
 
 VIT = "timm/vit_tiny_patch16_224"
@@ -85,6 +85,18 @@ def test_run_and_checkpoint_and_exports_start_with_the_features_of_the_probe(
     assert "stem taken as it is: one channel, and the statistics of these shards" in printed
     assert "left: the projector, the optimizer and the state of the run" in printed
     assert f"taken: all {len(model.encoder.state_dict())} tensors of resnet18" in printed
+
+
+def test_colour_weights_of_unpadded_stem_start_with_the_features_of_the_probe(
+    shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(3)
+    torch.save(build_encoder(VIT, 64, 3)[0].state_dict(), tmp_path / "vit.pth")
+    spec, words = f"{VIT}={tmp_path / 'vit.pth'}", "mean=0.5/0.4/0.6,std=0.25/0.2/0.3"
+    model = started(config_of(shards, tmp_path / "run", arch=VIT, init=spec, init_input=words))
+    assert "pos_embed from [1, 17, 192] to [1, 5, 192]" in capsys.readouterr().out
+    expected = probed(Path(spec), shards, requested=parse_init_input(words))
+    torch.testing.assert_close(features_of(model.encoder, shards), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_positions_of_another_grid_are_resampled_and_reported(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from train.checkpoint import is_checkpoint, load_checkpoint, load_newest, transl
 from train.config import IMAGENET
 from train.model import encoder_of
 from train.weights.choose_network import split_key
+from train.weights.diagnosis import printable
 from train.weights.imagenet import NoImageNetWeights, read_imagenet
 from train.weights.load import FOLDER_FILES, Weights, weights_file
 from train.weights.open import open_weights
@@ -59,10 +61,11 @@ def open_start(init: str, init_input: str, arch: str, size: int) -> StartSource:
         except NoImageNetWeights as error:
             raise InputError(f"--init={IMAGENET}: {error}; or give a file of such weights: --init=PATH, with "
                              "--init-input if no config states its mean and std") from None  # fmt: skip
-        return _of_weights(weights, init, requested, None, weights.notes[0], "ImageNet")
+        return _of_weights(weights, init, requested, size, None, weights.notes[0], "ImageNet")
     source = parse_source(init)
     if source.path is None:  # a name that is downloaded
-        return _of_weights(_open_weights(source, init, arch, size), init, requested, None, source.arch, UNKNOWN)
+        weights = _open_weights(source, init, arch, size)
+        return _of_weights(weights, init, requested, size, None, source.arch, UNKNOWN)
     file, key = split_key(source.path)
     if not path_exists(source.path):
         raise InputError(f"--init={init}: no such file or folder; give a run, a checkpoint, or weights")
@@ -80,7 +83,7 @@ def open_start(init: str, init_input: str, arch: str, size: int) -> StartSource:
     shards = data.get("fingerprint") if isinstance(data, dict) else None
     trained_on = combine_trained_on(shards, card.get("init"))
     name = f"{file.name}/{inside.name}" if file.is_dir() else file.name
-    return _of_weights(weights, init, requested, inside, name, trained_on)
+    return _of_weights(weights, init, requested, size, inside, name, trained_on)
 
 
 def combine_trained_on(shards: str | None, init: Any) -> str:
@@ -103,30 +106,34 @@ def _of_run(
         if config["arch"] != arch:
             raise _other_architecture(init, config["arch"], arch, size)
         encoder, _ = encoder_of(state)
-        before = {name: value.shape for name, value in encoder.state_dict().items()}
-        if config["size"] != size:
-            resize_input(encoder, size)
-        resized = [f"{name} from {list(before[name])} to {list(value.shape)}"
-                   for name, value in encoder.state_dict().items() if before.get(name) != value.shape]  # fmt: skip
-        notes = (f"resampled by timm for images of {size} px: {', '.join(resized)}",) if resized else ()
+        notes = _resize(encoder, size)
         return StartSource(encoder.eval(), (float(augmentation["mean"]),), (float(augmentation["std"]),),
                            "from its checkpoint", path, f"{path.absolute().parent.parent.name}, step {state['step']}",
                            combine_trained_on(state["shards"], state.get("init")), notes,
                            "the projector, the optimizer and the state of the run")  # fmt: skip
 
 
+def _resize(encoder: nn.Module, size: int) -> tuple[str, ...]:
+    """Prepare an encoder for images of size × size, and return a note if that changed the shapes of its tensors."""
+    before = {name: value.shape for name, value in encoder.state_dict().items()}
+    resize_input(encoder, size)
+    resized = [f"{name} from {list(before[name])} to {list(value.shape)}"
+               for name, value in encoder.state_dict().items() if before[name] != value.shape]  # fmt: skip
+    return (f"resampled by timm for images of {size} px: {', '.join(resized)}",) if resized else ()
+
+
 def _open_weights(source: Source, init: str, arch: str, size: int) -> Weights:
     """Open weights as those of `arch`; if they do not fit it, say which architecture fits, if that is known."""
     if source.path is not None and not source.arch and not is_transformers(source.path):
         try:
-            return open_weights(Source(arch, source.path), size)
+            return open_weights(Source(arch, source.path))
         except InputError as error:
             try:
-                weights = open_weights(source, size)
+                weights = open_weights(source)
             except InputError:
                 raise error from None
             raise _other_architecture(init, weights.arch, arch, size) from None
-    weights = open_weights(source, size)
+    weights = open_weights(source)
     if weights.arch != arch:
         raise _other_architecture(init, weights.arch, arch, size)
     return weights
@@ -143,7 +150,7 @@ def _other_architecture(init: str, found: str, arch: str, size: int) -> InputErr
 
 
 def _of_weights(
-    weights: Weights, init: str, requested: Stated | None, file: Path | None, name: str, trained_on: str
+    weights: Weights, init: str, requested: Stated | None, size: int, file: Path | None, name: str, trained_on: str
 ) -> StartSource:  # fmt: skip
     """Take an encoder with the mean and std that are requested, or else those that its card or config states."""
     stated = weights.stated if requested is None else requested
@@ -158,4 +165,11 @@ def _of_weights(
                          "may be R/G/B; and range=LOW/HIGH)")  # fmt: skip
     mean, std = (per_channel(values, weights.channels, f"--init={init}", "--init-input=")
                  for values in (stated.mean, stated.std))  # fmt: skip
-    return StartSource(weights.encoder, mean, std, stated.source, file, name, trained_on, tuple(weights.notes), "")
+    notes = (*weights.notes, *_resize(weights.encoder, size))
+    return StartSource(weights.encoder, mean, std, stated.source, file, name, trained_on, notes,
+                       _list_left(weights.left))  # fmt: skip
+
+
+def _list_left(names: Sequence[str]) -> str:
+    """Describe what is left of a file, shortened: "fc.*, projector.*"."""
+    return ", ".join(map(printable, names[:4])) + (f" and {len(names) - 4} more" if names[4:] else "")
