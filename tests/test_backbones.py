@@ -1,4 +1,4 @@
-"""Models of timm through the whole path: two steps, a kill, a resume to the same weights, a report with fine-tuning."""
+"""Models of timm through the whole path: two steps, a kill, a resume to the same weights, an export and a report."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import timm
+import torch
 
 from probe.report import make_report
 from probe.settings import Settings
 from tests.conftest import DALI, ROOT, Shards, newest, same_run, train_here
+from train.architectures import first_conv
 from train.checkpoint import list_checkpoints, step_of
+from train.export.export import export
+from train.model import encoder_of
 
 STEPS = 2  # before the kill
 ARCHS = ("densenet121", "convnext_atto", "vit_small_patch16_224", "efficientnet_b0", "tf_efficientnet_lite0",
@@ -28,7 +33,7 @@ def steps_saved(run: Path) -> int:
 
 
 @pytest.mark.parametrize("name", ["test_vit", *(pytest.param(name, marks=pytest.mark.long) for name in ARCHS)])
-def test_backbone_through_steps_kill_resume_and_report(
+def test_backbone_through_steps_kill_resume_export_and_report(
     name: str, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     arch, killed, whole = f"timm/{name}", tmp_path / "killed", tmp_path / "whole"
@@ -44,9 +49,20 @@ def test_backbone_through_steps_kill_resume_and_report(
         train_here(shards, run, arch=arch, epochs=100, limit_steps=end, checkpoint_minutes=1e-9)
     assert newest(killed)["step"] == end and same_run(whole, killed)
 
+    export(killed, format="timm", out=tmp_path / "export")
+    model = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
+    torch.manual_seed(0)
+    grey, encoder = torch.randn(2, 1, 32, 32), encoder_of(newest(killed))[0].eval()
+    channels = model.get_submodule(first_conv(model)).weight.shape[1]
+    with torch.no_grad():
+        assert torch.allclose(model(grey.expand(-1, channels, -1, -1)), encoder(grey), rtol=1e-4, atol=1e-4)
+
     monkeypatch.setattr("probe.finetune.STEPS", 2)
-    make_report(Settings(encoders=(str(killed),), shards=shards.folder, out=tmp_path / "report", draws=2, shots=("5",),
+    named = (f"Run={killed}", f"Export={tmp_path / 'export'}")
+    make_report(Settings(encoders=named, shards=shards.folder, out=tmp_path / "report", draws=2, shots=("5",),
                          baselines=("scratch",), tasks=("Cardiomegaly",), finetune=1, device="cpu", workers=1), 0, 1)
     table = pd.read_csv(tmp_path / "report" / "table.csv")
-    cells = table[(table["encoder"] == "SimCLR") & (table["metric"] == "auroc") & (table["shots"].astype(str) == "5")]
-    assert {"linear", "knn", "finetune"} <= set(cells["probe"]) and cells["mean"].between(0, 1).all()
+    rows = table[(table["metric"] == "auroc") & (table["shots"].astype(str) == "5")]
+    run, exported = (rows[rows["encoder"] == name].set_index("probe")["mean"] for name in ("Run", "Export"))
+    assert {"linear", "knn", "finetune"} <= set(run.index) and run.between(0, 1).all()
+    assert (run[["linear", "knn"]] - exported[["linear", "knn"]]).abs().max() < 0.01

@@ -76,7 +76,9 @@ def fit_to_device(model: Model, device: torch.device, precision: Precision) -> M
     In bf16 on a CPU, depthwise convolutions compute in fp32: oneDNN lacks bf16 kernels for the gradients of many of
     their shapes, and its general kernels take up to 27 times as long (docs/performance.md).
     """
-    model = model.to(memory_format=torch.channels_last).to(device)
+    if all(parameter.ndim < 5 for parameter in model.parameters()):  # timm's LambdaNets have a Conv3d
+        model = model.to(memory_format=torch.channels_last)
+    model = model.to(device)
     if device.type == "cpu" and precision == "bf16":
         keep_in_fp32(depthwise_convs(model))
     return model
