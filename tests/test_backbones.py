@@ -58,11 +58,9 @@ def test_backbone_through_steps_kill_resume_export_and_report(
         assert torch.allclose(model(grey.expand(-1, channels, -1, -1)), encoder(grey), rtol=1e-4, atol=1e-4)
 
     monkeypatch.setattr("probe.finetune.STEPS", 2)
-    named = (f"Run={killed}", f"Export={tmp_path / 'export'}")
-    make_report(Settings(encoders=named, shards=shards.folder, out=tmp_path / "report", draws=2, shots=("5",),
+    make_report(Settings(encoders=(f"Run={killed}",), shards=shards.folder, out=tmp_path / "report", draws=2, shots=("5",),
                          baselines=("scratch",), tasks=("Cardiomegaly",), finetune=1, device="cpu", workers=1), 0, 1)
     table = pd.read_csv(tmp_path / "report" / "table.csv")
     rows = table[(table["metric"] == "auroc") & (table["shots"].astype(str) == "5")]
-    run, exported = (rows[rows["encoder"] == name].set_index("probe")["mean"] for name in ("Run", "Export"))
-    assert {"linear", "knn", "finetune"} <= set(run.index) and run.between(0, 1).all()
-    assert (run[["linear", "knn"]] - exported[["linear", "knn"]]).abs().max() < 0.01
+    run = rows[rows["encoder"] == "Run"]
+    assert {"linear", "knn", "finetune"} <= set(run["probe"]) and run["mean"].between(0, 1).all()
