@@ -180,8 +180,9 @@ def test_fine_tuning_with_stochastic_depth_is_reproducible(monkeypatch: pytest.M
     monkeypatch.setattr("probe.finetune.STEPS", 5)
     encoder, _ = build_encoder("timm/test_vit", SIZE, model_args={"drop_path_rate": 0.5})
     images, labels = torch.randn(4, 1, SIZE, SIZE), torch.tensor([0, 1, 0, 1])
-    one, other = (finetune(encoder.eval(), images, labels, images, seed=3) for _ in range(2))
-    assert (one == other).all()
+    one = finetune(encoder.eval(), images, labels, images, seed=3)
+    torch.rand(1)  # moves the global generator
+    assert (finetune(encoder.eval(), images, labels, images, seed=3) == one).all()
 
 
 def test_probe_at_another_size_than_the_run_was_trained_at(shards: Shards, tmp_path: Path) -> None:

@@ -58,8 +58,9 @@ def test_backbone_through_steps_kill_resume_export_and_report(
         assert torch.allclose(model(grey.expand(-1, channels, -1, -1)), encoder(grey), rtol=1e-4, atol=1e-4)
 
     monkeypatch.setattr("probe.finetune.STEPS", 2)
-    make_report(Settings(encoders=(f"Run={killed}",), shards=shards.folder, out=tmp_path / "report", draws=2, shots=("5",),
-                         baselines=("scratch",), tasks=("Cardiomegaly",), finetune=1, device="cpu", workers=1), 0, 1)
+    make_report(Settings(encoders=(f"Run={killed}",), shards=shards.folder, out=tmp_path / "report", draws=2,
+                         shots=("5",), baselines=("scratch",), tasks=("Cardiomegaly",), finetune=1, device="cpu",
+                         workers=1), 0, 1)  # fmt: skip
     table = pd.read_csv(tmp_path / "report" / "table.csv")
     rows = table[(table["metric"] == "auroc") & (table["shots"].astype(str) == "5")]
     run = rows[rows["encoder"] == "Run"]
