@@ -275,8 +275,8 @@ def test_export_contains_the_complete_card(exported: Callable[[Format], Path], f
                          "blur_probability": 0.5, "blur_sigma": [0.1, 2.0], "brightness": 0.4, "contrast": 0.4,
                          "mean": MEAN, "std": STD, "patient_positive": 0.0},
         "settings": {"arch": "resnet18", "size": SIZE, "lr": 3e-4},
-        "commit": "5c859aa", "versions": KNOWN["versions"], "format": format, "channels": 3, "pooling": "avg",
-        "note": contents_note(format, "resnet18", 3),
+        "commit": "5c859aa", "versions": KNOWN["versions"], "format": format, "channels": 3,
+        "pooling": "mean over positions", "note": contents_note(format, "resnet18", 3),
     }  # fmt: skip
     if format == "timm":
         assert json.loads((exported(format) / "config.json").read_text())["card"] == card
@@ -290,7 +290,7 @@ def test_page_shows_the_card_and_its_code_works(
     page = (path / "README.md" if format == "timm" else path.with_suffix(".md")).read_text()
     shown = ("not for diagnosis", "0123456789abcdef", "images: 191027", "patients: 64000", "5c859aa", "loss 4.25",
              "knn_auroc 0.61", "linear_auroc 0.64", "crop_area: 0.2 to 1.0", "lr: 0.0003", "torch: 2.14.1",
-             f"mean: {MEAN}, std: {STD}", f"({MEAN}, {MEAN}, {MEAN})", "64 × 64", "pooling: avg",
+             f"mean: {MEAN}, std: {STD}", f"({MEAN}, {MEAN}, {MEAN})", "64 × 64", "(mean over positions)",
              contents_note(format, "resnet18", 3), CARD_INSIDE[format])
     assert [text for text in shown if text not in page] == []
     assert "/home/ada" not in page and str(run.folder) not in page

@@ -52,7 +52,7 @@ def contents_note(format: Format, arch: str, channels: int) -> str:
 def model_card_page(format: Format, name: str, card: Card) -> str:
     """Return the card as a Markdown page. name: the file or folder that it describes."""
     size, mean, std = (card["input"][key] for key in ("size", "mean", "std"))
-    pooling = f" (pooling: {card['pooling']})" if "pooling" in card else ""
+    pooling = f" ({card['pooling']})" if "pooling" in card else ""
     sections = [
         f"{FRONT_MATTER if format == 'timm' else ''}# {card['name']}",
         f"A {card['arch']} pre-trained by SimCLR ({card['preset']}), without labels, on grey chest X-rays: an image "

@@ -15,10 +15,11 @@ from train.export.channels import three_channel_encoder
 from train.export.formats import SUFFIX, export_files
 from train.export.library import FORMATS, Format, library_of
 from train.export.model_card import Card, make_card
-from train.export.timm_folder import model_args, pooling_of
+from train.export.timm_folder import model_args
 from train.journal import read_journal
 from train.model import encoder_of
 from train.timm_models import TIMM
+from train.weights.pooling import describe_pooling
 
 PACKAGES = {"torchvision": [], "timm": ["safetensors"], "safetensors": ["safetensors"], "onnx": ["onnx", "onnxscript"]}
 
@@ -57,12 +58,13 @@ def export(
 
 def _contents(format: Format, encoder: nn.Module, channels: int, card: Card) -> Card:
     """Return what the card says of the exported weights."""
-    arch, pooling = card["arch"], pooling_of(encoder)
-    note = contents_note(format, arch, channels)
-    contents: Card = {"format": format, "channels": channels, "note": note, "pooling": pooling}
-    if library_of(arch) == "timm":
-        contents["model_args"] = model_args(arch.removeprefix(TIMM), channels, card["input"]["size"])
-    return {name: value for name, value in contents.items() if value}
+    arch, size = card["arch"], card["input"]["size"]
+    contents: Card = {"format": format, "channels": channels, "note": contents_note(format, arch, channels)}
+    if library_of(arch) != "train":
+        contents["pooling"] = describe_pooling(encoder)
+    if library_of(arch) == "timm" and (arguments := model_args(arch.removeprefix(TIMM), channels, size)):
+        contents["model_args"] = arguments
+    return contents
 
 
 def _format_of(arch: str, format: Format | None) -> Format:

@@ -22,7 +22,7 @@ TAG = "cxr_simclr"  # of the weights; those of timm have tags such as a1_in1k
 
 
 def pooling_of(encoder: nn.Module) -> str:
-    """Return the name of an encoder's pooling, such as avg, token or map, or "" if it is not known."""
+    """Return timm's name of an encoder's pooling, such as avg, token or map, or "" if it is not known."""
     if hasattr(encoder, "avgpool"):  # torchvision's ResNet
         return "avg"
     for owner in (getattr(encoder, "head", None), encoder):  # as timm reads it
@@ -50,7 +50,7 @@ def timm_config(encoder: nn.Module, card: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     if published["min_input_size"]:
         pretrained["min_input_size"] = (channels, *published["min_input_size"][1:])
-    pooling = {"global_pool": card["pooling"]} if "pooling" in card else {}
+    pooling = {"global_pool": pool} if (pool := pooling_of(encoder)) else {}
     width = getattr(encoder, "num_features", card["features"])
     return {
         "architecture": name.partition(".")[0], "num_classes": 0, "num_features": width, **pooling,
