@@ -34,6 +34,7 @@ from tests.test_export import (
 from train.architectures import ARCHITECTURES
 from train.export.channels import three_channel_encoder
 from train.export.export import export
+from train.export.library import short_name
 
 __all__ = ["image"]  # a fixture
 
@@ -53,7 +54,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
             run = make_run(tmp_path_factory.mktemp("run"), arch, **KNOWN)
             (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in JOURNAL))
             export(run.folder)
-            made[arch] = run, run.folder / "export" / f"{arch.removeprefix('timm/')}-timm"
+            made[arch] = run, run.folder / "export" / f"{short_name(arch)}-timm"
         return made[arch]
 
     return exported

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from train.accepted import format_changes_by_setting
-from train.export.library import Format, library_of
+from train.export.library import Format, library_of, short_name
 from train.export.model_card import Card
 from train.export.usage import image_usage, usage
 
@@ -52,11 +52,12 @@ def contents_note(format: Format, arch: str, channels: int) -> str:
 def model_card_page(format: Format, name: str, card: Card) -> str:
     """Return the card as a Markdown page. name: the file or folder that it describes."""
     size, mean, std = (card["input"][key] for key in ("size", "mean", "std"))
+    owner = {"timm": "timm's ", "torchvision": "torchvision's ", "train": ""}[library_of(card["arch"])]
     pooling = f" ({card['pooling']})" if "pooling" in card else ""
     sections = [
         f"{FRONT_MATTER if format == 'timm' else ''}# {card['name']}",
-        f"A {card['arch']} pre-trained by SimCLR ({card['preset']}), without labels, on grey chest X-rays: an image "
-        f"in, {card['features']} features out{pooling}. **{card['use'].capitalize()}.**",
+        f"{owner}{short_name(card['arch'])}, pre-trained by SimCLR ({card['preset']}), without labels, on grey chest "
+        f"X-rays: an image in, {card['features']} features out{pooling}. **{card['use'].capitalize()}.**",
         *([f"**It does not distinguish images.** Its training {card['collapsed']}."] if "collapsed" in card else []),
         f"## Load it\n\nWith `image` [N, 1, {size}, {size}], float32, grey 0 to 1 (levels of 0 to 255 divided by 255), "
         f"and in the folder that contains `{name}`:\n\n```python\n{usage(format, name, card)}\n```\n\n"
@@ -87,7 +88,7 @@ def _timm_sections(name: str, card: Card) -> list[str]:
         "feature maps, if timm has them for this architecture.",
         "## Share it\n\nThis folder is ready for the Hugging Face hub. First check what the terms of the training "
         "images allow, and add a line such as `license: other` at the top of this file. Then:\n\n"
-        f"```sh\nhf upload USER/NAME {name}\n```\n\n"
+        f"```sh\nhf auth login\nhf upload USER/NAME {name}\n```\n\n"
         'From then on `local-dir:…` can be replaced by `hf-hub:USER/NAME`.',
     ]
 

@@ -13,7 +13,7 @@ from train.checkpoint import load_checkpoint, load_newest, translate_load_errors
 from train.export.card_page import contents_note
 from train.export.channels import three_channel_encoder
 from train.export.formats import SUFFIX, export_files
-from train.export.library import FORMATS, Format, library_of
+from train.export.library import FORMATS, Format, library_of, short_name
 from train.export.model_card import Card, make_card
 from train.export.timm_folder import model_args
 from train.journal import read_journal
@@ -42,7 +42,7 @@ def export(
     with translate_load_errors(path):
         arch = state["config"]["arch"]
         format = _format_of(arch, format)
-        target = out or run / "export" / f"{arch.removeprefix(TIMM)}-{format}{SUFFIX[format]}"
+        target = out or run / "export" / f"{short_name(arch)}-{format}{SUFFIX[format]}"
         _check_target(target, format)
         encoder, features = encoder_of(state)
         card = make_card(state, features, journal)

@@ -21,3 +21,8 @@ FORMATS: dict[Library, tuple[Format, ...]] = {
 def library_of(arch: str) -> Library:
     """Return the library that has an architecture of --arch."""
     return "timm" if arch.startswith(TIMM) else "torchvision" if arch in RESNETS else "train"
+
+
+def short_name(arch: str) -> str:
+    """Return an architecture's name without timm/ and without the tag, which names weights that timm publishes."""
+    return arch.removeprefix(TIMM).partition(".")[0] if arch.startswith(TIMM) else arch

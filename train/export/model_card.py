@@ -10,8 +10,8 @@ from typing import Any
 from pipeline.augmentation import Augmentation
 from train.accepted import accepted_changes, append_changes
 from train.collapse import detect_collapse
+from train.export.library import short_name
 from train.recipe import describe_recipe, parse_start
-from train.timm_models import TIMM
 
 Card = dict[str, Any]
 
@@ -32,7 +32,7 @@ def make_card(state: dict[str, Any], features: int, journal: list[dict[str, Any]
     start = parse_start(state.get("init"))
     data = {"fingerprint": state.get("shards"), **state.get("data", {})}
     card = {
-        "name": f"SimCLR {config['arch'].removeprefix(TIMM)} for chest X-rays",
+        "name": f"SimCLR {short_name(config['arch'])} for chest X-rays",
         "use": "for research; not for diagnosis",
         "collapsed": detect_collapse(lines, config),
         "arch": config["arch"],

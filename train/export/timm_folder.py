@@ -15,6 +15,7 @@ from torch import nn
 from shard.errors import InputError
 from shard.files import write_bytes
 from train.export.channels import equal_features
+from train.export.library import short_name
 from train.timm_models import TIMM
 
 WEIGHTS, CONFIG, PAGE = "model.safetensors", "config.json", "README.md"  # names that timm and the hub prescribe
@@ -53,7 +54,7 @@ def timm_config(encoder: nn.Module, card: Mapping[str, Any]) -> dict[str, Any]:
     pooling = {"global_pool": pool} if (pool := pooling_of(encoder)) else {}
     width = getattr(encoder, "num_features", card["features"])
     return {
-        "architecture": name.partition(".")[0], "num_classes": 0, "num_features": width, **pooling,
+        "architecture": short_name(card["arch"]), "num_classes": 0, "num_features": width, **pooling,
         "model_args": model_args(name, channels, size), "pretrained_cfg": pretrained, "card": dict(card),
     }  # fmt: skip
 
