@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from probe.encoders import open_encoder
+from probe.features import Input
 from shard.errors import InputError
 from tests.test_export import (
     JOURNAL,
@@ -131,6 +133,18 @@ def test_page_works_as_it_is_written(
     export(run.folder, format="safetensors")
     name = path.name.removesuffix("-timm")
     check_page((path.parent / f"{name}-safetensors.md").read_text(), run, image)
+
+
+@models
+def test_probe_reads_the_exports_back(
+    exported: Callable[[str], tuple[Run, Path]], arch: str, image: torch.Tensor
+) -> None:
+    run, path = exported(arch)
+    export(run.folder, format="safetensors", out=path.parent / "b.safetensors")
+    for file in (path, path.parent / "b.safetensors"):
+        name, encoder = open_encoder(file, "x", Input(48, 0.5, 0.25), 0)
+        assert name == arch and encoder.input == Input(SIZE, MEAN, STD) and encoder.module is not None
+        assert features_equal(run.features(image), features_by(encoder.module, (image - MEAN) / STD))
 
 
 def test_hub_accepts_the_folder(
