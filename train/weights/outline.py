@@ -34,7 +34,7 @@ class Outline(NamedTuple):
 
 def make_outline(arch: str, size: int, channels: int, model_args: Mapping[str, Any]) -> Outline:
     """Outline an architecture. Raises InputError if it is unknown or can't take images of size × size."""
-    return _make_outline(arch, size, channels, json.dumps(model_args, sort_keys=True))
+    return _make_outline(arch, size, channels, json.dumps(model_args, sort_keys=True, allow_nan=False))
 
 
 @functools.lru_cache(maxsize=64)
