@@ -66,6 +66,18 @@ def settings_of(run: Path, shards: Shards, out: Path, weights: Path, **others: A
     return Settings(encoders=(str(run),), shards=shards.folder, out=out, **given)
 
 
+def test_report_says_how_each_encoder_was_fed(report: Path) -> None:
+    table = pd.read_csv(report / "table.csv")
+    fed = {encoder: set(rows) for encoder, rows in table.groupby("encoder")["input"]}
+    ((ours,), (imagenet,)) = fed["SimCLR"], fed["ImageNet"]
+    assert "at 32 px, bilinear; mean 0." in ours and ours.endswith("from its checkpoint; features: mean over positions")
+    assert "mean 0.485/0.456/0.406, std 0.229/0.224/0.225" in imagenet
+    rows = (report / "table.md").read_text().partition("**How each encoder was fed**")[2].splitlines()
+    assert any(row.startswith("| SimCLR |") and row.endswith("| its checkpoint |") for row in rows)
+    page = (report / "report.html").read_text()
+    assert "<caption>How each encoder was fed</caption>" in page and "<td>mean over positions</td>" in page
+
+
 def test_table_has_every_encoder_probe_task_and_metric(report: Path) -> None:
     table = pd.read_csv(report / "table.csv")
     assert set(table["encoder"]) == {"Scratch", "Thumbnail", "ImageNet", "SimCLR"}
