@@ -9,6 +9,7 @@ from train.export.library import Format, library_of, short_name
 from train.export.model_card import Card
 from train.export.usage import image_usage, usage
 
+HEADINGS = {"init": "Started from"}
 CLASSES = 1000  # the default of torchvision's ResNets
 STEMS = {
     3: "three input channels, each a third of the grey one: feed the same normalised grey to all three",
@@ -70,7 +71,7 @@ def model_card_page(format: Format, name: str, card: Card) -> str:
         if key in card:
             rows = [f"- {name}: {_format_value(value)}{_format_history(name, card) if key == 'settings' else ''}"
                     for name, value in card[key].items()]  # fmt: skip
-            sections.append(f"## {key.capitalize()}\n\n" + "\n".join(rows))
+            sections.append(f"## {HEADINGS.get(key, key.capitalize())}\n\n" + "\n".join(rows))
         if key == "training" and "commit" in card:
             sections[-1] += f"\n- commit: {card['commit']}"
         if key == "settings" and "accepted" in card:
