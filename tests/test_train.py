@@ -187,7 +187,8 @@ def test_steps_on_one_batch_reduce_its_loss(shards: Shards, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "settings",
     [{"optimizer": "lars", "lr": 0.5, "schedule": "cosine", "warmup_epochs": 0.5, "weight_decay": 1e-6, "clip": 1.0},
-     {"recompute": True, "micro_batch": 4, "optimizer": "adamw", "weight_decay": 0.01, "precision": "bf16"}],
+     {"recompute": True, "micro_batch": 4, "optimizer": "adamw", "weight_decay": 0.01, "precision": "bf16"},
+     {"arch": "timm/mobilenetv3_small_050", "recompute": True, "precision": "bf16"}],
 )  # fmt: skip
 def test_other_settings_resume_exactly(shards: Shards, tmp_path: Path, settings: dict[str, object]) -> None:
     train_here(shards, tmp_path / "whole", epochs=1, **settings)
