@@ -53,6 +53,8 @@ def check_usable(rows: pd.DataFrame, src: Path, source: Path, training: bool = T
     """
     if training and not (rows["split"] == "train").any():
         raise InputError(f"{source}: no row is in split 'train', so there is nothing to train on; correct the splits")
+    if not len(rows):
+        raise InputError(f"{source}: every row repeats or contradicts another, so that none is left; correct the table")
     tried = rows["path"].sample(min(200, len(rows)), random_state=0)
     if not any((src / path).exists() for path in tried):
         raise InputError(f"{src / rows['path'].iloc[0]}: no such image; none of the {len(tried)} paths tried exists; "

@@ -19,9 +19,10 @@ import torch
 import torchvision
 
 from probe.__main__ import COMMANDS
-from probe.embed.embed import embed
-from probe.embed.parts import list_parts
+from probe.embed.embed import compute_parts, decisive, embed
+from probe.embed.parts import begin_parts, list_parts
 from probe.embed.settings import EmbedSettings
+from probe.embed.work import open_work
 from probe.encoders import open_encoders
 from probe.features import read_features
 from shard.cli import BoundCommand, bind
@@ -148,6 +149,29 @@ def test_run_killed_while_it_computes_ends_with_the_bytes_of_an_uninterrupted_on
     assert settings.out.read_bytes() == expected and not settings.parts.exists()
 
 
+def test_missing_and_corrupt_parts_within_a_split_are_computed_again(
+    features: Path, weights: Path, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("probe.embed.parts.IMAGES", 32)  # four parts in train
+    settings = EmbedSettings(out=tmp_path / "features.parquet", **FLAGS)
+    work = open_work(str(weights), shards.folder, settings)
+    begin_parts(settings.parts, decisive(work))
+    compute_parts(work)
+    for number in (32, 96):
+        (part,) = settings.parts.glob(f"train-{number:09d}-*.npy")
+        if number == 32:
+            part.unlink()
+        else:
+            part.write_bytes(part.read_bytes()[:-1] + b"x")
+    kept = {part: part.stat().st_mtime_ns for part in settings.parts.glob("*.npy") if "096" not in part.name}
+    assert len(kept) == 3
+    compute_parts(work)
+    assert {part: part.stat().st_mtime_ns for part in kept} == kept
+    embed(str(weights), shards.folder, settings)
+    assert np.array_equal(matrix_of(settings.out), matrix_of(features))
+    assert pq.ParquetFile(settings.out).num_row_groups == 5
+
+
 def test_parts_are_whole_batches_and_cover_each_split_once(shards: Shards) -> None:
     for batch in (7, 128, 1024, 5000):
         (train, *_, valid) = parts = list_parts(shards.manifest, ("train", "valid"), batch)
@@ -242,6 +266,7 @@ def test_features_beyond_float16_are_refused(weights: Path, shards: Shards, tmp_
         ({"src": "empty"}, "empty: contains no images"),
         ({"splits": ("test",)}, "--splits=test: .* has no split 'test'; available: train, valid"),
         ({"src": "pictures", "splits": ("test",)}, "--splits=test: .*pictures has no split 'test'; available: train$"),
+        ({"src": "pictures", "table": Path("table.csv")}, "table.csv: every row repeats or contradicts another"),
         ({"dataset": "nih"}, "--dataset=nih: only applies to a folder of images, but .* has shards"),
         ({"max_rejects": 0.5}, "--max-rejects=0.5: only applies to a folder of images"),
         ({"out": "features.csv"}, r"--out=features.csv: must end in .parquet.*; give --out=features.parquet"),
@@ -257,6 +282,7 @@ def test_unusable_input_is_refused_in_one_line_and_nothing_is_written(
     for name in ("empty", "folder.parquet", "pictures"):
         Path(name).mkdir()
     Path("pictures", "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    Path("table.csv").write_text("path,patient\na.png,p\na.png,q\n")
     before = sorted(tmp_path.rglob("*"))
     given = {"encoder": weights, "src": shards.folder, "out": "features.parquet", **FLAGS, **changed}
     encoder, src, out = (given.pop(name) for name in ("encoder", "src", "out"))

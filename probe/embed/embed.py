@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,13 +47,17 @@ def embed(given: str, src: Path, settings: EmbedSettings) -> None:
         return
     for note in work.encoder.notes:
         print(f"{work.encoder.name}: {note}")
-    decisive = {**work.identity(), "batch_size": settings.batch_size, "backend": work.backend,
-                "device": work.device.type, "code": hash_code(CODE), **versions()}  # fmt: skip
-    begin_parts(settings.parts, decisive)
+    begin_parts(settings.parts, decisive(work))
     with locked(settings.parts, "embed"):
         compute_parts(work)
         write_parts(work)
     shutil.rmtree(settings.parts, ignore_errors=True)  # a network file system may keep the lock for a while
+
+
+def decisive(work: Work) -> dict[str, Any]:
+    """Return all that decides the bits of the features, by name."""
+    return {**work.identity(), "batch_size": work.settings.batch_size, "backend": work.backend,
+            "device": work.device.type, "code": hash_code(CODE), **versions()}  # fmt: skip
 
 
 def compute_parts(work: Work) -> None:
