@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,10 @@ def test_metadata_tell_weights_preprocessing_and_images(features: Path, weights:
     assert told["format"] == "cxr-simclr-features/1" and told["images"] == 121 and told["width"] == 512
     assert told["encoder"]["architecture"] == "resnet18" and told["encoder"]["file"] == str(weights)
     assert told["encoder"]["file_sha256"] == sha256_of(weights) and len(told["encoder"]["notes"]) == 2
+    assert told["encoder"]["pooling"] == "mean over positions"
     assert told["input"] == {"size": SIZE, "interpolation": "bilinear", "mean": [0.485, 0.456, 0.406],
-                             "std": [0.229, 0.224, 0.225]}  # fmt: skip
+                             "std": [0.229, 0.224, 0.225], "stated": "from --input", "ignored": "",
+                             "unstated": ["interpolation"]}  # fmt: skip
     assert told["shards"]["fingerprint"] == shards.manifest.fingerprint()
     assert told["shards"]["settings"] == shards.manifest.settings and told["shards"]["rejected"] == 0
     assert told["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -170,13 +173,19 @@ def test_missing_and_corrupt_parts_within_a_split_are_computed_again(
     embed(str(weights), shards.folder, settings)
     assert np.array_equal(matrix_of(settings.out), matrix_of(features))
     assert pq.ParquetFile(settings.out).num_row_groups == 5
+    found, expected = (pd.read_parquet(file).drop(columns="features") for file in (settings.out, features))
+    pd.testing.assert_frame_equal(found, expected)
 
 
 def test_parts_are_whole_batches_and_cover_each_split_once(shards: Shards) -> None:
+    many = [replace(shard, samples=100 * shard.samples) for shard in shards.manifest.shards]
     for batch in (7, 128, 1024, 5000):
-        (train, *_, valid) = parts = list_parts(shards.manifest, ("train", "valid"), batch)
-        assert train.first == 0 and valid.last == 24 and sum(part.images for part in parts) == 121
+        parts = list_parts(replace(shards.manifest, shards=tuple(many)), ("train", "valid"), batch)
+        numbers = [(part.split, number) for part in parts for number in range(part.first, part.last)]
+        assert numbers == [(split, number) for split, images in (("train", 9700), ("valid", 2400))
+                           for number in range(images)]  # fmt: skip
         assert all(part.first % batch == 0 and part.images <= max(batch, 1024) for part in parts)
+        assert len(parts) < 16
 
 
 def test_full_disk_leaves_no_file_and_the_same_command_continues(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from probe.embed.work import Work
 from probe.encoder import Encoder
@@ -29,9 +26,10 @@ def describe(work: Work, width: int) -> dict[str, Any]:
     return {
         "format": FORMAT, "command": settings.command(absolute_spec(work.given), work.src),
         "encoder": {"name": encoder.name, "source": encoder.source, "architecture": work.arch,
+                    "pooling": encoder.features,
                     "sha256": encoder.sha256(), "file": str(file.absolute()) if file else None,
                     "file_sha256": sha256_of(file) if file else None, "notes": list(encoder.notes)},
-        "input": {**asdict(encoder.input), **_statistics(encoder)},
+        "input": _input(encoder),
         "shards": {"folder": str(work.shards.absolute()), "fingerprint": manifest.fingerprint(),
                    "settings": manifest.settings, "rejected": manifest.rejected},
         "images": work.images, "splits": list(work.splits), "findings": list(manifest.findings), "width": width,
@@ -46,15 +44,13 @@ def stated_identity(description: Mapping[str, Any]) -> dict[str, Any]:
             "splits": description["splits"], "dtype": description["dtype"]}  # fmt: skip
 
 
-def _statistics(encoder: Encoder) -> dict[str, Any]:
-    """The mean and std by which the network's images are normalised, one for each of its channels."""
-    module = encoder.module
-    mean, std = getattr(module, "colour_mean", None), getattr(module, "colour_std", None)
-    if isinstance(mean, torch.Tensor) and isinstance(std, torch.Tensor):
-        # float32 to the 7 digits that it has
-        return {"mean": [float(f"{value:.7g}") for value in mean.flatten().tolist()],
-                "std": [float(f"{value:.7g}") for value in std.flatten().tolist()]}  # fmt: skip
-    return {"mean": [encoder.input.mean], "std": [encoder.input.std]}
+def _input(encoder: Encoder) -> dict[str, Any]:
+    """How the network's images are made: its statistics, one for each of its channels, and not those of the loader."""
+    fed = encoder.fed
+    # Numbers that come from tensors are float32, with 7 digits.
+    mean, std = ([float(f"{value:.7g}") for value in values] for values in (fed.mean, fed.std))
+    return {"size": fed.images.size, "interpolation": fed.images.interpolation, "mean": mean, "std": std,
+            "stated": fed.source, "ignored": fed.ignored, "unstated": list(fed.unstated)}  # fmt: skip
 
 
 def _weights_file(work: Work) -> Path | None:
