@@ -252,16 +252,16 @@ class Refused(NamedTuple):
     arch: str = ""
 
 
-def modified_resnet() -> State:
-    """Names of open_clip's ModifiedResNet."""
-    names = [f"conv{place}.weight" for place in (1, 2, 3)] + ["layer1.0.conv1.weight", "layer1.0.downsample.0.weight",
-             "attnpool.positional_embedding", "attnpool.q_proj.weight"]  # fmt: skip
-    return {**under("visual.", dict.fromkeys(names, torch.zeros(4))), "logit_scale": torch.tensor(1.0)}
+def modified_resnet(resnet: State) -> State:
+    """Names of open_clip's ModifiedResNet, which has all of a ResNet's and more."""
+    names = [f"conv{place}.weight" for place in (1, 2, 3)] + ["attnpool.positional_embedding", "attnpool.q_proj.weight"]
+    more = dict.fromkeys(names, torch.zeros(32, 3, 3, 3))
+    return {**under("visual.", {**body(resnet), **more}), "logit_scale": torch.tensor(1.0)}
 
 
 REFUSED = {
     "open_clip's modified ResNet": Refused(
-        lambda a: modified_resnet(), r"CLIP's modified ResNet \(.*attention pooling\).*timm/resnet50_clip=PATH"),
+        modified_resnet, r"CLIP's modified ResNet \(.*attention pooling\).*timm/resnet50_clip=PATH"),
     "a projector alone": Refused(lambda a: mlp("projector", 512, 512, 128), "no architecture is known by the names of"),
     "SimCLR v2's own names": Refused(
         lambda a: {"resnet": {"net.0.0.weight": torch.ones(64, 3, 7, 7), "net.1.blocks.0.net.0.bias": torch.ones(2)}},

@@ -44,10 +44,9 @@ def describe_unknown(
     if source and source != GIVEN:
         return (f"{path}: {source}, which its tensors do not fit ({mismatch}): another network, or the config of "
                 f"another file; {EXPECTED}")  # fmt: skip
-    if closest:
-        return f"{path}: not {arch}'s weights ({mismatch}); {EXPECTED}"
-    kind, cure = _kind(names) or _vision_transformer(tensors) or ("", EXPECTED)
-    if source:
+    kind, cure = (not (source and closest) and _kind(names)) or (not closest and _vision_transformer(tensors)) or (
+        "", EXPECTED)  # fmt: skip
+    if source or (closest and not kind):
         return f"{path}: not {arch}'s weights ({kind or mismatch}); {cure}"
     unknown = f"no architecture is known by the names of its {len(names)} tensors ({shown})"
     return f"{path}: {kind or unknown}; {cure}"
