@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -32,15 +30,20 @@ class Outline(NamedTuple):
     classifier: tuple[str, ...]
 
 
+OUTLINES: dict[str, Outline] = {}  # made so far, by the arguments of make_outline
+
+
 def make_outline(arch: str, size: int, channels: int, model_args: Mapping[str, Any]) -> Outline:
     """Outline an architecture. Raises InputError if it is unknown or can't take images of size × size."""
-    return _make_outline(arch, size, channels, json.dumps(model_args, sort_keys=True, allow_nan=False))
+    key = repr((arch, size, channels, sorted(model_args.items())))
+    if key not in OUTLINES:
+        OUTLINES[key] = _make_outline(arch, size, channels, model_args)
+    return OUTLINES[key]
 
 
-@functools.lru_cache(maxsize=64)
-def _make_outline(arch: str, size: int, channels: int, model_args: str) -> Outline:
+def _make_outline(arch: str, size: int, channels: int, model_args: Mapping[str, Any]) -> Outline:
     with torch.device("meta"):
-        encoder, _ = build_encoder(arch, size, channels, json.loads(model_args))
+        encoder, _ = build_encoder(arch, size, channels, model_args)
         classifier = classifier_name(arch) if arch.startswith(TORCHVISION) else ""
     config = getattr(encoder, "pretrained_cfg", None) or {}
     names = classifier or config.get("classifier") or "fc"
