@@ -55,8 +55,8 @@ BASE = "fp32, contiguous"  # what timm's and torchvision's models are by default
 @validate_call
 def bench(
     *,
-    archs: Annotated[tuple[str, ...], Flag("Architectures to measure, as --arch takes them.", metavar="NAME,…")] = (
-        ARCHS),
+    archs: Annotated[tuple[str, ...], Flag("Architectures to measure, as --arch takes them.", metavar="NAME,…",
+                                           default="nine of five families")] = (),
     size: Annotated[int, Flag("Side of a view in pixels.", low=32, high=4096)] = 224,
     batch_size: Annotated[int, Flag("Images per step.", low=2, high=10**6)] = 8,
     rounds: Annotated[int, ROUNDS] = 5,
@@ -69,8 +69,7 @@ def bench(
 
         python -m bench.precision --archs=resnet18,timm/tf_efficientnet_lite0 --size=64 --batch-size=32
     """
-    if not archs:
-        raise InputError("--archs: needs at least one architecture, as in --archs=resnet18,timm/densenet121")
+    archs = archs or ARCHS
     for arch in archs:
         check_arch(arch, size, flag="--archs=")
     prepare_output_path(json)
