@@ -1,6 +1,6 @@
 """Measure which precision and memory format train an architecture fastest on this machine's CPU.
 
-python -m bench.precision. What --precision=auto chooses rests on it. The variants of an architecture take turns, one
+python -m bench.precision. --precision=auto is chosen by its results. The variants of an architecture take turns, one
 step each, on views of noise.
 """
 
@@ -56,7 +56,7 @@ BASE = "fp32, contiguous"  # what timm's and torchvision's models are by default
 def bench(
     *,
     archs: Annotated[tuple[str, ...], Flag("Architectures to measure, as --arch takes them.", metavar="NAME,…",
-                                           default="nine of five families")] = (),
+                                           default="nine architectures")] = (),
     size: Annotated[int, Flag("Side of a view in pixels.", low=32, high=4096)] = 224,
     batch_size: Annotated[int, Flag("Images per step.", low=2, high=10**6)] = 8,
     rounds: Annotated[int, ROUNDS] = 5,

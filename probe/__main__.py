@@ -49,8 +49,8 @@ def embed(
 ) -> None:  # fmt: skip
     """Write the features of images to a Parquet file: one row per image, with its key, patient, split and labels.
 
-    The images are read as for a report, and the features are equal to it. The same command resumes one that was
-    stopped. docs/guide.md shows how to read the file.
+    The images are read as for a report, and the features are the same as there. The same command resumes one that
+    was stopped. docs/guide.md shows how to read the file.
 
         python -m probe embed runs/a shards --out=features.parquet
         python -m probe embed model.safetensors exports --out=features.parquet --splits=test

@@ -69,7 +69,7 @@ class Encoder:
 class GreyAsColour(nn.Module):
     """A network of one or three channels that gets the grey image in each, normalised as it was trained.
 
-    Folding the stem of three channels into one would not be equivalent: its zero padding would be another grey.
+    Folding the stem of three channels into one would not be equivalent: its zero padding would be a different grey.
     """
 
     colour_mean: torch.Tensor

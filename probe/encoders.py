@@ -31,7 +31,7 @@ from train.weights.diagnosis import printable
 from train.weights.load import FOLDER_FILES, Weights
 from train.weights.open import open_weights
 from train.weights.preprocessing import Input, ResolvedInput, Stated, parse_input_flag, resolve_input
-from train.weights.preprocessing_configs import TIMM
+from train.weights.preprocessing_configs import CONFIG
 from train.weights.source import Source, path_exists
 from train.weights.transformers_folder import check_size
 
@@ -82,7 +82,7 @@ def open_encoder(
     if source.path is None or source.arch:
         return _open_weights(source, name, default, size, requested)
     file, key = split_key(source.path)
-    if file.is_dir() and not any((file / inside).exists() for inside in (*FOLDER_FILES, TIMM)):
+    if file.is_dir() and not any((file / inside).exists() for inside in (*FOLDER_FILES, CONFIG)):
         found = load_newest(file)
         if found is None:
             raise InputError(_no_run(file))

@@ -58,10 +58,10 @@ def read_features(
     return {name: features for name, features in result.items() if features is not None}
 
 
-def check_finite(encoder: Encoder, features: Features, largest: float = LARGEST) -> None:
-    """Raise InputError if features of an encoder are NaN, infinite or not below `largest`."""
-    if (wrong := ~(np.abs(features) < largest).all(axis=1)).any():
-        raise InputError(f"{encoder.name}: features are NaN, infinite or above {largest:g} for {wrong.sum()} of "
+def check_finite(encoder: Encoder, features: Features) -> None:
+    """Raise InputError if features of an encoder are NaN, infinite or not below LARGEST."""
+    if (wrong := ~(np.abs(features) < LARGEST).all(axis=1)).any():
+        raise InputError(f"{encoder.name}: features are NaN, infinite or above {LARGEST:g} for {wrong.sum()} of "
                          f"{len(features)} images ({encoder.source}); omit it or give an earlier "
                          "checkpoint")  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A small float64 model with all kinds of layers of the real one."""
+"""A small float64 model with all kinds of layers of the real one, and statistics for BatchNorm layers of any."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ class SmallModel(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z: torch.Tensor = self.projector(self.blocks(self.stem(x)).mean((2, 3)))
         return z
+
+
+def with_statistics(module: nn.Module) -> nn.Module:
+    """Give BatchNorm layers statistics as of a training."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean = torch.randn(norm.num_features) / 10
+            norm.running_var = torch.rand(norm.num_features) + 0.5
+    return module

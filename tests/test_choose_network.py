@@ -12,10 +12,10 @@ import timm
 import torch
 import torchvision
 from timm.models import load_state_dict, save_for_hf
-from torch import nn
 
 import probe.encoders
 from shard.errors import InputError
+from tests.small import with_statistics
 from train.weights.load import read_weights
 from train.weights.preprocessing import PRESETS, Input
 
@@ -29,15 +29,6 @@ def states() -> list[State]:
     """Two encoders' weights."""
     torch.manual_seed(0)
     return [dict(with_statistics(torchvision.models.resnet18()).state_dict()) for _ in range(2)]
-
-
-def with_statistics(module: nn.Module) -> nn.Module:
-    """Give BatchNorm layers statistics as of a training."""
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean = torch.randn(norm.num_features) / 10
-            norm.running_var = torch.rand(norm.num_features) + 0.5
-    return module
 
 
 def under(prefix: str, state: State) -> State:

@@ -66,5 +66,5 @@ def test_precision_is_described_with_its_reason() -> None:
     model = fit_to_device(SimCLR("timm/mobilenetv3_small_050", 32), CPU, "bf16")
     assert describe_precision("auto", "bf16", CPU, model) == (
         "bf16: this CPU has instructions for it; its 11 depthwise convolutions compute in fp32, which is faster")
-    assert describe_precision("bf16", "bf16", CPU, model).startswith("bf16: as --precision says; its 11 depthwise")
+    assert describe_precision("bf16", "bf16", CPU, model).startswith("bf16: set by --precision; its 11 depthwise")
     assert describe_precision("auto", "fp32", CPU, model) == "fp32: this CPU has no instructions for bf16"

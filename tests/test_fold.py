@@ -124,7 +124,7 @@ def test_norm_after_the_stem_is_found_by_execution_not_by_name() -> None:
     [(*twins("timm/nf_resnet26"), "its convolution stem.conv, a ScaledStdConv2d, does not scale with its weights"),
      (*twins("timm/vit_base_patch16_clip_224", depth=1, embed_dim=48, num_heads=3),
       "patch_embed.proj has no bias, and no BatchNorm follows it"),
-     (Stem(3, True).eval(), Stem(1, True).eval(), "what follows its first convolution uses more than the BatchNorm"),
+     (Stem(3, True).eval(), Stem(1, True).eval(), "its first convolution's output is used elsewhere"),
      (nn.Sequential(nn.Conv2d(3, 6, 3, groups=3)), nn.Conv2d(1, 6, 3), "0 does not mix the channels of the images"),
      (nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 3)), nn.Conv2d(4, 4, 3), "do not enter a convolution")],
     ids=["standardised", "without bias", "shortcut", "groups", "not a convolution"],

@@ -15,6 +15,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from shard.errors import InputError
+from tests.small import with_statistics
 from train.architectures import check_arch
 from train.weights.load import read_weights
 
@@ -23,15 +24,6 @@ SIDE = 64  # px of the images that features are compared on
 # A small vision transformer under the name that files of its kind are given.
 TINY_VIT = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3}
 CONFIG = '{"architecture": "%s", "model_args": {"embed_dim": 48, "depth": 2, "num_heads": 3}}'
-
-
-def with_statistics(module: nn.Module) -> nn.Module:
-    """Give BatchNorm layers statistics and weights as of a training."""
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean = torch.randn(norm.num_features) / 10
-            norm.running_var = torch.rand(norm.num_features) + 0.5
-    return module
 
 
 def grey_stem(resnet: Any) -> Any:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the command line checks the listed names without importing 
     from torch import nn
 
 TORCHVISION = "torchvision/"  # prefix of torchvision's models, for files of weights
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")  # torchvision's; timm has the same networks
 
 
 def grey_resnet(name: str, channels: int = 1) -> tuple[nn.Module, int]:
@@ -34,10 +35,9 @@ def grey_resnet(name: str, channels: int = 1) -> tuple[nn.Module, int]:
     return resnet, features
 
 
-# Name → function of the number of input channels C that builds the encoder, [N, C, S, S] → [N, F], and returns it with
-# F.
+# Name → function that builds an encoder [N, C, S, S] → [N, F] for C input channels and returns it with F.
 ARCHITECTURES: dict[str, Callable[[int], tuple[nn.Module, int]]] = {
-    name: partial(grey_resnet, name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")
+    name: partial(grey_resnet, name) for name in RESNETS
 }
 
 

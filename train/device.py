@@ -56,8 +56,8 @@ def resolve_precision(precision: Precision, device: Device) -> Precision:
 def _has_bf16_instructions() -> bool:
     """Whether this CPU computes in bf16.
 
-    On an x86 CPU with AVX-512, PyTorch takes bf16 for supported without such instructions and emulates them; a step in
-    bf16 then takes longer than in fp32 (ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI python -m bench.precision).
+    PyTorch reports bf16 as supported on every x86 CPU with AVX-512, and emulates instructions that are missing. A step
+    in bf16 then takes longer than in fp32 (ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI python -m bench.precision).
     """
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
@@ -85,10 +85,10 @@ def fit_to_device(model: Model, device: torch.device, precision: Precision) -> M
 
 
 def describe_precision(asked: Precision, precision: Precision, device: torch.device, model: nn.Module) -> str:
-    """Describe the precision of a model from fit_to_device, and why it was chosen. asked: as --precision says."""
+    """Describe the precision of a model from fit_to_device, and why it was chosen. asked: the flag --precision."""
     reasons = {"fp16": "the default on a GPU", "bf16": "this CPU has instructions for it",
                "fp32": "this CPU has no instructions for bf16"}  # fmt: skip
-    text = f"{precision}: {reasons[precision] if asked == 'auto' else 'as --precision says'}"
+    text = f"{precision}: {reasons[precision] if asked == 'auto' else 'set by --precision'}"
     kept = len(depthwise_convs(model)) if device.type == "cpu" and precision == "bf16" else 0
     return f"{text}; its {kept} depthwise convolutions compute in fp32, which is faster" if kept else text
 

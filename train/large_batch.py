@@ -27,7 +27,7 @@ def check_recompute(arch: str, size: int) -> None:
 
 
 def apply_activation_checkpointing(model: nn.Module, arch: str = "") -> None:
-    """Recompute activations in backward instead of storing them: of every residual block, or as timm's models do it.
+    """Recompute activations in backward instead of storing them: in residual blocks, or by timm's own means.
 
     Gradients stay the same, including BatchNorm over the complete batch. A step takes about a third more time and a
     fraction of the memory (Chen et al., 2016). The recomputation would update BatchNorm's running statistics again:
@@ -48,7 +48,7 @@ def apply_activation_checkpointing(model: nn.Module, arch: str = "") -> None:
         except (AssertionError, NotImplementedError) as error:  # timm's models without it
             reason = f"timm says: {error}"
     raise InputError(f"--recompute: {arch or type(encoder).__name__} can't recompute its activations ({reason}); use "
-                     "--micro-batch, which needs still less memory, or another --arch")  # fmt: skip
+                     "--micro-batch, which needs even less memory, or another --arch")  # fmt: skip
 
 
 def backward_by_micro_batches(

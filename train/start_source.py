@@ -28,9 +28,9 @@ UNKNOWN = "unknown"  # what weights from elsewhere were trained on
 class StartSource(NamedTuple):
     """An encoder [N, C, S, S] → [N, F] of the run's architecture and size, in evaluation mode, and where it is from.
 
-    mean, std: of its images, per channel, stated_by whom. file: that was read; None if it was downloaded. name: for
-    people. trained_on: the fingerprint of shards, ImageNet or unknown. taken: the number of tensors. notes: how it was
-    read. left: what else was in the file.
+    mean, std: of the images that it was trained on, grey levels in 0..1, per channel. stated_by: where they are stated,
+    in words. file: the one that was read; None if it was downloaded. name: for messages and the model card. trained_on:
+    the fingerprint of shards, ImageNet or unknown. notes: how it was read. left: what else the file contains.
     """
 
     encoder: nn.Module
@@ -51,8 +51,8 @@ class StartSource(NamedTuple):
 def open_start(init: str, init_input: str, arch: str, size: int) -> StartSource:
     """Open what --init names: a run, a checkpoint, weights of any kind, or "imagenet".
 
-    init_input: the flag --init-input, "" if not given. arch, size: of the run. Raises InputError if it is not there,
-    has another architecture, or if nothing states its mean and std.
+    init_input: the flag --init-input, "" if not given. arch, size: of the run. Raises InputError if it does not exist,
+    has another architecture, or states no mean and std.
     """
     requested = parse_init_input(init_input) if init_input else None
     if init == IMAGENET:

@@ -40,8 +40,8 @@ class StartingWeights(NamedTuple):
 def read_starting_weights(config: Config, ranks: Ranks) -> StartingWeights:
     """Read the weights of --init on the first rank, for all ranks, and print what is taken and what is left.
 
-    A run that has checkpoints continues with their weights. Then only the record is returned; the file of --init may
-    be gone, but if it is there it must be the same. Raises InputError if the weights do not fill the encoder of --arch.
+    A run that has checkpoints continues with their weights: only the record is returned, and the file of --init must be
+    the same or no longer exist. Raises InputError if the weights do not fill the encoder of --arch.
     """
     read = StartingWeights({}, None)
     if ranks.first and config.init:
@@ -107,12 +107,12 @@ def _check_begun(config: Config, path: Path, state: Mapping[str, Any]) -> StartR
         raise InputError(f"--init={config.init}: not what the run in {config.out} started from; give "
                          f"--init={record['init']}, or {other}")  # fmt: skip
     elif record["file"]:
-        print(f"--init={config.init}: {file} is gone; the run continues with the weights in its checkpoint")
+        print(f"--init={config.init}: {file} no longer exists; the run continues with the weights in its checkpoint")
     return record
 
 
 def _file_of(init: str, record: StartRecord) -> Path:
-    """Return the file that --init names, for a run that of the recorded checkpoint."""
+    """Return the file that --init names; for a run, its checkpoint of the recorded name."""
     path = split_key(parse_source(init).path or Path())[0]
     if (path / "checkpoints").is_dir():
         return path / "checkpoints" / Path(record["file"]).name

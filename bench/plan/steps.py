@@ -13,7 +13,7 @@ from probe.baselines import SIDE
 from shard.manifest import Manifest
 
 OVERHEAD_BYTES = 3072  # headers, labels and index line of an image: about 2.7 kB
-RESNETS = 3  # ResNets that a report compares: the trained one, random weights, ImageNet's
+ENCODERS = 3  # of the architecture that a report compares: the trained one, random weights, ImageNet's
 FEATURE_COPIES = 3  # copies in memory at a report's peak (raw, standardised, float64), rounded up
 PROBING_H = 4.0  # hours for everything but features; the --time of slurm/probe.sbatch
 MB = 2**20
@@ -95,10 +95,10 @@ def _estimate_probing(
     if training.cores:
         estimate.shape += f" × {count(training.cores, 'core')}"
     width = model_size(request.arch, request.size).feature_width
-    features = 4 * request.images * (RESNETS * width + SIDE**2)  # bytes, in float32
+    features = 4 * request.images * (ENCODERS * width + SIDE**2)  # bytes, in float32
     estimate.disk_gb, estimate.memory_mb = features / 1e9, FEATURE_COPIES * features / MB
     estimate.assumed += [
-        f"disk: float32 features of {RESNETS} ResNets, {width} each, and of a thumbnail, {SIDE**2}",
+        f"disk: float32 features of {ENCODERS} encoders, {width} each, and of a thumbnail, {SIDE**2}",
         f"main memory: {FEATURE_COPIES} times the features, derived from the code, not measured, excluding the GPU's "
         "driver",
     ]  # fmt: skip
@@ -109,8 +109,9 @@ def _estimate_probing(
         estimate.missing.append("hours: derived from the rate of a GPU, see pre-train")
         return estimate
     estimate.at_most = ["hours", "core_hours", "gpu_hours"]
-    estimate.hours = estimate.gpu_hours = RESNETS * request.images / rate / 3600
+    estimate.hours = estimate.gpu_hours = ENCODERS * request.images / rate / 3600
     estimate.core_hours = estimate.hours * training.cores if training.cores else None
-    estimate.assumed.append(f"hours: for each of {RESNETS} ResNets, the features of an image take at most the time to "
-                            "train on it: one view forward in float32, against two forward and backward")  # fmt: skip
+    estimate.assumed.append(f"hours: for each of {ENCODERS} encoders, the features of an image take at most the "
+                            "time to train on it: one view forward in float32, against two forward and "
+                            "backward")  # fmt: skip
     return estimate

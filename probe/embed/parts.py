@@ -55,6 +55,6 @@ def begin_parts(folder: Path, identity: dict[str, Any]) -> None:
             difference = f"{path} can't be read"
         if difference:
             raise InputError(f"{folder}: has unfinished features of another command ({difference}); choose another "
-                             "--out, or remove this folder to begin anew")  # fmt: skip
+                             "--out, or remove this folder to start again")  # fmt: skip
     else:
         write_bytes(path, json.dumps(identity, allow_nan=False).encode())

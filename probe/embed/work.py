@@ -55,7 +55,7 @@ class Work:
         return list_parts(self.manifest, self.splits, self.settings.batch_size)
 
     def identity(self) -> dict[str, Any]:
-        """What the file is about: the same in two commands if their files have the same rows and features."""
+        """Identify the file's content: equal for two commands whose files have the same rows and features."""
         return {"weights": self.encoder.sha256()[:HASH_DIGITS], "shards": self.manifest.fingerprint(),
                 "splits": list(self.splits), "dtype": self.settings.dtype}  # fmt: skip
 

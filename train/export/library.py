@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from train.architectures import RESNETS
 from train.timm_models import TIMM
 
 Format = Literal["torchvision", "timm", "safetensors", "onnx"]
 Library = Literal["torchvision", "timm", "train"]
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")  # the same in torchvision and timm
 # The first one is the default.
 FORMATS: dict[Library, tuple[Format, ...]] = {
     "torchvision": ("torchvision", "timm", "safetensors", "onnx"),

@@ -99,7 +99,7 @@ def _equal(first: State, second: State) -> bool:
 
 
 def _averaged_skipped(tensors: State, chosen: Found) -> list[str]:
-    """A note if the file also has averaged weights that do not fit the architecture, so that the raw ones count."""
+    """Note that averaged weights in the file do not fit the architecture, so that the raw ones are used."""
     averaged = next((name for name in tensors if re.search(AVERAGED, name.split(".")[0], re.I)), None)
     note = (f"weights of {printable(chosen.prefix.rstrip('.')) or TOP}; the averaged ones ({printable(averaged)}, …) "
             f"are not named like {chosen.outline.arch}'s")  # fmt: skip

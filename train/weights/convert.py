@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from shard.errors import InputError
+from train.timm_models import TIMM
 from train.weights.diagnosis import printable
 from train.weights.find_encoder import Found, State, compare
 from train.weights.outline import COUNTER, Outline
 
-TIMM = "timm/"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# Where a file may have an original project's network, whose names say nothing of timm's.
+# Prefixes to try for the original project's network, which has none of timm's names.
 ROOTS = ("", "module.", "state_dict.", "state_dict.module.", "model.", "model.module.")
 
 
@@ -75,7 +75,7 @@ def describe_conversion(found: Found, tensors: Mapping[str, torch.Tensor]) -> li
 
 
 def _timm_filter(arch: str) -> Callable[[State, nn.Module], State] | None:
-    """timm's function that converts checkpoints for an architecture, as create_model(pretrained=True) uses it."""
+    """Return the function with which timm.create_model(pretrained=True) converts checkpoints, None if it has none."""
     if not arch.startswith(TIMM):
         return None
     import timm

@@ -1,4 +1,4 @@
-"""Find out which architecture a file of weights is of: what states it, or else its tensors' names."""
+"""Find the architecture of a file of weights: the one that is stated, or else by its tensors' names."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shard.errors import InputError
-from train.architectures import TORCHVISION
+from train.architectures import RESNETS, TORCHVISION
+from train.timm_models import TIMM
 from train.weights.diagnosis import printable
-from train.weights.preprocessing_configs import TIMM as CONFIG
+from train.weights.preprocessing_configs import CONFIG
 
-TIMM = "timm/"
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")  # as --arch names them
 SAME_NETWORK = r"(tv_|ssl_|swsl_|ig_)?{0}|gluon_{0}_v1b"  # timm's names of the same network
-# Arguments of timm's create_model that leave the features unchanged, or that are not the file's to choose.
+# Arguments of timm's create_model that leave the features unchanged, or that build_encoder or the caller sets.
 KEEP_FEATURES = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last",
                  "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
                  "features_only", "scriptable", "exportable", "no_jit"}  # fmt: skip
 PLAIN = {"global_pool": "avg", "output_stride": 32, "act_layer": "relu", "norm_layer": "batchnorm2d"}
-# Architectures that tensors' names tell, each with a tensor that only it and deeper ones have.
+# Architectures that are recognised by the names of their tensors: each with a name that only it and deeper ones have.
 BY_NAMES = (
     ("resnet18", r"(layer4|7)\.1\.conv2\."), ("resnet34", r"(layer3|6)\.5\.conv2\."),
     ("resnet50", r"(layer3|6)\.5\.conv3\."), ("resnet101", r"(layer3|6)\.22\.conv3\."),

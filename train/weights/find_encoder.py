@@ -87,7 +87,7 @@ def _under_prefixes(tensors: Mapping[str, torch.Tensor], outline: Outline, namin
         for start in (0, *(place + 1 for place, char in enumerate(name) if char == ".")):
             if name[start:] in naming.tensors:
                 counts[name[:start]] = counts.get(name[:start], 0) + 1
-    least = len(naming.tensors) // 4  # with fewer of the names it is not worth to compare them
+    least = len(naming.tensors) // 4  # with fewer of the names it is another network, and comparing takes time
     prefixes = [prefix for prefix, count in counts.items() if count > least]
     return [compare({name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)},
                     outline, prefix, naming) for prefix in prefixes]  # fmt: skip

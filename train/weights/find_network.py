@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 
 from shard.errors import InputError
+from train.timm_models import TIMM
 from train.weights.choose_network import choose_network
 from train.weights.convert import convert_by_timm, describe_conversion
-from train.weights.find_architecture import TIMM, Architecture
+from train.weights.find_architecture import Architecture
 from train.weights.find_encoder import Found, State, find_encoder
 from train.weights.outline import Outline, make_outline
 from train.weights.unknown import describe_unknown
@@ -102,5 +103,3 @@ def _grid(tensors: State, width: int, extra: int) -> int:
                 if count > 0 and math.isqrt(count) ** 2 == count:
                     return math.isqrt(count)
     return 0
-
-

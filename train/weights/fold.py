@@ -35,27 +35,27 @@ def fold_to_grey(
     """Load the weights of `encoder` [N, C, S, S] into `grey`, which has the same architecture with one channel.
 
     The encoder was trained on images minus mean, divided by std, per channel; `grey` gets the same grey image minus
-    grey_mean, divided by grey_std. Their features are equal, except for what zero padding does at the border: it is
-    another grey for each (docs/science.md). size: S, for the check of this equality. name: names the weights in
-    messages. Returns a note on where the constants went. Raises InputError if no grey stem is equal to this one.
+    grey_mean, divided by grey_std. Their features are equal, except for the effect of zero padding at the border: zero
+    is a different grey level for each (docs/science.md). size: S, for the check of this equality. name: of the weights,
+    for messages. Returns a note on where the constants went. Raises InputError if no grey stem is equal to this one.
     """
     channels, state = len(mean), dict(encoder.state_dict())
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, 1, size, size, generator=generator, dtype=torch.float64)
     shift, scale = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std))
-    twin = copy.deepcopy(encoder).double().eval()
+    reference = copy.deepcopy(encoder).double().eval()
     if channels == 1 and (mean[0], std[0]) == (grey_mean, grey_std):
         _load(grey, state, name)
-        _check_equal(twin, grey, [], ((image - shift) / scale,) * 2, name)
+        _check_equal(reference, grey, [], ((image - shift) / scale,) * 2, name)
         return "stem taken as it is: one channel, and the statistics of these shards"
-    stems = find_stems(twin, (image - shift) / scale)
+    stems = find_stems(reference, (image - shift) / scale)
     if not stems:
         raise _refusal(name, "its images do not enter a convolution")
     gain, offset = grey_std / scale, (grey_mean - shift) / scale  # [1, C, 1, 1], of the grey image as it comes in
     for stem in stems:
-        _fold_stem(state, stem, twin.get_submodule(stem.conv), gain, offset, name)
+        _fold_stem(state, stem, reference.get_submodule(stem.conv), gain, offset, name)
     _load(grey, state, name)
-    _check_equal(twin, grey, stems, ((image - shift) / scale, (image - grey_mean) / grey_std), name)
+    _check_equal(reference, grey, stems, ((image - shift) / scale, (image - grey_mean) / grey_std), name)
     places = ", ".join(f"{stem.conv} with its constant in {stem.norm or stem.conv + '.bias'}" for stem in stems)
     return f"{channels} channel{'s' * (channels > 1)} folded into one: {places}"
 
@@ -139,9 +139,9 @@ def _check_equal(
     with torch.no_grad():
         features = _with_outputs(encoder, outputs, images[0]), grey(images[1])
     if features[0].shape != features[1].shape or not _close(*features):
-        raise InputError(f"{name}: its network gives other features than --arch's with the same tensors; its config "
-                         "describes another forward pass, or what follows its first convolution uses more than the "
-                         "BatchNorm behind it; choose another architecture or other weights")  # fmt: skip
+        raise InputError(f"{name}: its network and that of --arch give different features with the same tensors: its "
+                         "config describes another forward pass, or its first convolution's output is used elsewhere "
+                         "than in the BatchNorm after it; choose another architecture or other weights")  # fmt: skip
 
 
 def _with_outputs(encoder: nn.Module, outputs: Mapping[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Download repositories of the Hugging Face hub into its cache: the only place where weights come over the network."""
+"""Download repositories of the Hugging Face hub into its cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def download(repository: str) -> Path:
     downloaded.
 
     The cache is huggingface_hub's (HF_HOME, HF_HUB_CACHE); with HF_HUB_OFFLINE=1 nothing is downloaded. Raises
-    InputError if the repository cannot be had.
+    InputError if it is not in the cache and can't be downloaded.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError

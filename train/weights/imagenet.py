@@ -9,13 +9,12 @@ from pathlib import Path
 import torchvision
 
 from shard.errors import InputError
-from train.architectures import build_encoder
+from train.architectures import TORCHVISION, build_encoder
 from train.timm_models import TIMM
 from train.weights.hub import download, timm_repository
 from train.weights.load import Weights, read_weights
 from train.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Stated
 
-TORCHVISION = "torchvision/"
 # In the tags of timm's weights: trained on ImageNet-1k, -12k, -21k or -22k, maybe after other images.
 TRAINED_ON_IMAGENET = re.compile(r"(^|_)inw?(1k|12k|21k|22k)(_|$)")
 MISSING, UNREACHABLE = "no weights for this architecture", "weights could not be downloaded"

@@ -21,8 +21,7 @@ from train.weights.find_encoder import State
 from train.weights.find_network import Network, find_network
 from train.weights.notes import list_rest, note_assumption, note_encoder, note_segmentation
 from train.weights.preprocessing import Stated
-from train.weights.preprocessing_configs import HUGGING_FACE, read_json, stated_by_configs
-from train.weights.preprocessing_configs import TIMM as CONFIG
+from train.weights.preprocessing_configs import CONFIG, PREPROCESSOR, read_json, stated_by_configs
 from train.weights.read import UnreadableTensors, read_tensors
 from train.weights.unknown import EXPECTED
 
@@ -60,7 +59,7 @@ def read_weights(path: Path, arch: str = "", size: int = 0) -> Weights:
         raise InputError(f"{path}: contains no named tensors; {EXPECTED}")
     folder = path if path.is_dir() else path.parent
     config = {} if card else read_json(folder / CONFIG)
-    stated = Stated() if card else stated_by_configs(config, read_json(folder / HUGGING_FACE), folder)
+    stated = Stated() if card else stated_by_configs(config, read_json(folder / PREPROCESSOR), folder)
     own_size = card["input"]["size"] if card else stated.size or 0
     architectures = list_architectures(path, arch, content, card, config, tensors)
     network = find_network(path, key, tensors, architectures, (size, own_size))

@@ -13,7 +13,7 @@ from train.weights.find_encoder import Found
 
 
 def note_encoder(encoder: nn.Module, found: Found) -> list[str]:
-    """Note what an encoder's file has besides it, and statistics that are not of a training."""
+    """Note what the file has beside the encoder, and BatchNorm statistics that were never updated."""
     heads = {layer.partition(".")[0] for layer in found.outline.classifier}
     rest = dict.fromkeys(name.partition(".")[0] + ".*" * ("." in name) for name in found.left
                          if name.partition(".")[0] not in heads)  # fmt: skip
@@ -22,7 +22,7 @@ def note_encoder(encoder: nn.Module, found: Found) -> list[str]:
 
 
 def note_statistics(encoder: nn.Module) -> list[str]:
-    """A warning if BatchNorm layers have the statistics that they start with, so that they normalise nothing."""
+    """Warn if BatchNorm layers have their initial statistics, so that they normalise nothing."""
     norms = [(module.running_mean, module.running_var) for module in encoder.modules()
              if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]  # fmt: skip
     unused = sum(mean is not None and variance is not None and not mean.any() and bool((variance == 1).all())
@@ -54,7 +54,7 @@ def note_assumption(arch: str) -> str:
 
 
 def note_segmentation(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """A note if the file contains a segmentation head, as such backbones are mostly dilated."""
+    """Note a segmentation head in the file, because such backbones are mostly dilated."""
     head = next((name for name, value in tensors.items()
                  if re.search(r"(^|\.)(aux_)?classifier\.", name) and value.ndim == 4), None)  # fmt: skip
     return [f"the file has a segmentation head ({printable(head)}); such backbones are mostly dilated, which is "

@@ -14,8 +14,8 @@ from train.weights.transformers_folder import is_transformers, read_transformers
 def open_weights(source: Source, size: int = 0) -> Weights:
     """Open a file of weights, a folder of timm or transformers, or what a name without a path stands for.
 
-    size: the side in pixels of the images, for encoders that are built for one size; 0: that of their training. The
-    network is used for a name without a path, and for nothing else. Raises InputError.
+    size: the side in pixels of the images, for encoders that are built for one size; 0: that of their training. Only a
+    name without a path is downloaded. Raises InputError.
     """
     arch, path = source
     if path is None:
@@ -30,7 +30,7 @@ def open_weights(source: Source, size: int = 0) -> Weights:
 
 
 def _complete(weights: Weights, arch: str) -> Stated:
-    """Add what the architecture itself states: a tag of timm its weights' input, positions their image size."""
+    """Complete the stated input: with timm's settings of the weights that a tag names, and the encoder's image size."""
     tagged = stated_by_tag(arch) if weights.stated.mean is None and is_tagged(arch) else Stated()
     stated = tagged if tagged.mean is not None else weights.stated
     side = getattr(getattr(weights.encoder, "patch_embed", None), "img_size", None)

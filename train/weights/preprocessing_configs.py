@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from shard.errors import InputError
+from train.timm_models import TIMM
 from train.weights.diagnosis import printable
 from train.weights.preprocessing import USAGE, Stated, check_stated
 
-TIMM, HUGGING_FACE = "config.json", "preprocessor_config.json"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of timm, and of Hugging Face's transformers
 PIL_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
@@ -22,11 +23,11 @@ def stated_by_configs(config: Mapping[str, Any], preprocessor: Mapping[str, Any]
 
     Raises InputError if they contradict each other or give values that no image can be made with.
     """
-    timm, hugging_face = _from_timm(config, folder / TIMM), _from_hugging_face(preprocessor, folder / HUGGING_FACE)
+    timm, hugging_face = _from_timm(config, folder / CONFIG), _from_hugging_face(preprocessor, folder / PREPROCESSOR)
     for name in ("mean", "std", "size"):
         first, second = getattr(timm, name), getattr(hugging_face, name)
         if first is not None and second is not None and first != second:
-            raise InputError(f"{folder}: {TIMM} has {name} {first}, {HUGGING_FACE} {second}; give the right one with "
+            raise InputError(f"{folder}: {CONFIG} has {name} {first}, {PREPROCESSOR} {second}; give the right one with "
                              "--input=NAME:mean=…,std=…,size=…, and remove the other")  # fmt: skip
     filled = {name: getattr(hugging_face, name) for name in ("mean", "std", "size", "interpolation")
               if getattr(timm, name) is None}  # fmt: skip
@@ -38,7 +39,7 @@ def stated_by_tag(arch: str) -> Stated:
     """Return the preprocessing that timm itself states for the weights that an existing timm/NAME.TAG names."""
     import timm
 
-    name = arch.removeprefix("timm/")
+    name = arch.removeprefix(TIMM)
     config = timm.get_pretrained_cfg(name)
     stated = _from_timm(asdict(config) if config is not None else {}, Path(arch))
     return stated._replace(source=f"from timm's settings of {name}")
@@ -53,7 +54,7 @@ def _from_timm(config: Mapping[str, Any], path: Path) -> Stated:
         crop = float(own.get("crop_pct") or 1.0)
         return check_stated(Stated(
             _channels(own.get("mean")), _channels(own.get("std")), None if size is None else _square(size[-2:]),
-            str(own.get("interpolation") or "bicubic"), f"from its {TIMM}",
+            str(own.get("interpolation") or "bicubic"), f"from its {CONFIG}",
             f"not cropped to {crop:g} of the side" if crop < 1 and own.get("crop_mode") != "squash" else "",
         ), str(path))  # fmt: skip
 
@@ -71,7 +72,7 @@ def _from_hugging_face(config: Mapping[str, Any], path: Path) -> Stated:
         return check_stated(Stated(
             None if mean is None else tuple(value / white for value in mean),
             None if std is None else tuple(value / white for value in std), _input_side(config),
-            None if resample is None else PIL_RESAMPLE.get(resample, str(resample)), f"from its {HUGGING_FACE}",
+            None if resample is None else PIL_RESAMPLE.get(resample, str(resample)), f"from its {PREPROCESSOR}",
             "not cropped" if config.get("do_center_crop") else "",
         ), str(path))  # fmt: skip
 

@@ -17,7 +17,7 @@ from train.weights.diagnosis import printable
 from train.weights.find_encoder import State
 from train.weights.load import FOLDER_FILES, Weights, read_file
 from train.weights.notes import note_statistics
-from train.weights.preprocessing_configs import HUGGING_FACE, TIMM, read_json, stated_by_configs
+from train.weights.preprocessing_configs import CONFIG, PREPROCESSOR, read_json, stated_by_configs
 
 
 class Kind(NamedTuple):
@@ -83,7 +83,7 @@ class TransformersEncoder(nn.Module):
 
 def is_transformers(folder: Path) -> bool:
     """Return whether a folder's config.json is one of transformers. timm's may have a model_type, too."""
-    config = read_json(folder / TIMM) if folder.is_dir() else {}
+    config = read_json(folder / CONFIG) if folder.is_dir() else {}
     return isinstance(config.get("model_type"), str) and "architecture" not in config
 
 
@@ -93,7 +93,7 @@ def read_transformers(folder: Path) -> Weights:
     No code in the folder is run, and nothing is downloaded. Raises InputError if the model is none of KINDS, the
     extra is not installed, or the weights do not fill the encoder.
     """
-    config, path = read_json(folder / TIMM), folder / TIMM
+    config, path = read_json(folder / CONFIG), folder / CONFIG
     kind = _kind(config, path)
     file = _weights_file(folder)
     state = {name: value.float() if value.is_floating_point() else value
@@ -103,7 +103,7 @@ def read_transformers(folder: Path) -> Weights:
     encoder = TransformersEncoder(model, kind, _largest(getattr(shape, "patch_size", 1)) if kind.token else 1)
     notes = [f"features: {CLASS_TOKEN if kind.token else MEAN}", *note_statistics(encoder),
              *([f"left out: {list_some(unused)}"] if unused else [])]  # fmt: skip
-    stated = stated_by_configs({}, read_json(folder / HUGGING_FACE), folder)
+    stated = stated_by_configs({}, read_json(folder / PREPROCESSOR), folder)
     size = stated.size or (_largest(getattr(shape, "image_size", 0)) or None)
     return Weights(f"transformers/{config['model_type']}", encoder.eval(), int(getattr(shape, "num_channels", 3)), None,
                    stated._replace(size=size), notes)  # fmt: skip
@@ -138,7 +138,7 @@ def _weights_file(folder: Path) -> Path:
         raise InputError(f"{parts[0]}: the weights are in several files; save them as one: model.save_pretrained("
                          "FOLDER, max_shard_size='100GB')")  # fmt: skip
     if found is None:
-        raise InputError(f"{folder}: has {TIMM} but no {' or '.join(FOLDER_FILES)}; download that file, too")
+        raise InputError(f"{folder}: has {CONFIG} but no {' or '.join(FOLDER_FILES)}; download that file, too")
     return found
 
 
