@@ -40,7 +40,7 @@ def image_usage(name: str, card: Card) -> str:
 
 
 def _quote(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False, allow_nan=False)
 
 
 def _build(card: Card) -> list[str]:
