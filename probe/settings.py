@@ -54,7 +54,7 @@ class Settings:
                                                   default="downloaded from torchvision")] = None
     size: Annotated[int, Flag("Side of the images in pixels; 0 is the size each encoder was trained at.", "images",
                               0, 4096)] = 0
-    input: Annotated[str, Flag("How weights that do not state it expect their images: NAME:imagenet, "
+    input: Annotated[str, Flag("How images are normalised for weights that do not state it: NAME:imagenet, "
                                "NAME:torchxrayvision, or NAME:mean=M,std=S with size=N, range=LOW/HIGH and "
                                "interpolation=bilinear|bicubic as needed.", "images", metavar="SPEC,…")] = ""
     cache: Annotated[Path | None, Flag("Folder to keep features in.", "running", metavar="DIR",

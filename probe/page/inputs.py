@@ -1,4 +1,4 @@
-"""Tell how each encoder's images were made, and what its features are."""
+"""Describe how each encoder's images were made, and what its features are."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ TOLERANCE = 1e-4  # of the check, relative to the largest value; the weights are
 class Stem:
     """A convolution that the images enter, by name, and the BatchNorm that takes its output, "" if none does.
 
-    output: what the convolution returned. constant: [O], what the grey convolution leaves out and that BatchNorm adds.
+    output: of the convolution. constant: [O], the part of it that goes into BatchNorm's running mean.
     """
 
     conv: str

@@ -29,7 +29,7 @@ KINDS = (
 def describe_unknown(
     path: Path, tensors: Mapping[str, torch.Tensor], architectures: Sequence[Architecture], compared: Sequence[Found]
 ) -> str:  # fmt: skip
-    """The message for a file that fits none of the architectures that it was compared with.
+    """Return the message for a file that fits none of the architectures that it was compared with.
 
     compared: these, with the tensors that have some of their names.
     """
