@@ -104,8 +104,8 @@ check_flags() {
     local flag
     split_flags "$1"
     for flag in "${flags[@]}"; do
-        [[ ! $flag =~ ^--(deidentify|table|imagenet[-_]weights|draws[-_]file|cache|resume)=([^/~].*)$ ||
-            $flag =~ ^--resume=(auto|never)$ ]] || die "$flag: give an absolute path; jobs run in $PWD"
+        [[ ! $flag =~ ^--(deidentify|table|imagenet[-_]weights|draws[-_]file|cache|resume|init)=([^/~].*)$ ||
+            $flag =~ ^--(resume=(auto|never)|init=(imagenet|timm/.*|hf-hub:.*))$ ]] || die "$flag: give an absolute path; jobs run in $PWD"
         [[ ! $flag =~ ^--(no)?(dali|shards|out|workers|parts?)(=.*)?$ ]] ||
             die "$flag: the scripts set it from SHARDS, RUN, SHARD_PARTS, PROBE_PARTS and --cpus-per-task; omit it"
     done
