@@ -213,6 +213,8 @@ def test_input_flag_of_several_encoders_with_punctuation_in_their_names() -> Non
     [("Z:imagenet", "starts with none of the encoders' names"), ("imagenet", "starts with none of"),
      ("A:", "A: is empty"), ("A:imagnet", "A:imagnet: not understood"), ("A:mean=0.5", "must be given together"),
      ("A:mean=x,std=1", "mean=x: needs a number"), ("A:mean=0,std=0", "std above 0"), ("A:mean=nan,std=1", "numbers"),
+     ("A:mean=0.5/0.5,std=1", "three separated by /"), ("A:mean=0.485,0.456,0.406,std=1", "three separated by /"),
+     ("A:mean=1,std=0.2/0.2", "three separated by /"),
      ("A:range=1/0", "the lower first"), ("A:range=1", "two numbers"), ("A:size=0", "size=0: not understood"),
      ("A:interpolation=nearest", "not understood"), ("A:imagenet,A:imagenet", "A is given twice"),
      ("A:imagenet,Z:imagenet", "Z:imagenet: not understood")],

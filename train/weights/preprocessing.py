@@ -15,6 +15,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bilinear", "bicubic")
 MOST = 4096  # pixels per side
+ONE_OR_THREE = "needs a number, or three separated by /, such as mean=0.485/0.456/0.406"
 USAGE = "--input=NAME:imagenet, NAME:torchxrayvision, or NAME:mean=M,std=S (and size=, range=LOW/HIGH, interpolation=)"
 
 
@@ -103,9 +104,9 @@ def _parse_words(text: str, flag: str) -> Stated:
             mean, std = PRESETS[key].mean, PRESETS[key].std
             stated = stated._replace(ignored=PRESETS[key].ignored)
         elif key == "mean":
-            mean = _parse_numbers(value, flag + word)
+            mean = _parse_channels(value, flag + word)
         elif key == "std":
-            std = _parse_numbers(value, flag + word)
+            std = _parse_channels(value, flag + word)
         elif key == "range":
             bounds = _parse_numbers(value, flag + word)
             if len(bounds) != 2 or not bounds[0] < bounds[1]:
@@ -115,8 +116,8 @@ def _parse_words(text: str, flag: str) -> Stated:
             stated = stated._replace(size=int(value))
         elif key == "interpolation" and value in INTERPOLATIONS:
             stated = stated._replace(interpolation=value)
-        else:
-            raise InputError(f"{flag}{word}: not understood; use {USAGE}")
+        else:  # a number by itself: mean=0.485,0.456,0.406
+            raise InputError(f"{flag}{word}: {ONE_OR_THREE if word[0].isdigit() else f'not understood; use {USAGE}'}")
     if (mean is None) != (std is None):
         raise InputError(f"{flag}{text}: mean and std must be given together")
     if mean is not None and std is not None:
@@ -129,7 +130,13 @@ def _parse_numbers(text: str, flag: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in text.split("/"))
     except ValueError:
-        raise InputError(f"{flag}: needs a number, or three separated by /, such as mean=0.485/0.456/0.406") from None
+        raise InputError(f"{flag}: {ONE_OR_THREE}") from None
+
+
+def _parse_channels(text: str, flag: str) -> tuple[float, ...]:
+    if len(numbers := _parse_numbers(text, flag)) not in (1, 3):
+        raise InputError(f"{flag}: {ONE_OR_THREE}")
+    return numbers
 
 
 def check_stated(stated: Stated, source: str) -> Stated:
