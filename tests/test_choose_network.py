@@ -83,13 +83,13 @@ def test_choice_equals_that_of_timm(states: list[State], tmp_path: Path) -> None
 def test_several_networks_without_a_known_choice_are_refused(states: list[State], tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"left": states[0], "right": {"net": states[1]}}, path)
-    with pytest.raises(InputError, match=r"2 networks, left, right.net; choose one: .*a\.pth::left"):
+    with pytest.raises(InputError, match=r"2 networks: left, right.net; choose one: .*a\.pth::left"):
         read_weights(path)
     assert chosen(Path(f"{path}::right"), states) == 1 and chosen(Path(f"{path}::left"), states) == 0
     with pytest.raises(InputError, match=r"::middle: no network has that key; available: left, right.net"):
         read_weights(Path(f"{path}::middle"))
     torch.save({"ema_1": states[0], "ema_2": states[1]}, path)
-    with pytest.raises(InputError, match=r"2 networks, ema_1, ema_2; choose one: "):
+    with pytest.raises(InputError, match=r"2 networks: ema_1, ema_2; choose one: "):
         read_weights(path)
 
 

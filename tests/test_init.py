@@ -127,7 +127,7 @@ def test_projector_is_the_same_whatever_the_encoder_starts_from(shards: Shards, 
      ({"init": "{grey}"}, "--init=.*grey.pth: nothing states the mean and std of its images; .*--init-input"),
      ({"init": "{colour}", "init_input": "mean=0.5"}, "--init-input=mean=0.5: mean and std must be given together"),
      ({"init": "{colour}", "init_input": "imagenet,size=224"}, "must give mean and std, and no size or interpolation"),
-     ({"init": "{colour}", "init_input": "mean=1/2,std=1/2"}, "2 means and stds for 3 channels"),
+     ({"init": "{colour}", "init_input": "mean=1/2,std=1/2"}, "needs a number, or three separated by /"),
      ({"init": "{trained}", "init_input": "imagenet"}, "is a run, which states how its images are made; omit it"),
      ({"init": "{nothing}"}, "nothing.pth: .*"),
      ({"init": "{colour}", "resume": "{trained}"}, "both say where the encoder starts"),
@@ -187,7 +187,7 @@ def test_resumed_run_needs_the_same_weights_or_none(
     for init, message in ((str(other), "has sha256 .*started from weights with"), (str(tmp_path / "gone"), "not what")):
         with pytest.raises(InputError, match=message):
             train_here(shards, from_colour, init=init, **flags)
-    with pytest.raises(InputError, match="other settings, code or data: init"):
+    with pytest.raises(InputError, match=rf"give --init={colour} --init-input=imagenet, too"):
         train_here(shards, from_colour, epochs=1)
     with pytest.raises(InputError, match=r"--init-input=mean=0.5,std=0.5: the run in .* --init-input=imagenet; give"):
         train_here(shards, from_colour, init=str(colour), init_input="mean=0.5,std=0.5", epochs=1)

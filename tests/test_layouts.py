@@ -267,7 +267,7 @@ REFUSED = {
     "BYOL, whose names tell nothing": Refused(
         lambda a: {**under("online_encoder.net.", a), **under("target_encoder.net.", {**a, "fc.bias": torch.ones(9)}),
                    "target_encoder.net.bn1.bias": torch.ones(64)},
-        r"2 networks, online_encoder.net, target_encoder.net; choose one: .*a.pth::online_encoder.net"),
+        r"2 networks: online_encoder.net, target_encoder.net; choose one: .*a.pth::online_encoder.net"),
     "squeeze and excitation": Refused(lambda a: {**a, "layer1.0.se.fc1.weight": torch.zeros(4, 64, 1, 1)},
                                       r"not resnet18's weights \(has layer1.0.se.fc1.weight\)"),
     "generalised mean pooling": Refused(lambda a: {**a, "avgpool.p": torch.ones(1)}, r"\(has avgpool.p\)"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.augmentation import Augmentation
 from pipeline.loader import ViewLoader
+from shard.errors import InputError
 from shard.files import write_bytes
 from shard.machine import commit
 from shard.manifest import Manifest
@@ -98,6 +99,7 @@ class Checkpointer:
             path, content = found
             with translate_load_errors(path):
                 self._inherit_start(path, content)
+                self._check_start(path, content)
                 between_epochs = content["step_in_epoch"] % len(self._loader) == 0
                 check_fingerprint(path, content["fingerprint"], self._fingerprint, between_epochs=between_epochs,
                                   accept=self._config.accept, changes=accepted_changes(content))  # fmt: skip
@@ -116,6 +118,14 @@ class Checkpointer:
         if not self._config.init and (content["origin"] or path.parent.parent != self._config.out):
             self.start = parse_start(content.get("init"))
             self._fingerprint |= {INIT: self.start["sha256"]} if self.start else {}
+
+    def _check_start(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Raise InputError, naming the flag, if the run began with --init and is continued without it."""
+        started = parse_start(content.get("init"))
+        if started and not self.start and INIT not in self._config.accept:
+            flags = [f"--{name.replace('_', '-')}={started[name]}" for name in ("init", "init_input") if started[name]]
+            raise InputError(f"{path}: the run started from other weights: give {' '.join(flags)}, too, or train from "
+                             "scratch with another --out")  # fmt: skip
 
     def _load(self, path: Path, content: Mapping[str, Any], state: TrainState) -> None:
         """Load a checkpoint's content. Raises errors that translate_load_errors converts to InputError."""

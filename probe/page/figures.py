@@ -18,7 +18,9 @@ from probe.measure import ALL, GRID, LINEAR, Curve
 from probe.page.svg import INK, save_svg
 
 GREY, BLUE = "#8a8a8a", "#3b7dd8"  # GREY: interval contains zero. BLUE: SimCLR.
-OTHERS = ("#b4509d", "#c9a227", "#5b6abf", "#c44e52", "#17a2a2")  # for encoders with other names
+OTHERS = ("#b4509d", "#c9a227", "#5b6abf", "#c44e52", "#17a2a2", "#8c6d31", "#7fb800", "#d67ab1", "#4f4f7a",
+          "#ff7f50")  # for encoders with other names
+LEGEND_COLUMNS = 5  # names that fit side by side above the scores
 STYLE: Any = {"text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
          "font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "svg.fonttype": "none", "axes.spines.top": False,
          "text.parse_math": False,  # a dollar in a finding's name is a dollar
@@ -47,18 +49,21 @@ def plot_scores(table: pd.DataFrame, palette: Mapping[str, str], tasks: Sequence
     """Plot the AUROC of each encoder by task, with intervals. palette: from `colours`."""
     aurocs = _auroc(table).set_index(["encoder", "task", "shots"])
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(5.2, 0.9 + 0.15 * len(tasks) * (len(palette) + 1)), layout="constrained")
+        columns = min(len(palette), LEGEND_COLUMNS)
+        height = 0.9 + 0.15 * len(tasks) * (len(palette) + 1) + 0.17 * ((len(palette) - 1) // columns)
+        figure, axes = plt.subplots(figsize=(5.2, height), layout="constrained")
+        spacing = min(0.17, 1 / (len(palette) + 1))  # of the encoders of a task, whose rows are 1 apart
         for place, (name, colour) in enumerate(palette.items()):
             cells = [_cell(aurocs, (name, task, shots)) for task in tasks]
-            height = [row + (place - (len(palette) - 1) / 2) * 0.17 for row in range(len(tasks))]
+            heights = [row + (place - (len(palette) - 1) / 2) * spacing for row in range(len(tasks))]
             mean, low, high = np.array(cells).T
-            axes.errorbar(mean, height, xerr=[mean - low, high - mean], fmt="o", ms=4, lw=1.5, label=_in_legend(name),
+            axes.errorbar(mean, heights, xerr=[mean - low, high - mean], fmt="o", ms=4, lw=1.5, label=_in_legend(name),
                           color=colour)  # fmt: skip
         axes.axvline(0.5, color=INK, ls=":", lw=1)
         axes.set_yticks(range(len(tasks)), tasks)
         axes.invert_yaxis()
         axes.set_xlabel("AUROC (dotted: chance)")
-        figure.legend(loc="outside upper center", ncols=len(palette))
+        figure.legend(loc="outside upper center", ncols=columns)
         values = "; ".join(f"{name} {_value(aurocs, (name, tasks[-1], shots))}" for name in palette)
         return Picture("scores", f"AUROC by task with intervals. {tasks[-1]}: {values}. The tables list all values.",
                        save_svg(figure, "scores"))  # fmt: skip

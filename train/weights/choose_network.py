@@ -67,7 +67,7 @@ def choose_network(fitting: Sequence[Found], tensors: State, path: Path, key: st
             note = (f"weights of {printable(chosen[0]) or TOP}, {reason}; for those of {' or '.join(others)}: "
                     f"{path}::{others[0]}")  # fmt: skip
             return Chosen(networks[chosen[0]], [note])
-    raise InputError(f"{path}: {len(distinct)} networks, {_list(networks)}; choose one: "
+    raise InputError(f"{path}: {len(distinct)} networks: {_list(networks)}; choose one: "
                      f"{path}::{printable(distinct[0]) or TOP}")  # fmt: skip
 
 
