@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from train.model import hash_weights
 from train.weights.pooling import describe_pooling
 from train.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Input, ResolvedInput
 
@@ -59,11 +59,7 @@ class Encoder:
 
     def sha256(self) -> str:
         """Hash all that its features depend on, except the images."""
-        digest = hashlib.sha256(f"{self.input} {self.module}".encode())
-        for name, value in (self.module.state_dict() if self.module is not None else {}).items():
-            digest.update(name.encode())
-            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return hash_weights(self.module, f"{self.input} {self.module}")
 
 
 class GreyAsColour(nn.Module):

@@ -1,4 +1,4 @@
-"""Checkpoints as other projects write them: read to the same features, or refused in words that say what they are."""
+"""Checkpoints in other projects' layouts give the same features, or an error that says what the file contains."""
 
 from __future__ import annotations
 

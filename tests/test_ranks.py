@@ -71,6 +71,11 @@ def run_ranks(shards: Shards, out: Path, world: int, *cases: str) -> list[Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_step_equals_one_process_on_the_joint_batch(steps: list[Any], shards: Shards, case: str) -> None:
+    assert_equal_to_one_process(steps, shards, case)
+
+
+def assert_equal_to_one_process(steps: list[Any], shards: Shards, case: str) -> None:
+    """Compare the loss, gradients, weights and embeddings of ranks after a step with one process on their images."""
     world, views, patients = len(steps), joint_batch(), PATIENTS
     micro_batch = (CASES | LONG_CASES)[case][0].get("micro_batch", 0)
     if micro_batch:  # BatchNorm sees a micro-batch of each rank
@@ -98,7 +103,7 @@ def test_two_ranks_equal_one_with_models_of_timm(shards: Shards, tmp_path: Path)
     """densenet121 and efficientnet_b0: BatchNorm with an activation, over both ranks."""
     ranks = run_ranks(shards, tmp_path, 2, *LONG_CASES)
     for case in LONG_CASES:
-        test_ranks_step_equals_one_process_on_the_joint_batch(ranks, shards, case)
+        assert_equal_to_one_process(ranks, shards, case)
 
 
 def test_micro_batches_use_the_patients(shards: Shards) -> None:

@@ -1,4 +1,4 @@
-"""Names that are downloaded: from the cache of huggingface_hub, from a hub, and what is said without either."""
+"""Sources given by name: read from the cache of huggingface_hub, downloaded from a hub, or refused without either."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,15 @@ class SimCLR(nn.Module):
         """Project images [N, 1, S, S] to z [N, 128], not normalised."""
         z: torch.Tensor = self.projector(self.encoder(x))
         return z
+
+
+def hash_weights(module: nn.Module | None, description: str = "") -> str:
+    """Return the sha256 of a description, and of the names and values of a module's tensors, if there is a module."""
+    digest = hashlib.sha256(description.encode())
+    for name, value in (module.state_dict() if module is not None else {}).items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def encoder_of(state: Mapping[str, Any]) -> tuple[nn.Module, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from train.checkpoint import is_checkpoint, load_checkpoint, load_newest, transl
 from train.config import IMAGENET
 from train.model import encoder_of
 from train.weights.choose_network import split_key
-from train.weights.diagnosis import printable
+from train.weights.diagnosis import list_some
 from train.weights.imagenet import NoImageNetWeights, read_imagenet
 from train.weights.load import FOLDER_FILES, Weights, weights_file
 from train.weights.open import open_weights
@@ -59,11 +58,11 @@ def open_start(init: str, init_input: str, arch: str, size: int) -> StartSource:
         try:
             weights = read_imagenet(arch, size)
         except NoImageNetWeights as error:
-            raise InputError(f"--init={IMAGENET}: {error}; or give a file of such weights: --init=PATH, with "
+            raise InputError(f"--init={IMAGENET}: {error}; give a file of such weights: --init=PATH, with "
                              "--init-input if no config states its mean and std") from None  # fmt: skip
         return _of_weights(weights, init, requested, size, None, weights.notes[0], "ImageNet")
     source = parse_source(init)
-    if source.path is None:  # a name that is downloaded
+    if source.path is None:  # weights that are downloaded by name
         weights = _open_weights(source, init, arch, size)
         return _of_weights(weights, init, requested, size, None, source.arch, UNKNOWN)
     file, key = split_key(source.path)
@@ -167,9 +166,4 @@ def _of_weights(
                  for values in (stated.mean, stated.std))  # fmt: skip
     notes = (*weights.notes, *_resize(weights.encoder, size))
     return StartSource(weights.encoder, mean, std, stated.source, file, name, trained_on, notes,
-                       _list_left(weights.left))  # fmt: skip
-
-
-def _list_left(names: Sequence[str]) -> str:
-    """Describe what is left of a file, shortened: "fc.*, projector.*"."""
-    return ", ".join(map(printable, names[:4])) + (f" and {len(names) - 4} more" if names[4:] else "")
+                       list_some(weights.left, most=4))  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from train.architectures import build_encoder
 from train.checkpoint import load_newest_intact, step_of, translate_load_errors
 from train.config import Config
 from train.distributed.ranks import Ranks
+from train.model import hash_weights
 from train.recipe import StartRecord, parse_start
 from train.start_source import StartSource, open_start
 from train.weights.choose_network import split_key
@@ -65,15 +65,6 @@ def _read(config: Config) -> StartingWeights:
     }  # fmt: skip
     _print_taken(config, source, record, [folded], len(grey.state_dict()))
     return StartingWeights(record, grey.state_dict())
-
-
-def hash_weights(encoder: nn.Module) -> str:
-    """Hash the names and values of an encoder's tensors."""
-    digest = hashlib.sha256()
-    for name, value in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _print_taken(config: Config, source: StartSource, record: StartRecord, notes: Sequence[str], tensors: int) -> None:

@@ -55,7 +55,7 @@ def convert_by_timm(candidates: list[Found], tensors: Mapping[str, torch.Tensor]
         given = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         try:
             state = convert(given, outline.encoder)
-        except Exception:  # timm's filters fail in many ways on what they do not expect
+        except Exception:  # timm's filters raise various errors for a layout that they do not know
             continue
         found = compare({str(name): value for name, value in state.items()}, outline, prefix)
         converted += [found] if found.fits else []

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from train.weights.pickle_scan import PickleSummary, scan_pickle
@@ -36,6 +37,11 @@ def printable(text: object, max_length: int = 100) -> str:
         return line
     start = line[:max_length]
     return (start.rpartition(" ")[0] if " " in start else start) + "…"
+
+
+def list_some(names: Sequence[str], most: int = 2) -> str:
+    """List the first names of a file, at most `most`, and the number of the others."""
+    return ", ".join(map(printable, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def explain_unreadable(content: bytes, name: str, error: Exception) -> tuple[str, str]:

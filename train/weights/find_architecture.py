@@ -120,7 +120,7 @@ def _from_config(path: Path, arch: str, config: Mapping[str, Any]) -> Architectu
 
 
 def _from_entry(entry: object) -> list[Architecture]:
-    """The architectures of a checkpoint's `arch` entry; [] if it is none, or names a method rather than a network."""
+    """Return the architectures that a checkpoint's `arch` entry may mean; [] if it is not the name of a network."""
     if not isinstance(entry, str):
         return []
     source = f"its arch is {printable(entry)}"

@@ -35,7 +35,7 @@ class Found(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether the tensors fill the architecture, and the file has none that the architecture lacks."""
+        """Whether the tensors match the architecture: none is missing, has another shape or is unexpected."""
         return not (self.missing or self.misfits or self.foreign)
 
     def describe_mismatch(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from shard.errors import InputError
 from train.weights.choose_network import flatten_tensors
-from train.weights.diagnosis import printable
+from train.weights.diagnosis import list_some, printable
 from train.weights.find_encoder import State
 from train.weights.load import FOLDER_FILES, Weights, read_file
 from train.weights.notes import note_statistics
@@ -178,11 +178,6 @@ def _build(
         raise InputError(f"{file}: not the weights of the {kind.model} that {path.name} next to it describes: it "
                          f"{text}; copy or download both again") from None  # fmt: skip
     return model, unused
-
-
-def list_some(names: Sequence[str]) -> str:
-    """List the first two names, and the number of the others."""
-    return ", ".join(map(printable, names[:2])) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _largest(value: Any) -> int:
