@@ -2,6 +2,7 @@
 # make test       run the tests
 # make lint       run ruff and mypy
 # make test-long  run the longest tests: Slurm, several ranks and the recipe study from end to end, 7 minutes
+# make test-versions   run the tests with PyTorch for CUDA 12, and with the oldest versions that setup.cfg allows
 # make kills      kill a build and a training with SIGKILL at twenty random moments each, 5 minutes
 # make faults     inject every fault into every command and write docs/faults.md, 20 minutes
 # make fuzz       read 1,200 mutated inputs of each kind and print a table of outcomes, 10 minutes
@@ -15,8 +16,11 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 READY  := $(VENV)/installed
 DEMO   := out/demo
+# For drivers older than 580: make CONSTRAINTS=constraints-cuda12.txt … (docs/cluster.md)
+CONSTRAINTS := constraints.txt
+OLDEST := out/constraints-oldest.txt
 
-.PHONY: demo test test-long kills faults fuzz docs pictures gpu-check lint clean
+.PHONY: demo test test-long test-versions kills faults fuzz docs pictures gpu-check lint clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -28,6 +32,14 @@ test: $(READY)
 
 test-long: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist=worksteal -m long
+
+test-versions: $(OLDEST)
+	$(MAKE) test VENV=.venv-cuda12 CONSTRAINTS=constraints-cuda12.txt
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=$(OLDEST)
+
+$(OLDEST): setup.cfg
+	mkdir -p out
+	sed -n 's/^    \([a-z0-9-]*\) >= \([0-9.]*\).*/\1==\2/p' setup.cfg > $@
 
 kills: $(READY)
 	KILLS=20 $(RUN) -m pytest -s -k killed_at_random_moments tests/test_kills.py tests/test_resume.py
@@ -48,10 +60,10 @@ lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-$(READY): setup.cfg pyproject.toml constraints.txt
+$(READY): setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is required, this is " + sys.version.split()[0] + "; use: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv here; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[bench,dev,dicom,embed,export,huggingface]'
+	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[bench,dev,dicom,embed,export,huggingface]'
 	touch $@
 
 DEMO_IMAGES := 2400

@@ -32,6 +32,7 @@ from shard.flags import Flag, validate_call
 from shard.manifest import read_manifest
 from train.checkpoint import list_checkpoints, load_checkpoint
 from train.journal import SPEED, read_journal
+from train.usable_gpu import explain_missing_gpu
 
 DOCS = Path("docs")
 PHANTOM_IMAGES = 1500
@@ -73,7 +74,7 @@ def check(
     if on_cpu and out == DOCS:
         raise InputError(f"--on-cpu --out={out}: the page there describes a GPU; name another folder")
     if not torch.cuda.is_available() and not on_cpu:
-        raise InputError("no GPU: PyTorch finds none; run this on a machine where nvidia-smi lists one")
+        raise InputError(f"no GPU: PyTorch finds none: {explain_missing_gpu()}")
     if shards and read_manifest(shards).settings["encoding"] != "jpeg":
         raise InputError(f"--shards={shards}: contains raw images; give JPEG shards, of which a raw copy is made")
     until = time.monotonic() + 60 * minutes

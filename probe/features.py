@@ -41,9 +41,7 @@ def read_features(
     large.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    backend = default_backend()
-    keys = {encoder.name: _key(encoder, manifest, splits, backend, device) for encoder in encoders
-            if encoder.module is not None}  # fmt: skip
+    backend, keys = default_backend(), feature_keys(encoders, manifest, splits, device)
     result = {name: load_features(cache, key) for name, key in keys.items()}
     missing = [encoder for encoder in encoders if encoder.name in keys and result[encoder.name] is None]
     for images in dict.fromkeys(encoder.input for encoder in missing):
@@ -56,6 +54,14 @@ def read_features(
             result[encoder.name] = features
             save_features(cache, keys[encoder.name], features)
     return {name: features for name, features in result.items() if features is not None}
+
+
+def feature_keys(
+    encoders: Sequence[Encoder], manifest: Manifest, splits: Sequence[str], device: torch.device
+) -> dict[str, str]:
+    """Return the keys under which read_features caches the features of encoders, by encoder name."""
+    return {encoder.name: _key(encoder, manifest, splits, default_backend(), device) for encoder in encoders
+            if encoder.module is not None}  # fmt: skip
 
 
 def check_finite(encoder: Encoder, features: Features) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,13 @@ def units_of_part(units: Sequence[Unit], part: int, parts: int) -> list[Unit]:
     return list(units[len(units) * part // parts : len(units) * (part + 1) // parts])
 
 
-def write_part(study: Study, part: int, parts: int, units: Sequence[Unit], found: Sequence[Measured]) -> Path:
-    """Write a part's results, with its settings and units; return the path."""
+def write_part(
+    study: Study, part: int, parts: int, units: Sequence[Unit], found: Sequence[Measured], keys: Mapping[str, str]
+) -> Path:  # fmt: skip
+    """Write a part's results, with its settings and units; return the path. keys: those of its features in the cache.
+
+    The merge finds the features by these keys, also on a machine without a GPU, where it would compute other ones.
+    """
     arrays: dict[str, Any] = {}
     entries = []
     for number, measured in enumerate(found):
@@ -38,7 +43,8 @@ def write_part(study: Study, part: int, parts: int, units: Sequence[Unit], found
                 for place, array in enumerate(value if isinstance(value, Peaks) else _arrays(value)):
                     arrays[f"{len(entries) - 1}.{place}"] = array
     head = {"format": FORMAT, "settings": study.settings.plain(), "fingerprint": study.fingerprint, "part": part,
-            "parts": parts, "units": [list(unit) for unit in units], "entries": entries}  # fmt: skip
+            "parts": parts, "units": [list(unit) for unit in units], "entries": entries,
+            "features": dict(keys)}  # fmt: skip
     content = io.BytesIO()
     np.savez(content, head=np.frombuffer(json.dumps(head, allow_nan=False).encode(), np.uint8), **arrays)
     path = study.settings.out / FOLDER / f"{part}-of-{parts}.npz"
@@ -59,8 +65,11 @@ def read_settings(out: Path) -> Settings:
     return from_plain(_read(files[0])[0]["settings"])
 
 
-def read_parts(study: Study) -> tuple[list[Unit], list[Measured]]:
-    """Read the units and results of all parts. Raises InputError if some are missing or belong to another report."""
+def read_parts(study: Study) -> tuple[list[Unit], list[Measured], dict[str, str]]:
+    """Read the units and results of all parts, and the keys of their features in the cache, by encoder name.
+
+    Raises InputError if some are missing or belong to another report.
+    """
     folder = study.settings.out / FOLDER
     files = {path: _read(path) for path in sorted(folder.glob("*-of-*.npz"))}
     parts = {head["parts"] for head, _ in files.values()}
@@ -80,6 +89,7 @@ def read_parts(study: Study) -> tuple[list[Unit], list[Measured]]:
                          f"--part={missing[0]} --parts={max(parts)}{rest}")  # fmt: skip
     units: list[Unit] = []
     found: list[Measured] = []
+    keys: dict[str, str] = {}
     for _, (head, arrays) in sorted(files.items(), key=lambda item: int(item[1][0]["part"])):
         results = [Measured({}, {}, {}) for _ in head["units"]]
         for entry, (number, kind, key) in enumerate(head["entries"]):
@@ -92,7 +102,8 @@ def read_parts(study: Study) -> tuple[list[Unit], list[Measured]]:
                 results[number].peaks[key[0], key[1], key[2]] = Peaks(*values)
         units += [Unit(*unit) for unit in head["units"]]
         found += results
-    return units, found
+        keys |= head.get("features", {})  # older parts have none
+    return units, found, keys
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from probe.collapse import mark_collapsed
 from probe.draws_file import write_draws
-from probe.features import read_features
+from probe.features import feature_keys, load_features, read_features
 from probe.measure import Measured, Unit, combine, list_units, measure
 from probe.names import split_spec
 from probe.page.compose import compose
@@ -32,6 +33,7 @@ def make_report(settings: Settings, part: int, parts: int) -> None:
     """Measure everything and write the report; with several parts, measure one and keep it for merge_report."""
     if not 0 <= part < parts:
         raise InputError(f"--part={part} --parts={parts}: parts are counted from 0 to {parts - 1}")
+    device = torch.device(resolve_device(settings.device))
     study = open_study(settings)
     for encoder in study.encoders:
         for note in encoder.notes:
@@ -39,16 +41,18 @@ def make_report(settings: Settings, part: int, parts: int) -> None:
     units = units_of_part(list_units(study), part, parts)
     settings.out.mkdir(parents=True, exist_ok=True)
     with locked(settings.out, "report", shared=parts > 1):
-        _measure_and_write(study, units, part, parts)
+        _measure_and_write(study, units, part, parts, device)
 
 
-def _measure_and_write(study: Study, units: list[Unit], part: int, parts: int) -> None:
+def _measure_and_write(study: Study, units: list[Unit], part: int, parts: int, device: torch.device) -> None:
     settings = study.settings
     needed = {unit.encoder for unit in units}
-    features = _features(study, needed if parts > 1 else None)
-    results = measure(study, units, features, torch.device(resolve_device(settings.device)))
+    features = _features(study, needed if parts > 1 else None, {})
+    results = measure(study, units, features, device)
     if parts > 1:
-        path = write_part(study, part, parts, units, results)
+        computed = [encoder for encoder in study.encoders if encoder.name in features]
+        keys = feature_keys(computed, study.manifest, tuple(study.manifest.counts), device)
+        path = write_part(study, part, parts, units, results, keys)
         print(f"{path}: {len(units)} units; once all parts exist: python -m probe merge {settings.out}")
         return
     _write_report(study, combine(units, results), features)
@@ -58,7 +62,8 @@ def merge_report(out: Path) -> None:
     """Write the report of the parts in `out`. Raises InputError if some are missing or belong to another report."""
     study = open_study(relocate(read_settings(out), out))
     with locked(out, "report"):
-        _write_report(study, combine(*read_parts(study)), _features(study, None))
+        units, results, keys = read_parts(study)
+        _write_report(study, combine(units, results), _features(study, None, keys))
 
 
 def relocate(settings: Settings, out: Path) -> Settings:
@@ -79,16 +84,23 @@ def relocate(settings: Settings, out: Path) -> Settings:
     return from_plain({**plain, **files, "out": str(out), "encoders": encoders, "shards": shards})
 
 
-def _features(study: Study, needed: set[str] | None) -> dict[str, Features]:
-    """Features of the encoders with these names, or of all, and of the last one, which is permuted into pure noise."""
-    settings = study.settings
+def _features(study: Study, needed: set[str] | None, keys: Mapping[str, str]) -> dict[str, Features]:
+    """Features of the encoders with these names, or of all, and of the last one, which is permuted into pure noise.
+
+    keys: of features that parts of the report have cached. Only what the cache lacks is computed, and needs the device.
+    """
+    settings, cache = study.settings, study.settings.cache or study.settings.out / "features"
     encoders = [encoder for encoder in study.encoders
                 if needed is None or encoder.name in needed or encoder is study.encoders[-1]]  # fmt: skip
-    return read_features(
-        encoders, settings.shards, study.manifest, tuple(study.manifest.counts),
-        cache=settings.cache or settings.out / "features", batch_size=settings.batch_size,
-        device=torch.device(resolve_device(settings.device)), workers=settings.workers,
-    )  # fmt: skip
+    cached = {name: load_features(cache, key) for name, key in keys.items()}
+    found = {name: features for name, features in cached.items() if features is not None}
+    if missing := [encoder for encoder in encoders if encoder.module is not None and encoder.name not in found]:
+        found |= read_features(
+            missing, settings.shards, study.manifest, tuple(study.manifest.counts), cache=cache,
+            batch_size=settings.batch_size, device=torch.device(resolve_device(settings.device)),
+            workers=settings.workers,
+        )  # fmt: skip
+    return {encoder.name: found[encoder.name] for encoder in encoders if encoder.name in found}
 
 
 def _write_report(study: Study, measured: Measured, features: dict[str, Features]) -> None:

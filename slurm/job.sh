@@ -63,6 +63,16 @@ split_flags() {
     mapfile -d '' -t flags < <(xargs -r printf '%s\0' <<<"$1")
 }
 
+# Sets the array DEVICE_FLAG to --device=DEVICE, or to nothing if one of the flags sets the device.
+choose_device() {
+    local flag
+    DEVICE_FLAG=(--device="$DEVICE")
+    for flag; do
+        # shellcheck disable=SC2034 # the jobs use it
+        [[ $flag != --device && $flag != --device=* ]] || DEVICE_FLAG=()
+    done
+}
+
 # Requeues this job, or only this task of an array, and exits. Slurm kills the job; nothing runs after this call.
 requeue() {  # slurm/train.sh decides when
     echo "$(date '+%F %T') $job_id is requeued$1"

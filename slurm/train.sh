@@ -26,10 +26,12 @@ train() {
     stop_requested=
     # With B: in --signal, Slurm signals only this shell, which may be copying shards; srun forwards it to all ranks.
     trap 'stop_requested=yes; [[ -z ${step:-} ]] || kill -USR1 "$step" 2>/dev/null || true' USR1
+    choose_device "$@"
     stage_shards
     [[ -z $stop_requested ]] || requeue_before_training "$run"
     srun --kill-on-bad-exit=1 --cpus-per-task="$CORES" \
-        "${PYTHON[@]}" -m train --dali --shards="$SHARDS" --out="$run" --workers="$CORES" "$@" &
+        "${PYTHON[@]}" -m train --dali --shards="$SHARDS" --out="$run" --workers="$CORES" "${DEVICE_FLAG[@]}" \
+        "$@" &
     step=$!
     [[ -z $stop_requested ]] || kill -USR1 "$step"
     while kill -0 "$step" 2>/dev/null; do

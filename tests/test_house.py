@@ -100,3 +100,19 @@ def test_all_json_is_written_without_nan() -> None:
              if isinstance(node, ast.Call) and re.fullmatch(r"(json\.)?dumps?", ast.unparse(node.func))]  # fmt: skip
     assert len(calls) > 15
     assert [f"{name}:{node.lineno}" for name, node in calls if "allow_nan=False" not in ast.unparse(node)] == []
+
+
+def test_the_two_files_of_constraints_differ_in_pytorch_and_cuda_alone() -> None:
+    lines = [set((ROOT / name).read_text().splitlines()) for name in ("constraints.txt", "constraints-cuda12.txt")]
+    differing = {line.split("==")[0] for line in lines[0] ^ lines[1] if not line.startswith("#")}
+    others = {name for name in differing if not re.match(r"(torch|torchvision|triton)$|nvidia-|cuda-", name)}
+    assert {"torch", "torchvision"} <= differing and not others
+
+
+def test_make_tests_with_each_lower_bound_of_setup_cfg() -> None:
+    makefile, bounds = (ROOT / "Makefile").read_text(), re.findall(r"^    ([\w-]+) >= (\S+?);?(?: |$)",
+                                                                  (ROOT / "setup.cfg").read_text(), re.M)  # fmt: skip
+    command = re.search(r"^\tsed -n '(.*)' setup.cfg", makefile, re.M)
+    assert command and len(bounds) > 30
+    done = subprocess.run(["sed", "-n", command[1], ROOT / "setup.cfg"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{name}=={version}" for name, version in bounds]

@@ -232,6 +232,25 @@ def test_report_of_parts_is_identical(
         merge_report(tmp_path / "parts")
 
 
+def test_parts_measured_on_a_gpu_are_merged_without_one(
+    shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's features have other keys in the cache than a CPU's, and the job that merges asks for no GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = settings_of(trained, shards, tmp_path, weights, device="cuda", tasks=("Lung Opacity",), shots=("2",),
+                           draws=4, baselines=("thumbnail",))  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr("probe.report.resolve_device", lambda device: "cpu")
+        for part in range(2):
+            make_report(settings, part, 2)
+    merge_report(tmp_path)
+    assert (tmp_path / "report.html").exists()
+    for file in (tmp_path / "features").iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match="--device=cuda: PyTorch finds no GPU"):
+        merge_report(tmp_path)
+
+
 def test_measure_resamples_patients_not_images(
     shards: Shards, trained: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -233,6 +233,36 @@ def test_two_nodes_give_the_losses_of_one_process_on_the_joint_batch(
 
 @pytest.mark.long
 @needs_cluster
+def test_job_whose_gpu_pytorch_cannot_use_fails_at_once(
+    cluster: Cluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    """The nodes' GPUs are fakes."""
+    flags, site, run = TRAIN_FLAGS.replace("--device=cpu ", ""), tmp_path / "site.sh", tmp_path / "run"
+
+    def submit(script: str, flags: str, **given: object) -> tuple[str, Path]:
+        log = tmp_path / f"log-{len(list(tmp_path.glob('log-*')))}.txt"
+        log.touch()
+        return cluster.submit("--cpus-per-task=1", f"--output={log}", SCRIPTS / script, SHARDS=undisturbed / "shards",
+                              FLAGS=flags, **given), log  # fmt: skip
+
+    for script, words, message in (
+        ("pretrain.sbatch", flags, "--device=cuda: PyTorch finds no GPU, but this process was given one ("),
+        ("pretrain.sbatch", f"{flags} --device=auto", "error: PyTorch finds no GPU, but this process was given one ("),
+        ("probe.sbatch", "", "--device=cuda: PyTorch finds no GPU, but this process was given one (")):  # fmt: skip
+        given = {"RUN": undisturbed / "run" if script == "probe.sbatch" else run}
+        job, log = submit(script, words, **given)
+        cluster.wait(job, "FAILED")
+        assert log.read_text().count(message) == 1, log.read_text()
+        assert "Traceback" not in log.read_text()
+    assert steps_done(run) == 0
+    site.write_text(f"{Path(cluster.environment['SITE']).read_text()}DEVICE=cpu\n")
+    job, log = submit("pretrain.sbatch", flags, RUN=run, SITE=site)
+    cluster.wait(job, "COMPLETED")
+    assert same_run(run, undisturbed / "run")
+
+
+@pytest.mark.long
+@needs_cluster
 def test_only_the_preempted_task_of_an_array_is_requeued(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -15,9 +15,11 @@ from torch import nn
 
 from shard.errors import InputError
 from train.config import FP16_NEEDS_GPU, Config, Device, Precision
+from train.usable_gpu import explain_missing_gpu, explain_missing_kernels, given_gpu, sees_gpu
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # mallopt(3)
 TOP_PAD_BYTES = 1 << 28
+ON_CPU = "to compute on the CPU, give --device=cpu or set CUDA_VISIBLE_DEVICES to nothing"
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -31,12 +33,23 @@ def resolve(config: Config) -> Config:
 
 
 def resolve_device(device: Device) -> Device:
-    """Resolve "auto" to cuda if there is a GPU, else cpu. Raises InputError if cuda is requested without a GPU."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device=cuda: PyTorch finds no GPU; use --device=cpu, or check nvidia-smi")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+    """Resolve "auto" to cuda if PyTorch finds a GPU, and to cpu if this process was given none.
+
+    Raises InputError with the reason and the cure if a GPU was requested or given and PyTorch can't use it: a job on
+    a node with GPUs would otherwise train on its CPU unnoticed.
+    """
+    if device == "cpu":
+        return device
+    if sees_gpu():
+        if problem := explain_missing_kernels():
+            raise InputError(f"{problem}; {ON_CPU}")
+        return "cuda"
+    given = given_gpu()
+    if device == "auto" and not given:
+        return "cpu"
+    asked = "--device=cuda: PyTorch finds no GPU" if device == "cuda" else "PyTorch finds no GPU"
+    raise InputError(f"{asked}{given and f', but this process was given one ({given})'}: {explain_missing_gpu()}; "
+                     f"{ON_CPU}")  # fmt: skip
 
 
 def resolve_precision(precision: Precision, device: Device) -> Precision:
