@@ -68,7 +68,9 @@ class Checkpointer:
                 self._milestones.append(state.step)
             self._journal.sync()
             keep = [*self._milestones, *([int(self._best["step"])] if self._best else [])]
-            save_checkpoint(self._config.out, state.step, self._content(state, rng_states, self._journal.lines), keep)
+            content = self._content(state, rng_states, self._journal.lines)
+            with self._ranks.saving:
+                save_checkpoint(self._config.out, state.step, content, keep)
         self._ranks.broadcast(None)  # no rank continues, or ends, before the file is written
         self._saved_at = time.monotonic()
 

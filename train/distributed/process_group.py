@@ -2,130 +2,152 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
-import socket
-import time
-import traceback
+import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from shard.errors import InputError
+from train.distributed.gpu import check_gpus, current_gpu, set_gpu
 from train.distributed.ranks import Ranks, find_ranks, resolves
+from train.distributed.watcher import Watcher
 
 JOIN_TIMEOUT = timedelta(minutes=5)  # nodes load Python and PyTorch from a shared disk at different speeds
-# The connections of a rank that ends close, and the others notice at once. These are for a rank that hangs.
+# The connections of a rank that ends close, and a rank that fails reports it in the store. These are for a rank that
+# hangs. After NCCL's, PyTorch aborts the process (TORCH_NCCL_ASYNC_ERROR_HANDLING, set by default), which is right:
+# only the collectives within a step use NCCL. Whatever may take longer, such as a checkpoint, waits by gloo.
 GPU_TIMEOUT, CPU_TIMEOUT = timedelta(minutes=10), timedelta(minutes=60)
-ERROR_GRACE_S = 5.0  # for the other ranks to read the error, or to print theirs first
-# How long to wait for the other ranks to respond after a connection broke. Several missing ranks are more likely
-# busy, at a checkpoint for instance, than dead.
-ALIVE_TIMEOUT_S, SEVERAL_ALIVE_TIMEOUT_S = 5.0, 30.0
-STORE_GRACE_S = 1.0  # how much longer the first rank, which serves the store, stays
+CLOSE_TIMEOUT_S = 5.0  # for a rank that failed to close its process groups
 
 
 @contextlib.contextmanager
 def init_distributed(device: str) -> Iterator[Ranks]:
     """Connect this process with the other ranks within the block: by NCCL on a GPU, by gloo on a CPU.
 
-    If a rank fails within the block, all ranks end with an InputError that names that rank and its error.
+    If a rank fails within the block, all ranks end with an InputError that names that rank and its error. The process
+    of a rank that failed must end then: its process groups are closed when it exits, after the error was printed.
     """
     ranks = find_ranks()
     if ranks.world == 1:
         yield ranks
         return
     if device == "cuda":
-        _set_gpu(ranks)
-    store = _join(ranks, device)
+        set_gpu(ranks)
+    watcher = _join(ranks, device)
     try:
+        if device == "cuda":
+            check_gpus(ranks.all_gather(current_gpu()))
         dist.barrier(group=ranks.control_group)  # a rank that failed before all have joined could not tell them
         yield ranks
-    except Exception as error:
-        explained = _explain_failure(error, ranks, PrefixStore("failure", store))
+        dist.destroy_process_group()  # watched, too: NCCL waits for the other ranks here
+    except (Exception, KeyboardInterrupt) as error:
+        close_at_exit(watcher)
+        explained = _explain_failure(error, ranks, watcher)
         if explained is None:
             raise
         raise explained from error
-    dist.destroy_process_group()
+    watcher.stop()
 
 
-def _set_gpu(ranks: Ranks) -> None:
-    gpus = torch.cuda.device_count()
-    if 1 < gpus <= ranks.local_rank:
-        raise InputError(f"rank {ranks.rank}: local rank {ranks.local_rank} on {socket.gethostname()}, which has "
-                         f"{gpus} GPUs; start one rank per GPU")  # fmt: skip
-    torch.cuda.set_device(ranks.local_rank if gpus > 1 else 0)  # a task that sees a single GPU was assigned that one
-
-
-def _join(ranks: Ranks, device: str) -> Store:
-    """Create the process groups of all ranks and return their store, which the first rank serves, or torchrun."""
+def _join(ranks: Ranks, device: str) -> Watcher:
+    """Create the process groups of all ranks, and watch their store, which the first rank serves, or torchrun."""
     address = "env://" if "TORCHELASTIC_RUN_ID" in os.environ else f"tcp://{ranks.host}:{ranks.port}"
     backend, timeout = ("nccl", GPU_TIMEOUT) if device == "cuda" else ("gloo", CPU_TIMEOUT)
     try:
         if not resolves(ranks.host):  # PyTorch would retry for minutes
             raise OSError("there is no host of that name")
-        store: Store = next(iter(rendezvous(address, ranks.rank, ranks.world, timeout=JOIN_TIMEOUT)))[0]
+        store = next(iter(rendezvous(address, ranks.rank, ranks.world, timeout=JOIN_TIMEOUT)))[0]
+        # Without device_id, which would start NCCL here: the GPUs are compared first. The current device is enough for
+        # collectives of tensors, and barriers and objects go by gloo.
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=timeout)
         ranks.control_group = dist.new_group(backend="gloo", timeout=CPU_TIMEOUT)
+        return Watcher(ranks, store)
     except (RuntimeError, OSError) as error:  # DistError is a RuntimeError
         raise InputError(f"rank {ranks.rank}: could not join the {ranks.world} ranks at {ranks.host}:{ranks.port} "
                          f"({_one_line(error)}); check that all ranks started and that the port is free: MASTER_ADDR "
                          "and MASTER_PORT set another, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME the network") from None
-    return store
 
 
-def _explain_failure(error: Exception, ranks: Ranks, store: PrefixStore) -> InputError | None:
+def _explain_failure(error: BaseException, ranks: Ranks, watcher: Watcher) -> InputError | None:
     """Return the InputError to end this rank with, or None if the traceback of `error` shows more."""
-    name = f"rank {ranks.rank} on {socket.gethostname()}"
+    if isinstance(error, InputError):
+        watcher.report(f"{ranks.name} failed: {error}")
+        return InputError(f"{ranks.name}: {error}")
     if isinstance(error, dist.DistError) or re.search(r"gloo|NCCL", str(error)):
-        return InputError(f"{name}: {_explain_lost_connection(error, ranks, store)}")
-    with contextlib.suppress(RuntimeError):  # the first rank may have ended, and its store with it
-        store.set("reason", f"{name} failed: {_one_line(error)}")
-    _close_connections(ranks, error)
-    if ranks.first:
-        time.sleep(ERROR_GRACE_S)
-    return InputError(f"{name}: {error}") if isinstance(error, InputError) else None
+        return InputError(f"{ranks.name}: {_explain_lost_connection(error, watcher)}")
+    watcher.report(f"{ranks.name} failed: {_one_line(error)}")
+    return None
 
 
-def _explain_lost_connection(error: Exception, ranks: Ranks, store: PrefixStore) -> str:
+def _explain_lost_connection(error: BaseException, watcher: Watcher) -> str:
     """Explain, after the connection to the other ranks broke, which of them failed and why."""
-    _close_connections(ranks, error)
     try:
-        if store.check(["reason"]):
-            reason = store.get("reason").decode()
-            time.sleep(ERROR_GRACE_S)
-            return f"ends because {reason}"
-        missing = _find_missing(ranks, store)
+        missing = [] if watcher.find_reason() else watcher.find_missing()
     except RuntimeError:  # the store is gone
-        missing = ["0"]
-    cause = f"rank {', '.join(missing)} ended" if missing else f"the connection broke ({_one_line(error)})"
-    return f"{cause} without reporting an error: killed, or its node failed; run the same command to resume"
+        missing = [0]
+    if watcher.reason:
+        watcher.explained = True
+        return f"ends because {watcher.reason}"
+    named = ", ".join(map(str, missing))
+    cause = f"rank {named} ended" if missing else f"the connection broke ({_one_line(error)})"
+    cause += " without reporting an error: killed, or its node failed; run the same command to resume"
+    watcher.report(cause)
+    return cause
 
 
-def _close_connections(ranks: Ranks, error: Exception) -> None:
-    """Close this rank's connections, since the other ranks may be waiting for it rather than for the failed one."""
-    ranks.control_group = None
-    traceback.clear_frames(error.__traceback__)  # frames hold references to the groups
+def close_at_exit(watcher: Watcher) -> None:
+    """Have the process groups closed when this process exits after a failure; it exits even if closing them hangs.
+
+    By then its error is printed: closing may wait for a collective that never ends, or crash.
+    """
+    exiting, closed = threading.Event(), threading.Event()
+
+    def close_when_exiting() -> None:
+        exiting.wait()
+        with contextlib.suppress(Exception):
+            _close_process_groups()
+            closed.set()
+
+    closing = threading.Thread(target=close_when_exiting, daemon=True)
+    closing.start()  # now, since Python >= 3.12 starts no threads when it exits
+
+    def exit_in_time() -> None:
+        exiting.set()
+        closing.join(CLOSE_TIMEOUT_S)
+        watcher.stop()
+        if not closed.is_set():  # the destructors of the groups would hang as well
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(AttributeError, OSError, ValueError):  # it may be closed
+                    stream.flush()
+            os._exit(1)
+
+    atexit.register(exit_in_time)
+
+
+def _close_process_groups() -> None:
+    """Destroy the process groups; abort NCCL's collectives first, which may never end.
+
+    Since PyTorch 2.6, destroy_process_group waits for them, and after a failure "a hang is expected"
+    (https://github.com/pytorch/pytorch/pull/141510).
+    """
+    if dist.get_backend() == "nccl":
+        world = dist.group.WORLD
+        assert world is not None
+        world._get_backend(torch.device("cuda")).abort()
     dist.destroy_process_group()
 
 
-def _find_missing(ranks: Ranks, store: PrefixStore) -> list[str]:
-    """Return the ranks that do not respond in time."""
-    store.set(f"alive-{ranks.rank}", "")
-    start = time.monotonic()
-    while True:
-        missing = [str(rank) for rank in range(ranks.world) if not store.check([f"alive-{rank}"])]
-        if time.monotonic() > start + (ALIVE_TIMEOUT_S if len(missing) <= 1 else SEVERAL_ALIVE_TIMEOUT_S):
-            break
-        time.sleep(0.2)
-    if ranks.first:
-        time.sleep(STORE_GRACE_S)
-    return missing
-
-
-def _one_line(error: Exception) -> str:
-    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}".splitlines()[0][:300]
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    lines = f"{type(error).__name__}: {error}".partition("Exception raised from")[0].splitlines()
+    # NCCL states the cause on the last of several lines.
+    return " ".join(lines if isinstance(error, dist.DistError) else lines[:1])[:600].rstrip(": ")

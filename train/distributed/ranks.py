@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import socket
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Ranks:
 
     local_rank: its number on its node, which selects the GPU. local_world_size: processes that share its cores.
     host, port: where the first rank listens. control_group: a gloo group for messages between CPUs, which do not wait
-    for the GPU's queue; None for a run of one process.
+    for the GPU's queue; None for a run of one process. saving: held while this rank writes a checkpoint.
     """
 
     rank: int = 0
@@ -33,6 +34,12 @@ class Ranks:
     host: str = ""
     port: int = 0
     control_group: Any = None
+    saving: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """How messages name this rank."""
+        return f"rank {self.rank} on {socket.gethostname()}"
 
     @property
     def first(self) -> bool:

@@ -1,0 +1,107 @@
+"""Watcher: a thread that learns why another rank failed, and ends this process if it cannot end by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from datetime import timedelta
+
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from train.distributed.ranks import Ranks
+
+POLL_S = 1.0  # how often each rank reads the store
+GRACE_S = 30.0  # for a rank to end by itself after it knows that another failed
+ALIVE_TIMEOUT_S = 5.0  # for the watchers of the other ranks to respond: each reads the store every second
+STORE_TIMEOUT = timedelta(seconds=60)  # to connect
+
+
+class Watcher:
+    """Watches the store for the reason why a rank failed.
+
+    A rank that waits for a failed one notices when the connection breaks, and ends by an exception. But a collective of
+    NCCL waits in a kernel that no exception interrupts, and a connection stays open while the failed process cannot
+    exit. If this process has not ended GRACE_S seconds after a rank failed, this one or another, its watcher prints
+    the reason and ends it with status 1.
+
+    reason: why a rank failed, once known. explained: whether this rank's error will be, or was, printed.
+    """
+
+    def __init__(self, ranks: Ranks, store: Store) -> None:
+        """Start to watch. store: of all ranks; kept, since the first rank serves it for as long as it exists."""
+        self.reason = ""
+        self.explained = False
+        self._ranks, self._served = ranks, store
+        # A connection of its own: a TCPStore makes one call at a time, and the main thread may wait in one for minutes,
+        # for example for the NCCL id of a rank that failed.
+        client = TCPStore(ranks.host, ranks.port, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT)
+        # torchrun may serve one store to several attempts.
+        self._store = PrefixStore(f"failure-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", client)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
+        self._thread.start()
+
+    def report(self, reason: str) -> None:
+        """Tell all ranks why this one failed. The first reason that any rank reports counts."""
+        self.explained = True
+        with contextlib.suppress(RuntimeError):  # the first rank may have ended, and its store with it
+            self._store.compare_set("reason", "", reason)
+        self.reason = self.reason or reason
+
+    def find_reason(self) -> str:
+        """Return why a rank failed, or "" if none has reported. Raises RuntimeError if the store is gone."""
+        if not self.reason and self._store.check(["reason"]):
+            self.reason = self._store.get("reason").decode()
+        return self.reason
+
+    def find_missing(self) -> list[int]:
+        """Return the ranks whose watchers do not respond; their processes ended, unless a rank reports a reason.
+
+        A rank that is busy, for example with a checkpoint, responds: its watcher is another thread. Raises RuntimeError
+        if the store is gone.
+        """
+        self._store.set("query", "")
+        self._mark("alive")
+        until = time.monotonic() + ALIVE_TIMEOUT_S
+        while (missing := self._unmarked("alive")) and not self.find_reason() and time.monotonic() < until:
+            time.sleep(0.1)
+        return missing
+
+    def stop(self) -> None:
+        """Stop watching, before this process exits. The first rank returns when no watcher needs its store any more."""
+        self._stopped.set()
+        self._thread.join(POLL_S)
+        if not self._ranks.first:
+            return
+        with contextlib.suppress(RuntimeError):
+            self._store.set("end", "")
+            until = time.monotonic() + 3 * POLL_S
+            while self._unmarked("done") and time.monotonic() < until:
+                time.sleep(0.02)
+
+    def _watch(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone, and the first rank with it
+            while not (self.reason or self._stopped.wait(POLL_S)):
+                if self._store.check(["query"]):
+                    self._mark("alive")
+                end = self._store.check(["end"])  # before the reason, which a first rank that failed reports first
+                if self.find_reason() or end:
+                    break
+            self._mark("done")
+        if self.reason and not self._stopped.wait(GRACE_S):
+            self._end_process()
+
+    def _end_process(self) -> None:
+        with self._ranks.saving:  # a checkpoint that is being written may still be completed
+            if not self.explained:
+                print(f"error: {self._ranks.name}: ends because {self.reason}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def _mark(self, word: str) -> None:
+        self._store.set(f"{word}-{self._ranks.rank}", "")
+
+    def _unmarked(self, word: str) -> list[int]:
+        return [rank for rank in range(self._ranks.world) if not self._store.check([f"{word}-{rank}"])]
