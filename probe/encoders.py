@@ -30,7 +30,14 @@ from train.weights.choose_network import split_key
 from train.weights.diagnosis import printable
 from train.weights.load import FOLDER_FILES, Weights
 from train.weights.open import open_weights
-from train.weights.preprocessing import Input, ResolvedInput, Stated, parse_input_flag, resolve_input
+from train.weights.preprocessing import (
+    Input,
+    ResolvedInput,
+    Stated,
+    UnstatedInputError,
+    parse_input_flag,
+    resolve_input,
+)
 from train.weights.preprocessing_configs import CONFIG
 from train.weights.source import Source, path_exists
 from train.weights.transformers_folder import check_size
@@ -62,7 +69,14 @@ def open_encoders(
         if names.count(name) > 1:
             raise InputError(f"two encoders are called {name}; name them: NAME=PATH")
     requested = parse_input_flag(inputs, names)
-    opened = [open_encoder(source, name, default, size, requested.get(name)) for source, name in named]
+    opened, unstated = list[tuple[str, Encoder]](), list[tuple[str, str]]()
+    for source, name in named:
+        try:
+            opened.append(open_encoder(source, name, default, size, requested.get(name)))
+        except UnstatedInputError as error:  # collected, so that one message names them all
+            unstated += error.encoders
+    if unstated:
+        raise UnstatedInputError(unstated)
     arch, first = opened[0]
     options = Options(arch, first.input, seed, imagenet_weights, first.module)
     return [*(BASELINES[word].build(options) for word in dict.fromkeys(baselines)),

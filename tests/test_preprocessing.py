@@ -16,7 +16,7 @@ from timm.models import save_for_hf
 
 from probe.baselines import thumbnail_encoder
 from probe.encoder import Encoder
-from probe.encoders import open_encoder
+from probe.encoders import open_encoder, open_encoders
 from probe.page.inputs import describe_input, layout_inputs
 from shard.errors import InputError
 from train.architectures import build_encoder
@@ -127,6 +127,17 @@ def test_weights_without_statistics_are_refused(channels: int, tmp_path: Path) -
     assert str(caught.value) == (
         f"{tmp_path / 'a.pth'}: nothing states the mean and std of its images; state them: --input=Ours:imagenet, "
         "Ours:torchxrayvision, or Ours:mean=M,std=S (and size=, range=LOW/HIGH, interpolation=)")  # fmt: skip
+
+
+def test_all_weights_without_statistics_are_named_at_once(tmp_path: Path) -> None:
+    for name in "abc":
+        torch.save(build_encoder("resnet18", channels=1)[0].state_dict(), tmp_path / f"{name}.pth")
+    given = [f"{name.upper()}={tmp_path / name}.pth" for name in "abc"]
+    with pytest.raises(InputError) as caught:
+        open_encoders(given, [], default=DEFAULT, size=0, imagenet_weights=None, seed=0, inputs="B:imagenet")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'a.pth'}, {tmp_path / 'c.pth'}: nothing states the mean and std of their ")
+    assert message.endswith("; for all: --input=A:…, C:…")
 
 
 def test_what_was_used_is_in_the_table_of_inputs_with_its_source(encoder: torch.nn.Module, tmp_path: Path) -> None:

@@ -375,8 +375,12 @@ def test_finding_names_are_escaped_in_the_page(
     pd.concat(frames).to_csv(tmp_path / "table.csv", index=False)
     build(source, tmp_path / "shards", table=tmp_path / "table.csv", size=96, workers=1)
     other = Shards(tmp_path / "shards", read_manifest(tmp_path / "shards"))
-    make_report(settings_of(trained, other, tmp_path / "out", weights, tasks=(nasty,)), 0, 1)
+    settings = settings_of(trained, other, tmp_path / "out", weights, tasks=(nasty,))
+    make_report(replace(settings, encoders=tuple(f"{name}={trained}" for name in "ABC")), 0, 1)
     page = (tmp_path / "out" / "report.html").read_text()
+    # With more than two encoders the headline gives only their scores.
+    assert re.search(r"With \d+ labelled examples? per class, AUROC on .*: "
+                     r"A 0\.\d+.*; B 0\.\d+.*; C 0\.\d+[^;]*\.</p>", page)  # fmt: skip
     assert "POSSIBLY SEEN IN PRE-TRAINING" in page  # other shards than the run's
     assert nasty not in page and "&lt;script&gt;" in page
     assert CHEXPERT_FINDINGS[0] not in page

@@ -96,15 +96,18 @@ def _headline(study: Study, table: pd.DataFrame, differences: pd.DataFrame, meas
         return _published_headline([encoder.name for encoder in study.given], measured)
     cells = headline_cells(study, table)
     cells = cells[(cells["test"] == ALL) & (cells["task"] == over)].set_index("encoder")
+    given = [encoder for encoder in study.given if encoder.name in cells.index]
+    what = f"a mean AUROC over {len(study.drawn)} tasks" if over == study.mean else f"an AUROC on {over}"
+    if len(given) > 2:
+        scores = [f"{encoder.label} {format_estimate(*cells.loc[encoder.name, ['mean', 'low', 'high']])}"
+                  for encoder in given]  # fmt: skip
+        return f"With {in_words(study.headline)}, {what.partition(' ')[2]}: {'; '.join(scores)}."
     results = []
-    for encoder in study.given:
-        if encoder.name not in cells.index:
-            continue
+    for encoder in given:
         cell = cells.loc[encoder.name]
         apart = [f"{format_estimate(row['difference'], row['low'], row['high'], signed=True)} vs {row['reference']}"
                  for row in differences.to_dict("records")
                  if row["encoder"] == encoder.name and row["task"] == over]  # fmt: skip
-        what = f"a mean AUROC over {len(study.drawn)} tasks" if over == study.mean else f"an AUROC on {over}"
         results.append(f"{encoder.label} reaches {what} of {format_estimate(cell['mean'], cell['low'], cell['high'])}"
                        + (f" ({', '.join(apart)})" if apart else ""))  # fmt: skip
     return f"With {in_words(study.headline)}, " + "; ".join(results) + "."

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from train.weights.diagnosis import printable
+from train.weights.diagnosis import list_some, printable
 from train.weights.find_encoder import Found
 
 
@@ -17,8 +17,7 @@ def note_encoder(encoder: nn.Module, found: Found) -> list[str]:
     heads = {layer.partition(".")[0] for layer in found.outline.classifier}
     rest = dict.fromkeys(name.partition(".")[0] + ".*" * ("." in name) for name in found.left
                          if name.partition(".")[0] not in heads)  # fmt: skip
-    shown = ", ".join(map(printable, list(rest)[:4])) + (", …" if len(rest) > 4 else "")
-    return [*note_statistics(encoder), *([f"left out: {shown}"] if rest else [])]
+    return [*note_statistics(encoder), *([f"left out: {list_some(list(rest), 4)}"] if rest else [])]
 
 
 def note_statistics(encoder: nn.Module) -> list[str]:

@@ -19,6 +19,19 @@ ONE_OR_THREE = "needs a number, or three separated by /, such as mean=0.485/0.45
 USAGE = "--input=NAME:imagenet, NAME:torchxrayvision, or NAME:mean=M,std=S (and size=, range=LOW/HIGH, interpolation=)"
 
 
+class UnstatedInputError(InputError):
+    """Nothing states the mean and std of the images of these weights."""
+
+    def __init__(self, encoders: Sequence[tuple[str, str]]) -> None:
+        """encoders: the weights, as given, and the name of each encoder."""
+        self.encoders = list(encoders)
+        (_, first), *others = encoders
+        more = "".join(f", {name}:…" for _, name in others)
+        usage = USAGE.replace("NAME", first) + (f"; for all: --input={first}:…{more}" if more else "")
+        super().__init__(f"{', '.join(source for source, _ in encoders)}: nothing states the mean and std of "
+                         f"{'their' if more else 'its'} images; state them: {usage}")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Input:
     """The images of an encoder: resized to size × size, grey levels in 0..1, minus mean, divided by std."""
@@ -182,12 +195,12 @@ def resolve_input(
 
     source: the weights, for messages. requested: from --input. stated: from the config. default: the statistics of the
     images that the loader returns, and the size if nothing states one. size: the flag --size, 0 if not given. Raises
-    InputError if no mean and std are stated: with others than those of its training, an encoder looks worse than it is.
+    UnstatedInputError if no mean and std are stated: with others than those of its training, an encoder looks worse
+    than it is.
     """
     chosen = requested if requested.mean is not None else stated
     if chosen.mean is None or chosen.std is None:
-        raise InputError(f"{source}: nothing states the mean and std of its images; state them: "
-                         f"{USAGE.replace('NAME', name)}")  # fmt: skip
+        raise UnstatedInputError([(source, name)])
     mean, std = (per_channel(values, channels, source, f"--input={name}:") for values in (chosen.mean, chosen.std))
     interpolation = requested.interpolation or stated.interpolation or default.interpolation
     if interpolation not in INTERPOLATIONS:
