@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 
 from pipeline.loader import Backend, default_backend, image_loader
 from probe.encoder import Encoder
+from probe.full_precision import device_name, full_precision
 from shard.errors import InputError
 from shard.files import atomic_write, sha256_of
 from shard.machine import version_of
@@ -22,10 +24,12 @@ from shard.progress import Progress
 from train.checkpoint import HASH_DIGITS
 from train.fingerprint import hash_code
 from train.frozen_features import Features
+from train.out_of_memory import explain_out_of_memory
 from train.weights.preprocessing import Input
 
 CODE = ("pipeline/loader.py", "pipeline/dali.py", "pipeline/dali_inputs.py", "pipeline/torchvision_views.py",
-        "probe/features.py")
+        "probe/features.py", "probe/full_precision.py")
+PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "pillow")
 
 LARGEST = 1e15  # its square is still finite in float32
 
@@ -41,7 +45,7 @@ def read_features(
     large.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    backend, keys = default_backend(), feature_keys(encoders, manifest, splits, device)
+    backend, keys = default_backend(), feature_keys(encoders, manifest, splits, device, batch_size)
     result = {name: load_features(cache, key) for name, key in keys.items()}
     missing = [encoder for encoder in encoders if encoder.name in keys and result[encoder.name] is None]
     for images in dict.fromkeys(encoder.input for encoder in missing):
@@ -57,11 +61,21 @@ def read_features(
 
 
 def feature_keys(
-    encoders: Sequence[Encoder], manifest: Manifest, splits: Sequence[str], device: torch.device
+    encoders: Sequence[Encoder], manifest: Manifest, splits: Sequence[str], device: torch.device, batch_size: int
 ) -> dict[str, str]:
-    """Return the keys under which read_features caches the features of encoders, by encoder name."""
-    return {encoder.name: _key(encoder, manifest, splits, default_backend(), device) for encoder in encoders
-            if encoder.module is not None}  # fmt: skip
+    """Return the keys under which read_features caches the features of encoders, by encoder name.
+
+    A key hashes all that decides the features, including the code that makes the images.
+    """
+    # A GPU's libraries choose algorithms by the GPU and the shape of the batch, and these differ in the last bits.
+    computed_on = [device_name(device), *([batch_size] if device.type == "cuda" else [])]
+    return {encoder.name: _hash([encoder.sha256(), manifest.fingerprint(), *splits, default_backend(), *computed_on,
+                                 hash_code(CODE), *map(version_of, PACKAGES)])
+            for encoder in encoders if encoder.module is not None}  # fmt: skip
+
+
+def _hash(values: Sequence[str | int]) -> str:
+    return hashlib.sha256(json.dumps(values, allow_nan=False).encode()).hexdigest()[:32]
 
 
 def check_finite(encoder: Encoder, features: Features) -> None:
@@ -123,13 +137,6 @@ def read_images(
     return result
 
 
-def _key(encoder: Encoder, manifest: Manifest, splits: Sequence[str], backend: str, device: torch.device) -> str:
-    """Hash all that decides an encoder's features, including the code that makes the images."""
-    inputs = [encoder.sha256(), manifest.fingerprint(), *splits, backend, device.type, hash_code(CODE),
-               *map(version_of, ("torch", "torchvision", "nvidia-dali-cuda120", "pillow"))]  # fmt: skip
-    return hashlib.sha256(json.dumps(inputs, allow_nan=False).encode()).hexdigest()[:32]
-
-
 def extract_features(
     modules: Sequence[nn.Module], shards: Path, manifest: Manifest, splits: Sequence[str], images: Input, *,
     backend: Backend, batch_size: int, device: torch.device, workers: int,
@@ -163,14 +170,21 @@ def feature_batches(
 
     samples: as in image_loader. Batches of the same images have the same features, bit for bit.
     """
-    for module in modules:
-        module.to(device).eval()
+    with _explain_out_of_memory(images.size, batch_size, device):
+        for module in modules:
+            module.to(device).eval()
     loader = image_loader(backend, shards, manifest, split=split, size=images.size, mean=images.mean, std=images.std,
                           batch_size=batch_size, device=device, workers=workers, samples=samples,
                           interpolation=images.interpolation)  # fmt: skip
     for batch in loader:
         # Not around the loop: the code that receives the features would run in these modes, too.
-        with (torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-              torch.inference_mode()):  # fmt: skip
+        with full_precision(), torch.inference_mode(), _explain_out_of_memory(images.size, batch_size, device):
             found = [module(batch).float().cpu().numpy() for module in modules]
         yield found
+
+
+def _explain_out_of_memory(size: int, batch_size: int, device: torch.device) -> AbstractContextManager[None]:
+    return explain_out_of_memory(
+        device.type, lambda: f"computing the features of {batch_size} images of {size} px at a time",
+        lambda: f"lower --batch-size to {max(1, batch_size // 2)}" if batch_size > 1 else "lower --size",
+    )  # fmt: skip

@@ -9,25 +9,29 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from probe.full_precision import full_precision
+
 STEPS, LR, WEIGHT_DECAY = 100, 3e-4, 1e-2  # AdamW, full batch; fixed: ten shots can't tune them
-BATCH = 128  # test images at a time
 
 
 def finetune(
-    module: nn.Module, examples: torch.Tensor, labels: torch.Tensor, tested: torch.Tensor, *, seed: int
-) -> npt.NDArray[np.float64]:
+    module: nn.Module, examples: torch.Tensor, labels: torch.Tensor, tested: torch.Tensor, *, seed: int,
+    batch_size: int = 128,
+) -> npt.NDArray[np.float64]:  # fmt: skip
     """Train a copy of the encoder with a linear layer on one support set; return the decision values [N].
 
     examples, tested: normalised images [n, 1, S, S] and [N, 1, S, S] on the device. labels: [n], 0 or 1. In each step
-    every example is mirrored with probability 0.5. Dropout and stochastic depth draw from the seed, too.
+    every example is mirrored with probability 0.5. Dropout and stochastic depth draw from the seed, too. batch_size:
+    test images at a time.
     """
-    with torch.random.fork_rng(devices=[examples.device] if examples.is_cuda else []):
+    with full_precision(), torch.random.fork_rng(devices=[examples.device] if examples.is_cuda else []):
         torch.manual_seed(seed)
-        return _finetune(module, examples, labels, tested, seed)
+        return _finetune(module, examples, labels, tested, seed, batch_size)
 
 
 def _finetune(
-    module: nn.Module, examples: torch.Tensor, labels: torch.Tensor, tested: torch.Tensor, seed: int
+    module: nn.Module, examples: torch.Tensor, labels: torch.Tensor, tested: torch.Tensor, seed: int,
+    batch_size: int,
 ) -> npt.NDArray[np.float64]:  # fmt: skip
     device = examples.device
     encoder = copy.deepcopy(module).to(device)
@@ -52,6 +56,6 @@ def _finetune(
         optimizer.step()
     encoder.eval()
     with torch.inference_mode():
-        decisions = [head(encoder(batch))[:, 0].double().cpu().numpy() for batch in tested.split(BATCH)]
+        decisions = [head(encoder(batch))[:, 0].double().cpu().numpy() for batch in tested.split(batch_size)]
     result: npt.NDArray[np.float64] = np.concatenate(decisions)
     return result

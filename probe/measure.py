@@ -28,6 +28,7 @@ from probe.statistics import Resamples, Scores, join, resample, score
 from probe.study import Study
 from shard.errors import InputError
 from train.frozen_features import Features, standardise
+from train.out_of_memory import explain_out_of_memory
 
 LINEAR, KNN, FINETUNE = "linear", "knn", "finetune"
 BALANCED, ALL = "balanced", "all"  # test sets; slices of ALL are further ones
@@ -189,10 +190,17 @@ def _measure_finetuned(study: Study, unit: Unit, device: torch.device) -> Measur
     draws, measured = study.drawn[unit.task], Measured({}, {}, {})
     (encoder,) = (encoder for encoder in study.encoders if encoder.name == unit.encoder)
     rows, classes = (part[unit.first] for part in draws.support(study.headline))
-    examples, tested = (_images(study, encoder, numbers, device) for numbers in (rows, draws.test))
     assert encoder.module is not None
-    decisions = finetune(encoder.module, examples, torch.from_numpy(classes).to(device), tested,
-                         seed=study.settings.seed + unit.first)[None]  # fmt: skip
+    settings, size = study.settings, encoder.input.size
+    lower = f"lower --batch-size to {settings.batch_size // 2}, " if settings.batch_size > 1 else ""
+    with explain_out_of_memory(
+        device.type, lambda: f"fine-tuning {unit.encoder} on {len(rows)} images of {size} px, and testing it on "
+                             f"{len(draws.test)}, {settings.batch_size} at a time,",
+        lambda: f"{lower}use fewer --shots or a smaller --size, or omit --finetune",
+    ):  # fmt: skip
+        examples, tested = (_images(study, encoder, numbers, device) for numbers in (rows, draws.test))
+        decisions = finetune(encoder.module, examples, torch.from_numpy(classes).to(device), tested,
+                             seed=settings.seed + unit.first, batch_size=settings.batch_size)[None]  # fmt: skip
     resamples = _resample(study, min(study.settings.finetune, study.draws))
     key = Key(unit.encoder, FINETUNE, study.headline, unit.task, ALL)
     _score(measured, study, key, decisions, resamples, slice(unit.first, unit.last))

@@ -51,7 +51,7 @@ def _measure_and_write(study: Study, units: list[Unit], part: int, parts: int, d
     results = measure(study, units, features, device)
     if parts > 1:
         computed = [encoder for encoder in study.encoders if encoder.name in features]
-        keys = feature_keys(computed, study.manifest, tuple(study.manifest.counts), device)
+        keys = feature_keys(computed, study.manifest, tuple(study.manifest.counts), device, settings.batch_size)
         path = write_part(study, part, parts, units, results, keys)
         print(f"{path}: {len(units)} units; once all parts exist: python -m probe merge {settings.out}")
         return

@@ -34,9 +34,10 @@ def test_gpu_without_an_index_stays_the_current_one(monkeypatch: pytest.MonkeyPa
         selected.append(device)
 
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
-    for setting in ("allow_tf32", "benchmark"):  # so that they are restored after the test
-        monkeypatch.setattr(torch.backends.cudnn, setting, getattr(torch.backends.cudnn, setting))
+    for setting in ("allow_tf32", "benchmark"):  # restored after the test
+        monkeypatch.setattr(torch.backends.cudnn, setting, False)
     configure_backend(torch.device(device))
+    assert torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.benchmark
     assert [str(one) for one in selected] == ([device] if ":" in device else [])
 
 
@@ -210,3 +211,16 @@ def test_a_gpu_without_kernels_is_refused(
         assert resolve_device("auto") == resolve_device("cuda") == "cuda"
     else:
         assert "Tesla V100 has compute capability " in refusal("auto") and cure in refusal("cuda")
+
+
+@pytest.mark.parametrize(("precision", "arch"), [("fp16", "resnet18"), ("bf16", "timm/mobilenetv3_small_050")])
+def test_model_moves_to_a_gpu_in_channels_last_and_casts_nothing_itself(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision, arch: str
+) -> None:
+    """On a GPU depthwise convolutions compute in the precision of the others."""
+    model, moves = SimCLR(arch, 32), list[object]()
+    monkeypatch.setattr(nn.Module, "to", lambda self, *to, **by: moves.append(by or to) or self)
+    assert fit_to_device(model, torch.device("cuda"), precision) is model
+    assert moves == [{"memory_format": torch.channels_last}, (torch.device("cuda"),)]
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert "depthwise" not in describe_precision("auto", precision, torch.device("cuda"), model)

@@ -21,7 +21,7 @@ from pipeline.torchvision_views import decode
 from probe.baselines import SCRATCH, THUMBNAIL, imagenet_encoder, scratch_encoder, thumbnail_encoder
 from probe.encoder import Encoder, GreyAsColour
 from probe.encoders import open_encoder, open_encoders
-from probe.features import extract_features, read_features, read_images
+from probe.features import extract_features, feature_keys, read_features, read_images
 from probe.names import MEAN
 from probe.page.table import thumbnail_verdicts
 from shard.errors import InputError
@@ -226,6 +226,23 @@ def test_default_names_and_baselines(trained: Path, tmp_path: Path) -> None:
         names(str(trained), str(trained))
     with pytest.raises(InputError, match="absent: no such run or file of weights"):
         names(str(tmp_path / "absent"))
+
+
+def test_cached_features_of_a_gpu_are_its_own_and_those_of_a_batch_size(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Algorithms differ between GPUs and shapes, and round differently. A CPU's features do not depend on the batch."""
+    scratch, gpu = scratch_encoder("resnet18", 0, IMAGES), "NVIDIA A100"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
+
+    def key(device: str, batch_size: int) -> str:
+        return feature_keys([scratch], shards.manifest, ("valid",), torch.device(device), batch_size)[SCRATCH]
+
+    assert key("cpu", 16) == key("cpu", 64)
+    on_a100 = key("cuda", 16)
+    assert on_a100 == key("cuda", 16) and len({on_a100, key("cuda", 64), key("cpu", 16)}) == 3
+    gpu = "NVIDIA H100"
+    assert key("cuda", 16) != on_a100
 
 
 def test_features_are_cached_by_weights_input_and_shards(

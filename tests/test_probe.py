@@ -10,13 +10,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
+from pipeline.loader import default_backend
+from probe.features import feature_batches
 from probe.fewshot import Rows, make_draws
 from probe.finetune import finetune
+from probe.full_precision import full_precision
 from probe.knn import knn_draws
 from probe.linear import fit_all, probe_draws
 from probe.published_protocol import EPOCHS, LR, noise_features, published_draws
 from probe.statistics import resample, score
+from tests.conftest import Shards
 from train.frozen_features import NEIGHBOURS, TEMPERATURE, Features, knn_vote, standardise
+from train.weights.preprocessing import Input
 
 
 def test_standardise_uses_training_rows_only_and_gives_length_one() -> None:
@@ -167,3 +172,68 @@ def test_finetune_trains_a_copy_deterministically() -> None:
     assert np.array_equal(once, again)
     assert ((once > 0) == (labels[20:] == 1).numpy()).mean() > 0.9
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+class Recorder(nn.Module):
+    """An encoder that records the settings of PyTorch's libraries on a GPU, in forward and in backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Conv2d(1, 4, 3), list[Flags]()
+
+    def __deepcopy__(self, memo: object) -> Recorder:
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.layer(x).mean((2, 3))
+        self.seen.append(gpu_flags())
+        if features.requires_grad:
+            features.register_hook(lambda _: self.seen.append(gpu_flags()))
+        return features
+
+
+Flags = tuple[bool, bool, bool, bool]
+FAST, EXACT = (True, False, True, True), (False, True, False, False)
+
+
+def gpu_flags() -> Flags:
+    cudnn = torch.backends.cudnn
+    return cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of a training run, and those of NVIDIA's containers."""
+    for owner, name, value in zip((torch.backends.cudnn,) * 3 + (torch.backends.cuda.matmul,),
+                                  ("benchmark", "deterministic", "allow_tf32", "allow_tf32"), FAST, strict=True):
+        monkeypatch.setattr(owner, name, value)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("work", ["features", "fine-tuning", "failure"])
+def test_features_and_fine_tuning_are_exact_on_a_gpu_and_restore_its_settings(shards: Shards, work: str) -> None:
+    encoder, images = Recorder(), torch.randn(20, 1, 12, 12)
+    if work == "features":
+        for _ in feature_batches([encoder], shards.folder, shards.manifest, "valid", Input(32, 0.5, 0.25), workers=1,
+                                 backend=default_backend(), batch_size=16, device=torch.device("cpu")):  # fmt: skip
+            assert gpu_flags() == FAST  # between batches, too
+    elif work == "fine-tuning":
+        finetune(encoder, images, torch.arange(20) % 2, images, seed=0)
+    else:
+        with pytest.raises(KeyError), full_precision():
+            encoder(images)
+            raise KeyError
+    assert set(encoder.seen) == {EXACT} and gpu_flags() == FAST
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_fine_tuning_on_a_gpu_does_not_depend_on_settings_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    encoder, images, labels = Tiny(), torch.randn(64, 1, 32, 32, device="cuda"), torch.arange(20, device="cuda") % 2
+    plain = finetune(encoder, images[:20], labels, images, seed=0)
+    assert np.array_equal(finetune(encoder, images[:20], labels, images, seed=0), plain)
+    for owner, name in ((torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "allow_tf32"),
+                        (torch.backends.cuda.matmul, "allow_tf32")):  # fmt: skip
+        monkeypatch.setattr(owner, name, True)
+    assert np.array_equal(finetune(encoder, images[:20], labels, images, seed=0), plain)

@@ -22,6 +22,7 @@ from train.embedding_metrics import embedding_metrics
 from train.journal import LOCK, write_card
 from train.online import OnlineProbe
 from train.optim import learning_rate
+from train.out_of_memory import describe_step, explain_out_of_memory, step_cures
 from train.run_log import RunLog
 from train.setup import set_up
 from train.signals import REQUEUE, StopRequest, catch_stop_signals
@@ -39,7 +40,10 @@ def pretrain(config: Config) -> None:
     sees the same batches and, on a CPU, ends with the same weights as an uninterrupted one. On SIGUSR1 or SIGTERM it
     saves after the current step and exits, the first rank with status 75 (requeue).
     """
-    with catch_stop_signals() as stop, init_distributed(resolve_device(config.device)) as ranks:
+    device = resolve_device(config.device)
+    with (catch_stop_signals() as stop, init_distributed(device) as ranks,
+          explain_out_of_memory(device, lambda: describe_step(config, ranks.world),
+                                lambda: step_cures(config, ranks.world))):  # fmt: skip
         start = read_starting_weights(config, ranks)
         config, manifest, augmentation, loader, state = set_up(config, ranks)
         start.load_into(state.model.encoder)

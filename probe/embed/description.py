@@ -8,6 +8,7 @@ from typing import Any
 
 from probe.embed.work import Work
 from probe.encoder import Encoder
+from probe.full_precision import device_name
 from probe.names import absolute_spec
 from shard.files import sha256_of
 from shard.machine import commit, version_of
@@ -34,7 +35,7 @@ def describe(work: Work, width: int) -> dict[str, Any]:
                    "settings": manifest.settings, "rejected": manifest.rejected},
         "images": work.images, "splits": list(work.splits), "findings": list(manifest.findings), "width": width,
         "dtype": settings.dtype, "batch_size": settings.batch_size, "backend": work.backend,
-        "device": work.device.type, "commit": commit(), "versions": versions(),
+        "device": device_name(work.device), "commit": commit(), "versions": versions(),
     }  # fmt: skip
 
 

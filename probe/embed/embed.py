@@ -19,6 +19,7 @@ from probe.embed.settings import EmbedSettings
 from probe.embed.work import Work, open_work
 from probe.encoder import Encoder
 from probe.features import CODE, check_finite, feature_batches, load_features, save_features
+from probe.full_precision import device_name
 from shard.errors import InputError
 from shard.files import locked
 from shard.progress import Progress
@@ -57,7 +58,7 @@ def embed(given: str, src: Path, settings: EmbedSettings) -> None:
 def decisive(work: Work) -> dict[str, Any]:
     """Return all that decides the bits of the features, by name."""
     return {**work.identity(), "batch_size": work.settings.batch_size, "backend": work.backend,
-            "device": work.device.type, "code": hash_code(CODE), **versions()}  # fmt: skip
+            "device": device_name(work.device), "code": hash_code(CODE), **versions()}  # fmt: skip
 
 
 def compute_parts(work: Work) -> None:

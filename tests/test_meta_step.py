@@ -1,0 +1,187 @@
+"""A training step never makes the host wait for a GPU: traced on meta tensors, which have shapes and no values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from train.config import Optimizer, Precision
+from train.device import fit_to_device
+from train.large_batch import apply_activation_checkpointing
+from train.model import SimCLR
+from train.optim import make_optimizer
+from train.state import TrainState
+from train.step import train_step
+
+META, aten = torch.device("meta"), torch.ops.aten
+IMAGES, SIZE = 8, 32
+# These change their first argument in place, on its device; PyTorch has no version of them for meta tensors.
+WITHOUT_META = {aten._amp_update_scale_.default, aten._amp_foreach_non_finite_check_and_unscale_.default,
+                aten._fused_adam_.default, aten._fused_adamw_.default}  # fmt: skip
+# Operands that CUDA's kernels take from the host as arguments of the launch: tensors without dimensions, into which
+# PyTorch wraps Python's numbers.
+SCALAR_OPERANDS = {"aten::add", "aten::mul", "aten::div", "aten::sub", "aten::where", "aten::masked_fill"}
+FROM_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+TO_OR_FROM_HOST = {torch.tensor, torch.as_tensor, torch.from_numpy, torch.Tensor.cpu, torch.Tensor.numpy,
+                   torch.Tensor.tolist}  # fmt: skip
+
+
+class Waits(Exception):
+    """An operator would make the host wait for the GPU."""
+
+
+class NoWaits(TorchDispatchMode):
+    """Raises Waits for operators that read values of tensors, and for tensors of another device. allowed: waits."""
+
+    def __init__(self, allowed: int = 0) -> None:
+        super().__init__()
+        self.allowed, self.seen = allowed, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if reads_values(func, args):
+            self.seen += 1
+            if self.seen > self.allowed:
+                raise Waits(f"{func} reads values")
+            return 0.0
+        name = func._schema.name.rstrip("_")
+        for tensor in tensors:
+            if tensor.device != META and not (tensor.ndim == 0 and name in SCALAR_OPERANDS):
+                raise Waits(f"{func} takes a tensor {list(tensor.shape)} on {tensor.device}")
+        result = args[0] if func in WITHOUT_META else func(*args, **kwargs)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.device != META:
+                raise Waits(f"{func} returns a tensor {list(tensor.shape)} on {tensor.device}")
+        return result
+
+
+def reads_values(func: Any, args: Any) -> bool:
+    """Whether an operator's output depends on values, not only on shapes: .item(), nonzero, a boolean index."""
+    if func._schema.name in ("aten::index", "aten::index_put", "aten::index_put_"):
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return any(tag in func.tags for tag in FROM_VALUES)
+
+
+class Autocast(TorchFunctionMode):
+    """Casts what autocast casts on a GPU, for PyTorch has no autocast for meta tensors; and refuses copies."""
+
+    CAST: ClassVar = {F.conv2d, F.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm,
+                      torch.bmm, F.scaled_dot_product_attention}  # fmt: skip
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.dtype, self.enabled, self.casts = dtype, dtype is not None, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in TO_OR_FROM_HOST:
+            raise Waits(f"{func} copies between host and GPU")
+        if self.enabled and func in self.CAST:
+            self.casts += 1
+            args, kwargs = tree_map(self._cast, (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _cast(self, value: Any) -> Any:
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(self.dtype) if floating else value
+
+    @contextmanager
+    def set(self, enabled: bool) -> Iterator[None]:
+        """Stand in for torch.autocast; on again only after a block that turns it off: recomputation needs it."""
+        before, self.enabled = self.enabled, self.enabled and enabled
+        try:
+            yield
+        finally:
+            self.enabled = before
+
+
+@pytest.fixture
+def meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Let PyTorch treat meta as it treats cuda: fused optimizers, operators over lists of tensors."""
+    for module, kind in ((torch.optim.optimizer, "fused"), (torch.optim.optimizer, "foreach"),
+                         (torch.utils._foreach_utils, "foreach")):  # fmt: skip
+        monkeypatch.setattr(module, f"_get_{kind}_kernels_supported_devices", lambda: ["cuda", "meta"])
+    yield monkeypatch
+
+
+def meta_state(
+    arch: str, precision: Precision, optimizer: Optimizer, recompute: bool, half: bool
+) -> TrainState:
+    """A run's state as train.setup makes it, on meta tensors."""
+    model = fit_to_device(SimCLR(arch, SIZE), META, precision)
+    if recompute:
+        apply_activation_checkpointing(model)
+    made = make_optimizer(optimizer, model, lr=1e-3, weight_decay=0.1)
+    return TrainState(model, model, made, torch.amp.GradScaler("meta", enabled=half), META, 10)
+
+
+def trace(
+    meta: pytest.MonkeyPatch, *, arch: str = "resnet18", precision: Precision = "fp16", optimizer: Optimizer = "adam",
+    recompute: bool = False, allowed: int = 0, **settings: Any,
+) -> int:  # fmt: skip
+    """Take two steps on meta tensors and return how often the host would wait. Raises Waits beyond `allowed`."""
+    state = meta_state(arch, precision, optimizer, recompute, half=precision == "fp16")
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    views = torch.empty(2, IMAGES, 1, SIZE, SIZE, device=META, dtype=torch.float16 if precision == "fp16" else None)
+    patients = torch.empty(IMAGES, dtype=torch.int64, device=META) if "same_patient" in settings else None
+    casts = Autocast(dtype)
+    meta.setattr(torch, "autocast", lambda device, dtype=None, enabled=True: casts.set(enabled))
+    with NoWaits(allowed) as waits, casts:
+        for _ in range(2):
+            loss, z1, z2 = train_step(state, views[0], views[1], lr=1e-3, temperature=0.5, patients=patients,
+                                      precision=precision, recompute=recompute, **settings)  # fmt: skip
+    assert state.step == 2 and loss.shape == () and z1.shape == z2.shape == (IMAGES, 128)
+    assert z1.dtype == (dtype or torch.float32) and (casts.casts > 0) == (dtype is not None)
+    return waits.seen
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {}, "float32": {"precision": "fp32"}, "bfloat16": {"precision": "bf16"},
+    "micro-batches": {"micro_batch": 2}, "recomputed": {"recompute": True},
+    "recomputed micro-batches": {"micro_batch": 4, "recompute": True}, "clipped": {"clip": 1.0},
+    "adamw": {"optimizer": "adamw"}, "lars": {"optimizer": "lars", "precision": "bf16"},
+    "lars, clipped": {"optimizer": "lars", "precision": "fp32", "clip": 1.0},
+    "partners masked": {"same_patient": "masked"}, "partners as positives": {"same_patient": "positives"},
+    "positives by micro-batches": {"same_patient": "positives", "micro_batch": 2},
+    "bottlenecks": {"arch": "resnet50", "recompute": True},
+    "vision transformer": {"arch": "timm/test_vit", "recompute": True},
+    "efficientnet": {"arch": "timm/test_efficientnet", "recompute": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_step_does_not_wait_for_the_device(meta: pytest.MonkeyPatch, case: str) -> None:
+    assert trace(meta, **CASES[case]) == 0
+
+
+def test_lars_with_the_scaler_of_fp16_waits_once(meta: pytest.MonkeyPatch) -> None:
+    """PyTorch's scaler asks whether the gradient overflowed, unless the optimizer is a fused one."""
+    with pytest.raises(Waits, match="_local_scalar_dense"):
+        trace(meta, optimizer="lars")
+    assert trace(meta, optimizer="lars", allowed=2) == 2  # of two steps
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(lambda x: x.sum().item(), "_local_scalar_dense"), (lambda x: bool((x > 0).all()), "reads values"),
+     (lambda x: (x > 0).nonzero(), "nonzero"), (lambda x: x[x > 0], "index.Tensor reads values"),
+     (lambda x: x.masked_select(x > 0), "masked_select"), (lambda x: torch.unique(x), "reads values"),
+     (lambda x: x.index_put_(((x > 0),), x.new_zeros(())), "index_put_"),
+     (lambda x: x + torch.ones(3), r"add.Tensor takes a tensor \[3\] on cpu"),
+     (lambda x: x[torch.tensor([0])], "copies between host and GPU"), (lambda x: x.cpu(), "copies between"),
+     (lambda x: x.to("cpu"), "returns a tensor"), (lambda x: torch.tensor(1.0, device="meta"), "copies between")],
+)  # fmt: skip
+def test_each_wait_is_found(wrong: Any, message: str) -> None:
+    x = torch.empty(3, device=META)
+    with NoWaits(), Autocast(None), pytest.raises(Waits, match=message):
+        wrong(x)
+    with NoWaits():
+        assert (torch.where(x > 0, x * 2.0, torch.nan) / 3).shape == (3,)
