@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from functools import partial
+from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from train.architectures import ARCHITECTURES
 from train.config import Optimizer, Precision
 from train.device import fit_to_device
 from train.large_batch import apply_activation_checkpointing
@@ -23,6 +27,7 @@ from train.step import train_step
 
 META, aten = torch.device("meta"), torch.ops.aten
 IMAGES, SIZE = 8, 32
+HOST = torch.zeros(3)
 # These change their first argument in place, on its device; PyTorch has no version of them for meta tensors.
 WITHOUT_META = {aten._amp_update_scale_.default, aten._amp_foreach_non_finite_check_and_unscale_.default,
                 aten._fused_adam_.default, aten._fused_adamw_.default}  # fmt: skip
@@ -30,9 +35,6 @@ WITHOUT_META = {aten._amp_update_scale_.default, aten._amp_foreach_non_finite_ch
 # PyTorch wraps Python's numbers.
 SCALAR_OPERANDS = {"aten::add", "aten::mul", "aten::div", "aten::sub", "aten::where", "aten::masked_fill"}
 FROM_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-TO_OR_FROM_HOST = {torch.tensor, torch.as_tensor, torch.from_numpy, torch.Tensor.cpu, torch.Tensor.numpy,
-                   torch.Tensor.tolist}  # fmt: skip
-
 
 class Waits(Exception):
     """An operator would make the host wait for the GPU."""
@@ -43,7 +45,16 @@ class NoWaits(TorchDispatchMode):
 
     def __init__(self, allowed: int = 0) -> None:
         super().__init__()
-        self.allowed, self.seen = allowed, 0
+        self.allowed, self.seen, self.patch = allowed, 0, pytest.MonkeyPatch()
+
+    def __enter__(self) -> NoWaits:
+        for name in ("tensor", "as_tensor", "from_numpy"):
+            self.patch.setattr(torch, name, copy_from_host)
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        self.patch.undo()
+        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -53,15 +64,15 @@ class NoWaits(TorchDispatchMode):
             if self.seen > self.allowed:
                 raise Waits(f"{func} reads values")
             return 0.0
+        if torch.device(kwargs.get("device") or META) != META:
+            raise Waits(f"{func} makes a tensor on {kwargs['device']}")
         name = func._schema.name.rstrip("_")
         for tensor in tensors:
             if tensor.device != META and not (tensor.ndim == 0 and name in SCALAR_OPERANDS):
                 raise Waits(f"{func} takes a tensor {list(tensor.shape)} on {tensor.device}")
-        result = args[0] if func in WITHOUT_META else func(*args, **kwargs)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.device != META:
-                raise Waits(f"{func} returns a tensor {list(tensor.shape)} on {tensor.device}")
-        return result
+        if func in WITHOUT_META:
+            return args[0] if func._schema.returns else None
+        return func(*args, **kwargs)
 
 
 def reads_values(func: Any, args: Any) -> bool:
@@ -71,31 +82,29 @@ def reads_values(func: Any, args: Any) -> bool:
     return any(tag in func.tags for tag in FROM_VALUES)
 
 
-class Autocast(TorchFunctionMode):
-    """Casts what autocast casts on a GPU, for PyTorch has no autocast for meta tensors; and refuses copies."""
+class Autocast:
+    """Stands in for torch.autocast, which does not know meta tensors: casts the operands of layers to `dtype`.
 
-    CAST: ClassVar = {F.conv2d, F.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm,
-                      torch.bmm, F.scaled_dot_product_attention}  # fmt: skip
+    It stays on between blocks, since recomputation in backward needs it, and off within blocks that disable it.
+    """
 
-    def __init__(self, dtype: torch.dtype | None) -> None:
-        super().__init__()
+    def __init__(self, patch: pytest.MonkeyPatch, dtype: torch.dtype | None) -> None:
         self.dtype, self.enabled, self.casts = dtype, dtype is not None, 0
+        for name in ("conv2d", "linear", "scaled_dot_product_attention"):
+            patch.setattr(F, name, partial(self._call, getattr(F, name)))
+        patch.setattr(torch, "autocast", lambda device, dtype=None, enabled=True: self._set(enabled))
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in TO_OR_FROM_HOST:
-            raise Waits(f"{func} copies between host and GPU")
-        if self.enabled and func in self.CAST:
+    def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.enabled:
             self.casts += 1
-            args, kwargs = tree_map(self._cast, (args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            args, kwargs = tree_map(self._cast, (args, kwargs))
+        return layer(*args, **kwargs)
 
     def _cast(self, value: Any) -> Any:
-        floating = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
-        return value.to(self.dtype) if floating else value
+        return value.to(self.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
     @contextmanager
-    def set(self, enabled: bool) -> Iterator[None]:
-        """Stand in for torch.autocast; on again only after a block that turns it off: recomputation needs it."""
+    def _set(self, enabled: bool) -> Iterator[None]:
         before, self.enabled = self.enabled, self.enabled and enabled
         try:
             yield
@@ -106,15 +115,25 @@ class Autocast(TorchFunctionMode):
 @pytest.fixture
 def meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Let PyTorch treat meta as it treats cuda: fused optimizers, operators over lists of tensors."""
-    for module, kind in ((torch.optim.optimizer, "fused"), (torch.optim.optimizer, "foreach"),
-                         (torch.utils._foreach_utils, "foreach")):  # fmt: skip
-        monkeypatch.setattr(module, f"_get_{kind}_kernels_supported_devices", lambda: ["cuda", "meta"])
+    for module, kind in (("torch.optim.optimizer", "fused"), ("torch.optim.optimizer", "foreach"),
+                         ("torch.utils._foreach_utils", "foreach")):  # fmt: skip
+        monkeypatch.setattr(import_module(module), f"_get_{kind}_kernels_supported_devices", lambda: ["cuda", "meta"])
+    monkeypatch.setitem(ARCHITECTURES, "small", small)
     yield monkeypatch
 
 
-def meta_state(
-    arch: str, precision: Precision, optimizer: Optimizer, recompute: bool, half: bool
-) -> TrainState:
+def copy_from_host(*args: Any, **kwargs: Any) -> Any:
+    """Stands in for torch.tensor and the like, which do not show on meta: on a GPU their copy waits for it."""
+    raise Waits("a copy from the host")
+
+
+def small(channels: int) -> tuple[nn.Module, int]:
+    """A stem and a residual block of each kind, as an architecture."""
+    stem = nn.Conv2d(channels, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+    return nn.Sequential(*stem, BasicBlock(8, 8), Bottleneck(8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 8
+
+
+def meta_state(arch: str, precision: Precision, optimizer: Optimizer, recompute: bool, half: bool) -> TrainState:
     """A run's state as train.setup makes it, on meta tensors."""
     model = fit_to_device(SimCLR(arch, SIZE), META, precision)
     if recompute:
@@ -124,7 +143,7 @@ def meta_state(
 
 
 def trace(
-    meta: pytest.MonkeyPatch, *, arch: str = "resnet18", precision: Precision = "fp16", optimizer: Optimizer = "adam",
+    meta: pytest.MonkeyPatch, *, arch: str = "small", precision: Precision = "fp16", optimizer: Optimizer = "adam",
     recompute: bool = False, allowed: int = 0, **settings: Any,
 ) -> int:  # fmt: skip
     """Take two steps on meta tensors and return how often the host would wait. Raises Waits beyond `allowed`."""
@@ -132,9 +151,8 @@ def trace(
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     views = torch.empty(2, IMAGES, 1, SIZE, SIZE, device=META, dtype=torch.float16 if precision == "fp16" else None)
     patients = torch.empty(IMAGES, dtype=torch.int64, device=META) if "same_patient" in settings else None
-    casts = Autocast(dtype)
-    meta.setattr(torch, "autocast", lambda device, dtype=None, enabled=True: casts.set(enabled))
-    with NoWaits(allowed) as waits, casts:
+    casts = Autocast(meta, dtype)
+    with NoWaits(allowed) as waits:
         for _ in range(2):
             loss, z1, z2 = train_step(state, views[0], views[1], lr=1e-3, temperature=0.5, patients=patients,
                                       precision=precision, recompute=recompute, **settings)  # fmt: skip
@@ -145,13 +163,13 @@ def trace(
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {}, "float32": {"precision": "fp32"}, "bfloat16": {"precision": "bf16"},
-    "micro-batches": {"micro_batch": 2}, "recomputed": {"recompute": True},
+    "micro-batches": {"micro_batch": 4}, "recomputed": {"recompute": True},
     "recomputed micro-batches": {"micro_batch": 4, "recompute": True}, "clipped": {"clip": 1.0},
     "adamw": {"optimizer": "adamw"}, "lars": {"optimizer": "lars", "precision": "bf16"},
     "lars, clipped": {"optimizer": "lars", "precision": "fp32", "clip": 1.0},
     "partners masked": {"same_patient": "masked"}, "partners as positives": {"same_patient": "positives"},
-    "positives by micro-batches": {"same_patient": "positives", "micro_batch": 2},
-    "bottlenecks": {"arch": "resnet50", "recompute": True},
+    "positives by micro-batches": {"same_patient": "positives", "micro_batch": 4},
+    "resnet18": {"arch": "resnet18", "recompute": True},
     "vision transformer": {"arch": "timm/test_vit", "recompute": True},
     "efficientnet": {"arch": "timm/test_efficientnet", "recompute": True},
 }  # fmt: skip
@@ -175,13 +193,14 @@ def test_lars_with_the_scaler_of_fp16_waits_once(meta: pytest.MonkeyPatch) -> No
      (lambda x: (x > 0).nonzero(), "nonzero"), (lambda x: x[x > 0], "index.Tensor reads values"),
      (lambda x: x.masked_select(x > 0), "masked_select"), (lambda x: torch.unique(x), "reads values"),
      (lambda x: x.index_put_(((x > 0),), x.new_zeros(())), "index_put_"),
-     (lambda x: x + torch.ones(3), r"add.Tensor takes a tensor \[3\] on cpu"),
-     (lambda x: x[torch.tensor([0])], "copies between host and GPU"), (lambda x: x.cpu(), "copies between"),
-     (lambda x: x.to("cpu"), "returns a tensor"), (lambda x: torch.tensor(1.0, device="meta"), "copies between")],
+     (lambda x: x + torch.ones(3), "makes a tensor on cpu"), (lambda x: x + HOST, r"takes a tensor \[3\] on cpu"),
+     (lambda x: x[HOST.long()], "takes a tensor"), (lambda x: x.cpu(), "_to_copy.default makes a tensor on cpu"),
+     (lambda x: x.copy_(HOST), "copy_.default takes"), (lambda x: torch.tensor(1.0, device="meta"), "from the host")],
 )  # fmt: skip
+@pytest.mark.usefixtures("meta")
 def test_each_wait_is_found(wrong: Any, message: str) -> None:
     x = torch.empty(3, device=META)
-    with NoWaits(), Autocast(None), pytest.raises(Waits, match=message):
+    with NoWaits(), pytest.raises(Waits, match=message):
         wrong(x)
     with NoWaits():
         assert (torch.where(x > 0, x * 2.0, torch.nan) / 3).shape == (3,)
