@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-ViewDevice = Literal["auto", "cpu", "gpu"]  # where views are computed
+ViewDevice = Literal["cpu", "gpu"]  # where views are computed
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, math, pipeline_def, types
+from nvidia.dali.backend import ReleaseUnusedMemory
 from nvidia.dali.plugin.numba import NumbaFunction
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
@@ -82,6 +83,11 @@ def decode_batches(
         yield from inputs.translate_errors(_batch_sizes(_decoded(inputs, **_arguments(inputs, device, threads))))
 
     return _interleave(start, batches, threads, _pipelines_on(device))
+
+
+def release_memory() -> None:
+    """Free the memory that DALI keeps after its pipelines have been destroyed, on the GPU and pinned."""
+    ReleaseUnusedMemory()
 
 
 def _pipelines_on(device: torch.device) -> int:

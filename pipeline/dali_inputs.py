@@ -17,7 +17,7 @@ from pipeline.prefetch import prefetch
 from pipeline.sampler import Batch
 from pipeline.view_parameters import sample_view_parameters
 from shard.caches import numba_can_cache
-from shard.errors import InputError
+from shard.errors import InputError, OutOfMemory
 from shard.fetch import Fetcher
 from shard.read import CURE
 
@@ -103,12 +103,12 @@ class BatchInputs:
         return None
 
 
-def out_of_memory(error: Exception) -> InputError | None:
+def out_of_memory(error: Exception) -> OutOfMemory | None:
     """Translate DALI's out-of-memory errors; None for any other error."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(phrase in text for phrase in ("out of memory", "alloc")):
-        return InputError("memory ran out while views were computed: lower --batch-size or --size, use --views=cpu, "
-                          f"or lower --workers ({str(error).strip().splitlines()[-1]})")
+        return OutOfMemory("memory ran out while views were computed: lower --batch-size or --size, use --views=cpu, "
+                           f"or lower --workers ({str(error).strip().splitlines()[-1]})")  # fmt: skip
     return None
 
 

@@ -45,6 +45,12 @@ class ViewLoader:
         """Batches per epoch, the same on every rank."""
         return self._sampler.steps
 
+    @property
+    def views(self) -> ViewDevice:
+        """Where views are computed."""
+        device: ViewDevice = self._fingerprint["views"]
+        return device
+
     def __iter__(self) -> Iterator[Views]:
         if self._views is None:
             self._views = self._make_views(self._sampler.batches(self._epoch, self._step))
@@ -108,14 +114,14 @@ class ImageLoader:
 
 def two_view_loader(
     backend: Backend, folder: Path, manifest: Manifest, augmentation: Augmentation, *, split: str = "train",
-    batch_size: int, device: torch.device, views: ViewDevice = "auto", half: bool = False, workers: int = 0,
+    batch_size: int, device: torch.device, views: ViewDevice | None = None, half: bool = False, workers: int = 0,
     seed: int = 0, rank: int = 0, world: int = 1,
 ) -> ViewLoader:  # fmt: skip
     """Create a loader of two augmented views of each image.
 
-    views: the device on which DALI computes them, by stock operators on the GPU or the fused operator on the CPU;
-    "auto" lets choose_view_device decide. half: float16 views, DALI only. workers: threads or processes, 0 for one per
-    core. Raises InputError if the split has fewer images than a joint batch of all ranks or the backend is unavailable.
+    views: where DALI computes them, by stock operators on the GPU or the fused operator on the CPU; None for the
+    default of choose_view_device. half: float16 views, DALI only. workers: threads or processes, 0 for one per core.
+    Raises InputError if the split has fewer images than a joint batch of all ranks or the backend is unavailable.
     """
     images = manifest.images(split)
     if images < batch_size * world:
@@ -167,18 +173,27 @@ def make_views(
     return views
 
 
-def choose_view_device(views: ViewDevice, backend: Backend, device: torch.device) -> tuple[ViewDevice, str]:
-    """Choose where views are computed, "cpu" or "gpu", and give the reason. Raises InputError if impossible."""
-    if views == "gpu" and (backend == "torchvision" or device.type != "cuda"):
+def view_devices(backend: Backend, device: torch.device) -> tuple[ViewDevice, ...]:
+    """List where views can be computed for training on `device`; the default is first."""
+    return ("gpu", "cpu") if backend == "dali" and device.type == "cuda" else ("cpu",)
+
+
+def choose_view_device(views: ViewDevice | None, backend: Backend, device: torch.device) -> tuple[ViewDevice, str]:
+    """Return where views are computed, and the reason. views: where they should be; None for the default.
+
+    Raises InputError if that is impossible.
+    """
+    possible = view_devices(backend, device)
+    if views is not None and views not in possible:
         missing = "a GPU to train on" if backend == "dali" else "--dali"
-        raise InputError(f"--views=gpu: needs {missing}; use --views=cpu")
-    if views != "auto":
+        raise InputError(f"--views={views}: needs {missing}; use --views=cpu")
+    if views is not None:
         return views, f"--views={views}"
+    if "gpu" in possible:
+        return "gpu", "the default with a GPU and DALI; --views=auto measures both ways"
     if device.type != "cuda":
         return "cpu", "training runs on the CPU"
-    if backend == "torchvision":
-        return "cpu", "torchvision runs on the CPU; --dali is many times faster"
-    return "gpu", "DALI decodes in its hardware; --views=cpu leaves the GPU to training"
+    return "cpu", "torchvision runs on the CPU; --dali is many times faster"
 
 
 def decode_batches(
@@ -209,6 +224,11 @@ def image_loader(
                        workers=workers or cores(), interpolation=interpolation)  # fmt: skip
     indices = range(manifest.images(split)) if samples is None else samples
     return ImageLoader(sequential_batches(indices, batch_size), function)
+
+
+def release_memory() -> None:
+    """Free the memory that DALI keeps after its pipelines have been destroyed, on the GPU and pinned."""
+    _dali().release_memory()
 
 
 def default_backend() -> Backend:

@@ -18,5 +18,9 @@ class InputError(Exception):
         super().__init__(line if len(line) <= LONGEST else f"{line[:half]} … {line[-half:]}")
 
 
+class OutOfMemory(InputError):
+    """Memory ran out; the text names the settings to lower."""
+
+
 class UnreadableImage(Exception):
     """A source file without a usable image. The text is the reason, equal in every attempt."""

@@ -288,12 +288,12 @@ def test_two_view_loader_refuses_a_batch_larger_than_the_split(shards: Shards, b
 
 def test_choose_view_device_gives_device_and_reason() -> None:
     cuda = torch.device("cuda")
-    assert choose_view_device("auto", "dali", CPU) == ("cpu", "training runs on the CPU")
-    view_device, reason = choose_view_device("auto", "dali", cuda)
+    assert choose_view_device(None, "dali", CPU) == ("cpu", "training runs on the CPU")
+    view_device, reason = choose_view_device(None, "dali", cuda)
     assert view_device == "gpu" and "DALI" in reason
     assert choose_view_device("cpu", "dali", cuda)[0] == "cpu"
     assert choose_view_device("gpu", "dali", cuda)[0] == "gpu"
-    assert choose_view_device("auto", "torchvision", cuda)[0] == "cpu"
+    assert choose_view_device(None, "torchvision", cuda)[0] == "cpu"
     with pytest.raises(InputError, match="--views=gpu: needs a GPU to train on"):
         choose_view_device("gpu", "dali", CPU)
     with pytest.raises(InputError, match="--views=gpu: needs --dali"):

@@ -23,8 +23,8 @@ from train.fingerprint import INIT, PACKAGES, check_fingerprint, check_ranks, co
 from train.journal import METRICS, Journal, backup_journal, read_journal
 from train.recipe import StartRecord, parse_start
 from train.rng import rng_state, set_rng_state
-from train.select_checkpoint import select_checkpoint
 from train.state import TrainState, read_count
+from train.view_choice import ViewRecord
 
 MILESTONE = 10  # epochs between checkpoints that are never removed
 
@@ -38,11 +38,12 @@ class Checkpointer:
 
     def __init__(
         self, config: Config, manifest: Manifest, augmentation: Augmentation, loader: ViewLoader, ranks: Ranks,
-        start: StartRecord | None = None,
+        start: StartRecord | None = None, views: ViewRecord | None = None,
     ) -> None:  # fmt: skip
         self._config, self._manifest, self._augmentation = config, manifest, augmentation
         self._loader, self._ranks = loader, ranks
         self.start = dict(start or {})  # what the encoder started from
+        self.views = dict(views or {})  # the measurement that decided where views are made
         self._fingerprint = compute_fingerprint(config, loader.state_dict()["fingerprint"], ranks.world, self.start)
         self._commit = commit()  # now: another commit may be checked out before the run ends
         self._saved_at = time.monotonic()
@@ -83,20 +84,20 @@ class Checkpointer:
         return {
             **state.state_dict(), "loader": self._loader.state_dict(), "rng_state": rng_states,
             "journal_lines": journal_lines, "milestones": self._milestones, "best": self._best,
-            "origin": self._origin, "init": self.start, "accepted": self.accepted, "fingerprint": self._fingerprint,
-            "config": self._config.plain(), "augmentation": asdict(self._augmentation),
-            "shards": self._manifest.fingerprint(), "data": self._manifest.counts, "commit": self._commit,
+            "origin": self._origin, "init": self.start, "views": self.views, "accepted": self.accepted,
+            "fingerprint": self._fingerprint, "config": self._config.plain(),
+            "augmentation": asdict(self._augmentation), "shards": self._manifest.fingerprint(),
+            "data": self._manifest.counts, "commit": self._commit,
             "versions": {name: self._fingerprint[name] for name in PACKAGES},
         }  # fmt: skip
 
-    def resume(self, state: TrainState) -> None:
-        """Load the checkpoint that --resume selects, if there is one, into `state`, the loader and the generators.
+    def resume(self, state: TrainState, found: tuple[Path, dict[str, Any]] | None) -> None:
+        """Load the checkpoint that was selected, if there is one, into `state`, the loader and the generators.
 
-        Raises InputError if the checkpoint was made under settings, code or data that give other numbers, or if the
-        ranks differ in these.
+        found: its path and content, on the first rank. Raises InputError if the checkpoint was made under settings,
+        code or data that give other numbers, or if the ranks differ in these.
         """
         check_ranks(self._ranks.all_gather(self._fingerprint))
-        found = select_checkpoint(self._config, self._ranks.print) if self._ranks.first else None
         if found is not None:
             path, content = found
             with translate_load_errors(path):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pipeline.augmentation import Augmentation, ViewDevice
+from pipeline.augmentation import Augmentation
 from shard.errors import InputError
 from shard.flags import Flag, check_ranges
 from shard.manifest import parse_manifest
@@ -20,6 +20,7 @@ Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 FP16_NEEDS_GPU = "--precision=fp16: needs a GPU; on a CPU use bf16 or fp32"
 Device = Literal["auto", "cpu", "cuda"]
+ViewChoice = Literal["auto", "cpu", "gpu"]
 IMAGENET = "imagenet"  # as --init
 
 # A resumed run may change these. They decide where and how fast the same numbers are computed, or which are logged.
@@ -83,8 +84,9 @@ class Config:
                                          "a CPU with instructions for it, else fp32.", "device")] = "auto"
     device: Annotated[Device, Flag("Device to train on; auto takes a GPU if there is one.", "device")] = "auto"
     compile: Annotated[bool, Flag("Compile the model with torch.compile.", "device")] = False
-    views: Annotated[ViewDevice, Flag("Where views are made. auto takes the GPU, with DALI, if there is one.",
-                                      "device")] = "auto"
+    views: Annotated[ViewChoice | None, Flag(
+        "Where views are made. auto measures both ways on a GPU, before the first step of a run, and takes the faster.",
+        "device", default="gpu with --dali and a GPU, else cpu")] = None
     workers: Annotated[int, Flag("Loader threads; 0 starts one per core.", "device", 0, 4096)] = 0
     seed: Annotated[int, Flag("Seed of weights, order and views.", "recipe", 0, 2**31 - 2**16)] = 0
     limit_steps: Annotated[int, Flag("Stop after this many steps, for a trial; 0 trains all epochs.", "checkpoints",
@@ -130,7 +132,7 @@ class Config:
         """The loader's backend."""
         return "dali" if self.dali else "torchvision"
 
-    def plain(self) -> dict[str, str | int | float | bool]:
+    def plain(self) -> dict[str, str | int | float | bool | None]:
         """Return all settings as the plain values that a checkpoint keeps, with absolute paths."""
         plain = {name: str(value.absolute()) if isinstance(value, Path) else
                  ",".join(value) if isinstance(value, tuple) else value
@@ -143,7 +145,7 @@ class Config:
             plain["init"] = str(parse_source(self.init).absolute())
         return plain
 
-    def decisive(self) -> dict[str, str | int | float | bool]:
+    def decisive(self) -> dict[str, str | int | float | bool | None]:
         """Return the settings that decide the weights after a step. A resumed run must agree in all of them."""
         decisive = {name: value for name, value in self.plain().items() if name not in MAY_CHANGE_ON_RESUME}
         if self.schedule == "constant":  # does not depend on the last epoch

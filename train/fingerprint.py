@@ -30,7 +30,7 @@ PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "numba", "numpy", "pi
 RANKS, THREADS, INIT = "ranks", "threads", "init"
 NEVER_ACCEPTED = {"arch", "optimizer", "shards", "batch_size", INIT}  # the checkpoint's state would not fit
 
-Fingerprint = dict[str, str | int | float | bool]
+Fingerprint = dict[str, str | int | float | bool | None]
 
 
 def compute_fingerprint(

@@ -30,16 +30,17 @@ _ALWAYS_FINITE = ("step", "epoch", "time")  # unlike measured values, which may 
 
 
 def write_card(
-    run: Path, config: Config, accepted: list[Change], start: StartRecord, *, ranks: int, steps_per_epoch: int
+    run: Path, config: Config, accepted: list[Change], start: StartRecord, views: dict[str, Any], *, ranks: int,
+    steps_per_epoch: int,
 ) -> None:  # fmt: skip
-    """Write run.json: the command, the settings, the steps per epoch, what the encoder started from, and what --accept
-    changed during the run.
+    """Write run.json: the command, the settings, the steps per epoch, what the encoder started from, what --views=auto
+    measured, and what --accept changed during the run.
     """
     command = train_command(config.plain())
     if ranks > 1:
         command = f"{command}  # on {ranks} ranks, started by srun or torchrun as before"
-    card = {"command": command, "settings": config.plain(), "accepted": accepted, "init": start, "ranks": ranks,
-            "steps_per_epoch": steps_per_epoch}  # fmt: skip
+    card = {"command": command, "settings": config.plain(), "accepted": accepted, "init": start, "views": views,
+            "ranks": ranks, "steps_per_epoch": steps_per_epoch}  # fmt: skip
     write_bytes(run / CARD, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
 
 

@@ -24,11 +24,13 @@ from train.online import OnlineProbe
 from train.optim import learning_rate
 from train.out_of_memory import describe_step, explain_out_of_memory, step_cures
 from train.run_log import RunLog
+from train.select_checkpoint import select_checkpoint
 from train.setup import set_up
 from train.signals import REQUEUE, StopRequest, catch_stop_signals
 from train.starting_weights import read_starting_weights
 from train.state import TrainState
 from train.step import train_step
+from train.view_choice import settle_views
 
 LOCK_TIMEOUT_S = 15.0  # for the lock: DataLoader workers of a killed run notice within 5 seconds and release it
 
@@ -45,17 +47,20 @@ def pretrain(config: Config) -> None:
           explain_out_of_memory(device, lambda: describe_step(config, ranks.world),
                                 lambda: step_cures(config, ranks.world))):  # fmt: skip
         start = read_starting_weights(config, ranks)
-        config, manifest, augmentation, loader, state = set_up(config, ranks)
+        setup = set_up(config, ranks)
+        config, manifest, augmentation, _, state = setup
         start.load_into(state.model.encoder)
-        checkpointer = Checkpointer(config, manifest, augmentation, loader, ranks, start.record)
         with _only_writer(config.out, ranks):
-            checkpointer.resume(state)
+            found = select_checkpoint(config, ranks.print) if ranks.first else None
+            loader, views = settle_views(setup, ranks, found)
+            checkpointer = Checkpointer(config, manifest, augmentation, loader, ranks, start.record, views)
+            checkpointer.resume(state, found)
             if is_finished(state, config):
                 ranks.print(f"{config.out}: the requested {state.step} steps are done; nothing to do")
                 return
             journal = checkpointer.open_journal(state)
             if ranks.first:
-                write_card(config.out, config, checkpointer.accepted, checkpointer.start, ranks=ranks.world,
+                write_card(config.out, config, checkpointer.accepted, checkpointer.start, views, ranks=ranks.world,
                            steps_per_epoch=len(loader))  # fmt: skip
             probe = OnlineProbe(config, manifest, augmentation, state.device)
             with RunLog(config, state, ranks, journal) as log:

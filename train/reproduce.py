@@ -29,8 +29,9 @@ def reproduction_commands(state: Mapping[str, Any], out: Path, shards: Path) -> 
     finished = state["step_in_epoch"] == 0 and state["epoch"] >= config["epochs"]
     settings = {**config, "out": str(out), "shards": str(shards), "resume": origin or "auto", "accept": "",
                 **{name: state.get("fingerprint", {}).get(name, 1) for name in (RANKS, THREADS)}}  # fmt: skip
-    if any(change["name"] == "views" for change in changes):
-        settings["views"] = state["fingerprint"]["views"]  # resolved; the setting may be "auto"
+    if config.get("device") == "cuda" or any(change["name"] == "views" for change in changes):
+        # Where they were made; the default and "auto" may choose otherwise.
+        settings["views"] = state.get("fingerprint", {}).get("views", settings.get("views"))
     commands, until = [], 0 if finished else state["step"]
     groups = [list(group) for _, group in itertools.groupby(changes, key=lambda change: int(change["step"]))]
     for group in reversed([group for group in groups if group[0]["step"] >= first_step]):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline.augmentation import Augmentation
-from pipeline.loader import ViewLoader, choose_view_device, two_view_loader
+from pipeline.augmentation import Augmentation, ViewDevice
+from pipeline.loader import ViewLoader, two_view_loader
 from shard.errors import InputError
 from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
@@ -26,7 +26,10 @@ FEW_PARTNERS = 0.1  # fraction of images with a partner, below which a recipe th
 
 
 class Setup(NamedTuple):
-    """What a run starts with. config: with device and precision resolved. state: at step 0."""
+    """What a run starts with. config: with device and precision resolved. state: at step 0.
+
+    loader: views are made where --views says or, by default and for auto, on the GPU if there is one.
+    """
 
     config: Config
     manifest: Manifest
@@ -39,23 +42,15 @@ def set_up(config: Config, ranks: Ranks | None = None) -> Setup:
     """Create the loader, model and optimizer that `config` asks for. Raises InputError if that is impossible."""
     asked, config, ranks = config.precision, resolve(config), ranks or Ranks()
     manifest = read_manifest(config.shards)
-    share = _per_rank_batch_size(config, ranks.world)
     augmentation = Augmentation(size=config.size, crop_area=(config.crop_min, 1.0), flip_probability=config.flip,
                                 blur_probability=config.blur, patient_positive=config.patient_positive,
                                 mean=manifest.pixel_mean,
                                 std=manifest.pixel_std)  # fmt: skip
     device = torch.device("cuda", torch.cuda.current_device()) if config.device == "cuda" else torch.device("cpu")
-    workers = config.workers or max(1, cores() // ranks.local_world_size)
     configure_backend(device)
-    where, why = choose_view_device(config.views, config.backend, device)
+    loader = make_loader(config, manifest, augmentation, device, ranks)
     if ranks.first:
-        print(f"views are made on the {where.upper()}: {why}")
         _warn_of_small_images(config, manifest)
-    half = config.precision == "fp16" and config.dali  # autocast would convert them anyway
-    loader = two_view_loader(config.backend, config.shards, manifest, augmentation, batch_size=share, device=device,
-                             views=where, half=half, workers=workers, seed=config.seed,
-                             rank=ranks.rank, world=ranks.world)  # fmt: skip
-    if ranks.first:
         _report_partners(config, loader, manifest.images("train"))
     torch.manual_seed(config.seed)  # for the weights; the loader has separate generators
     model = fit_to_device(SimCLR(config.arch, config.size), device, config.precision)
@@ -71,6 +66,21 @@ def set_up(config: Config, ranks: Ranks | None = None) -> Setup:
     forward = torch.compile(model) if config.compile else model
     state = TrainState(model, forward, optimizer, scaler, device, len(loader))
     return Setup(config, manifest, augmentation, loader, state)
+
+
+def make_loader(
+    config: Config, manifest: Manifest, augmentation: Augmentation, device: torch.device, ranks: Ranks,
+    views: ViewDevice | None = None,
+) -> ViewLoader:  # fmt: skip
+    """Create a rank's loader of the training images. views: where views are made; None for what --views says."""
+    if views is None and config.views != "auto":
+        views = config.views
+    half = config.precision == "fp16" and config.dali  # autocast would convert them anyway
+    return two_view_loader(
+        config.backend, config.shards, manifest, augmentation, batch_size=_per_rank_batch_size(config, ranks.world),
+        device=device, views=views, half=half, workers=config.workers or max(1, cores() // ranks.local_world_size),
+        seed=config.seed, rank=ranks.rank, world=ranks.world,
+    )  # fmt: skip
 
 
 def _report_partners(config: Config, loader: ViewLoader, images: int) -> None:
