@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from tqdm import tqdm
 
-from bench.output import prepare_output_path, spread, write_results
+from bench.output import prepare_output_path, save_results, spread, write_results
 from bench.process import MeasuredProcess
 from bench.rows import LoaderSettings, Row, choose_rows
 from pipeline.augmentation import Augmentation
@@ -60,45 +61,62 @@ def bench(
     for path in (json, plot):
         if path:
             prepare_output_path(path)
+    settings = {"size": size, "batch_size": batch_size, "threads": loader_settings.threads, "rounds": rounds,
+                "seconds": seconds}  # fmt: skip
+    versions = {"opencv": version_of("opencv-python-headless"), "numba": version_of("numba")}
+    content, table = {"shards": manifest.fingerprint(), "settings": settings}, list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="bench-io-") as scratch:
         rows = choose_rows(loader_settings, Path(scratch), backends)
         try:
-            _measure(rows, manifest.images("train"), rounds, seconds)
+            for table in _measure(rows, manifest.images("train"), rounds, seconds):
+                save_results(json, {**content, "rows": table}, **versions)
         finally:
             for row in rows:
                 if row.process:
                     row.process.close()
-    table = summarise_rows(rows)
     print(f"\n{shards}: {manifest.images('train')} training images, {manifest.settings['encoding']}; batch {batch_size}"
           f", {size} px, {loader_settings.threads} threads, {rounds} rounds of {seconds:g} s\n")  # fmt: skip
     _print(table)
-    settings = {"size": size, "batch_size": batch_size, "threads": loader_settings.threads, "rounds": rounds,
-                "seconds": seconds}  # fmt: skip
-    write_results(json, {"shards": manifest.fingerprint(), "settings": settings, "rows": table},
-                  opencv=version_of("opencv-python-headless"), numba=version_of("numba"))  # fmt: skip
+    write_results(json, {**content, "rows": table}, **versions)
     if plot:
         _plot(table, plot)
         print(f"{plot} written")
 
 
-def _measure(rows: list[Row], images: int, rounds: int, seconds: float) -> None:
+def _measure(rows: list[Row], images: int, rounds: int, seconds: float) -> Iterator[list[dict[str, Any]]]:
+    """Yield the table of the rows measured so far, after each measurement."""
+    for row in rows:
+        row.process = MeasuredProcess(row.loader.start, (row.settings,))
     with tqdm(total=len(rows) * (rounds + 1), desc="measuring", unit=" rows", disable=None) as bar:
-        for _ in range(1 + rounds):  # the first round starts the processes
+        for number in range(1 + rounds):  # the first round starts the loaders
             for row in rows:
                 try:
-                    if row.process is None:
-                        _start(row, images, seconds)
-                    else:
-                        row.measurements.append(row.process.measure(seconds))
+                    _wait_for_imports(rows)
+                    _measure_row(row, number, images, seconds)
                 except RuntimeError as error:
                     message = str(error).replace("--workers=", "--threads=")  # this command's name for the flag
                     raise InputError(f"row {row.name}: {message}; or omit the row by naming the others with --backends"
                                      ) from error  # fmt: skip
                 bar.update()
+                if number:
+                    if bar.disable:  # in a log
+                        rate = row.measurements[-1].images_per_s
+                        print(f"round {number}: {row.name} {rate:,.0f} images/s", flush=True)
+                    yield summarise_rows([row for row in rows if row.measurements])
 
 
-def _start(row: Row, images: int, seconds: float) -> None:
-    row.process = MeasuredProcess(row.loader.start, (row.settings,))
+def _wait_for_imports(rows: list[Row]) -> None:
+    """Wait until no row's process is importing, which would slow down the one that is measured."""
+    for row in rows:
+        assert row.process
+        row.process.wait_for_imports()
+
+
+def _measure_row(row: Row, number: int, images: int, seconds: float) -> None:
+    assert row.process
+    if number:
+        row.measurements.append(row.process.measure(seconds))
+        return
     row.process.measure(0.0)  # compiles; the result is discarded
     _drop_from_page_cache(row.settings)
     row.cold_images_per_s = row.process.measure_first_pass(images, max(seconds, 2.0))

@@ -19,7 +19,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from bench.output import prepare_output_path, write_results
+from bench.output import prepare_output_path, save_results, write_results
 from shard.cli import run
 from shard.errors import InputError
 from shard.flags import JSON, Flag, flag_in, validate_call
@@ -71,15 +71,18 @@ def bench(
             raise InputError(f"--batches={','.join(map(str, batches))}: {batch} is not a multiple of "
                              f"--micro-batch={micro_batch}")  # fmt: skip
     prepare_output_path(json)
-    rows = list[dict[str, Any]]()
+    rows, settings = list[dict[str, Any]](), {"arch": arch, "size": size, "micro_batch": micro_batch}
     with tqdm(total=len(modes) * len(batches), desc="measuring", unit=" steps", disable=None) as bar:
         for mode in modes:
             for batch in sorted(batches):
                 previous = [row for row in rows if row["mode"] == mode]
                 rows.append(measure_row(mode, batch, previous, micro_batch, arch, size))
                 bar.update()
+                if bar.disable:  # in a log
+                    print(describe_row(rows[-1]), flush=True)
+                save_results(json, {"settings": settings, "rows": rows})
     _print(rows, arch, size, micro_batch)
-    write_results(json, {"settings": {"arch": arch, "size": size, "micro_batch": micro_batch}, "rows": rows})
+    write_results(json, {"settings": settings, "rows": rows})
 
 
 def measure_row(
@@ -158,15 +161,19 @@ def _measure(connection: Connection, mode: Mode, batch: int, micro_batch: int, a
     connection.send((peak, rate))
 
 
+def describe_row(row: dict[str, Any]) -> str:
+    """Return a line of the table: mode, batch, peak MB and images/s, or why the batch does not fit."""
+    if row["peak_mb"] is None:
+        reason = f"needs about {row['estimate_mb']:,.0f} MB" if row["estimate_mb"] else "ran out of memory"
+        return f"{row['mode']:14}{row['batch']:7}  does not fit: {reason}, {row['there_mb']:,.0f} MB are available"
+    return f"{row['mode']:14}{row['batch']:7}{row['peak_mb']:10,.0f}{row['images_per_s']:10.2f}"
+
+
 def _print(rows: list[dict[str, Any]], arch: str, size: int, micro_batch: int) -> None:
     print(f"\n{arch}, {size} px, two views per image, micro-batches of {micro_batch} images\n")
     print(f"{'mode':14}{'batch':>7}{'peak MB':>10}{'images/s':>10}")
     for row in rows:
-        if row["peak_mb"] is None:
-            reason = f"needs about {row['estimate_mb']:,.0f} MB" if row["estimate_mb"] else "ran out of memory"
-            print(f"{row['mode']:14}{row['batch']:7}  does not fit: {reason}, {row['there_mb']:,.0f} MB are available")
-        else:
-            print(f"{row['mode']:14}{row['batch']:7}{row['peak_mb']:10,.0f}{row['images_per_s']:10.2f}")
+        print(describe_row(row))
     for mode in dict.fromkeys(row["mode"] for row in rows):
         peaks = {row["batch"]: row["peak_mb"] for row in rows if row["mode"] == mode and row["peak_mb"]}
         if {128, 1024} <= peaks.keys():

@@ -44,11 +44,20 @@ def write_results(path: Path, content: dict[str, Any], **versions: str) -> None:
 
     versions: those of other libraries that this benchmark depends on.
     """
-    machine = {**describe_machine(), **versions}
+    machine = save_results(path, content, **versions)
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
+    print(f"{path} written")
+
+
+def save_results(path: Path, content: dict[str, Any], **versions: str) -> dict[str, str | int]:
+    """Write the machine and `content` as JSON to `path`, and return the machine.
+
+    A benchmark calls this after each measurement, so that what was measured survives if it is stopped.
+    """
+    machine = {**describe_machine(), **versions}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, to_json({"machine": machine, **content}))
-    print(f"{path} written")
+    return machine
 
 
 def to_json(content: Any) -> bytes:

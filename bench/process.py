@@ -15,7 +15,8 @@ import torch
 
 from shard.errors import InputError
 
-# Batches to skip after a pause, for at least a second: batches prefetched during the pause would look free.
+# Batches to skip at the start and after a pause. A loader on the CPU starts up to four pipelines, each when its first
+# batch is asked for, and by then all have run twice. Batches prefetched during a pause would look free.
 WARM_UP = 8
 
 
@@ -37,7 +38,9 @@ class LoaderMeasurement:
 class MeasuredProcess:
     """A spawned process that iterates over `start(*arguments)`, an endless iterator.
 
-    measure: (iterator, seconds) → a result; by default it measures a loader that yields the image count of each batch.
+    It imports what it needs at once, and calls `start` when it is first measured: several processes can import at the
+    same time, which takes each of them 10 to 20 s on a machine that has just booted. measure: (iterator, seconds) → a
+    result; by default it measures a loader that yields the image count of each batch.
     """
 
     def __init__(
@@ -50,6 +53,13 @@ class MeasuredProcess:
                                                              measure or _measure_loader))  # fmt: skip
         self._process.start()
         child_connection.close()
+        self._imported = False
+
+    def wait_for_imports(self) -> None:
+        """Wait until the process has imported what it needs. Raises RuntimeError if it fails."""
+        if not self._imported:
+            self._receive()
+            self._imported = True
 
     def measure(self, seconds: float) -> Any:
         """Resume the process for some seconds and return its measurement. Raises RuntimeError if the process fails."""
@@ -74,20 +84,24 @@ class MeasuredProcess:
         self._process.join()
 
     def _request(self, request: tuple[Any, ...]) -> Any:
+        self.wait_for_imports()
         # The process is suspended between measurements, so that its workers don't prefetch while others are measured.
         for process in _process_tree(self._process.pid):
             process.resume()
         self._connection.send(request)
-        try:
-            answer = self._connection.recv()
-        except EOFError:
-            self._process.join()
-            raise RuntimeError(f"its process exited with status {self._process.exitcode}") from None
+        answer = self._receive()
         for process in _process_tree(self._process.pid):
             process.suspend()
         if isinstance(answer, Exception):
             raise RuntimeError(str(answer)) from answer
         return answer
+
+    def _receive(self) -> Any:
+        try:
+            return self._connection.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"its process exited with status {self._process.exitcode}") from None
 
 
 def _serve(
@@ -95,6 +109,7 @@ def _serve(
     measure: Callable[[Iterator[Any], float], Any],
 ) -> None:  # fmt: skip
     batches: Iterator[Any] | None = None
+    connection.send("imported")
     while True:
         try:
             request = connection.recv()

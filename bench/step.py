@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 from tqdm import tqdm
 
-from bench.output import CHEXPERT_IMAGES, prepare_output_path, spread, write_results
-from bench.process import MeasuredProcess, gpu_share
+from bench.output import CHEXPERT_IMAGES, prepare_output_path, save_results, spread, write_results
+from bench.process import WARM_UP, MeasuredProcess, gpu_share
 from bench.step_rows import Step, StepSettings, available_rows, baseline_of
 from pipeline.loader import has_dali
 from shard.cli import run
@@ -31,14 +31,19 @@ from train.config import Config, check_batch
 
 EPOCHS = 100  # the length of the published run, for the column "hours"
 PARTS = ("data", "forward_backward", "optimizer")
+WARM_UP_S = 10.0  # after the first step, after which no further step is taken to warm up
 
 
 @dataclass(frozen=True)
 class StepMeasurement:
-    """The steps of one round, and the fraction of time that the GPU was busy, None if unknown."""
+    """The steps of one round, and the fraction of time that the GPU was busy, None if unknown.
+
+    warm_up: how many steps were taken before.
+    """
 
     steps: list[Step]
     gpu_share: float | None
+    warm_up: int = 0
 
     @property
     def images_per_s(self) -> float:
@@ -79,39 +84,68 @@ def bench(
         print("ours: NVIDIA DALI is not installed (Linux only); torchvision makes its views", file=sys.stderr)
     prepare_output_path(json)
     step_settings = StepSettings(shards, arch, size, batch_size, workers or cores())
-    table = _measure({name: known[name] for name in rows or known}, step_settings, rounds, seconds)
-    print(f"\n{shards}: {arch}, {size} px, batch {batch_size}, {step_settings.workers} workers, {rounds} rounds\n")
-    _print(table, baseline_of(arch))
     settings = {"arch": arch, "size": size, "batch_size": batch_size, "workers": step_settings.workers,
                 "rounds": rounds, "seconds": seconds}  # fmt: skip
+    table = list[dict[str, Any]]()
+    for table in _measure({name: known[name] for name in rows or known}, step_settings, rounds, seconds):
+        save_results(json, {"settings": settings, "rows": table})
+    print(f"\n{shards}: {arch}, {size} px, batch {batch_size}, {step_settings.workers} workers, {rounds} rounds\n")
+    _print(table, baseline_of(arch))
     write_results(json, {"settings": settings, "rows": table})
 
 
 def _measure(
     rows: dict[str, Callable[[StepSettings], Iterator[Step]]], settings: StepSettings, rounds: int, seconds: float
-) -> list[dict[str, Any]]:
-    measurements = {name: list[StepMeasurement]() for name in rows}
-    for _ in tqdm(range(rounds), desc="rounds", unit=" rounds", disable=None):
-        for name, start in rows.items():
-            process = MeasuredProcess(start, (settings,), _measure_steps)
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the table of the rows measured so far, after each measurement."""
+    measurements, baseline = {name: list[StepMeasurement]() for name in rows}, baseline_of(settings.arch)
+    with tqdm(total=rounds * len(rows), desc="measuring", unit=" rows", disable=None) as bar:
+        for number in range(1, rounds + 1):
+            processes = {name: MeasuredProcess(start, (settings,), measure_steps) for name, start in rows.items()}
             try:
-                measurements[name].append(process.measure(seconds))
-            except RuntimeError as error:
-                raise InputError(f"row {name}: {error}; if memory is short, lower --batch-size, or omit the row by "
-                                 "naming the others with --rows") from error  # fmt: skip
+                for name, process in processes.items():
+                    measured = _measure_row(name, processes, seconds)
+                    measurements[name].append(measured)
+                    process.close()
+                    bar.update()
+                    if bar.disable:  # in a log
+                        print(f"round {number}: {name} {measured.images_per_s:,.1f} images/s", flush=True)
+                    yield [summarise_row(row, own, measurements.get(baseline), baseline)
+                           for row, own in measurements.items() if own]  # fmt: skip
             finally:
-                process.close()
-    baseline = baseline_of(settings.arch)
-    return [summarise_row(name, measurements[name], measurements.get(baseline), baseline) for name in rows]
+                for process in processes.values():
+                    process.close()
 
 
-def _measure_steps(steps: Iterator[Step], seconds: float) -> StepMeasurement:
-    """Take one step to warm up, then at least one, until `seconds` have passed."""
+def _measure_row(name: str, processes: dict[str, MeasuredProcess], seconds: float) -> StepMeasurement:
+    """Measure a row when no other one is importing."""
+    try:
+        for process in processes.values():
+            process.wait_for_imports()
+        measured: StepMeasurement = processes[name].measure(seconds)
+    except RuntimeError as error:
+        raise InputError(f"row {name}: {error}; if memory is short, lower --batch-size, or omit the row by naming the "
+                         "others with --rows") from error  # fmt: skip
+    return measured
+
+
+def measure_steps(steps: Iterator[Step], seconds: float) -> StepMeasurement:
+    """Take eight steps to warm up, then at least one, until `seconds` have passed.
+
+    By then each of the loader's up to four pipelines has started, which delays the step that first waits for it by up
+    to a second, and has run twice; cuDNN has chosen its algorithms, and torch.compile has compiled. Where steps are
+    slow, as on a CPU, that matters less, and the warm-up ends with the first step that ends later than ten seconds
+    after the first one.
+    """
     next(steps)
+    warm_up, begun = 1, time.perf_counter()
+    while warm_up < WARM_UP and time.perf_counter() - begun < WARM_UP_S:
+        next(steps)
+        warm_up += 1
     taken, begun = list[Step](), time.perf_counter()
     while not taken or time.perf_counter() - begun < seconds:
         taken.append(next(steps))
-    return StepMeasurement(taken, gpu_share())
+    return StepMeasurement(taken, gpu_share(), warm_up)
 
 
 def summarise_row(
@@ -120,8 +154,8 @@ def summarise_row(
 ) -> dict[str, Any]:  # fmt: skip
     """Return one row's statistics over rounds, as written to JSON. compared: the measurements of the baseline."""
     rates = [one.images_per_s for one in measurements]
-    # Ratios are taken within each round, so that load on the machine affects both sides.
-    ratios = [rate / other.images_per_s for rate, other in zip(rates, compared, strict=True)] if compared else []
+    # Ratios are taken within each round, so that load on the machine affects both sides. The last round may be cut.
+    ratios = [rate / other.images_per_s for rate, other in zip(rates, compared or (), strict=False)]
     steps = [step for one in measurements for step in one.steps]
     total = sum(getattr(step, part) for step in steps for part in PARTS)
     gpu_shares = [one.gpu_share for one in measurements if one.gpu_share is not None]
@@ -131,20 +165,22 @@ def summarise_row(
         "shares": {part: sum(getattr(step, part) for step in steps) / total for part in PARTS},
         "gpu_share": statistics.median(gpu_shares) if gpu_shares else None,
         "hours": CHEXPERT_IMAGES * EPOCHS / rate["median"] / 3600, "steps": len(steps),
+        "warm_up_steps": min(one.warm_up for one in measurements),
     }  # fmt: skip
 
 
 def _print(table: list[dict[str, Any]], baseline: str) -> None:
     print(f"{'row':16}{'images/s':>9} {'[low, high]':16}{f'× {baseline}':>12}{'waiting':>9}{'fwd+bwd':>9}{'optim.':>8}"
-          f"{'GPU':>6}{'hours':>9}")  # fmt: skip
+          f"{'GPU':>6}{'hours':>9}{'warm-up':>9}")  # fmt: skip
     for row in table:
         rate, share = row["images_per_s"], row["shares"]
         ratio = f"{row[f'times_{baseline}']['median']:.2f}" if row[f"times_{baseline}"] else "n/a"
         gpu = "n/a" if row["gpu_share"] is None else f"{row['gpu_share']:.0%}"
         print(f"{row['name']:16}{rate['median']:9.2f} {'[{low:.2f}, {high:.2f}]'.format(**rate):16}{ratio:>12}"
               f"{share['data']:9.1%}{share['forward_backward']:9.1%}{share['optimizer']:8.1%}{gpu:>6}"
-              f"{row['hours']:9,.0f}")  # fmt: skip
-    print(f"\nhours = {CHEXPERT_IMAGES:,} images × {EPOCHS} epochs ÷ images/s ÷ 3,600")
+              f"{row['hours']:9,.0f}{row['warm_up_steps']:9}")  # fmt: skip
+    print(f"\nhours = {CHEXPERT_IMAGES:,} images × {EPOCHS} epochs ÷ images/s ÷ 3,600; warm-up: steps before those "
+          "that were measured, in each round")  # fmt: skip
 
 
 if __name__ == "__main__":

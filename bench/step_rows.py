@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -25,6 +28,8 @@ from train.model import PROJECTION
 from train.setup import set_up
 from train.step import forward_backward, update
 from train.timm_models import TIMM
+
+AHEAD = 2  # steps that the processor may be ahead of the GPU
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def _plain_amp(settings: StepSettings) -> Iterator[Step]:
     return _plain(settings, resolve_precision("auto", device) if device == "cuda" else "bf16")
 
 
-def _ours(settings: StepSettings, compile: bool = False, views: ViewDevice = "auto") -> Iterator[Step]:
+def _ours(settings: StepSettings, compile: bool = False, views: ViewDevice | None = None) -> Iterator[Step]:
     """Run the trainer's own loader, model and step with its default settings."""
     config = Config(shards=settings.shards, out=settings.shards / "none", dali=has_dali(), arch=settings.arch,
                     size=settings.size, batch_size=settings.batch_size, workers=settings.workers,
@@ -129,18 +134,36 @@ def _timed(
 ) -> Iterator[Step]:  # fmt: skip
     """Yield steps indefinitely, each with the time of its parts.
 
-    On a GPU every part is synchronised, which training never does.
+    On a GPU the times are those at which the GPU reached the end of each part, so that the processor can be two steps
+    ahead, as in training: waiting for the GPU after each part would stop the making of views, too.
     """
-    def clock() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
+    on_gpu = torch.cuda.is_available()
+    pending = deque[tuple[int, list[Any]]]()
     while True:
-        begun = clock()
+        marks = [_mark(on_gpu)]
         view1, view2 = next(batches)
-        loaded = clock()
+        marks.append(_mark(on_gpu))
         compute_gradients(view1, view2)
-        computed = clock()
+        marks.append(_mark(on_gpu))
         take_step()
-        yield Step(len(view1), loaded - begun, computed - loaded, clock() - computed)
+        marks.append(_mark(on_gpu))
+        pending.append((len(view1), marks))
+        if len(pending) > (AHEAD if on_gpu else 0):
+            images, ended = pending.popleft()
+            yield Step(images, *(_seconds_between(*pair) for pair in pairwise(ended)))
+
+
+def _mark(on_gpu: bool) -> Any:
+    """Return the time, or an event that has it once the GPU gets there."""
+    if not on_gpu:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds_between(one: Any, other: Any) -> float:
+    if isinstance(one, float):
+        return float(other - one)
+    other.synchronize()
+    return float(one.elapsed_time(other)) / 1000

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from bench import io, memory, precision, shard, step
-from bench.gpu_check import Check, render_page
 from bench.gpu_check import check as gpu_check
-from bench.process import LoaderMeasurement, MeasuredProcess
+from bench.gpu_check import render_page
+from bench.gpu_parts import Check, list_parts
+from bench.process import WARM_UP, LoaderMeasurement, MeasuredProcess
 from bench.rows import JPEG_LOADERS, RAW_LOADERS, LoaderSettings, Row, available_loaders, choose_rows
 from bench.step_rows import Step, StepSettings, available_rows
 from pipeline.augmentation import Augmentation
@@ -175,6 +176,40 @@ def test_bench_step_measures_the_chosen_row(shards: Shards, tmp_path: Path) -> N
                json=tmp_path / "new" / "step.json")  # fmt: skip
     (row,) = json.loads((tmp_path / "new" / "step.json").read_text())["rows"]
     assert row["name"] == "ours" and row["images_per_s"]["median"] > 0 and row["times_published"] is None
+    assert row["warm_up_steps"] >= 1
+
+
+def test_steps_before_all_pipelines_have_run_twice_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, the first steps of four pipelines and of cuDNN took 0.3 s each, and there were no others in 2 s."""
+    taken = step.measure_steps((Step(number, 0, 0, 0) for number in range(1000)), 0.0)
+    assert taken.warm_up == WARM_UP and [one.images for one in taken.steps] == [WARM_UP]
+    if has_dali():
+        from pipeline.dali import CPU_PIPELINES
+
+        assert WARM_UP >= 2 * CPU_PIPELINES
+    monkeypatch.setattr(step, "WARM_UP_S", 0.0)  # where steps are slow
+    taken = step.measure_steps((Step(number, 0, 0, 0) for number in range(1000)), 0.0)
+    assert taken.warm_up == 1 and [one.images for one in taken.steps] == [1]
+
+
+def test_bench_step_leaves_what_it_measured_before_an_error(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "available_rows", lambda arch: {"published": endless_steps, "ours": fail})
+    with pytest.raises(InputError, match="row ours: ValueError: no memory"):
+        step.bench(shards.folder, batch_size=8, rounds=1, seconds=0.0, json=tmp_path / "step.json")
+    (row,) = json.loads((tmp_path / "step.json").read_text())["rows"]
+    assert row["name"] == "published" and row["warm_up_steps"] == WARM_UP
+
+
+def endless_steps(settings: StepSettings) -> Iterator[Step]:
+    while True:
+        yield Step(8, 0.1, 0.1, 0.1)
+
+
+def fail(settings: StepSettings) -> Iterator[Step]:
+    raise ValueError("no memory")
+    yield
 
 
 def test_bench_step_refuses_an_unknown_row(shards: Shards) -> None:
@@ -231,6 +266,20 @@ def test_gpu_check_refuses_a_machine_without_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no GPU: PyTorch finds none"):
         gpu_check(out=tmp_path / "docs")
     assert not (tmp_path / "docs").exists()
+
+
+def test_gpu_check_lists_parts_without_time_in_order(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.gpu_check.LEAST_S", 60)
+    with pytest.raises(InputError, match=r"^views, killed and resumed, bench\.io, bench\.step, --views=auto, tests, "):
+        gpu_check(shards=shards.folder, out=tmp_path, minutes=0.1, on_cpu=True)
+    parts = json.loads((tmp_path / "gpu.json").read_text())["checks"]
+    assert [part["name"] for part in parts][-2:] == ["bench.memory", "--compile"]
+    assert all(part["text"] == "no time was left" for part in parts)
+    assert (tmp_path / "gpu.md").read_text().count("FAILED") == len(parts)
+    for name, share, _ in list_parts(shards.folder, tmp_path, on_cpu=False, minutes=5):
+        assert 0 < share <= 1, name
 
 
 def test_gpu_check_page_marks_failed_checks() -> None:

@@ -18,6 +18,7 @@ from shard.errors import InputError, OutOfMemory
 from train.checkpoint import translate_load_errors
 from train.distributed.ranks import Ranks
 from train.fingerprint import check_ranks
+from train.out_of_memory import is_out_of_memory
 from train.rng import rng_state, set_rng_state
 from train.setup import Setup, make_loader
 from train.state import TrainState
@@ -139,7 +140,9 @@ def _measure(
             step(*next(views))
             steps += 1
         return steps * images_per_step / (_clock() - begun)
-    except (OutOfMemory, torch.cuda.OutOfMemoryError) as error:
+    except (OutOfMemory, RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
         if ranks.world > 1:  # the others wait in a collective operation
             raise InputError(f"--views=auto: memory ran out while training was measured ({error}); give --views=cpu, "
                              "or lower --batch-size") from None  # fmt: skip
@@ -149,9 +152,15 @@ def _measure(
 def _runs_out_of_memory(work: Callable[[], None]) -> bool:
     try:
         work()
-    except (OutOfMemory, torch.cuda.OutOfMemoryError):
+    except (OutOfMemory, RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
         return True
     return False
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, OutOfMemory) or is_out_of_memory(error)
 
 
 def _skip(views: Iterator[Views], batches: int) -> None:
