@@ -18,6 +18,7 @@ from train.rng import rng_state, set_rng_state
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+NO_AVERAGING = contextlib.nullcontext()
 
 
 def check_recompute(arch: str, size: int) -> None:
@@ -54,15 +55,17 @@ def apply_activation_checkpointing(model: nn.Module, arch: str = "") -> None:
 def backward_by_micro_batches(
     embed: Embed, model: nn.Module, view1: torch.Tensor, view2: torch.Tensor, loss: Loss, micro_batch: int,
     scale: Callable[[torch.Tensor], torch.Tensor], *, recompute: bool = False,
+    averaging: contextlib.AbstractContextManager[None] = NO_AVERAGING,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Compute the loss of a batch and its gradient with the activations of one micro-batch at a time in memory.
 
     embed: views [2M, 1, S, S] → [2M, D], both views of M images. loss: (z1, z2), each [B, D], → scalar. scale: scales
-    the loss for backward. recompute: whether the model recomputes activations. First embeds all micro-batches without a
-    graph. Then computes the loss and its gradient with respect to the embeddings. Then embeds each micro-batch again,
-    with the same random numbers, and backpropagates that gradient into the parameters' .grad. Exact for a model whose
-    BatchNorm sees micro-batches; running statistics are updated once. Returns loss, z1 and z2, detached. Source: Gao et
-    al., 2021, "Scaling deep contrastive learning batch size under memory limited setup" (GradCache).
+    the loss for backward. recompute: whether the model recomputes activations. averaging: entered for the last
+    backward, to average gradients over ranks. First embeds all micro-batches without a graph. Then computes the loss
+    and its gradient with respect to the embeddings. Then embeds each micro-batch again, with the same random numbers,
+    and backpropagates that gradient into the parameters' .grad. Exact for a model whose BatchNorm sees micro-batches;
+    running statistics are updated once. Returns loss, z1 and z2, detached. Source: Gao et al., 2021, "Scaling deep
+    contrastive learning batch size under memory limited setup" (GradCache).
     """
     parts = list(zip(view1.split(micro_batch), view2.split(micro_batch), strict=True))
     embedded, rng_states = [], []
@@ -74,10 +77,14 @@ def backward_by_micro_batches(
     value = loss(z1, z2)
     gradient1, gradient2 = torch.autograd.grad(scale(value), (z1, z2))
     gradient_parts = zip(gradient1.split(micro_batch), gradient2.split(micro_batch), strict=True)
-    for (part1, part2), rng, gradients in zip(parts, rng_states, gradient_parts, strict=True):
+    for number, ((part1, part2), rng, gradients) in enumerate(zip(parts, rng_states, gradient_parts, strict=True), 1):
         set_rng_state(rng, view1.device)
         z = embed(torch.cat([part1, part2]))
-        with preserve_running_stats(model) if recompute else contextlib.nullcontext():
+        with contextlib.ExitStack() as contexts:
+            if recompute:
+                contexts.enter_context(preserve_running_stats(model))
+            if number == len(parts):
+                contexts.enter_context(averaging)
             z.backward(torch.cat(gradients))
     return value.detach(), z1.detach(), z2.detach()
 

@@ -9,7 +9,8 @@ import torch
 
 from train.config import Precision
 from train.device import autocast
-from train.distributed.collectives import average_gradients
+from train.distributed.collectives import all_reduce_mean
+from train.distributed.gradients import average_gradients
 from train.large_batch import backward_by_micro_batches, preserve_running_stats
 from train.loss import nt_xent
 from train.optim import set_learning_rate
@@ -51,16 +52,17 @@ def forward_backward(
     state.optimizer.zero_grad(set_to_none=True)
     if micro_batch:
         loss, z1, z2 = backward_by_micro_batches(embed, state.model, view1, view2, loss_of, micro_batch,
-                                                 state.scaler.scale, recompute=recompute)  # fmt: skip
+                                                 state.scaler.scale, recompute=recompute,
+                                                 averaging=average_gradients(state.model))  # fmt: skip
     else:
         z1, z2 = embed(torch.cat([view1, view2])).chunk(2)  # BatchNorm sees both views
         loss = loss_of(z1, z2)
-        with preserve_running_stats(state.model) if recompute else nullcontext():
+        with preserve_running_stats(state.model) if recompute else nullcontext(), average_gradients(state.model):
             state.scaler.scale(loss).backward()
     # Normalising an overflowed embedding gives zeros, and the loss would look normal.
     finite = torch.linalg.vector_norm(torch.stack([z1, z2]).detach().float(), dim=-1).isfinite().all()
     loss = torch.where(finite, loss.detach(), torch.nan)
-    return average_gradients(state.model, loss), z1.detach(), z2.detach()
+    return all_reduce_mean(loss), z1.detach(), z2.detach()
 
 
 def update(state: TrainState, *, lr: float, clip: float = 0.0) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from shard.errors import InputError
+from train.distributed.batchnorm_kernels import sync_batch_norm
 from train.distributed.collectives import all_reduce_mean
 
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -18,26 +19,18 @@ PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> None:
     """Replace every BatchNorm of `model`, in place, by one over the views of all ranks.
 
-    PyTorch's SyncBatchNorm on a GPU, or timm's for its BatchNorm with an activation. PyTorch has none for a CPU;
-    SyncBatchNorm and SyncBatchNormAct replace it there. Raises InputError for a layer with running statistics that none
-    of them replaces.
+    On a GPU by PyTorch's kernels for it; PyTorch has none for a CPU. timm's BatchNorm keeps its activation. Raises
+    InputError for another layer with running statistics.
     """
     norms = [module for module in model.modules() if "running_var" in dict(module.named_buffers(recurse=False))]
     for norm in norms:
         if type(norm) not in PLAIN and not _has_activation(norm):
             raise InputError(f"{type(norm).__name__} in the encoder can't be synchronised over ranks; train with "
                              "--sync-batchnorm=false, so that each rank normalises its own views")  # fmt: skip
-    if device.type == "cuda":
-        # Both replace the children of `model` in place. PyTorch's would drop the activations.
-        if any(map(_has_activation, norms)):
-            import timm.layers  # here because timm takes a second
-
-            timm.layers.convert_sync_batchnorm(model)  # type: ignore[attr-defined,no-untyped-call]
-        else:
-            nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return
+    on_gpu = device.type == "cuda"
+    plain, with_activation = (GPUSyncBatchNorm, GPUSyncBatchNormAct) if on_gpu else (SyncBatchNorm, SyncBatchNormAct)
     for norm in norms:
-        norm.__class__ = SyncBatchNormAct if _has_activation(norm) else SyncBatchNorm
+        norm.__class__ = with_activation if _has_activation(norm) else plain
 
 
 def _has_activation(norm: nn.Module) -> bool:
@@ -55,28 +48,51 @@ class SyncBatchNorm(_BatchNorm):
         """Normalise x [B, C, …] by the moments of the joint batch [B·world, C, …]."""
         if not self.training:
             return super().forward(x)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        return self.normalise(x)
+
+    def normalise(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise x in training mode, by operators with gradients."""
         others = (0, *range(2, x.ndim))
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = all_reduce_mean(wide.mean(others))
         centred = wide - _per_channel(mean, x)
         variance = all_reduce_mean(centred.square().mean(others))
-        self._update_running_stats(mean.detach(), variance.detach(), x.numel() // x.shape[1] * dist.get_world_size())
+        count = x.numel() // x.shape[1] * dist.get_world_size()
+        self.update_running_stats(mean.detach(), variance.detach() * count / (count - 1))
         scale = torch.rsqrt(variance + self.eps)
         if not self.affine:
             return (centred * _per_channel(scale, x)).to(x.dtype)
         return (centred * _per_channel(self.weight * scale, x) + _per_channel(self.bias, x)).to(x.dtype)
 
-    def _update_running_stats(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
+    def update_running_stats(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         """Update the running statistics as nn.BatchNorm2d does, with the unbiased variance."""
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
+            if self.momentum is None:  # the mean of all batches; as a tensor, which needs no wait for a GPU
+                running.lerp_(value.to(running.dtype), (1 / self.num_batches_tracked).to(running.dtype))
+            else:
+                running.lerp_(value.to(running.dtype), self.momentum)
 
 
-class SyncBatchNormAct(SyncBatchNorm):
-    """timm's BatchNormAct2d over the images of all ranks: with its dropout and activation."""
+class GPUSyncBatchNorm(SyncBatchNorm):
+    """SyncBatchNorm by PyTorch's CUDA kernels. The statistics of half-precision inputs are in float32."""
+
+    def normalise(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise x in training mode."""
+        assert self.running_mean is not None and self.running_var is not None
+        if self.momentum is not None:
+            return sync_batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum,
+                                   self.eps)  # fmt: skip
+        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        normalised = sync_batch_norm(x, self.weight, self.bias, mean, variance, 1.0, self.eps)
+        self.update_running_stats(mean, variance)
+        return normalised
+
+
+class _WithActivation(nn.Module):
+    """The dropout and activation of timm's BatchNormAct2d, after a BatchNorm."""
 
     drop: Any
     act: Any
@@ -85,6 +101,14 @@ class SyncBatchNormAct(SyncBatchNorm):
         """Normalise x [B, C, H, W] and apply the activation."""
         activated: torch.Tensor = self.act(self.drop(super().forward(x)))
         return activated
+
+
+class SyncBatchNormAct(_WithActivation, SyncBatchNorm):
+    """timm's BatchNormAct2d over the images of all ranks."""
+
+
+class GPUSyncBatchNormAct(_WithActivation, GPUSyncBatchNorm):
+    """timm's BatchNormAct2d over the images of all ranks, by PyTorch's CUDA kernels."""
 
 
 def _per_channel(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 
 def all_gather(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, int]:
@@ -19,8 +18,18 @@ def all_gather(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, int]:
 
 def all_reduce_mean(x: torch.Tensor) -> torch.Tensor:
     """Return the mean of the ranks' x, with gradients."""
+    if not dist.is_initialized():
+        return x
     total: torch.Tensor = _AllReduceSum.apply(x)
     return total / dist.get_world_size()
+
+
+def gather_flat(x: torch.Tensor) -> torch.Tensor:
+    """Stack the ranks' x, [world, *x.shape], without gradients."""
+    gathered = x.new_empty(dist.get_world_size() * x.numel())
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name in older PyTorch
+    gather(gathered, x.reshape(-1))  # flat, as gloo demands
+    return gathered.view(-1, *x.shape)
 
 
 class _AllGather(torch.autograd.Function):
@@ -28,9 +37,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
-        gathered = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, x.contiguous())
-        return torch.stack(gathered)
+        return gather_flat(x)
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
@@ -53,22 +60,3 @@ class _AllReduceSum(torch.autograd.Function):
         total = gradient.clone()
         dist.all_reduce(total)
         return total
-
-
-def average_gradients(model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
-    """Replace each gradient by its mean over the ranks, and return the mean loss [].
-
-    One all-reduce of all gradients, always in the same layout. DistributedDataParallel rebuilds its buckets after the
-    first step, so that the sums of three or more ranks would differ in the last bit after a resume.
-    """
-    if not dist.is_initialized():
-        return loss
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients] + [loss.to(gradients[0].dtype).reshape(1)])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    *parts, mean = flat.split([*(gradient.numel() for gradient in gradients), 1])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view(gradient.shape))
-    joint_loss: torch.Tensor = mean[0].to(loss.dtype, copy=True)  # a view would keep all of `flat` in memory
-    return joint_loss
