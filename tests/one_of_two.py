@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 import train.step
-from train.distributed import gradients, process_group
+from train.distributed import gradients
 from train.distributed.batchnorm import convert_sync_batchnorm
 from train.distributed.gradients import average_gradients
 from train.distributed.process_group import init_distributed
@@ -216,7 +216,6 @@ def compare_gradients(ranks: Ranks) -> dict[str, Any]:
 
 def fail_in_backward(ranks: Ranks) -> None:
     """Raise an error on rank 1 while reductions are in progress."""
-    process_group.ERROR_GRACE_S = 0.5
     gradients.BUCKET_BYTES, gradients.FIRST_BUCKET_BYTES = 4 << 20, 1 << 10
     state = small_state(torch.device("cpu"))
 

@@ -42,7 +42,7 @@ def average_gradients(model: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-        buckets.clear()  # after an error in the block: pending reductions would keep the connections open
+        buckets.clear()  # after an error in the block, pending reductions would keep the connections open
 
 
 def _make_buckets(parameters: Sequence[nn.Parameter]) -> list[_Bucket]:
