@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -13,30 +14,35 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from shard.cli import run
 from shard.errors import InputError
 from train.config import Config
 from train.distributed import process_group, watcher
 from train.distributed.process_group import init_distributed
-from train.distributed.ranks import Ranks
+from train.distributed.ranks import Ranks, find_ranks
 
 
 def block_closing(wait: Callable[[], object]) -> None:
-    """Make destroy_process_group wait, as NCCL's does for collectives that never end."""
+    """Make destroy_process_group and the end of the process wait, as with collectives of NCCL that never end."""
 
     def destroy() -> None:
         print("closing", file=sys.stderr, flush=True)
         wait()
 
     dist.destroy_process_group = destroy  # type: ignore[assignment]
+    atexit.register(wait)  # as the destructors of the groups do
 
 
 def train(config: Config) -> None:
-    """Train as the command of that name does, on a rank that can't close its process groups."""
+    """Train as the command of that name does, on a rank that can't close its process groups.
+
+    Rank 1 exits all the same when the time for that is over. Rank 0 has more time, and is ended by its watcher.
+    """
     from train.__main__ import train
 
-    process_group.CLOSE_TIMEOUT_S = 1.0
+    process_group.CLOSE_TIMEOUT_S, watcher.GRACE_S = (1.0, 120.0) if find_ranks().rank else (120.0, 2.0)
     block_closing(threading.Event().wait)
     train(config)
 
@@ -48,6 +54,8 @@ def stuck(out: Path) -> None:
         first = ranks.all_gather(os.getpid())[0]
         if ranks.first:
             threading.Thread(target=save, args=(ranks, out / "saved"), daemon=True).start()
+            store = distributed_c10d._get_default_store()  # occupied, as by the start of NCCL
+            threading.Thread(target=store.get, args=("never",), daemon=True).start()
         else:
             watcher.GRACE_S = process_group.CLOSE_TIMEOUT_S = 120.0
             block_closing(lambda: wait_for_end_of(first))

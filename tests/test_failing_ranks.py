@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from shard.errors import InputError
 from tests.conftest import DALI, ROOT, Shards, train_here
 from tests.test_ranks import start, wait_for_end
 from train.distributed.gpu import check_gpus
 from train.distributed.ranks import Ranks
+from train.distributed.watcher import Watcher
 
 END_S = 90  # a job must end within this time
 HOST = socket.gethostname()
@@ -43,6 +45,28 @@ def test_watcher_ends_a_rank_that_waits_for_a_failed_one(ended: Ended) -> None:
 
 def test_watchers_do_nothing_where_ranks_end_at_different_times(ended: Ended) -> None:
     assert ended["healthy"] == [(0, "", "")] * 2
+
+
+def test_watchers_respond_for_their_ranks_and_keep_the_first_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.distributed.watcher.POLL_S", 0.05)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True)  # type: ignore[attr-defined]
+    watchers = [Watcher(Ranks(rank, 3, host=store.host, port=store.port), store) for rank in range(3)]
+    assert watchers[0].find_missing() == []
+    watchers[1].report("one")
+    watchers[2].report("two")
+    assert [watcher.find_reason() for watcher in watchers] == ["one"] * 3
+    for watcher in watchers:
+        watcher.stop()
+
+
+def test_rank_whose_process_ended_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.distributed.watcher.ALIVE_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("train.distributed.watcher.POLL_S", 0.05)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True)  # type: ignore[attr-defined]
+    watchers = [Watcher(Ranks(rank, 3, host=store.host, port=store.port), store) for rank in (0, 2)]
+    assert watchers[0].find_missing() == [1]
+    for watcher in watchers:
+        watcher.stop()
 
 
 def test_two_ranks_on_one_gpu_are_refused_by_both(ended: Ended) -> None:

@@ -48,7 +48,7 @@ class Watcher:
         """Tell all ranks why this one failed. The first reason that any rank reports counts."""
         self.explained = True
         with contextlib.suppress(RuntimeError):  # the first rank may have ended, and its store with it
-            self._store.compare_set("reason", "", reason)
+            reason = self._store.compare_set("reason", "", reason).decode()
         self.reason = self.reason or reason
 
     def find_reason(self) -> str:
