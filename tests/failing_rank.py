@@ -84,7 +84,7 @@ def healthy() -> None:
     with init_distributed("cpu") as ranks:
         ranks.any_of([True])
         if not ranks.first:
-            time.sleep(3 * watcher.POLL_S)
+            time.sleep(5 * watcher.POLL_S)  # longer than the first rank waits for watchers
 
 
 def one_gpu() -> None:
