@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
+from timm.layers import convert_sync_batchnorm as convert_to_torchs
 from torch import nn
 
 import train.step
@@ -29,7 +31,7 @@ IMAGES, CHANNELS = 6, 5  # of the joint batch of a BatchNorm
 # Name → momentum, affine, and shape of an image's channel.
 NORMS: dict[str, tuple[float | None, bool, tuple[int, ...]]] = {
     "default": (0.1, True, (4, 3)), "no momentum": (None, True, (4, 3)), "not affine": (0.3, False, (4, 3)),
-    "vectors": (0.1, True, ()),
+    "vectors": (0.1, True, ()), "activation": (0.1, True, (4, 3)),
 }  # fmt: skip
 STEPS: dict[str, dict[str, Any]] = {"plain": {}, "micro-batches": {"micro_batch": 2}, "recompute": {"recompute": True},
                                     "unused": {}}  # fmt: skip
@@ -39,7 +41,8 @@ def norm_of(name: str, dtype: torch.dtype) -> nn.Module:
     """Return a BatchNorm with weights and statistics as of a training."""
     momentum, affine, shape = NORMS[name]
     torch.manual_seed(0)
-    norm = (nn.BatchNorm2d if shape else nn.BatchNorm1d)(CHANNELS, momentum=momentum, affine=affine)
+    layer: Any = BatchNormAct2d if name == "activation" else nn.BatchNorm2d if shape else nn.BatchNorm1d
+    norm: nn.Module = layer(CHANNELS, momentum=momentum, affine=affine)
     for values in (*norm.parameters(), *norm.buffers()):
         if values.is_floating_point():
             values.data = torch.rand_like(values) + 0.5
@@ -81,15 +84,18 @@ def normalise_share(
     return {key: values.cpu() for key, values in found.items()}
 
 
-def compare_norms_on_a_cpu(ranks: Ranks) -> dict[str, Any]:
-    """Normalise by the GPU's function with the CUDA kernels replaced by slow ones for float64 on a CPU."""
+def compare_norms_on_a_cpu(ranks: Ranks, compile_them: bool = False) -> dict[str, Any]:
+    """Normalise by the GPU's layer with the CUDA kernels replaced by slow ones for float64 on a CPU."""
     for slow in (batch_norm_stats, batch_norm_gather_stats_with_counts, batch_norm_elemt, batch_norm_backward_reduce,
                  batch_norm_backward_elemt):  # fmt: skip
-        setattr(torch, slow.__name__, slow)
+        if not compile_them:  # which takes other operators
+            setattr(torch, slow.__name__, slow)
     results = {}
     for name in NORMS:
         model = nn.Sequential(norm_of(name, torch.float64))
         convert_sync_batchnorm(model, torch.device("cuda"))  # no device is touched
+        if compile_them:
+            model[0].compile(backend="aot_eager")
         results[name] = normalise_share(model[0], name, ranks, "cpu", torch.float64)
     return results
 
@@ -102,7 +108,7 @@ def compare_norms_on_a_gpu(ranks: Ranks) -> dict[str, Any]:
             norm = norm_of(name, torch.promote_types(dtype, torch.float32))
             model = nn.Sequential(copy.deepcopy(norm))
             convert_sync_batchnorm(model, torch.device("cuda"))
-            torchs = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+            torchs = convert_to_torchs(norm)  # type: ignore[no-untyped-call]
             results[f"{name} {dtype}"] = [normalise_share(layer, name, ranks, "cuda", dtype)
                                           for layer in (model[0], torchs)]  # fmt: skip
     return results
@@ -235,6 +241,8 @@ def main(mode: str, out: Path) -> None:
             fail_in_backward(ranks)
         elif mode == "gpu":
             result = compare_norms_on_a_gpu(ranks)
+        elif mode == "compiled":
+            result = compare_norms_on_a_cpu(ranks, compile_them=True)
         else:
             result = {**compare_gradients(ranks), **compare_norms_on_a_cpu(ranks)}
     torch.save(result, out / f"rank-{ranks.rank}.pt")

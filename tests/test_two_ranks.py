@@ -40,6 +40,13 @@ def test_batchnorm_of_the_gpu_equals_one_process_on_the_joint_batch(two: list[An
     assert_equal_to_one_process([rank[name] for rank in two], name, 1e-12)
 
 
+@pytest.mark.long
+def test_compiled_batchnorm_of_the_gpu_equals_one_process_on_the_joint_batch(tmp_path: Path) -> None:
+    ranks = run_two("compiled", tmp_path)
+    for name in NORMS:
+        assert_equal_to_one_process([rank[name] for rank in ranks], name, 1e-12)
+
+
 def assert_equal_to_one_process(ranks: list[dict[str, torch.Tensor]], name: str, tolerance: float) -> None:
     expected = normalise_twice(norm_of(name, torch.float64), *joint_input(name))
     joint = {**ranks[0], **{key: torch.cat([rank[key] for rank in ranks]) for key in ("y", "x")}}

@@ -81,6 +81,8 @@ class GPUSyncBatchNorm(SyncBatchNorm):
 
     def normalise(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise x in training mode."""
+        if torch.compiler.is_compiling():  # it can't trace the kernels, and fuses the operators
+            return super().normalise(x)
         assert self.running_mean is not None and self.running_var is not None
         if self.momentum is not None:
             return sync_batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum,
