@@ -141,7 +141,9 @@ def _close_process_groups() -> None:
     if dist.get_backend() == "nccl":
         world = dist.group.WORLD
         assert world is not None
-        world._get_backend(torch.device("cuda")).abort()
+        backend = world._get_backend(torch.device("cuda"))
+        if hasattr(backend, "abort"):  # PyTorch 2.5 lacks it, and its destroy_process_group aborts
+            backend.abort()
     dist.destroy_process_group()
 
 
