@@ -219,6 +219,9 @@ def test_out_of_memory_on_a_gpu(shards: Shards) -> None:
     filler = torch.empty(free - 300 * 2**20, dtype=torch.uint8, device="cuda")
     loader = two_view_loader("dali", shards.folder, shards.manifest, Augmentation(size=1024), batch_size=64,
                              views="gpu", device=torch.device("cuda"), workers=2)  # fmt: skip
-    with pytest.raises(InputError, match="--batch-size"):
-        list(loader)
-    assert filler.is_cuda
+    try:
+        with pytest.raises(InputError, match="--batch-size"):
+            list(loader)
+    finally:
+        del filler
+        torch.cuda.empty_cache()  # else PyTorch keeps it, and the processes of later tests find no memory
