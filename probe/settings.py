@@ -16,7 +16,7 @@ from train.config import Device
 
 Protocol = Literal["ours", "paper"]
 HEADLINE = 10  # shots, if they are among the requested ones
-# Settings that change where and how fast results are computed, not the results.
+# Settings that change where and how fast results are computed, not the results, except in the last bits.
 KEEP_RESULTS = {"shards", "out", "cache", "batch_size", "workers"}
 # Files, whose content decides and not their path.
 FILES = {"encoders", "draws_file", "imagenet_weights"}
