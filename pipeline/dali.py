@@ -17,7 +17,14 @@ from nvidia.dali.plugin.numba import NumbaFunction
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from pipeline.augmentation import Augmentation
-from pipeline.dali_inputs import PREFETCH_QUEUE_DEPTH, BatchInputs, fused_parameters, resize_inputs, stock_parameters
+from pipeline.dali_inputs import (
+    IMAGES_NEED_LESS,
+    PREFETCH_QUEUE_DEPTH,
+    BatchInputs,
+    fused_parameters,
+    resize_inputs,
+    stock_parameters,
+)
 from pipeline.fused.dali_operator import dali_constants, dali_functions
 from pipeline.fused.workspaces import Workspaces
 from pipeline.sampler import Batch
@@ -67,7 +74,7 @@ def image_batches(
     def start(batches: Iterable[Batch], threads: int) -> Iterator[torch.Tensor]:
         inputs = BatchInputs(fetcher, batches, lambda batch, shapes: resize_inputs(shapes, size, interpolation))
         graph = _whole_images(inputs, size, mean, std, interpolation, **_arguments(inputs, device, threads))
-        for (output,) in inputs.translate_errors(_iterate(graph, ["image"])):
+        for (output,) in inputs.translate_errors(_iterate(graph, ["image"]), IMAGES_NEED_LESS):
             yield output["image"]
 
     return _interleave(start, batches, workers, _pipelines_on(device))

@@ -22,6 +22,9 @@ from shard.fetch import Fetcher
 from shard.read import CURE
 
 NO_BLUR_SIGMA = 0.01  # the identity without a branch in the graph: the neighbors' weights are exp(-5000)
+# What to do if memory runs out, for views and for whole images.
+VIEWS_NEED_LESS = "lower --batch-size or --size, use --views=cpu, or lower --workers"
+IMAGES_NEED_LESS = "lower --batch-size, --size or --workers"
 PREFETCH_QUEUE_DEPTH = 2  # batches that each pipeline computes ahead
 _jit = njit(cache=numba_can_cache(), nogil=True)
 
@@ -56,12 +59,12 @@ class BatchInputs:
             except StopIteration:
                 return
 
-    def translate_errors(self, outputs: Any) -> Iterator[Any]:
-        """Yield the pipeline's outputs. Raises InputError naming an undecodable image, or the settings to lower."""
+    def translate_errors(self, outputs: Any, cures: str = VIEWS_NEED_LESS) -> Iterator[Any]:
+        """Yield the pipeline's outputs. Raises InputError naming an undecodable image, or `cures`."""
         try:
             yield from outputs
         except (RuntimeError, MemoryError) as error:
-            raise self._translate(error) or error from error
+            raise self._translate(error, cures) or error from error
 
     def _next(self) -> tuple[Any, ...]:
         """Return the inputs of the next batch, kept alive for as long as DALI may read them. Raises StopIteration."""
@@ -82,7 +85,7 @@ class BatchInputs:
         except ValueError as error:
             raise self._find_undecodable(batch, contents) or error from error
 
-    def _translate(self, error: Exception) -> InputError | None:
+    def _translate(self, error: Exception, cures: str) -> InputError | None:
         for batch, contents, _ in self._recent:
             if not self._fetcher.raw_size and (found := self._find_undecodable(batch, contents)):
                 return found
@@ -91,7 +94,7 @@ class BatchInputs:
             images = [self._fetcher.describe(index) for batch, *_ in self._recent
                       for index in batch.images.tolist()[int(position[1]) :: len(batch.indices)]]  # and its partner
             return InputError(f"{' or '.join(images)}: can't be decoded by DALI; {CURE}")
-        return out_of_memory(error)
+        return out_of_memory(error, cures)
 
     def _find_undecodable(self, batch: Batch, contents: list[bytes]) -> InputError | None:
         """Find the first image of a batch that libjpeg-turbo can't decode on the CPU."""
@@ -103,12 +106,11 @@ class BatchInputs:
         return None
 
 
-def out_of_memory(error: Exception) -> OutOfMemory | None:
-    """Translate DALI's out-of-memory errors; None for any other error."""
+def out_of_memory(error: Exception, cures: str = VIEWS_NEED_LESS) -> OutOfMemory | None:
+    """Translate DALI's out-of-memory errors; None for any other error. cures: the settings to lower."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(phrase in text for phrase in ("out of memory", "alloc")):
-        return OutOfMemory("memory ran out while views were computed: lower --batch-size or --size, use --views=cpu, "
-                           f"or lower --workers ({str(error).strip().splitlines()[-1]})")  # fmt: skip
+        return OutOfMemory(f"memory ran out while images were loaded: {cures} ({str(error).strip().splitlines()[-1]})")
     return None
 
 
