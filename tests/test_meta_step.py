@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -22,12 +22,14 @@ from train.device import fit_to_device
 from train.large_batch import apply_activation_checkpointing
 from train.model import SimCLR
 from train.optim import make_optimizer
+from train.presets import SamePatient
 from train.state import TrainState
 from train.step import train_step
 
 META, aten = torch.device("meta"), torch.ops.aten
 IMAGES, SIZE = 8, 32
 HOST = torch.zeros(3)
+DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # These change their first argument in place, on its device; PyTorch has no version of them for meta tensors.
 WITHOUT_META = {aten._amp_update_scale_.default, aten._amp_foreach_non_finite_check_and_unscale_.default,
                 aten._fused_adam_.default, aten._fused_adamw_.default}  # fmt: skip
@@ -133,29 +135,38 @@ def small(channels: int) -> tuple[nn.Module, int]:
     return nn.Sequential(*stem, BasicBlock(8, 8), Bottleneck(8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 8
 
 
-def meta_state(arch: str, precision: Precision, optimizer: Optimizer, recompute: bool, half: bool) -> TrainState:
-    """A run's state as train.setup makes it, on meta tensors."""
-    model = fit_to_device(SimCLR(arch, SIZE), META, precision)
+def make_state(
+    device: torch.device, *, arch: str = "small", precision: Precision = "fp16", optimizer: Optimizer = "adam",
+    recompute: bool = False, **_: Any,
+) -> TrainState:  # fmt: skip
+    """A run's state as train.setup makes it."""
+    model = fit_to_device(SimCLR(arch, SIZE), device, precision)
     if recompute:
         apply_activation_checkpointing(model)
     made = make_optimizer(optimizer, model, lr=1e-3, weight_decay=0.1)
-    return TrainState(model, model, made, torch.amp.GradScaler("meta", enabled=half), META, 10)
+    return TrainState(model, model, made, torch.amp.GradScaler(device.type, enabled=precision == "fp16"), device, 10)
 
 
-def trace(
-    meta: pytest.MonkeyPatch, *, arch: str = "small", precision: Precision = "fp16", optimizer: Optimizer = "adam",
-    recompute: bool = False, allowed: int = 0, **settings: Any,
-) -> int:  # fmt: skip
+def take_steps(
+    state: TrainState, steps: int, *, arch: str = "", optimizer: str = "", precision: Precision = "fp16",
+    same_patient: SamePatient = "negatives", **settings: Any,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """Take some steps on the state's device, and return the last one's loss and embeddings."""
+    half = torch.float16 if precision == "fp16" else None  # as the loader makes them
+    views = torch.empty(2, IMAGES, 1, SIZE, SIZE, device=state.device, dtype=half).fill_(0.5)
+    patients = torch.arange(IMAGES, device=state.device) if same_patient != "negatives" else None
+    for _ in range(steps):
+        outputs = train_step(state, views[0], views[1], lr=1e-3, temperature=0.5, patients=patients,
+                             same_patient=same_patient, precision=precision, **settings)  # fmt: skip
+    return outputs
+
+
+def trace(meta: pytest.MonkeyPatch, allowed: int = 0, **settings: Any) -> int:
     """Take two steps on meta tensors and return how often the host would wait. Raises Waits beyond `allowed`."""
-    state = meta_state(arch, precision, optimizer, recompute, half=precision == "fp16")
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-    views = torch.empty(2, IMAGES, 1, SIZE, SIZE, device=META, dtype=torch.float16 if precision == "fp16" else None)
-    patients = torch.empty(IMAGES, dtype=torch.int64, device=META) if "same_patient" in settings else None
+    state, dtype = make_state(META, **settings), DTYPES.get(settings.get("precision", "fp16"))
     casts = Autocast(meta, dtype)
     with NoWaits(allowed) as waits:
-        for _ in range(2):
-            loss, z1, z2 = train_step(state, views[0], views[1], lr=1e-3, temperature=0.5, patients=patients,
-                                      precision=precision, recompute=recompute, **settings)  # fmt: skip
+        loss, z1, z2 = take_steps(state, 2, **settings)
     assert state.step == 2 and loss.shape == () and z1.shape == z2.shape == (IMAGES, 128)
     assert z1.dtype == (dtype or torch.float32) and (casts.casts > 0) == (dtype is not None)
     return waits.seen
@@ -185,6 +196,24 @@ def test_lars_with_the_scaler_of_fp16_waits_once(meta: pytest.MonkeyPatch) -> No
     with pytest.raises(Waits, match="_local_scalar_dense"):
         trace(meta, optimizer="lars")
     assert trace(meta, optimizer="lars", allowed=2) == 2  # of two steps
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("case", [*CASES, "lars in fp16"])
+def test_step_on_a_gpu_does_not_wait(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    """PyTorch itself raises where it would wait."""
+    monkeypatch.setitem(ARCHITECTURES, "small", small)
+    settings = CASES.get(case, {"optimizer": "lars"})
+    state = make_state(torch.device("cuda"), **settings)
+    take_steps(state, 1, **settings)  # creates the optimizer's state and the libraries' handles
+    waits = pytest.raises(RuntimeError, match="synchronizing") if case == "lars in fp16" else nullcontext()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with waits:
+            take_steps(state, 1, **settings)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(
