@@ -6,6 +6,7 @@ Without a GPU the stock operators run on the CPU, as the other way.
 from __future__ import annotations
 
 import copy
+import gc
 import signal
 import time
 from collections.abc import Iterator
@@ -55,6 +56,11 @@ def measure(setup: Setup, **settings: Any) -> dict[Any, float | None]:
     return measure_rates(ways, step, state, Ranks(), images_per_step=config.batch_size)
 
 
+def count_pipelines() -> int:
+    """Count DALI's pipelines that have not been destroyed."""
+    return sum(type(thing).__name__ == "Pipeline" for thing in gc.get_objects())
+
+
 @needs_dali
 @pytest.mark.parametrize(("slow", "settings"), [("gpu", {}), ("cpu", {"micro_batch": 2, "recompute": True})])
 def test_measurement_finds_the_faster_way_and_changes_nothing(
@@ -66,10 +72,11 @@ def test_measurement_finds_the_faster_way_and_changes_nothing(
     train_step(state, *next(iter(batches)), lr=1e-3, temperature=0.5, **settings)  # so that the optimizer has a state
     state.optimizer.zero_grad()
     two_ways[slow] = DELAY_S
-    before = copy.deepcopy([state.state_dict(), rng_state(CPU), batches.state_dict()])
+    before, pipelines = copy.deepcopy([state.state_dict(), rng_state(CPU), batches.state_dict()]), count_pipelines()
     rates = measure(setup, **settings)
     assert equal_states(before, [state.state_dict(), rng_state(CPU), batches.state_dict()])
     assert all(parameter.grad is None for parameter in state.model.parameters())
+    assert count_pipelines() == pipelines > 0  # the run's own
     record = choose_faster(rates)
     assert record["chosen"] == ("cpu" if slow == "gpu" else "gpu")
     assert {way: rate == pytest.approx(20 if way == slow else 40) for way, rate in rates.items()} == {
@@ -157,6 +164,10 @@ def test_run_that_measures_equals_one_that_was_told(
     train_here(shards, tmp_path / "told", views="cpu", epochs=1)
     assert same_run(tmp_path / "auto", tmp_path / "told")
     assert newest(tmp_path / "told")["views"] == read_card(tmp_path / "told")["views"] == {}
+    state = newest(tmp_path / "auto")
+    state["config"]["device"] = "cuda"  # where auto may choose otherwise, and the default is the GPU
+    (command,) = reproduction_commands(state, tmp_path / "again", shards.folder)
+    assert "--views=cpu" in command
 
 
 @needs_dali
@@ -224,16 +235,22 @@ def test_malformed_records_are_refused(content: object) -> None:
         parse_record(content)
 
 
+@needs_dali
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_auto_on_a_gpu_prints_its_choice_and_a_resumed_run_keeps_it(shards: Shards, tmp_path: Path) -> None:
-    flags = [f"--shards={shards.folder}", f"--out={tmp_path}", "--dali", "--views=auto",
-             *(flag for flag in SMALL if not flag.startswith(("--precision", "--device")))]  # fmt: skip
-    done = run_module("train", *flags, "--limit-steps=3")
-    assert done.returncode == 0, done.stderr
+def test_auto_on_a_gpu_prints_its_choice_and_a_resumed_run_keeps_it(
+    shards: Shards, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view_choice, "SECONDS", 1.0)
+    settings = {"views": "auto", "device": "cuda", "precision": "fp16"}
+    train_here(shards, tmp_path, limit_steps=3, **settings)
     record = read_card(tmp_path)["views"]
-    assert f"views are made on the {record['chosen'].upper()}: measured: {describe_rates(record)}" in done.stdout
+    where = f"views are made on the {record['chosen'].upper()}: "
+    assert f"{where}measured: {describe_rates(record)}" in capfd.readouterr().out
     assert None not in record["images_per_s"].values()
-    done = run_module("train", *flags, "--limit-steps=5")
-    assert f"views are made on the {record['chosen'].upper()}: as in the checkpoint, measured: " in done.stdout
-    assert "measuring" not in done.stdout and newest(tmp_path)["views"] == record
+    train_here(shards, tmp_path, limit_steps=5, **settings)
+    output = capfd.readouterr().out
+    assert f"{where}as in the checkpoint, measured: {describe_rates(record)}" in output and "measuring" not in output
+    assert newest(tmp_path)["views"] == record
+    gc.collect()
+    torch.cuda.empty_cache()  # for the following tests
