@@ -90,7 +90,8 @@ def render_page(checks: list[Check], machine: dict[str, str | int]) -> str:
     parts = [f"## {check.name}: {'ok' if check.ok else 'FAILED'}\n\n`{check.command}`, {check.seconds:.0f} s\n\n"
              f"```\n{check.text.strip()}\n```\n" for check in checks]  # fmt: skip
     title = "The GPU check, run without a GPU" if machine["gpu"] == "none" else "On a GPU"
-    return f"# {title}\n\nWritten by `make gpu-check`.\n\n{properties}\n\n" + "\n".join(parts)
+    about = "Written by `make gpu-check`. [gpu-readiness.md](gpu-readiness.md) says what is tested without a GPU."
+    return f"# {title}\n\n{about}\n\n{properties}\n\n" + "\n".join(parts)
 
 
 def _build_phantom_shards(folder: Path) -> Path:

@@ -54,6 +54,14 @@ def test_documented_commands_parse(
         assert lacking and not complete, f"{file}: {line}: {error}"
 
 
+def test_tests_named_in_docs_exist() -> None:
+    text = "".join(file.read_text() for file in DOCS)
+    code = "".join(file.read_text() for file in (ROOT / "tests").glob("*.py"))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > 30 and named <= set(re.findall(r"^def (test_\w+)", code, re.M))
+    assert all((ROOT / file).exists() for file in re.findall(r"tests/\w+\.py", text))
+
+
 def test_docs_contain_many_commands() -> None:
     assert len(COMMANDS) > 40 and RUNNABLE
 
