@@ -89,10 +89,7 @@ def _explain_failure(error: BaseException, ranks: Ranks, watcher: Watcher) -> In
 
 def _explain_lost_connection(error: BaseException, watcher: Watcher) -> str:
     """Explain, after the connection to the other ranks broke, which of them failed and why."""
-    try:
-        missing = [] if watcher.find_reason() else watcher.find_missing()
-    except RuntimeError:  # the store is gone
-        missing = [0]
+    missing = [] if watcher.find_reason() else watcher.find_missing()
     if watcher.reason:
         watcher.explained = True
         return f"ends because {watcher.reason}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
@@ -17,6 +18,7 @@ POLL_S = 1.0  # how often each rank reads the store
 GRACE_S = 30.0  # for a rank to end by itself after it knows that another failed
 ALIVE_TIMEOUT_S = 5.0  # for the watchers of the other ranks to respond: each reads the store every second
 STORE_TIMEOUT = timedelta(seconds=60)  # to connect
+Value = TypeVar("Value")
 
 
 class Watcher:
@@ -40,6 +42,7 @@ class Watcher:
         client = TCPStore(ranks.host, ranks.port, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT)
         # torchrun may serve one store to several attempts.
         self._store = PrefixStore(f"failure-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", client)
+        self._store_gone = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._thread.start()
@@ -47,50 +50,46 @@ class Watcher:
     def report(self, reason: str) -> None:
         """Tell all ranks why this one failed. The first reason that any rank reports counts."""
         self.explained = True
-        with contextlib.suppress(RuntimeError):  # the first rank may have ended, and its store with it
-            reason = self._store.compare_set("reason", "", reason).decode()
-        self.reason = self.reason or reason
+        first = self._try(self._store.compare_set, "reason", "", reason, default=reason.encode()).decode()
+        self.reason = self.reason or first
 
     def find_reason(self) -> str:
-        """Return why a rank failed, or "" if none has reported. Raises RuntimeError if the store is gone."""
-        if not self.reason and self._store.check(["reason"]):
-            self.reason = self._store.get("reason").decode()
+        """Return why a rank failed, or "" if none has reported."""
+        if not self.reason and self._try(self._store.check, ["reason"], default=False):
+            self.reason = self._try(self._store.get, "reason", default=b"").decode()
         return self.reason
 
     def find_missing(self) -> list[int]:
-        """Return the ranks whose watchers do not respond; their processes ended, unless a rank reports a reason.
+        """Return the ranks whose watchers do not respond: their processes ended, unless a rank reports a reason.
 
-        A rank that is busy, for example with a checkpoint, responds: its watcher is another thread. Raises RuntimeError
-        if the store is gone.
+        A rank that is busy, for example with a checkpoint, responds: its watcher is another thread.
         """
-        self._store.set("query", "")
-        self._mark("alive")
+        self._set("query")
+        self._set(f"alive-{self._ranks.rank}")
         until = time.monotonic() + ALIVE_TIMEOUT_S
-        while (missing := self._unmarked("alive")) and not self.find_reason() and time.monotonic() < until:
+        while (missing := self._without("alive")) and not self.find_reason() and time.monotonic() < until:
             time.sleep(0.1)
-        return missing
+        return [0] if self._store_gone else missing
 
     def stop(self) -> None:
         """Stop watching, before this process exits. The first rank returns when no watcher needs its store any more."""
         self._stopped.set()
         self._thread.join(POLL_S)
-        if not self._ranks.first:
-            return
-        with contextlib.suppress(RuntimeError):
-            self._store.set("end", "")
+        if self._ranks.first:
+            self._set("end")
             until = time.monotonic() + 3 * POLL_S
-            while self._unmarked("done") and time.monotonic() < until:
+            while self._without("done") and time.monotonic() < until:
                 time.sleep(0.02)
 
     def _watch(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the store is gone, and the first rank with it
-            while not (self.reason or self._stopped.wait(POLL_S)):
-                if self._store.check(["query"]):
-                    self._mark("alive")
-                end = self._store.check(["end"])  # before the reason, which a first rank that failed reports first
-                if self.find_reason() or end:
-                    break
-            self._mark("done")
+        while not (self.reason or self._store_gone or self._stopped.wait(POLL_S)):
+            if self._try(self._store.check, ["query"], default=False):
+                self._set(f"alive-{self._ranks.rank}")
+            # Before the reason, which a first rank that failed reports before it ends.
+            end = self._try(self._store.check, ["end"], default=False)
+            if self.find_reason() or end:
+                break
+        self._set(f"done-{self._ranks.rank}")
         if self.reason and not self._stopped.wait(GRACE_S):
             self._end_process()
 
@@ -100,8 +99,22 @@ class Watcher:
                 print(f"error: {self._ranks.name}: ends because {self.reason}", file=sys.stderr, flush=True)
             os._exit(1)
 
-    def _mark(self, word: str) -> None:
-        self._store.set(f"{word}-{self._ranks.rank}", "")
+    def _set(self, key: str) -> None:
+        self._try(self._store.set, key, "", default=None)
 
-    def _unmarked(self, word: str) -> list[int]:
-        return [rank for rank in range(self._ranks.world) if not self._store.check([f"{word}-{rank}"])]
+    def _without(self, word: str) -> list[int]:
+        """Return the ranks that have not set this word; none if the store is gone."""
+        return [rank for rank in range(self._ranks.world)
+                if not self._try(self._store.check, [f"{word}-{rank}"], default=True)]  # fmt: skip
+
+    def _try(self, call: Callable[..., Value], *values: object, default: Value) -> Value:
+        """Call a method of the store, or return `default` if the store is gone, and with it the first rank.
+
+        The store is called no more then: each time PyTorch would print a warning of twenty lines.
+        """
+        if not self._store_gone:
+            try:
+                return call(*values)
+            except RuntimeError:
+                self._store_gone = True
+        return default
