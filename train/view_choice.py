@@ -45,11 +45,10 @@ def settle_views(
     check_ranks(ranks.all_gather({**config.decisive(), "views": config.views}))
     possible = view_devices(config.backend, state.device)
     kept, record, new = ranks.broadcast((*_recorded(resumed), resumed is None))
-    record = record or {}
-    if config.views in (None, "auto") and kept in possible:
+    if config.views in (None, "auto") and kept in possible and len(possible) > 1:
         where, why = kept, "as in the checkpoint" + (f", measured: {describe_rates(record)}" if record else "")
     elif config.views == "auto" and new and len(possible) > 1:
-        ranks.print(f"--views=auto: measuring a training step with views made on the {' and on the '.join(possible)}")
+        ranks.print("--views=auto: measuring training with views made on the GPU, then on the CPU")
         ways = {views: partial(make_loader, config, manifest, augmentation, state.device, ranks, views)
                 for views in possible}  # fmt: skip
         step = partial(forward_backward, state, temperature=config.temperature, precision=config.precision,
@@ -88,7 +87,7 @@ def parse_record(content: Any) -> ViewRecord:
 
 
 def describe_rates(record: ViewRecord) -> str:
-    """Describe a record: "1,688 images/s with views made on the GPU, 1,450 on the CPU"."""
+    """Describe a record: "1,688 images/s with views made on the GPU, 1,450 images/s with views made on the CPU"."""
     parts = [f"{rate:,.0f} images/s with views made on the {views.upper()}" if rate else
              f"out of memory with views made on the {views.upper()}"
              for views, rate in record["images_per_s"].items()]  # fmt: skip
