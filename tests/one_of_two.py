@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,7 +200,7 @@ def gradients_of(state: TrainState, case: str, ranks: Ranks, average: Any) -> di
 
 
 def compare_gradients(ranks: Ranks) -> dict[str, Any]:
-    """Average the gradients of a step in small buckets, and in one all-reduce; count the buckets."""
+    """Average the gradients of a step in small buckets, and in one all-reduce; return which differ, and the buckets."""
     gradients.BUCKET_BYTES, gradients.FIRST_BUCKET_BYTES = 4 << 20, 1 << 10
     started, all_reduce = list[int](), dist.all_reduce
 
@@ -215,9 +216,19 @@ def compare_gradients(ranks: Ranks) -> dict[str, Any]:
         state = small_state(torch.device("cpu"), case == "recompute")
         if case == "unused":
             state.model.projector.register_parameter("unused", nn.Parameter(torch.ones(3)))
-        results[case] = [gradients_of(state, case, ranks, average) for average in (average_gradients, average_in_one)]
-        results[f"buckets {case}"] = list(started)
+        found, expected = (gradients_of(state, case, ranks, average) for average in (average_gradients, average_in_one))
+        different = [name for name, value in expected.items()
+                     if (found[name] is not value if value is None else not torch.equal(found[name], value))]
+        results[case] = {"different": different, "buckets": list(started), "digest": digest_of(found),
+                         "without": [name for name, value in found.items() if value is None]}
     return results
+
+
+def digest_of(tensors: dict[str, torch.Tensor | None]) -> str:
+    digest = hashlib.sha256()
+    for value in tensors.values():
+        digest.update(b"" if value is None else value.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def fail_in_backward(ranks: Ranks) -> None:
