@@ -177,7 +177,7 @@ def plot_loss(run: Path, batch_size: int) -> None:
     axes.set(xlabel="epoch", ylabel="NT-Xent loss", title="Pre-training loss")
     if epochs:
         images = epochs[-1]["step"] * batch_size / epochs[-1]["epoch"]  # per epoch
-        seen = axes.secondary_xaxis("top", (lambda epoch: epoch * images, lambda count: count / images))
+        seen = axes.secondary_xaxis("top", functions=(lambda epoch: epoch * images, lambda count: count / images))
         seen.set_xlabel("images seen")
     axes.legend(frameon=False)
     axes.spines["right"].set_visible(False)
