@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 
@@ -67,10 +68,13 @@ def to_onnx(encoder: nn.Module, card: Card) -> bytes:
     size = card["input"]["size"]
     module = NormalisedEncoder(encoder, card["input"]["mean"], card["input"]["std"]).eval()
     try:
-        program = torch.onnx.export(
-            module, (torch.zeros(2, 1, size, size),), dynamo=True, verbose=False, opset_version=OPSET,
-            input_names=["image"], output_names=["features"], dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some versions of the exporter warn of their own calls
+            program = torch.onnx.export(
+                module, (torch.zeros(2, 1, size, size),), dynamo=True, verbose=False, opset_version=OPSET,
+                input_names=["image"], output_names=["features"],
+                dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            )  # fmt: skip
     except Exception as error:  # of the exporter, torch.export or an operator: of any kind
         reason = " ".join(str(error.__cause__ or error).split())[:150]
         raise InputError(f"--format=onnx: PyTorch can't export {card['arch']} ({reason}); "
