@@ -108,9 +108,10 @@ class BatchInputs:
 
 def out_of_memory(error: Exception, cures: str = VIEWS_NEED_LESS) -> OutOfMemory | None:
     """Translate DALI's out-of-memory errors; None for any other error. cures: the settings to lower."""
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or any(phrase in text for phrase in ("out of memory", "alloc")):
-        return OutOfMemory(f"memory ran out while images were loaded: {cures} ({str(error).strip().splitlines()[-1]})")
+    text = str(error)
+    if isinstance(error, MemoryError) or any(phrase in text.lower() for phrase in ("out of memory", "alloc")):
+        reason = text.strip().rpartition("\n")[2] or type(error).__name__  # Python's MemoryError has no text
+        return OutOfMemory(f"memory ran out while images were loaded: {cures} ({reason})")
     return None
 
 

@@ -170,6 +170,7 @@ def test_out_of_memory_names_the_settings_to_lower(error: str) -> None:
     translated = str(out_of_memory(RuntimeError(error)))
     assert all(flag in translated for flag in ("--batch-size", "--size", "--views=cpu"))
     assert "--views" not in str(out_of_memory(MemoryError("std::bad_alloc"), IMAGES_NEED_LESS))
+    assert str(out_of_memory(MemoryError())).endswith("(MemoryError)")
     assert out_of_memory(RuntimeError("Error in thread 1: unrecognised image format")) is None
 
 

@@ -128,6 +128,12 @@ def test_all_modules_that_make_views_are_hashed() -> None:
     assert files - {*fingerprint.CODE} == {f"pipeline/{name}.py" for name in others}
 
 
+def test_all_modules_that_compute_over_ranks_are_hashed() -> None:
+    files = {path.name for path in (fingerprint.ROOT / "train/distributed").glob("*.py")}
+    hashed = {name.removeprefix("train/distributed/") for name in fingerprint.CODE}
+    assert files - hashed == {"__init__.py", "gpu.py", "process_group.py", "ranks.py", "watcher.py"}
+
+
 def test_ranks_may_differ_only_between_epochs(tmp_path: Path) -> None:
     def check(between_epochs: bool) -> None:
         fingerprint.check_fingerprint(tmp_path, {"ranks": 1}, {"ranks": 2}, between_epochs=between_epochs, accept=())

@@ -24,7 +24,8 @@ CODE = (
     *(f"pipeline/fused/{name}.py" for name in ("jit", "llvm", "simd", "atomics", "taps", "workspaces", "kernel",
                                                "dali_operator")),
     *(f"train/{name}.py" for name in ("setup", "device", "architectures", "timm_models", "model", "loss", "large_batch",
-                                      "distributed/collectives", "distributed/batchnorm", "optim", "step")),
+                                      "distributed/collectives", "distributed/batchnorm",
+                                      "distributed/batchnorm_kernels", "distributed/gradients", "optim", "step")),
 )
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "numba", "numpy", "pillow", "timm")
 RANKS, THREADS, INIT = "ranks", "threads", "init"

@@ -55,6 +55,7 @@ def pretrain(config: Config) -> None:
             loader, views = settle_views(setup, ranks, found)
             checkpointer = Checkpointer(config, manifest, augmentation, loader, ranks, start.record, views)
             checkpointer.resume(state, found)
+            del found  # as large as the model and the optimizer's state
             if is_finished(state, config):
                 ranks.print(f"{config.out}: the requested {state.step} steps are done; nothing to do")
                 return
