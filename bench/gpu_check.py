@@ -72,7 +72,7 @@ def check(
 
 
 def _run_part(name: str, part: Callable[[float], Check], seconds: float) -> Check:
-    """Run a part for at most some seconds. An error in it is its outcome, and the other parts run all the same."""
+    """Run a part for at most some seconds. An error in it is recorded as its outcome, so that the others still run."""
     begun = time.monotonic()
     if seconds < LEAST_S:
         return Check(name, "not run", False, 0.0, "no time was left")

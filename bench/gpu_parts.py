@@ -24,7 +24,7 @@ from train.checkpoint import list_checkpoints, load_checkpoint
 from train.journal import CARD, SPEED, read_card, read_journal
 
 COMPARED_IMAGES = 64  # two views each
-MINUTES_PER_ROUND = 3  # of bench.io and bench.step, which run one round to three
+MINUTES_PER_ROUND = 3  # bench.io and bench.step run a round for each three minutes, one to three
 # Tolerances between a GPU view and a CPU view, in grey levels of 255. From raw images only the order of floating-point
 # operations differs. nvJPEG and libjpeg-turbo also round differently, by about a level in a decoded pixel, which
 # brightness and contrast can double; the JPEG standard allows that.
@@ -70,7 +70,7 @@ def list_parts(
 
 
 def _gpu_tests() -> list[str]:
-    """List the files with tests for a GPU: importing all others takes as long as running these."""
+    """List the files with tests for a GPU: to import the other files would take as long as to run these tests."""
     return [str(path) for path in sorted(Path("tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
 
 

@@ -31,7 +31,7 @@ from train.config import Config, check_batch
 
 EPOCHS = 100  # the length of the published run, for the column "hours"
 PARTS = ("data", "forward_backward", "optimizer")
-WARM_UP_S = 10.0  # after the first step, after which no further step is taken to warm up
+WARM_UP_S = 10.0  # no warm-up step begins later than this after the first one
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _measure(
 
 
 def _measure_row(name: str, processes: dict[str, MeasuredProcess], seconds: float) -> StepMeasurement:
-    """Measure a row when no other one is importing."""
+    """Measure a row once no process is importing, which would slow it down."""
     try:
         for process in processes.values():
             process.wait_for_imports()
@@ -134,8 +134,7 @@ def measure_steps(steps: Iterator[Step], seconds: float) -> StepMeasurement:
 
     By then each of the loader's up to four pipelines has started, which delays the step that first waits for it by up
     to a second, and has run twice; cuDNN has chosen its algorithms, and torch.compile has compiled. Where steps are
-    slow, as on a CPU, that matters less, and the warm-up ends with the first step that ends later than ten seconds
-    after the first one.
+    slow, as on a CPU, all this matters less: ten seconds after the first step no further one is taken to warm up.
     """
     next(steps)
     warm_up, begun = 1, time.perf_counter()
@@ -154,7 +153,8 @@ def summarise_row(
 ) -> dict[str, Any]:  # fmt: skip
     """Return one row's statistics over rounds, as written to JSON. compared: the measurements of the baseline."""
     rates = [one.images_per_s for one in measurements]
-    # Ratios are taken within each round, so that load on the machine affects both sides. The last round may be cut.
+    # Ratios are taken within each round, so that load on the machine affects both sides. The current one may be
+    # incomplete.
     ratios = [rate / other.images_per_s for rate, other in zip(rates, compared or (), strict=False)]
     steps = [step for one in measurements for step in one.steps]
     total = sum(getattr(step, part) for step in steps for part in PARTS)

@@ -134,8 +134,8 @@ def _timed(
 ) -> Iterator[Step]:  # fmt: skip
     """Yield steps indefinitely, each with the time of its parts.
 
-    On a GPU the times are those at which the GPU reached the end of each part, so that the processor can be two steps
-    ahead, as in training: waiting for the GPU after each part would stop the making of views, too.
+    On a GPU the times are those at which the GPU reached the end of each part. So the processor can be two steps ahead,
+    as in training: to wait for the GPU after each part would also hold up the making of views.
     """
     on_gpu = torch.cuda.is_available()
     pending = deque[tuple[int, list[Any]]]()
@@ -154,7 +154,7 @@ def _timed(
 
 
 def _mark(on_gpu: bool) -> Any:
-    """Return the time, or an event that has it once the GPU gets there."""
+    """Return the time or, on a GPU, an event that records when the GPU reaches it."""
     if not on_gpu:
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)

@@ -67,8 +67,9 @@ def feature_keys(
 
     A key hashes all that decides the features, including the code that makes the images.
     """
-    # Libraries choose algorithms by the GPU and by the shape of the batch, and these differ in the last bits. On a CPU,
-    # too: 7 architectures had the same features in batches of 16, 32 and 64 images; of 5, 4 of them had others.
+    # Libraries choose algorithms by the GPU and by the shape of the batch, and these differ in the last bits. They do
+    # so on a CPU, too: 7 architectures had the same features in batches of 16, 32 and 64 images, but 4 of these had
+    # others in batches of 5.
     return {encoder.name: _hash([encoder.sha256(), manifest.fingerprint(), *splits, default_backend(),
                                  device_name(device), batch_size, hash_code(CODE), *map(version_of, PACKAGES)])
             for encoder in encoders if encoder.module is not None}  # fmt: skip

@@ -12,7 +12,8 @@ import torch
 def full_precision() -> Iterator[None]:
     """Within the block compute without TF32 and by deterministic algorithms of cuDNN; then restore the settings.
 
-    It changes nothing on a CPU. The gradients of a few operators, such as max-pooling, still add in any order on a GPU.
+    It changes nothing on a CPU. On a GPU the gradients of a few operators, such as max-pooling, are still summed in an
+    order that varies.
     """
     # NVIDIA's containers turn TF32 on for matrix products, too (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE).
     matmul = torch.backends.cuda.matmul.allow_tf32
@@ -25,5 +26,5 @@ def full_precision() -> Iterator[None]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return "cpu", or the name of the GPU: other models have other algorithms, which round differently."""
+    """Return "cpu", or the name of the GPU: the algorithms of other models round differently."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

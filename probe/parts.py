@@ -30,9 +30,10 @@ def units_of_part(units: Sequence[Unit], part: int, parts: int) -> list[Unit]:
 def write_part(
     study: Study, part: int, parts: int, units: Sequence[Unit], found: Sequence[Measured], keys: Mapping[str, str]
 ) -> Path:  # fmt: skip
-    """Write a part's results, with its settings and units; return the path. keys: those of its features in the cache.
+    """Write a part's results, with its settings and units; return the path.
 
-    The merge finds the features by these keys, also on a machine without a GPU, where it would compute other ones.
+    keys: of its features in the cache, by encoder name. The merge finds the features by these keys even on a machine
+    without a GPU, whose own features would have others.
     """
     arrays: dict[str, Any] = {}
     entries = []

@@ -85,11 +85,11 @@ def normalise_share(
     return {key: values.cpu() for key, values in found.items()}
 
 
-def compare_norms_on_a_cpu(ranks: Ranks, compile_them: bool = False) -> dict[str, Any]:
-    """Normalise by the GPU's layer with the CUDA kernels replaced by slow ones for float64 on a CPU."""
+def normalise_on_a_cpu(ranks: Ranks, compile_them: bool = False) -> dict[str, Any]:
+    """Return the results of the GPU's layer, with the CUDA kernels replaced by slow ones for float64 on a CPU."""
     for slow in (batch_norm_stats, batch_norm_gather_stats_with_counts, batch_norm_elemt, batch_norm_backward_reduce,
                  batch_norm_backward_elemt):  # fmt: skip
-        if not compile_them:  # which takes other operators
+        if not compile_them:  # compiled, the layer does not use the kernels
             setattr(torch, slow.__name__, slow)
     results = {}
     for name in NORMS:
@@ -101,8 +101,8 @@ def compare_norms_on_a_cpu(ranks: Ranks, compile_them: bool = False) -> dict[str
     return results
 
 
-def compare_norms_on_a_gpu(ranks: Ranks) -> dict[str, Any]:
-    """Normalise by our layer, and by PyTorch's, in several precisions."""
+def normalise_on_a_gpu(ranks: Ranks) -> dict[str, Any]:
+    """Return the results of our layer, and of PyTorch's, in several precisions."""
     results = {}
     for name in NORMS:
         for dtype in (torch.float64, torch.float32, torch.float16):
@@ -248,11 +248,11 @@ def main(mode: str, out: Path) -> None:
     """Run the comparisons of a mode and save their results. On a CPU rank 1 fails then."""
     with init_distributed("cpu") as ranks:  # gloo, also for tensors on a GPU
         if mode == "gpu":
-            result = compare_norms_on_a_gpu(ranks)
+            result = normalise_on_a_gpu(ranks)
         elif mode == "compiled":
-            result = compare_norms_on_a_cpu(ranks, compile_them=True)
+            result = normalise_on_a_cpu(ranks, compile_them=True)
         else:
-            result = {**compare_gradients(ranks), **compare_norms_on_a_cpu(ranks)}
+            result = {**compare_gradients(ranks), **normalise_on_a_cpu(ranks)}
         torch.save(result, out / f"rank-{ranks.rank}.pt")
         if mode == "cpu":
             fail_in_backward(ranks)

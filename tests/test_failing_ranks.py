@@ -52,9 +52,9 @@ def test_watchers_respond_for_their_ranks_and_keep_the_first_reason(monkeypatch:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True)  # type: ignore[attr-defined]
     watchers = [Watcher(Ranks(rank, 3, host=store.host, port=store.port), store) for rank in range(3)]
     assert watchers[0].find_missing() == []
-    watchers[1].report("one")
+    watchers[1].report("/data/\udce9.tar: one")  # a path that is not UTF-8
     watchers[2].report("two")
-    assert [watcher.find_reason() for watcher in watchers] == ["one"] * 3
+    assert [watcher.find_reason() for watcher in watchers] == [r"/data/\udce9.tar: one"] * 3
     for watcher in watchers:
         watcher.stop()
 
@@ -83,7 +83,7 @@ def test_shared_gpus_are_named_with_their_ranks_and_the_cure() -> None:
         check_gpus([*own, ("a", "GPU-2"), ("a", "GPU-2")])
 
 
-def test_checkpoints_are_written_while_ranks_know_of_it(
+def test_rank_holds_its_lock_while_it_writes_a_checkpoint(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranks, saving = Ranks(), list[bool]()

@@ -145,7 +145,7 @@ def test_fine_tuning_names_its_flags(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_gpu_without_memory_ends_training_and_embedding_in_one_line(shards: Shards, tmp_path: Path) -> None:
+def test_gpu_without_memory_ends_in_one_line(shards: Shards, tmp_path: Path) -> None:
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     filler = torch.empty(free - 1_500_000_000, dtype=torch.uint8, device="cuda")

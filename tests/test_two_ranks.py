@@ -22,8 +22,6 @@ from train.step import train_step
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16")
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-
-
 Ended = list[tuple[int, str, str]]
 
 
@@ -80,7 +78,7 @@ def test_batchnorm_on_a_gpu_equals_pytorchs(tmp_path: Path) -> None:
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6), (torch.float16, 1e-3)):
             for ours, torchs in (rank[f"{name} {dtype}"] for rank in ranks):
                 assert_close(ours, torchs, tolerance)
-            # Beside the moments, inputs are rounded to the precision, too.
+            # The expected values are of inputs in float64, and these were rounded.
             assert_equal_to_one_process([rank[f"{name} {dtype}"][0] for rank in ranks], name,
                                         {torch.float16: 1e-2, torch.float32: 1e-5}.get(dtype, tolerance))  # fmt: skip
 
@@ -165,7 +163,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
 
 
 class Chain(nn.Module):
-    """Linear layers without bias, of 2·2, 2·3, 3·4 and 4·1 weights, that run in a given order of their sizes."""
+    """Linear layers without bias, of 2·2, 2·3, 3·4 and 4·1 weights in this order."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.distributed as dist
 
-from shard.errors import InputError
+from shard.errors import InputError, OutOfMemory
 from train.checkpoint import list_checkpoints
 from train.config import Config
 from train.large_batch import check_recompute
@@ -20,7 +20,7 @@ from train.large_batch import check_recompute
 PHRASES = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED", "bad_alloc",
            "unable to find an engine to execute this computation")  # fmt: skip
 GB = 1e9
-OTHERS_GB = 2.0  # in use by other processes, from which on they are worth a hint; CUDA itself takes half of one
+OTHERS_GB = 2.0  # if more is in use outside PyTorch, the message points to nvidia-smi; CUDA itself takes half a GB
 
 
 @contextlib.contextmanager
@@ -41,8 +41,11 @@ def explain_out_of_memory(device: str, work: Callable[[], str], cures: Callable[
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or a CPU. Not those of collectives, which have others."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+    """Whether an exception says that memory ran out, on a GPU or a CPU.
+
+    Errors of collectives don't count: train.distributed.process_group explains them.
+    """
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError, OutOfMemory)):
         return True
     return isinstance(error, RuntimeError) and not isinstance(error, dist.DistError) and any(
         phrase in str(error) for phrase in PHRASES)  # fmt: skip

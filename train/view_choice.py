@@ -1,4 +1,4 @@
-"""Where a run makes its views: as --views says, as its checkpoint says, or where training is measured to be faster."""
+"""Where a run makes its views: as --views or its checkpoint says, or as measured to be faster."""
 
 from __future__ import annotations
 
@@ -127,20 +127,20 @@ def _measure(
     images_per_step: int,
 ) -> float | None:  # fmt: skip
     views = _endless(make())
-    # Without collective operations first: a rank that runs out of memory here can tell the others.
+    # No collective operations yet, so that a rank that runs out of memory here can tell the others.
     if ranks.any_of([_runs_out_of_memory(partial(_skip, views, 2 * PIPELINES))])[0]:
         return None
     try:
         for _ in range(3):  # compiles, and lets cuDNN choose its algorithms
             step(*next(views))
-        _skip(views, PIPELINES * (1 + AHEAD))  # made in the meantime
+        _skip(views, PIPELINES * (1 + AHEAD))  # batches that were made during those steps, which were slow
         begun, steps = _clock(), 0
         while not ranks.any_of([time.perf_counter() - begun >= SECONDS])[0]:
             step(*next(views))
             steps += 1
         return steps * images_per_step / (_clock() - begun)
     except (OutOfMemory, RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         if ranks.world > 1:  # the others wait in a collective operation
             raise InputError(f"--views=auto: memory ran out while training was measured ({error}); give --views=cpu, "
@@ -152,14 +152,10 @@ def _runs_out_of_memory(work: Callable[[], None]) -> bool:
     try:
         work()
     except (OutOfMemory, RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return True
     return False
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, OutOfMemory) or is_out_of_memory(error)
 
 
 def _skip(views: Iterator[Views], batches: int) -> None:

@@ -97,18 +97,20 @@ def _headline(study: Study, table: pd.DataFrame, differences: pd.DataFrame, meas
     cells = headline_cells(study, table)
     cells = cells[(cells["test"] == ALL) & (cells["task"] == over)].set_index("encoder")
     given = [encoder for encoder in study.given if encoder.name in cells.index]
-    what = f"a mean AUROC over {len(study.drawn)} tasks" if over == study.mean else f"an AUROC on {over}"
+    article, metric = ("a", f"mean AUROC over {len(study.drawn)} tasks") if over == study.mean else (
+        "an", f"AUROC on {over}")  # fmt: skip
     if len(given) > 2:
         scores = [f"{encoder.label} {format_estimate(*cells.loc[encoder.name, ['mean', 'low', 'high']])}"
                   for encoder in given]  # fmt: skip
-        return f"With {in_words(study.headline)}, {what.partition(' ')[2]}: {'; '.join(scores)}."
+        return f"With {in_words(study.headline)}, {metric}: {'; '.join(scores)}."
     results = []
     for encoder in given:
         cell = cells.loc[encoder.name]
         apart = [f"{format_estimate(row['difference'], row['low'], row['high'], signed=True)} vs {row['reference']}"
                  for row in differences.to_dict("records")
                  if row["encoder"] == encoder.name and row["task"] == over]  # fmt: skip
-        results.append(f"{encoder.label} reaches {what} of {format_estimate(cell['mean'], cell['low'], cell['high'])}"
+        score = format_estimate(cell["mean"], cell["low"], cell["high"])
+        results.append(f"{encoder.label} reaches {article} {metric} of {score}"
                        + (f" ({', '.join(apart)})" if apart else ""))  # fmt: skip
     return f"With {in_words(study.headline)}, " + "; ".join(results) + "."
 

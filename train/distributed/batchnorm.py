@@ -19,8 +19,8 @@ PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> None:
     """Replace every BatchNorm of `model`, in place, by one over the views of all ranks.
 
-    On a GPU by PyTorch's kernels for it; PyTorch has none for a CPU. timm's BatchNorm keeps its activation. Raises
-    InputError for another layer with running statistics.
+    On a GPU these use PyTorch's kernels; PyTorch has none for a CPU. timm's BatchNorm keeps its activation. Raises
+    InputError for any other layer with running statistics.
     """
     norms = [module for module in model.modules() if "running_var" in dict(module.named_buffers(recurse=False))]
     for norm in norms:
@@ -70,7 +70,7 @@ class SyncBatchNorm(_BatchNorm):
         """Update the running statistics as nn.BatchNorm2d does, with the unbiased variance."""
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
-            if self.momentum is None:  # the mean of all batches; as a tensor, which needs no wait for a GPU
+            if self.momentum is None:  # the mean of all batches; a Python number would wait for the GPU
                 running.lerp_(value.to(running.dtype), (1 / self.num_batches_tracked).to(running.dtype))
             else:
                 running.lerp_(value.to(running.dtype), self.momentum)
@@ -81,7 +81,7 @@ class GPUSyncBatchNorm(SyncBatchNorm):
 
     def normalise(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise x in training mode."""
-        if torch.compiler.is_compiling():  # it can't trace the kernels, and fuses the operators
+        if torch.compiler.is_compiling():  # torch.compile can't trace the kernels, but fuses the operators
             return super().normalise(x)
         assert self.running_mean is not None and self.running_var is not None
         if self.momentum is not None:

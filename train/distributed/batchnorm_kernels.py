@@ -16,8 +16,8 @@ def sync_batch_norm(
 ) -> torch.Tensor:  # fmt: skip
     """Normalise x [B, C, …] by the moments of the joint batch [B·world, C, …]; update running statistics in place.
 
-    The same kernels as nn.SyncBatchNorm. That one lets ranks have different B, also none: it drops their statistics by
-    three boolean masks, each of which makes the CPU wait for the GPU, in every layer. Here all ranks have the same B.
+    nn.SyncBatchNorm uses the same kernels. It allows ranks without images, whose statistics it drops by three boolean
+    masks in every layer, and each mask makes the CPU wait for the GPU. Here all ranks have the same B.
     """
     normalised: torch.Tensor = _SyncBatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
     return normalised

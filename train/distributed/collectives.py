@@ -17,7 +17,7 @@ def all_gather(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, int]:
 
 
 def all_reduce_mean(x: torch.Tensor) -> torch.Tensor:
-    """Return the mean of the ranks' x, with gradients."""
+    """Return the mean of the ranks' x, with gradients; x itself in a run of one process."""
     if not dist.is_initialized():
         return x
     total: torch.Tensor = _AllReduceSum.apply(x)

@@ -22,7 +22,7 @@ def current_gpu() -> tuple[str, str]:
 
 
 def check_gpus(gpus: Sequence[tuple[str, str]]) -> None:
-    """Raise InputError if two ranks have the same GPU, of which NCCL would report "invalid usage".
+    """Raise InputError if two ranks have the same GPU. NCCL's own error would only say "invalid usage".
 
     gpus: what current_gpu returns on each rank. Parts of one GPU (MIG) have UUIDs of their own; whether NCCL takes
     several of them depends on its version.

@@ -17,7 +17,9 @@ BUCKET_BYTES, FIRST_BUCKET_BYTES = 25 << 20, 1 << 20
 
 @contextlib.contextmanager
 def average_gradients(model: nn.Module) -> Iterator[None]:
-    """Replace each gradient by its mean over the ranks. The block runs backward once; .grad may have a sum before it.
+    """Replace each gradient by its mean over the ranks. The block runs backward once.
+
+    Before it, .grad may hold the sum of earlier micro-batches, which is averaged with the rest.
 
     A bucket of gradients is reduced as soon as backward has computed them. Buckets follow the parameters from the last
     to the first, about the order of backward, and are reduced in that order on every rank. A parameter without a
@@ -84,7 +86,7 @@ class _Bucket:
         return self.work is not None
 
     def add(self, parameter: torch.Tensor) -> None:
-        """Move a parameter's gradient into `flat`. .grad becomes a view, so that the gradient is in memory once."""
+        """Move a parameter's gradient into `flat`. Its .grad becomes a view of that: the gradient is in memory once."""
         assert not self.started, "a gradient changed after its reduction began: run backward once"
         if not self.slots:
             self._allocate()
@@ -103,7 +105,7 @@ class _Bucket:
             self.slots[parameter] = self.flat.as_strided(parameter.shape, strides, start)
 
     def fill(self) -> None:
-        """Add the gradients for which backward did not call a hook, and zeros for those that do not exist."""
+        """Add the gradients for which backward did not call a hook, and zeros for parameters without a gradient."""
         if not self.slots:
             self._allocate()
         for parameter in self.parameters:

@@ -21,11 +21,12 @@ from train.distributed.ranks import Ranks, find_ranks, resolves
 from train.distributed.watcher import Watcher
 
 JOIN_TIMEOUT = timedelta(minutes=5)  # nodes load Python and PyTorch from a shared disk at different speeds
-# The connections of a rank that ends close, and a rank that fails reports it in the store. These are for a rank that
-# hangs. After NCCL's, PyTorch aborts the process (TORCH_NCCL_ASYNC_ERROR_HANDLING, set by default), which is right:
-# only the collectives within a step use NCCL. Whatever may take longer, such as a checkpoint, waits by gloo.
+# For a rank that hangs: the connections of a rank that ends close, and a rank that fails reports it in the store. When
+# NCCL's time is over, PyTorch aborts the process (TORCH_NCCL_ASYNC_ERROR_HANDLING, set by default). Ten minutes are
+# enough, since NCCL runs only the collectives within a step; ranks wait for anything longer, such as a checkpoint, by
+# gloo.
 GPU_TIMEOUT, CPU_TIMEOUT = timedelta(minutes=10), timedelta(minutes=60)
-CLOSE_TIMEOUT_S = 5.0  # for a rank that failed to close its process groups
+CLOSE_TIMEOUT_S = 5.0  # for a rank to close its process groups after a failure
 
 
 @contextlib.contextmanager
@@ -47,7 +48,7 @@ def init_distributed(device: str) -> Iterator[Ranks]:
             check_gpus(ranks.all_gather(current_gpu()))
         dist.barrier(group=ranks.control_group)  # a rank that failed before all have joined could not tell them
         yield ranks
-        dist.destroy_process_group()  # watched, too: NCCL waits for the other ranks here
+        dist.destroy_process_group()  # while the watcher runs, since NCCL waits for the other ranks here
     except (Exception, KeyboardInterrupt) as error:
         close_at_exit(watcher)
         explained = _explain_failure(error, ranks, watcher)

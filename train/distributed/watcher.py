@@ -15,7 +15,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from train.distributed.ranks import Ranks
 
 POLL_S = 1.0  # how often each rank reads the store
-GRACE_S = 30.0  # for a rank to end by itself after it knows that another failed
+GRACE_S = 30.0  # for a rank to end by itself once it knows that one failed
 ALIVE_TIMEOUT_S = 5.0  # for the watchers of the other ranks to respond: each reads the store every second
 STORE_TIMEOUT = timedelta(seconds=60)  # to connect
 Value = TypeVar("Value")
@@ -24,10 +24,10 @@ Value = TypeVar("Value")
 class Watcher:
     """Watches the store for the reason why a rank failed.
 
-    A rank that waits for a failed one notices when the connection breaks, and ends by an exception. But a collective of
-    NCCL waits in a kernel that no exception interrupts, and a connection stays open while the failed process cannot
-    exit. If this process has not ended GRACE_S seconds after a rank failed, this one or another, its watcher prints
-    the reason and ends it with status 1.
+    A rank that waits for a failed one gets an exception when the connection breaks, and ends. But a collective of NCCL
+    waits in a kernel that no exception interrupts, and the connection stays open for as long as the failed process
+    exists. If this process still runs GRACE_S seconds after a rank failed, this one or another, its watcher prints the
+    reason and ends it with status 1.
 
     reason: why a rank failed, once known. explained: whether this rank's error will be, or was, printed.
     """
@@ -50,6 +50,7 @@ class Watcher:
     def report(self, reason: str) -> None:
         """Tell all ranks why this one failed. The first reason that any rank reports counts."""
         self.explained = True
+        reason = reason.encode(errors="backslashreplace").decode()  # the store refuses a path that is not UTF-8
         first = self._try(self._store.compare_set, "reason", "", reason, default=reason.encode()).decode()
         self.reason = self.reason or first
 
@@ -85,7 +86,7 @@ class Watcher:
         while not (self.reason or self._store_gone or self._stopped.wait(POLL_S)):
             if self._try(self._store.check, ["query"], default=False):
                 self._set(f"alive-{self._ranks.rank}")
-            # Before the reason, which a first rank that failed reports before it ends.
+            # Read before the reason: a first rank that fails reports its reason before it sets "end".
             end = self._try(self._store.check, ["end"], default=False)
             if self.find_reason() or end:
                 break
@@ -110,7 +111,7 @@ class Watcher:
     def _try(self, call: Callable[..., Value], *values: object, default: Value) -> Value:
         """Call a method of the store, or return `default` if the store is gone, and with it the first rank.
 
-        The store is called no more then: each time PyTorch would print a warning of twenty lines.
+        After that the store is not called again: PyTorch would print a warning of twenty lines each time.
         """
         if not self._store_gone:
             try:
