@@ -157,7 +157,8 @@ def test_a_container_without_its_gpus_is_told_how_to_see_them(machine: Callable[
 
 
 @pytest.mark.parametrize("environment", [
-    {}, {"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": "-1", "SLURM_JOB_GPUS": "0"},
+    {}, {"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": " none"},
+    {"CUDA_VISIBLE_DEVICES": "-1", "SLURM_JOB_GPUS": "0"},
     {"CUDA_VISIBLE_DEVICES": "NoDevFiles", "SLURM_JOB_GPUS": "0"}, {"SLURM_JOB_GPUS": ""}])  # fmt: skip
 def test_auto_takes_the_cpu_in_silence_without_a_gpu_or_with_a_hidden_one(
     machine: Callable[..., None], tmp_path: Path, environment: dict[str, str]
@@ -180,6 +181,15 @@ def test_auto_refuses_the_cpu_where_a_gpu_can_be_opened(machine: Callable[..., N
     assert "check that nvidia-smi lists one" in message
 
 
+def test_auto_refuses_the_cpu_where_a_gpu_is_named_in_a_way_that_cuda_does_not_read(
+    machine: Callable[..., None]
+) -> None:
+    machine(driver="580.95.05", CUDA_VISIBLE_DEVICES="cuda:0")
+    message = refusal("auto")
+    assert "this process was given one (CUDA_VISIBLE_DEVICES=cuda:0): No CUDA GPUs are available; " in message
+    assert "check that nvidia-smi lists one as CUDA_VISIBLE_DEVICES=cuda:0 names it, and " in message
+
+
 def test_cuda_without_a_gpu_is_explained_alike(machine: Callable[..., None]) -> None:
     machine(error="Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU")
     assert refusal("cuda").startswith("--device=cuda: PyTorch finds no GPU: Found no NVIDIA driver on your system; "
@@ -189,7 +199,8 @@ def test_cuda_without_a_gpu_is_explained_alike(machine: Callable[..., None]) -> 
 
 
 @pytest.mark.parametrize(("capability", "architectures", "cure"), [
-    ((8, 9), "sm_75 sm_80 sm_86 sm_90", ""), ((9, 0), "sm_80 sm_90a", ""), ((12, 1), "sm_90 compute_90", ""),
+    ((8, 9), "sm_75 sm_80 sm_86 sm_90", ""), ((9, 0), "sm_80 sm_90a", ""), ((10, 3), "sm_90 sm_100f", ""),
+    ((10, 3), "sm_90 sm_100a", "only; install a newer PyTorch"), ((12, 1), "sm_90 compute_90", ""),
     ((7, 0), "sm_75 sm_80 sm_90", "has kernels for 7.5, 8.0, 9.0 only; install PyTorch for CUDA 12"),
     ((6, 1), "sm_75 sm_80", "only; use a GPU of compute capability 7.5 or higher"),
     ((6, 1), "sm_70 sm_75", "only; use a GPU of compute capability 7.0 or higher"),

@@ -93,9 +93,12 @@ def _reason_of_pytorch() -> str:
 
 
 def _are_hidden() -> bool:
-    """Whether CUDA_VISIBLE_DEVICES names no GPU: it is empty, -1 or, in Slurm, NoDevFiles."""
+    """Whether CUDA_VISIBLE_DEVICES hides all GPUs: it is empty, -1, none, void or, in Slurm, NoDevFiles.
+
+    Any other value was meant to name a GPU, even if CUDA can't read it, such as cuda:0.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible is not None and not re.match(r"\s*(\d|GPU-|MIG-)", visible)
+    return visible is not None and re.match(r"\s*($|-|(none|void|nodevfiles)\b)", visible, re.IGNORECASE) is not None
 
 
 def _describe_wheel(cuda: str | None) -> str:
@@ -115,7 +118,9 @@ def _cure(reason: str, driver: str, cuda: str | None) -> str:
     major, release = int(cuda.split(".")[0]), int(driver.split(".")[0])
     needed = NEEDED_DRIVER.get(major, 0)
     if release >= needed:
-        return "check that nvidia-smi lists one, and that the job asks for one (--gres=gpu:1)"
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        named = f" as CUDA_VISIBLE_DEVICES={visible} names it" if visible else ""
+        return f"check that nvidia-smi lists one{named}, and that the job asks for one (--gres=gpu:1)"
     older = f", or {OLDER_PYTORCH}" if major > 12 and release >= NEEDED_DRIVER[12] else ""
     return f"install driver {needed}{older}"
 
@@ -126,7 +131,7 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
     if not found:
         return True  # an unknown kind
     built = divmod(int(found[2]), 10)
-    if found[3]:
+    if found[3] == "a":  # for this capability alone
         return built == capability
     return built <= capability and (found[1] == "compute" or built[0] == capability[0])
 

@@ -94,8 +94,8 @@ def _explain_lost_connection(error: BaseException, watcher: Watcher) -> str:
     if watcher.reason:
         watcher.explained = True
         return f"ends because {watcher.reason}"
-    named = ", ".join(map(str, missing))
-    cause = f"rank {named} ended" if missing else f"the connection broke ({_one_line(error)})"
+    named = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+    cause = f"{named} ended" if missing else f"the connection broke ({_one_line(error)})"
     cause += " without reporting an error: killed, or its node failed; run the same command to resume"
     watcher.report(cause)
     return cause
