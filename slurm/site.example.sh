@@ -8,8 +8,8 @@
 CPU_OPTIONS=()             # (--partition=cpu --account=imaging)
 GPU_OPTIONS=(--gres=gpu:1) # (--partition=gpu --account=imaging --gres=gpu:a100:1)
 
-# The device of training and probes, unless --device is among the flags. With cuda, a job whose PyTorch finds no GPU ends
-# at once instead of computing on the node's cores for days. A cluster without GPUs: DEVICE=cpu GPU_OPTIONS=(--gres=none)
+# The device of training and probes, unless --device is among the flags. With cuda, a job whose PyTorch finds no GPU
+# ends at once instead of computing on the cores for days. A cluster without GPUs: DEVICE=cpu GPU_OPTIONS=(--gres=none)
 DEVICE=cuda
 
 # Runs at the start of each job, in the root of the repository: load modules and activate the environment.
