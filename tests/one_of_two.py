@@ -245,7 +245,7 @@ def fail_in_backward(ranks: Ranks) -> None:
 
 
 def main(mode: str, out: Path) -> None:
-    """Run the comparisons of a mode and save their results. On a CPU rank 1 fails then."""
+    """Run the comparisons of a mode and save their results. In mode cpu, rank 1 fails afterwards."""
     with init_distributed("cpu") as ranks:  # gloo, also for tensors on a GPU
         if mode == "gpu":
             result = normalise_on_a_gpu(ranks)

@@ -1,4 +1,4 @@
-"""Every graph of the DALI backend, as it runs on a GPU: defined here, which needs none, and not built."""
+"""Every graph of the DALI backend for a GPU. The tests define graphs but don't build them, so they need no GPU."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_precision_is_described_with_its_reason() -> None:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Returns a function that makes this machine one with this driver, wheel, error of PyTorch and environment."""
+    """Return a function that imitates a machine without a usable GPU: its driver, wheel, error and environment."""
     for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))  # without nvidia-smi

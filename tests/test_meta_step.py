@@ -38,6 +38,7 @@ WITHOUT_META = {aten._amp_update_scale_.default, aten._amp_foreach_non_finite_ch
 SCALAR_OPERANDS = {"aten::add", "aten::mul", "aten::div", "aten::sub", "aten::where", "aten::masked_fill"}
 FROM_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
+
 class Waits(Exception):
     """An operator would make the host wait for the GPU."""
 

@@ -33,7 +33,7 @@ def run_two(mode: str, out: Path, status: int = 0) -> tuple[list[Any], Ended]:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], Ended]:
-    """The results of two ranks on a CPU, and how they ended: the second fails in a backward after the others."""
+    """The results of two ranks on a CPU, and how they ended: in the end rank 1 fails during backward."""
     return run_two("cpu", tmp_path_factory.mktemp("two"), 1)
 
 

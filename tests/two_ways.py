@@ -1,8 +1,8 @@
 """Training as if the CPU were a GPU, with two ways of making views: python -m tests.two_ways SLOW FLAG …
 
-The flags are those of python -m train. For --views=gpu the stock operators run on the CPU. SLOW, gpu or cpu, is the way
-whose batches take longer, by a clock that batches move on, so that other load on the machine does not matter. On rank 1
-the rates are exchanged.
+The flags are those of python -m train. For --views=gpu the stock operators run on the CPU. SLOW, gpu or cpu, names the
+way whose batches take longer. The time is a counter that each batch advances, so that other load on the machine does
+not matter. Rank 1 swaps the two rates.
 """
 
 from __future__ import annotations
