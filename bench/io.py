@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from tqdm import tqdm
 
 from bench.output import prepare_output_path, save_results, spread, write_results
-from bench.process import MeasuredProcess
+from bench.process import MeasuredProcess, wait_for_imports
 from bench.rows import LoaderSettings, Row, choose_rows
 from pipeline.augmentation import Augmentation
 from shard.cli import run
@@ -85,13 +85,14 @@ def bench(
 
 def _measure(rows: list[Row], images: int, rounds: int, seconds: float) -> Iterator[list[dict[str, Any]]]:
     """Yield the table of the rows measured so far, after each measurement."""
+    processes = dict[str, MeasuredProcess]()
     for row in rows:
-        row.process = MeasuredProcess(row.loader.start, (row.settings,))
+        row.process = processes[row.name] = MeasuredProcess(row.loader.start, (row.settings,))
+    wait_for_imports(processes)
     with tqdm(total=len(rows) * (rounds + 1), desc="measuring", unit=" rows", disable=None) as bar:
         for number in range(1 + rounds):  # the first round starts the loaders
             for row in rows:
                 try:
-                    _wait_for_imports(rows)
                     _measure_row(row, number, images, seconds)
                 except RuntimeError as error:
                     message = str(error).replace("--workers=", "--threads=")  # this command's name for the flag
@@ -103,13 +104,6 @@ def _measure(rows: list[Row], images: int, rounds: int, seconds: float) -> Itera
                         rate = row.measurements[-1].images_per_s
                         print(f"round {number}: {row.name} {rate:,.0f} images/s", flush=True)
                     yield summarise_rows([row for row in rows if row.measurements])
-
-
-def _wait_for_imports(rows: list[Row]) -> None:
-    """Wait until no row's process is importing, which would slow down the one that is measured."""
-    for row in rows:
-        assert row.process
-        row.process.wait_for_imports()
 
 
 def _measure_row(row: Row, number: int, images: int, seconds: float) -> None:

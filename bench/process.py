@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -102,6 +102,18 @@ class MeasuredProcess:
         except EOFError:
             self._process.join()
             raise RuntimeError(f"its process exited with status {self._process.exitcode}") from None
+
+
+def wait_for_imports(processes: Mapping[str, MeasuredProcess]) -> None:
+    """Wait until no row's process is importing, which would slow down the row that is measured.
+
+    Raises InputError, with the name of the row, if a process fails.
+    """
+    for name, process in processes.items():
+        try:
+            process.wait_for_imports()
+        except RuntimeError as error:
+            raise InputError(f"row {name}: {error}") from error
 
 
 def _serve(

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from tqdm import tqdm
 
 from bench.output import CHEXPERT_IMAGES, prepare_output_path, save_results, spread, write_results
-from bench.process import WARM_UP, MeasuredProcess, gpu_share
+from bench.process import WARM_UP, MeasuredProcess, gpu_share, wait_for_imports
 from bench.step_rows import Step, StepSettings, available_rows, baseline_of
 from pipeline.loader import has_dali
 from shard.cli import run
@@ -103,8 +103,9 @@ def _measure(
         for number in range(1, rounds + 1):
             processes = {name: MeasuredProcess(start, (settings,), measure_steps) for name, start in rows.items()}
             try:
+                wait_for_imports(processes)
                 for name, process in processes.items():
-                    measured = _measure_row(name, processes, seconds)
+                    measured = _measure_row(name, process, seconds)
                     measurements[name].append(measured)
                     process.close()
                     bar.update()
@@ -117,12 +118,9 @@ def _measure(
                     process.close()
 
 
-def _measure_row(name: str, processes: dict[str, MeasuredProcess], seconds: float) -> StepMeasurement:
-    """Measure a row once no process is importing, which would slow it down."""
+def _measure_row(name: str, process: MeasuredProcess, seconds: float) -> StepMeasurement:
     try:
-        for process in processes.values():
-            process.wait_for_imports()
-        measured: StepMeasurement = processes[name].measure(seconds)
+        measured: StepMeasurement = process.measure(seconds)
     except RuntimeError as error:
         raise InputError(f"row {name}: {error}; if memory is short, lower --batch-size, or omit the row by naming the "
                          "others with --rows") from error  # fmt: skip
