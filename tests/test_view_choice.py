@@ -138,6 +138,13 @@ def test_out_of_memory_on_the_gpu_takes_the_cpu(
     assert choose_faster({"gpu": None, "cpu": None})["chosen"] == "cpu"
 
 
+@needs_dali
+def test_measurement_begins_after_all_pipelines_have_started() -> None:
+    from pipeline.dali import CPU_PIPELINES
+
+    assert view_choice.PIPELINES == CPU_PIPELINES
+
+
 def test_dali_reports_out_of_memory_by_its_type() -> None:
     error = RuntimeError("Can't allocate 202375168 bytes on device 0.")
     assert isinstance(dali_inputs.out_of_memory(error), OutOfMemory)
