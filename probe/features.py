@@ -88,7 +88,7 @@ def check_finite(encoder: Encoder, features: Features) -> None:
 
 
 def load_features(cache: Path, key: str) -> Features | None:
-    """Load the features that save_features saved under a key; None if there are none. Removes a corrupt file."""
+    """Return the cached features of a key, or None if there are none. Deletes the file if it is corrupt."""
     for file in sorted(cache.glob(f"{key}-*.npy")):
         if file.stem.endswith(f"-{sha256_of(file)[:HASH_DIGITS]}"):
             features: Features = np.load(file)

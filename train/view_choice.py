@@ -177,9 +177,9 @@ def _clock() -> float:
 
 @contextlib.contextmanager
 def unchanged(state: TrainState) -> Iterator[None]:
-    """Let the block run forward and backward passes of state.model in training mode, and undo what they change.
+    """Put state.model into training mode for the block, and undo what its forward and backward passes change.
 
-    These are gradients, buffers such as BatchNorm's running statistics, and the states of the random generators.
+    That is the gradients, buffers such as BatchNorm's running statistics, and the states of the random generators.
     """
     generators = rng_state(state.device)
     buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]

@@ -70,7 +70,7 @@ class SyncBatchNorm(_BatchNorm):
         """Update the running statistics as nn.BatchNorm2d does, with the unbiased variance."""
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
-            if self.momentum is None:  # the mean of all batches; a Python number would wait for the GPU
+            if self.momentum is None:  # the mean of all batches; .item() on the count would wait for the GPU
                 running.lerp_(value.to(running.dtype), (1 / self.num_batches_tracked).to(running.dtype))
             else:
                 running.lerp_(value.to(running.dtype), self.momentum)
