@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from pipeline.augmentation import Augmentation, ViewDevice, smallest_view_size
+from pipeline.fetch_ahead import with_tars_ahead
 from pipeline.partners import Patients
 from pipeline.sampler import Batch, BatchSampler, sequential_batches
 from shard.errors import InputError
@@ -158,6 +159,7 @@ def make_views(
     if augmentation.patient_positive:
         assert patients is not None
         batches = map(partial(patients.pair, augmentation.patient_positive, seed), batches)
+    batches = with_tars_ahead(fetcher, batches)
     if augmentation.size < (smallest := smallest_view_size(augmentation)):
         raise InputError(f"--size={augmentation.size}: too small for views; give {smallest} or more")
     if view_backend == "torchvision":
@@ -200,6 +202,7 @@ def decode_batches(
     fetcher: Fetcher, batches: Iterable[Batch], *, device: torch.device, threads: int
 ) -> Iterator[int]:
     """Read and decode batches with DALI and yield their sizes; an upper bound on the speed of every loader."""
+    batches = with_tars_ahead(fetcher, batches)
     sizes: Iterator[int] = _dali().decode_batches(fetcher, batches, device=device, threads=threads)
     return sizes
 
@@ -220,10 +223,12 @@ def image_loader(
         from pipeline import torchvision_views  # lazily, as above
 
         image_batches = torchvision_views.image_batches
-    function = partial(image_batches, Fetcher(folder, manifest, split), size=size, mean=mean, std=std, device=device,
+    fetcher = Fetcher(folder, manifest, split)
+    function = partial(image_batches, fetcher, size=size, mean=mean, std=std, device=device,
                        workers=workers or cores(), interpolation=interpolation)  # fmt: skip
     indices = range(manifest.images(split)) if samples is None else samples
-    return ImageLoader(sequential_batches(indices, batch_size), function)
+    batches = sequential_batches(indices, batch_size)
+    return ImageLoader(batches, lambda batches: function(with_tars_ahead(fetcher, batches)))
 
 
 def release_memory() -> None:

@@ -19,21 +19,24 @@ from pipeline.loader import ViewBackend, has_dali, make_views
 from pipeline.partners import Patients
 from pipeline.sampler import Batch
 from pipeline.torchvision_views import decode, sample_views
+from shard.address import Place
+from shard.cache import AS_SET, CacheFlags, open_shards
 from shard.fetch import Fetcher
 from shard.files import write_bytes
-from shard.flags import Flag, validate_call
+from shard.flags import SHARDS, Flag, validate_call
 from shard.manifest import read_manifest
 
 
 @validate_call
 def preview(
-    shards: Annotated[Path, Flag("Folder of shards.")], *,
+    shards: Annotated[Place, SHARDS], *,
     out: Annotated[Path, Flag("PNG to write.", metavar="FILE")] = Path("views.png"),
     images: Annotated[int, Flag("Number of training images to show.", low=1, high=64)] = 6,
     size: Annotated[int, Flag("Side of a view in pixels.", low=16, high=2048)] = 224,
     seed: Annotated[int, Flag("Seed of the views, as in python -m train.", low=0, high=2**63 - 1)] = 0,
     patient_positive: Annotated[float, Flag("Probability that view 2 shows another image of the patient.",
                                             low=0, high=1)] = 0.0,
+    cache: CacheFlags = AS_SET,
 ) -> None:  # fmt: skip
     """Plot training images with two views of each from every backend, and print the parameters of the views.
 
@@ -43,7 +46,7 @@ def preview(
         python -m pipeline preview shards --out=views.png
     """
     augmentation = Augmentation(size=size, patient_positive=patient_positive)
-    png, lines = plot_preview(shards, augmentation, images=images, seed=seed)
+    png, lines = plot_preview(open_shards(shards, cache), augmentation, images=images, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, png)
     print("\n".join([*lines, f"{out} written"]))

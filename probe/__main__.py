@@ -7,6 +7,8 @@ from typing import Annotated
 
 from probe.embed.settings import EmbedSettings
 from probe.settings import Settings
+from shard.address import Place
+from shard.cache import CacheFlags
 from shard.cli import run
 from shard.flags import PART, PARTS, Command, Flag, flag_in
 from shard.machine import choose_part
@@ -43,9 +45,10 @@ def merge(out: Annotated[Path, Flag("Folder given as --out to python -m probe re
 def embed(
     encoder: Annotated[str, flag_in(Settings, "encoders", help="Run (newest checkpoint), checkpoint or weights, as for "
                                     "python -m probe report.", positional=False)],
-    src: Annotated[Path, Flag("Folder of shards, or of radiographs: with a table that python -m shard build reads, or "
-                              "image files alone.")],
+    src: Annotated[Place, Flag("Folder of shards or their address; or folder of radiographs: with a table that python "
+                               "-m shard build reads, or image files alone.", metavar="SRC")],
     settings: EmbedSettings,
+    cache: CacheFlags,
 ) -> None:  # fmt: skip
     """Write the features of images to a Parquet file: one row per image, with its key, patient, split and labels.
 
@@ -55,6 +58,7 @@ def embed(
         python -m probe embed runs/a shards --out=features.parquet
         python -m probe embed model.safetensors exports --out=features.parquet --splits=test
     """
+    cache.use()
     from probe.embed.embed import embed
 
     embed(encoder, src, settings)

@@ -208,7 +208,7 @@ def _measure_finetuned(study: Study, unit: Unit, device: torch.device) -> Measur
 
 
 def _images(study: Study, encoder: Encoder, rows: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    return read_images(study.settings.shards, study.manifest, tuple(study.manifest.counts), rows.tolist(),
+    return read_images(study.settings.folder, study.manifest, tuple(study.manifest.counts), rows.tolist(),
                        encoder.input, batch_size=study.settings.batch_size, device=device,
                        workers=study.settings.workers)  # fmt: skip
 

@@ -25,7 +25,7 @@ from shard.files import locked, write_bytes
 from shard.tabular.sheet import to_csv
 from train.device import resolve_device
 from train.frozen_features import Features
-from train.moved import resolve_moved_path
+from train.moved import locate_shards, resolve_moved_path
 from train.weights.choose_network import split_key
 
 
@@ -70,8 +70,8 @@ def relocate(settings: Settings, out: Path) -> Settings:
     """Adapt the settings of parts now in `out`: paths that moved with it are replaced."""
     plain = settings.plain()
 
-    def here(path: str, contains: str = "") -> str:
-        return str(resolve_moved_path(path, plain["out"], out, contains) or path)
+    def here(path: str) -> str:
+        return str(resolve_moved_path(path, plain["out"], out) or path)
 
     encoders = []
     for name, source in map(split_spec, plain["encoders"]):
@@ -80,7 +80,7 @@ def relocate(settings: Settings, out: Path) -> Settings:
             source = source._replace(path=Path(here(str(file)) + (f"::{key}" if key else "")))
         encoders.append(f"{name}={source}" if name else str(source))
     files = {name: here(plain[name]) for name in ("draws_file", "imagenet_weights") if plain[name] is not None}
-    shards = here(plain["shards"], "manifest.json")
+    shards = locate_shards(plain["shards"], plain["out"], out) or plain["shards"]
     return from_plain({**plain, **files, "out": str(out), "encoders": encoders, "shards": shards})
 
 
@@ -96,7 +96,7 @@ def _features(study: Study, needed: set[str] | None, keys: Mapping[str, str]) ->
     found = {name: features for name, features in cached.items() if features is not None}
     if missing := [encoder for encoder in encoders if encoder.module is not None and encoder.name not in found]:
         found |= read_features(
-            missing, settings.shards, study.manifest, tuple(study.manifest.counts), cache=cache,
+            missing, settings.folder, study.manifest, tuple(study.manifest.counts), cache=cache,
             batch_size=settings.batch_size, device=torch.device(resolve_device(settings.device)),
             workers=settings.workers,
         )  # fmt: skip

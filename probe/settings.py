@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from probe.fewshot import Blank, Shots, Uncertain
 from probe.names import absolute_spec, join_tasks, split_spec, split_tasks
+from shard.address import Address, Place, absolute_place, parse_place
+from shard.cache import CACHE_GB, CacheFlags, open_shards
 from shard.errors import InputError
-from shard.flags import Flag, check_ranges, flag_name
+from shard.flags import SHARDS, Flag, check_ranges, flag_name
 from shard.manifest import parse_manifest
 from train.config import Device
 
 Protocol = Literal["ours", "paper"]
 HEADLINE = 10  # shots, if they are among the requested ones
 # Settings that change where and how fast results are computed, not the results, except in the last bits.
-KEEP_RESULTS = {"shards", "out", "cache", "batch_size", "workers"}
+KEEP_RESULTS = {"shards", "out", "cache", "batch_size", "cache_gb", "workers"}
 # Files, whose content decides and not their path.
 FILES = {"encoders", "draws_file", "imagenet_weights"}
 
@@ -30,7 +32,7 @@ class Settings:
                                               "timm or transformers. NAME=PATH names one, timm/ARCH=PATH gives its "
                                               "architecture, PATH::KEY selects one of several networks in a file; "
                                               "timm/ARCH and hf-hub:ORG/NAME are downloaded.", positional=True)]
-    shards: Annotated[Path, Flag("Folder of shards, written by python -m shard build.", "data", metavar="DIR")]
+    shards: Annotated[Place, SHARDS]
     out: Annotated[Path, Flag("Folder for the report.", "data", metavar="DIR",
                               default="RUN/report if there is one run")]
     baselines: Annotated[tuple[str, ...], Flag("Baselines to compare with: random weights, the image's own pixels, "
@@ -57,8 +59,9 @@ class Settings:
     input: Annotated[str, Flag("How images are normalised for weights that do not state it: NAME:imagenet, "
                                "NAME:torchxrayvision, or NAME:mean=M,std=S with size=N, range=LOW/HIGH and "
                                "interpolation=bilinear|bicubic as needed.", "images", metavar="SPEC,…")] = ""
-    cache: Annotated[Path | None, Flag("Folder to keep features in.", "running", metavar="DIR",
-                                       default="OUT/features")] = None
+    cache: Annotated[Path | None, Flag("Folder to keep features in, and the shards of an address.", "running",
+                                       metavar="DIR", default="OUT/features; for shards as in python -m train")] = None
+    cache_gb: Annotated[float | None, replace(CACHE_GB, group="running")] = None
     seed: Annotated[int, Flag("Seed of support sets, bootstrap and random weights.", "few-shot", 0, 2**31)] = 0
     batch_size: Annotated[int, Flag("Images per batch.", "running", 1, 10**6)] = 128
     device: Annotated[Device, Flag("Device to compute features on; auto takes a GPU if there is one.",
@@ -67,7 +70,7 @@ class Settings:
 
     @classmethod
     def from_flags(
-        cls, *, shards: Path, encoders: tuple[str, ...] = (), out: Path | None = None, tasks: str = "", **given: Any
+        cls, *, shards: Place, encoders: tuple[str, ...] = (), out: Path | None = None, tasks: str = "", **given: Any
     ) -> Settings:
         """Build from the flags that were given. Raises InputError if `out` is missing and can't be derived."""
         if not encoders:
@@ -77,7 +80,8 @@ class Settings:
             if len(encoders) > 1 or first.arch or first.path is None or not first.path.is_dir():
                 raise InputError("--out=DIR: needed unless the report is about a single run")
             out = first.path / "report"
-        listed = split_tasks(tasks, parse_manifest(shards).findings) if tasks else ()
+        CacheFlags(cache=given.get("cache"), cache_gb=given.get("cache_gb")).use()
+        listed = split_tasks(tasks, parse_manifest(open_shards(shards)).findings) if tasks else ()
         return cls(encoders=encoders, shards=shards, out=out, tasks=listed, **given)
 
     def __post_init__(self) -> None:
@@ -91,6 +95,11 @@ class Settings:
             raise InputError("--shots: needs numbers of examples per class, or all, such as --shots=1,5,10,all")
         if self.headline == "all" and (self.finetune or self.protocol == "paper"):
             raise InputError("--shots=all: --finetune and --protocol=paper need a number of shots; add one, such as 10")
+
+    @property
+    def folder(self) -> Path:
+        """The folder to read shards from: that of --shards or, for an address, its copy in the cache."""
+        return open_shards(self.shards)
 
     @property
     def all_shots(self) -> tuple[Shots, ...]:
@@ -139,8 +148,8 @@ class Settings:
 
 def from_plain(plain: dict[str, Any]) -> Settings:
     """Build the settings from the output of Settings.plain."""
-    paths = ("shards", "out", "draws_file", "imagenet_weights", "cache")
-    read = dict(plain)
+    paths = ("out", "draws_file", "imagenet_weights", "cache")
+    read = {**plain, "shards": parse_place(plain["shards"])}
     for name, value in plain.items():
         if isinstance(value, list):
             read[name] = tuple(value)
@@ -150,7 +159,9 @@ def from_plain(plain: dict[str, Any]) -> Settings:
 
 
 def _plain(value: Any) -> Any:
-    return str(value.absolute()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    if isinstance(value, (Path, Address)):
+        return absolute_place(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _number(word: str) -> int:

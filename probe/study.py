@@ -105,7 +105,7 @@ class Study:
 
 def open_study(settings: Settings) -> Study:
     """Open and check everything that a report needs. Raises InputError before any work if something can't be used."""
-    manifest = read_manifest(settings.shards)
+    manifest = read_manifest(settings.folder)
     tasks = choose_tasks(settings, manifest)
     if not [split for split in manifest.counts if split != "train"]:
         raise InputError(f"{settings.shards}: has only a training split; probes need a valid or test split")
@@ -113,7 +113,7 @@ def open_study(settings: Settings) -> Study:
     encoders = open_encoders(settings.encoders, settings.baselines, default=default, size=settings.size,
                              imagenet_weights=settings.imagenet_weights, seed=settings.seed,
                              inputs=settings.input)  # fmt: skip
-    labels = resolve_labels(read_labels(settings.shards, manifest, tuple(manifest.counts)), manifest.findings,
+    labels = resolve_labels(read_labels(settings.folder, manifest, tuple(manifest.counts)), manifest.findings,
                             settings.uncertain, settings.blank)  # fmt: skip
     drawn, unmeasured = _draws_of_tasks(settings, labels, tasks)
     if settings.draws_file is not None and not settings.tasks:

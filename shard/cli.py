@@ -25,6 +25,7 @@ from typing import Any
 
 import fire
 
+from shard.address import Place, hide_secrets, is_address, parse_place
 from shard.cli_help import print_commands, print_help
 from shard.errors import InputError
 from shard.flags import REQUIRED, Command, Commands, Option, flag_name, options_of
@@ -203,9 +204,13 @@ def _parse_as(hint: Any, flag: str, text: str) -> Any:
             return hint(text)
         except ValueError:
             raise InputError(f"{shown}: must be {'a whole number' if hint is int else 'a number'}") from None
-    if text == "" or (text == "True" and hint is Path):  # fire passes True for a flag without a value
+    if hint is Path and is_address(text):
+        raise InputError(f"{shown}: must be on this machine; only shards are read from an address")
+    if text == "" or (text == "True" and hint in (Path, Place)):  # fire passes True for a flag without a value
         raise InputError(f"{flag}: needs a value, as in {flag}=VALUE")
     try:
+        if hint == Place:
+            return parse_place(text)
         return Path(text).expanduser() if hint is Path else hint(text)
     except RuntimeError:  # no HOME, and no entry in passwd
         raise InputError(f"{shown}: there is no home directory for ~; give the full path") from None
@@ -218,6 +223,7 @@ def _suggest(word: str, known: Iterable[str], dashes: str = "") -> str:
 
 def _print_error(name: str, error: InputError, status: int) -> int:
     # A path or a value may contain control characters, which a terminal would interpret.
-    line = "".join(f"\\x{ord(letter):02x}" if unicodedata.category(letter) == "Cc" else letter for letter in str(error))
+    text = hide_secrets(str(error))
+    line = "".join(f"\\x{ord(letter):02x}" if unicodedata.category(letter) == "Cc" else letter for letter in text)
     print(f"{name}: error: {line}", file=sys.stderr)
     return status

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shard.address import Place
 from shard.flags import REQUIRED, Command, Flag, Option, flag_name, options_of
 
 WIDTH, COLUMN = 100, 28  # characters of a line, and before the help of a flag
 ARGUMENTS = "arguments"
 BAR = "\\|"  # a vertical bar inside a cell of a Markdown table
 UNUSUAL = 10**5  # an upper limit of a range that only excludes typing errors
-PLACEHOLDERS = {int: "N", float: "X", bool: "true|false", str: "TEXT", Path: "PATH"}
+PLACEHOLDERS = {int: "N", float: "X", bool: "true|false", str: "TEXT", Path: "PATH", Place: "PLACE"}
 
 
 def print_commands(name: str, commands: Mapping[str, Command]) -> None:
@@ -114,7 +115,8 @@ def _values(option: Option) -> str:
         return f"{low} to {high}" if high < UNUSUAL else f"from {low}"
     if typing.get_origin(kind) is tuple or "…" in option.flag.metavar:
         return "list"
-    return {int: "whole number", float: "number", bool: "true, false", str: "text", Path: "path"}[kind]
+    return {int: "whole number", float: "number", bool: "true, false", str: "text", Path: "path",
+            Place: "path or address"}[kind]
 
 
 def _note(option: Option) -> str:

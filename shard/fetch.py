@@ -13,8 +13,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from shard.address import is_copy
+from shard.cache import AT_ONCE, discard, open_tar
 from shard.errors import InputError
 from shard.files import sha256_of
 from shard.manifest import Manifest, Shard, wrong_hash
@@ -38,16 +41,18 @@ class Fetcher:
 
     The first read of an image from a tar compares the tar's sha256 with the manifest. Every later read compares the
     image with its hash from that read. Tars are not memory-mapped, so a truncated tar raises an error instead of
-    killing the process. Thread-safe. Pickling drops open files and hashes, so the other process checks again.
+    killing the process. In a folder of the cache, tars that are missing are fetched. Thread-safe. Pickling drops open
+    files and hashes, so the other process checks again.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
         self._arguments = (folder, manifest, split)
-        self._folder, self._shards = folder, manifest.of_split(split)
+        self.folder, self.shards, self.is_copy = folder, manifest.of_split(split), is_copy(folder)
         raw = manifest.settings["encoding"] == "raw"
         self.raw_size: int | None = manifest.settings["size"] if raw else None
         self._ending = ENDINGS[manifest.settings["encoding"]]
-        self._ends = list(accumulate(shard.samples for shard in self._shards))
+        self._ends = list(accumulate(shard.samples for shard in self.shards))
+        self._most_open = AT_ONCE if self.is_copy else OPEN_TARS  # an open file keeps its disk space if removed
         self._tars: dict[int, _Tar] = {}
         self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._lock = threading.Lock()
@@ -68,7 +73,7 @@ class Fetcher:
         except OSError as error:
             raise InputError(f"{self.describe(number)}: {error.strerror or error}; {CURE}") from error
         if len(content) < tar.sizes[position]:
-            size, expected = os.fstat(file.fileno()).st_size, self._shards[shard].tar_bytes
+            size, expected = os.fstat(file.fileno()).st_size, self.shards[shard].tar_bytes
             raise InputError(f"{self.describe(number)}: ends at {size} bytes, the manifest says {expected}; {CURE}")
         if xxh3_64_intdigest(content) != tar.hashes[position]:
             raise InputError(f"{self.describe(number)}: its bytes have changed since the run began; {CURE}")
@@ -77,7 +82,7 @@ class Fetcher:
     def key(self, number: int) -> str:
         """Return the key of an image."""
         shard, position = self._locate(number)
-        return read_index(self._folder / self._shards[shard].index)[position].key
+        return read_index(self.folder / self.shards[shard].index)[position].key
 
     def describe(self, number: int) -> str:
         """Name an image by its tar and key, for messages."""
@@ -86,7 +91,13 @@ class Fetcher:
             key = self.key(number)
         except (OSError, InputError):  # the index is also missing or damaged
             key = f"number {position}"
-        return f"{self._folder / self._shards[shard].tar}, image {key}"
+        return f"{self.folder / self.shards[shard].tar}, image {key}"
+
+    def shards_of(self, numbers: Any) -> list[int]:
+        """Return the shards of images, [N] int64, as numbers in `shards`, in the order of first use."""
+        found = np.searchsorted(self._ends, numbers, side="right")
+        first_uses: list[int] = found[np.sort(np.unique(found, return_index=True)[1])].tolist()
+        return first_uses
 
     def reopen(self) -> None:
         """Close all tars, so that the next reads open them by name again. A run does this once per epoch."""
@@ -96,24 +107,35 @@ class Fetcher:
     def _locate(self, number: int) -> tuple[int, int]:
         """Return the number of an image's shard and the image's position in that shard."""
         shard = bisect_right(self._ends, number)
-        return shard, number - self._ends[shard] + self._shards[shard].samples
+        return shard, number - self._ends[shard] + self.shards[shard].samples
 
     def _open(self, number: int) -> tuple[IO[bytes], _Tar]:
         """Open a shard's tar, and check it the first time. The caller holds the lock."""
         if number in self._files:
             self._files.move_to_end(number)
             return self._files[number], self._tars[number]
-        path = self._folder / self._shards[number].tar
-        file = path.open("rb", buffering=0)
+        file = self._open_checked(number)
         if hasattr(os, "posix_fadvise"):  # random reads follow: loading the whole tar is faster
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-        if number not in self._tars:
-            self._tars[number] = _check(file, path, self._shards[number], self._ending,
-                                         (self.raw_size or 0) ** 2)  # fmt: skip
         self._files[number] = file
-        if len(self._files) > OPEN_TARS:
+        if len(self._files) > self._most_open:
             self._files.popitem(last=False)  # closes when no thread reads from it
         return file, self._tars[number]
+
+    def _open_checked(self, number: int) -> IO[bytes]:
+        """Open a tar, and check it the first time; one in the cache whose content is wrong is fetched once more."""
+        shard = self.shards[number]
+        for attempt in range(2):
+            file = open_tar(self.folder, shard)
+            try:
+                if number not in self._tars:
+                    self._tars[number] = _check(file, self.folder / shard.tar, shard, self._ending,
+                                                 (self.raw_size or 0) ** 2)  # fmt: skip
+                return file
+            except InputError:
+                if attempt or not discard(self.folder, shard):
+                    raise
+        raise AssertionError("the second attempt returns or raises")
 
 
 def _check(file: IO[bytes], path: Path, shard: Shard, ending: str, raw_bytes: int) -> _Tar:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Annotated, Any, ParamSpec, Union
 
+from shard.address import Place
 from shard.errors import InputError
 
 Command = Callable[..., None]
@@ -50,6 +51,8 @@ class Flag:
 
 
 # Flags of several commands.
+SHARDS = Flag("Folder of shards, written by python -m shard build, or its address: s3://, gs:// or https://.", "data",
+              metavar="DIR")  # fmt: skip
 WORKERS = Flag("Worker processes; 0 starts one per core.", low=0, high=4096)
 PART = Flag("Part of the work to do, counted from 0.", "running", metavar="K", default="set by a Slurm job array")
 PARTS = Flag("Number of parts; join them with the merge command.", "running", metavar="N",
@@ -159,7 +162,7 @@ def _field_options(owner: Any, hints: Mapping[str, Any]) -> Iterator[Option]:
 
 def _split_hint(hint: Any) -> tuple[Any, Flag]:
     """Split Annotated[int | None, Flag(…)] into int and the Flag. The last Flag counts if there are several."""
-    if typing.get_origin(hint) in (Union, types.UnionType):
+    if typing.get_origin(hint) in (Union, types.UnionType) and hint != Place:
         # Python 3.10 itself wraps Annotated in Optional if the default is None.
         (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
         return _split_hint(hint)

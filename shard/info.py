@@ -12,10 +12,12 @@ import jinja2
 import numpy as np
 from PIL import Image, ImageDraw
 
+from shard.address import Place
+from shard.cache import AS_SET, CacheFlags, open_shards
 from shard.duplicates import Summary
 from shard.errors import PARSE_ERRORS, InputError
 from shard.files import write_bytes
-from shard.flags import Flag
+from shard.flags import SHARDS, Flag
 from shard.manifest import Manifest, Shard, read_manifest
 from shard.read import CURE, Sample, read_index, read_members
 from shard.tar import ENDINGS
@@ -26,20 +28,22 @@ TILE = 160  # pixels
 
 
 def info(
-    out: Annotated[Path, Flag("Folder of shards.")], *,
+    out: Annotated[Place, SHARDS], *,
     png: Annotated[Path | None, Flag("Write a contact sheet of 64 images to this file.", metavar="FILE")] = None,
     html: Annotated[Path | None, Flag("Write a web page with 64 images and what is known about them to this file.",
                                       metavar="FILE")] = None,
+    cache: CacheFlags = AS_SET,
 ) -> None:  # fmt: skip
     """Print what shards contain: images, patients and labels by split, sizes, settings and pixel statistics.
 
     python -m shard info shards --html=shards.html
     """
-    manifest = read_manifest(out)
-    text = describe(out, manifest)
+    folder = open_shards(out, cache)
+    manifest = read_manifest(folder)
+    text = describe(folder, manifest, str(out))
     print(text)
-    samples = choose_samples(out, manifest) if png or html else []
-    tiles = [_make_tile(out, manifest, shard, sample) for shard, sample in samples]
+    samples = choose_samples(folder, manifest) if png or html else []
+    tiles = [_make_tile(folder, manifest, shard, sample) for shard, sample in samples]
     if png:
         png.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(png, _make_sheet([(key, image) for key, _, image in tiles]))
@@ -54,13 +58,16 @@ def info(
         print(f"{html} written")
 
 
-def describe(out: Path, manifest: Manifest) -> str:
-    """Format the manifest for people: settings, statistics, and a table of labels for each split."""
+def describe(out: Path, manifest: Manifest, name: str = "") -> str:
+    """Format the manifest for people: settings, statistics, and a table of labels for each split.
+
+    name: what to call the shards, by default the folder.
+    """
     size = sum(shard.tar_bytes for shard in manifest.shards)
     images = sum(shard.samples for shard in manifest.shards)
     keys = [sample.key for sample in read_index(out / manifest.shards[0].index)[:3]]
     lines = [
-        f"{out}: {images} images in {len(manifest.shards)} shards, {size / 1e6:.1f} MB "
+        f"{name or out}: {images} images in {len(manifest.shards)} shards, {size / 1e6:.1f} MB "
         f"({size / images / 1e3:.1f} kB per image), {manifest.rejected} of {manifest.settings['rows']} rows rejected",
         "settings: " + ", ".join(f"{name}={value}" for name, value in manifest.settings.items()),
         "written by: " + ", ".join(f"{name} {version}" for name, version in manifest.software.items()),
@@ -111,7 +118,7 @@ def _make_tile(out: Path, manifest: Manifest, shard: Shard, sample: Sample) -> t
     suffixes = {1: "", -1: " (uncertain)"}
     square = Image.new("L", (TILE, TILE))
     try:
-        content, text = (next(read_members(out / shard.tar, [sample], ending))
+        content, text = (next(read_members(out, shard, [sample], ending))
                          for ending in (ENDINGS[encoding], "json"))  # fmt: skip
         image = Image.frombytes("L", (size, size), content) if encoding == "raw" else Image.open(io.BytesIO(content))
         image.thumbnail((TILE, TILE))

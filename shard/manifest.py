@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shard.address import is_copy
 from shard.errors import PARSE_ERRORS, InputError
 from shard.files import sha256_of, write_bytes
 from shard.formats import SPLITS
@@ -115,8 +116,13 @@ def parse_manifest(folder: Path) -> Manifest:
         cure = f"merge its {parts} parts with: python -m shard merge {folder}" if parts else (
             f"the folder has no finished shards; build them with: python -m shard build SRC {folder}")
         raise InputError(f"{path}: no such file; {cure}")
+    return parse_manifest_text(path.read_bytes(), path)
+
+
+def parse_manifest_text(text: bytes, path: Path | str) -> Manifest:
+    """Parse the content of a manifest. path: where it was read, for messages. Raises InputError."""
     try:
-        content = json.loads(path.read_text("utf-8-sig"), parse_constant=refuse_constant)
+        content = json.loads(text.decode("utf-8-sig"), parse_constant=refuse_constant)
         found = content.get("format")
         if found != FORMAT:
             raise InputError(f"{path}: format {found!r}, this version reads {FORMAT!r}; build into a new folder")
@@ -190,10 +196,15 @@ def _are_strings(values: Iterable[object]) -> bool:
 
 
 def quick_faults(folder: Path, shards: Iterable[Shard]) -> Iterator[str]:
-    """Describe each tar or index that is missing or differs in size, and each index that differs in hash."""
+    """Describe each tar or index that is missing or differs in size, and each index that differs in hash.
+
+    In the cache, tars are checked when they are opened, since they are fetched only then.
+    """
+    cached = is_copy(folder)
     for shard in shards:
         complete = True
-        for name, expected in ((shard.tar, shard.tar_bytes), (shard.index, shard.index_bytes)):
+        files = [(shard.tar, shard.tar_bytes)] * (not cached) + [(shard.index, shard.index_bytes)]
+        for name, expected in files:
             file = folder / name
             found = file.stat().st_size if file.is_file() else None
             if found != expected:

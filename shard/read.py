@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from shard.ahead import fetch_ahead
+from shard.cache import open_tar
 from shard.errors import PARSE_ERRORS, InputError
 from shard.manifest import Manifest, Shard
 from shard.tar import INDEX_VERSION
@@ -48,9 +50,10 @@ def read_index(index: Path) -> list[Sample]:
     return samples
 
 
-def read_members(tar: Path, samples: list[Sample], ending: str) -> Iterator[bytes]:
-    """Read one member of each sample, in order. Raises InputError if the tar ends before it."""
-    with tar.open("rb") as file:
+def read_members(folder: Path, shard: Shard, samples: list[Sample], ending: str) -> Iterator[bytes]:
+    """Read one member of each sample, in order. Raises InputError if the tar ends before it or can't be fetched."""
+    tar = folder / shard.tar
+    with open_tar(folder, shard) as file:
         end = os.fstat(file.fileno()).st_size
         for sample in samples:
             offset, size = sample.members.get(ending, (0, end + 1))
@@ -77,11 +80,11 @@ def label_frame(folder: Path, shards: list[Shard], findings: tuple[str, ...]) ->
 
 def iter_label_rows(folder: Path, shards: Iterable[Shard], findings: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Yield the labels of each image of the given shards, in order, without keeping them in memory."""
-    for shard in shards:
+    for shard in fetch_ahead(folder, shards):
         samples = read_index(folder / shard.index)
         key = ""
         try:
-            for sample, text in zip(samples, read_members(folder / shard.tar, samples, "json"), strict=True):
+            for sample, text in zip(samples, read_members(folder, shard, samples, "json"), strict=True):
                 key = sample.key
                 yield {"key": key, **_label_row(json.loads(text), findings)}
         except (OSError, *PARSE_ERRORS) as error:

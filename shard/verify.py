@@ -11,9 +11,11 @@ from typing import Annotated, Any
 
 import simplejpeg
 
+from shard.address import Address, Place
+from shard.cache import AS_SET, CacheFlags, discard, fetch, open_shards, wrong_sizes
 from shard.errors import PARSE_ERRORS, InputError
 from shard.files import sha256_of
-from shard.flags import WORKERS, Flag, validate_call
+from shard.flags import SHARDS, WORKERS, Flag, validate_call
 from shard.machine import cores
 from shard.manifest import Manifest, Shard, parse_manifest, quick_faults, wrong_hash
 from shard.plain_json import refuse_constant
@@ -49,12 +51,15 @@ class Contents:
 
 @validate_call
 def verify(
-    out: Annotated[Path, Flag("Folder of shards.")], *,
+    out: Annotated[Place, SHARDS], *,
     quick: Annotated[bool, Flag("Check only file sizes and index hashes, as every loader does.")] = False,
     decode: Annotated[bool, Flag("Decode every image too.")] = False,
     workers: Annotated[int, WORKERS] = 0,
+    cache: CacheFlags = AS_SET,
 ) -> None:  # fmt: skip
     """Check shards against their manifest: sizes, hashes, tar members, index offsets, counts and labels.
+
+    At an address the sizes of all tars are checked there; the rest in the cache, which fetches what it lacks.
 
     Raises InputError with the first fault and the number of faults.
 
@@ -62,10 +67,12 @@ def verify(
     """
     if quick and decode:
         raise InputError("--quick --decode: give only one of them")
-    manifest = parse_manifest(out)
-    faults = list(quick_faults(out, manifest.shards))
+    folder = open_shards(out, cache)
+    manifest = parse_manifest(folder)
+    faults = [*(wrong_sizes(out, manifest.shards) if isinstance(out, Address) else ()),
+              *quick_faults(folder, manifest.shards)]  # fmt: skip
     if not faults and not quick:
-        faults = _deep_faults(out, manifest, decode, workers or cores())
+        faults = _deep_faults(folder, manifest, decode, workers or cores())
     if faults:
         number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise InputError(f"{faults[0]} ({number} in all); copy the shards again or rebuild them")
@@ -94,6 +101,9 @@ def check_shard(job: Job) -> Contents:
     """Read one shard completely: its hashes, its tar from end to end, its index, every sample."""
     shard, contents = job.shard, Contents(job.shard.split)
     tar, index = job.folder / shard.tar, job.folder / shard.index
+    fetch(job.folder, shard)
+    if sha256_of(tar) != shard.tar_sha256 and discard(job.folder, shard):
+        fetch(job.folder, shard)
     if (found := sha256_of(tar)) != shard.tar_sha256:
         contents.faults.append(wrong_hash(tar, found, shard.tar_sha256))
         tick(shard.samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from shard.cache import CacheFlags
 from shard.cli import run
 from shard.flags import Command, Flag
 from train.config import Config, check_batch
@@ -13,7 +14,7 @@ from train.export.library import Format
 # Each command imports what it runs: PyTorch takes seconds to import, and a wrong flag is reported before that.
 
 
-def train(config: Config) -> None:
+def train(config: Config, cache: CacheFlags) -> None:
     """Pre-train an encoder with SimCLR on the training split of shards.
 
     The same command resumes a run that was stopped. SIGUSR1 and SIGTERM make the run write a checkpoint and exit with
@@ -22,6 +23,7 @@ def train(config: Config) -> None:
         python -m train --dali --shards=shards --out=runs/a
         python -m train --dali --shards=shards --out=runs/b --preset=patient --epochs=30 --batch-size=128
     """
+    cache.use()
     check_batch(config.shards, config.batch_size)
     from train.loop import pretrain
 

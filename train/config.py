@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pipeline.augmentation import Augmentation
+from shard.address import Address, Place, absolute_place
+from shard.cache import open_shards
 from shard.errors import InputError
-from shard.flags import Flag, check_ranges
+from shard.flags import SHARDS, Flag, check_ranges
 from shard.manifest import parse_manifest
 from train.architectures import check_arch
 from train.presets import PRESETS, Preset, SamePatient
@@ -38,7 +40,7 @@ class Config:
     "auto" as device and precision.
     """
 
-    shards: Annotated[Path, Flag("Folder of shards, written by python -m shard build.", "data", metavar="DIR")]
+    shards: Annotated[Place, SHARDS]
     out: Annotated[Path, Flag("Folder for the run's checkpoints and journal.", "data", metavar="DIR")]
     dali: Annotated[bool, Flag("Load images with NVIDIA DALI instead of torchvision.", "data")] = False
     arch: Annotated[str, Flag("Encoder: resnet18, resnet34, resnet50, resnet101, or timm/NAME for a model of timm, "
@@ -132,11 +134,16 @@ class Config:
         """The loader's backend."""
         return "dali" if self.dali else "torchvision"
 
+    @property
+    def folder(self) -> Path:
+        """The folder to read shards from: that of --shards or, for an address, its copy in the cache."""
+        return open_shards(self.shards)
+
     def plain(self) -> dict[str, str | int | float | bool | None]:
-        """Return all settings as the plain values that a checkpoint keeps, with absolute paths."""
-        plain = {name: str(value.absolute()) if isinstance(value, Path) else
+        """Return all settings as the plain values that a checkpoint keeps, with absolute paths, without secrets."""
+        plain = {name: absolute_place(value) if isinstance(value, (Path, Address)) else
                  ",".join(value) if isinstance(value, tuple) else value
-                 for name, value in asdict(self).items()}  # fmt: skip
+                 for name, value in vars(self).items()}  # fmt: skip
         if self.resume not in ("auto", "never"):
             plain["resume"] = str(Path(self.resume).expanduser().absolute())
         if self.init and self.init != IMAGENET:
@@ -153,9 +160,9 @@ class Config:
         return decisive
 
 
-def check_batch(shards: Path, batch_size: int) -> None:
+def check_batch(shards: Place, batch_size: int) -> None:
     """Raise InputError if the folder has no shards, or fewer training images than a batch."""
-    images = parse_manifest(shards).images("train")
+    images = parse_manifest(open_shards(shards)).images("train")
     if images < batch_size:
         raise InputError(f"--batch-size={batch_size}: {shards} has {images} images in split 'train', fewer than a "
                          f"batch; lower it to {images} or less")  # fmt: skip

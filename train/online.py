@@ -48,7 +48,7 @@ class OnlineProbe:
     @cached_property
     def images(self) -> ProbeImages:
         """The images to fit and test the probe on, chosen on first use."""
-        return choose_images(self._config.shards, self._manifest, self._config.seed)
+        return choose_images(self._config.folder, self._manifest, self._config.seed)
 
     def score_if_due(self, state: TrainState, ranks: Ranks, stop: StopRequest) -> dict[str, float] | None:
         """Return the scores after the epoch that ends now, {} if no probe is due, None if a stop signal interrupted it.
@@ -82,7 +82,7 @@ class OnlineProbe:
     def embed(self, encoder: nn.Module, stopped: Callable[[], bool]) -> Features:
         """Return the encoder's features of the probe's images, [N, F] float32. Raises Interrupted as score does."""
         config, augmentation = self._config, self._augmentation
-        images = image_loader(config.backend, config.shards, self._manifest, split="train", size=augmentation.size,
+        images = image_loader(config.backend, config.folder, self._manifest, split="train", size=augmentation.size,
                               mean=augmentation.mean, std=augmentation.std, batch_size=BATCH_SIZE, device=self._device,
                               workers=config.workers, samples=self.images.samples)  # fmt: skip
         rows = []

@@ -16,7 +16,7 @@ from train.recipe import train_command
 DERIVED = {"augmentation", "backend"}
 
 
-def reproduction_commands(state: Mapping[str, Any], out: Path, shards: Path) -> list[str]:
+def reproduction_commands(state: Mapping[str, Any], out: Path, shards: Path | str) -> list[str]:
     """Return shell commands that reproduce a checkpoint's run into `out`, in order, or a comment if no command can.
 
     They repeat the changes that --accept allowed after the same steps. Raises what translate_load_errors translates.

@@ -41,7 +41,7 @@ class Setup(NamedTuple):
 def set_up(config: Config, ranks: Ranks | None = None) -> Setup:
     """Create the loader, model and optimizer that `config` asks for. Raises InputError if that is impossible."""
     asked, config, ranks = config.precision, resolve(config), ranks or Ranks()
-    manifest = read_manifest(config.shards)
+    manifest = read_manifest(config.folder)
     augmentation = Augmentation(size=config.size, crop_area=(config.crop_min, 1.0), flip_probability=config.flip,
                                 blur_probability=config.blur, patient_positive=config.patient_positive,
                                 mean=manifest.pixel_mean,
@@ -77,7 +77,7 @@ def make_loader(
         views = config.views
     half = config.precision == "fp16" and config.dali  # autocast would convert them anyway
     return two_view_loader(
-        config.backend, config.shards, manifest, augmentation, batch_size=_per_rank_batch_size(config, ranks.world),
+        config.backend, config.folder, manifest, augmentation, batch_size=_per_rank_batch_size(config, ranks.world),
         device=device, views=views, half=half, workers=config.workers or max(1, cores() // ranks.local_world_size),
         seed=config.seed, rank=ranks.rank, world=ranks.world,
     )  # fmt: skip

@@ -52,7 +52,7 @@ def read_starting_weights(config: Config, ranks: Ranks) -> StartingWeights:
 
 
 def _read(config: Config) -> StartingWeights:
-    manifest = read_manifest(config.shards)
+    manifest = read_manifest(config.folder)
     source = open_start(config.init, config.init_input, config.arch, config.size)
     grey, _ = build_encoder(config.arch, config.size)
     folded = fold_to_grey(source.encoder, grey, mean=source.mean, std=source.std, grey_mean=manifest.pixel_mean,

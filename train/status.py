@@ -14,7 +14,7 @@ from train.accepted import append_changes, required_accepts
 from train.checkpoint import list_checkpoints, step_of
 from train.collapse import detect_collapse
 from train.journal import CARD, LOCK, SPEED, read_card, read_journal
-from train.moved import resolve_moved_path
+from train.moved import locate_shards
 from train.recipe import describe_recipe, train_command
 
 _METRICS = {"top1": "top-1 {:.1%}", "positive_similarity": "positive similarity {:.3f}",
@@ -69,8 +69,8 @@ def _print_status(run: Path) -> None:
 
 def _locate_shards(run: Path, settings: dict[str, Any]) -> tuple[str, str]:
     """Return where the run's shards are, and a remark if they are not found."""
-    found = resolve_moved_path(settings["shards"], settings.get("out", str(run)), run, "manifest.json")
-    return (str(found), "") if found else (settings["shards"],
+    found = locate_shards(settings["shards"], settings.get("out", str(run)), run)
+    return (found, "") if found else (settings["shards"],
         "  # its shards are not on this machine, maybe on a node's disk; submit its job again, or give --shards=")
 
 

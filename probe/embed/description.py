@@ -10,6 +10,7 @@ from probe.embed.work import Work
 from probe.encoder import Encoder
 from probe.full_precision import device_name
 from probe.names import absolute_spec
+from shard.address import Address, absolute_place
 from shard.files import sha256_of
 from shard.machine import commit, version_of
 from train.checkpoint import HASH_DIGITS, list_checkpoints, step_of
@@ -31,7 +32,8 @@ def describe(work: Work, width: int) -> dict[str, Any]:
                     "sha256": encoder.sha256(), "file": str(file.absolute()) if file else None,
                     "file_sha256": sha256_of(file) if file else None, "notes": list(encoder.notes)},
         "input": _input(encoder),
-        "shards": {"folder": str(work.shards.absolute()), "fingerprint": manifest.fingerprint(),
+        "shards": {"folder": absolute_place(work.src if isinstance(work.src, Address) else work.shards),
+                   "fingerprint": manifest.fingerprint(),
                    "settings": manifest.settings, "rejected": manifest.rejected},
         "images": work.images, "splits": list(work.splits), "findings": list(manifest.findings), "width": width,
         "dtype": settings.dtype, "batch_size": settings.batch_size, "backend": work.backend,

@@ -6,7 +6,6 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from probe.embed.work import Work, open_work
 from probe.encoder import Encoder
 from probe.features import CODE, check_finite, feature_batches, load_features, save_features
 from probe.full_precision import device_name
+from shard.address import Place
 from shard.errors import InputError
 from shard.files import locked
 from shard.progress import Progress
@@ -35,7 +35,7 @@ FEWEST, MOST = 100, 1000  # images, evenly spaced, whose features show whether t
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
-def embed(given: str, src: Path, settings: EmbedSettings) -> None:
+def embed(given: str, src: Place, settings: EmbedSettings) -> None:
     """Write the features of an encoder; resume if an earlier process was stopped. Raises InputError."""
     check_pyarrow()
     work = open_work(given, src, settings)

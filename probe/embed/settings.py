@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from probe.settings import Settings
+from shard.address import Place, absolute_place
 from shard.errors import InputError
 from shard.flags import Flag, check_ranges, flag_in, flag_name
 from shard.source_flags import (
@@ -69,17 +70,17 @@ class EmbedSettings:
         """The folder in which the images of a source are kept as shards."""
         return self.shards_out or self.out.with_suffix(".shards")
 
-    def check_source_flags(self, src: Path) -> None:
+    def check_source_flags(self, src: Place) -> None:
         """Raise InputError if a flag is given that describes a source, as `src` has shards."""
         for name, text in self._given().items():
             if name in SOURCE_FLAGS:
                 raise InputError(f"{flag_name(name)}={text}: only applies to a folder of images, but {src} has shards, "
                                  "which are read as they are; omit it")  # fmt: skip
 
-    def command(self, encoder: str, src: Path) -> str:
+    def command(self, encoder: str, src: Place) -> str:
         """The command that writes this file, with absolute paths and each setting that is not the default."""
         shown = [f"{flag_name(name)}={text}" for name, text in self._given().items()]
-        return shlex.join(["python", "-m", "probe", "embed", encoder, str(src.absolute()), *shown])
+        return shlex.join(["python", "-m", "probe", "embed", encoder, absolute_place(src), *shown])
 
     def _given(self) -> dict[str, str]:
         given = {field.name: getattr(self, field.name) for field in fields(self)

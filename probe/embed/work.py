@@ -17,6 +17,8 @@ from probe.embed.source import is_shards, read_source, write_shards
 from probe.encoder import Encoder
 from probe.encoders import open_encoder
 from probe.names import split_spec
+from shard.address import Address, Place
+from shard.cache import open_shards
 from shard.errors import InputError
 from shard.manifest import Manifest, read_manifest
 from train.checkpoint import HASH_DIGITS
@@ -37,7 +39,7 @@ class Work:
     source: Source
     arch: str
     encoder: Encoder
-    src: Path
+    src: Place
     shards: Path
     manifest: Manifest
     splits: tuple[str, ...]
@@ -60,13 +62,14 @@ class Work:
                 "splits": list(self.splits), "dtype": self.settings.dtype}  # fmt: skip
 
 
-def open_work(given: str, src: Path, settings: EmbedSettings) -> Work:
+def open_work(given: str, src: Place, settings: EmbedSettings) -> Work:
     """Open and check everything, and write the shards of a source. Raises InputError before anything is computed."""
     device, backend = torch.device(resolve_device(settings.device)), default_backend()
     _, source = split_spec(given)
-    if is_shards(src):
+    if isinstance(src, Address) or is_shards(src):
         settings.check_source_flags(src)
-        shards, paths, manifest = src, dict[str, str](), read_manifest(src)
+        shards, paths = open_shards(src), dict[str, str]()
+        manifest = read_manifest(shards)
         splits = _choose_splits(settings.splits, list(manifest.counts), src)
     else:
         _, encoder = _open_encoder(given, settings, Input(Augmentation.size, Augmentation.mean, Augmentation.std))
@@ -91,7 +94,7 @@ def _open_encoder(given: str, settings: EmbedSettings, default: Input) -> tuple[
     return open_encoder(source, name, default, settings.size, parse_input_flag(stated, [name]).get(name))
 
 
-def _choose_splits(asked: Sequence[str], available: Sequence[str], src: Path) -> tuple[str, ...]:
+def _choose_splits(asked: Sequence[str], available: Sequence[str], src: Place) -> tuple[str, ...]:
     for split in asked:
         if split not in available:
             raise InputError(f"--splits={','.join(asked)}: {src} has no split {split!r}; available: "

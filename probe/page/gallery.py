@@ -34,7 +34,7 @@ def neighbours(study: Study, features: Features) -> Picture:
         nearest = np.argsort(-cosine, kind="stable")[:NEIGHBOURS]
         numbers = [query, *train[nearest].tolist()]
         images = read_images(
-            study.settings.shards, study.manifest, tuple(study.manifest.counts), numbers, Input(SIDE, 0.0, 1.0),
+            study.settings.folder, study.manifest, tuple(study.manifest.counts), numbers, Input(SIDE, 0.0, 1.0),
             batch_size=len(numbers), device=torch.device("cpu"), workers=1,
         )  # fmt: skip
         names = [_findings(study, number) for number in numbers]

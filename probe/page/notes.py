@@ -11,10 +11,11 @@ from probe.baselines import SIDE
 from probe.linear import INVERSE_L2
 from probe.statistics import REPLICATES
 from probe.study import Study
+from shard.address import absolute_place
 from shard.machine import commit, version_of
 from train.accepted import accepted_changes, format_changes
 from train.checkpoint import translate_load_errors
-from train.moved import resolve_moved_path
+from train.moved import locate_shards
 from train.recipe import describe_start
 from train.reproduce import reproduction_commands
 from train.start_source import combine_trained_on
@@ -109,8 +110,8 @@ def list_commands(study: Study) -> list[str]:
         config = encoder.state["config"]
         out = (encoder.run or Path(config["out"])).absolute()
         with translate_load_errors(out):
-            shards = resolve_moved_path(config["shards"], config["out"], out, "manifest.json") or Path(config["shards"])
+            shards = locate_shards(config["shards"], config["out"], out) or str(config["shards"])
             if encoder.state["shards"] == study.manifest.fingerprint():
-                shards = study.settings.shards.absolute()
+                shards = absolute_place(study.settings.shards)
             trained += reproduction_commands(encoder.state, out, shards)
     return [*dict.fromkeys(trained), study.settings.command()]

@@ -119,7 +119,7 @@ def pretraining_sections(study: Study, palette: Mapping[str, str]) -> list[Secti
     augmentation = Augmentation(**runs[0].state["augmentation"])
     if runs[0].state["shards"] != study.manifest.fingerprint():  # other shards may not keep a patient's images together
         augmentation = replace(augmentation, patient_positive=0.0)
-    content, _ = plot_preview(study.settings.shards, augmentation, images=4, seed=0)
+    content, _ = plot_preview(study.settings.folder, augmentation, images=4, seed=0)
     synthetic = " synthetic" if study.manifest.settings.get("synthetic") else ""
     views = Picture("views", f"Each row: a{synthetic} radiograph and two augmented views of it from each backend, with "
                              "their parameters", content, "png")  # fmt: skip

@@ -1,0 +1,76 @@
+"""Address: where shards lie that are not on this machine, such as s3://bucket/prefix."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from shard.errors import InputError
+
+SCHEMES = ("s3", "gs", "https", "http")
+ORIGIN = "origin.txt"  # in a folder of the cache: the address that its shards are fetched from
+_URL = re.compile(r"\b(s3|gs|https?)://(?:[^\s/]*@)?([^\s?#'\"]*)(?:\?[^\s'\"]*)?")
+
+
+@dataclass(frozen=True)
+class Address:
+    """The address of a folder of shards. str() omits the user, the password and the query, which may be secret.
+
+    Raises InputError if it is not an address that shards can be fetched from.
+    """
+
+    text: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.text)
+        if parts.scheme not in SCHEMES:
+            raise InputError(f"{self}: shards can be fetched from {', '.join(f'{name}://' for name in SCHEMES)}; copy "
+                             "them to one of these, or to this machine")  # fmt: skip
+        if not parts.hostname or parts.fragment:
+            raise InputError(f"{self}: not an address of a folder, such as s3://bucket/prefix or https://host/folder")
+        if not self.scheme.startswith("http") and ("@" in parts.netloc or parts.query):
+            raise InputError(f"{self}: a user, password or query does not belong into it; the store's own environment "
+                             "variables and files hold the credentials (docs/guide.md)")  # fmt: skip
+
+    def __str__(self) -> str:
+        return hide_secrets(self.text).rstrip("/")
+
+    @property
+    def scheme(self) -> str:
+        """s3, gs, https or http."""
+        return urlsplit(self.text).scheme
+
+    def url_of(self, name: str) -> str:
+        """Return the address of a file in the folder, with what is secret."""
+        parts = urlsplit(self.text)
+        return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
+
+
+Place = Path | Address  # where a command reads shards: a folder on this machine, or an address
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an address and not a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
+
+
+def parse_place(text: str) -> Place:
+    """Read a path or an address. Raises InputError if it is an address that shards can't be fetched from."""
+    return Address(text) if is_address(text) else Path(text).expanduser()
+
+
+def absolute_place(place: Place) -> str:
+    """Return a place as text that means the same in any folder, without secrets."""
+    return str(place.absolute() if isinstance(place, Path) else place)
+
+
+def hide_secrets(text: str) -> str:
+    """Remove users, passwords and queries from the addresses in a text."""
+    return _URL.sub(r"\1://\2", text)
+
+
+def is_copy(folder: Path) -> bool:
+    """Whether a folder is part of the cache: its tars are fetched when they are needed, and may be removed again."""
+    return (folder / ORIGIN).exists()

@@ -1,0 +1,298 @@
+"""Shards at an address: fetched into the cache, checked, and read as from a disk, whatever the server does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shard.remote
+from pipeline.fetch_ahead import with_tars_ahead
+from pipeline.sampler import SHARDS_PER_WINDOW, BatchSampler
+from shard.address import Address, hide_secrets
+from shard.cache import AT_ONCE, fetch, open_shards
+from shard.cli import run
+from shard.errors import InputError
+from shard.fetch import Fetcher
+from shard.manifest import read_manifest
+from shard.read import read_labels
+from shard.verify import verify
+from shard.write import build
+from tests.conftest import ROOT, Shards, same_run, train_here
+from tests.servers import KEYS, FaultyServer, serve_http, serve_s3
+from train.config import Config
+from train.journal import CARD
+
+
+@pytest.fixture(scope="module")
+def many(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """The radiographs in 30 tars or more, which is more than the cache must hold at once."""
+    out = tmp_path_factory.mktemp("many")
+    build(radiographs, out, size=64, shard_size=3, workers=1)
+    return Shards(out, read_manifest(out))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and short waits between attempts."""
+    monkeypatch.setenv("CXR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXR_CACHE_GB", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(shard.remote, "WAITS_S", (0.01, 0.01))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def web(shards: Shards) -> Iterator[FaultyServer]:
+    """The shards on an HTTP server."""
+    with serve_http(shards.folder) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty S3 bucket."""
+    import boto3
+
+    with serve_s3() as endpoint:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint}.items():
+            monkeypatch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="hospital")
+        yield "s3://hospital"
+
+
+def put(folder: Path, prefix: str) -> None:
+    """Copy a folder into the bucket, with the store's own client."""
+    import boto3
+
+    for file in folder.iterdir():
+        boto3.client("s3").upload_file(str(file), "hospital", f"{prefix}/{file.name}")
+
+
+def bytes_in(folder: Path) -> int:
+    """Count the bytes of a folder whose files come and go."""
+    total = 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
+def leftovers(cache: Path) -> list[Path]:
+    """List the tars and indexes in the cache that are being fetched, or were left incomplete."""
+    return list(cache.glob("*/.*.part"))
+
+
+def test_a_run_whose_shards_moved_to_s3_continues_to_the_same_weights(
+    shards: Shards, bucket: str, tmp_path: Path
+) -> None:
+    put(shards.folder, "archives/a")
+    moved = dataclasses.replace(shards, folder=Address(f"{bucket}/archives/a/"))
+    train_here(shards, tmp_path / "disk", limit_steps=7)
+    train_here(shards, tmp_path / "moved", limit_steps=3)
+    train_here(moved, tmp_path / "moved", limit_steps=7)
+    assert same_run(tmp_path / "disk", tmp_path / "moved")
+    assert f'"shards": "{bucket}/archives/a"' in (tmp_path / "moved" / CARD).read_text()
+
+
+def test_an_epoch_from_a_small_cache_has_each_image_once_and_stays_below_its_limit(
+    many: Shards, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tars = sorted((part.tar_bytes for part in many.manifest.shards), reverse=True)
+    assert len(many.manifest.of_split("train")) > AT_ONCE >= 2 * SHARDS_PER_WINDOW
+    others = sum(path.stat().st_size for path in many.folder.iterdir() if path.suffix != ".tar")
+    limit = sum(tars[:AT_ONCE]) + others
+    monkeypatch.setenv("CXR_CACHE_GB", str(limit / 1e9))
+    with serve_http(many.folder) as web:
+        folder = open_shards(Address(web.address))
+        fetcher, local = Fetcher(folder, many.manifest, "train"), Fetcher(many.folder, many.manifest, "train")
+        sampler = BatchSampler(many.manifest.shard_sizes("train"), 2, seed=3)
+        seen, most = list[int](), 0
+        for batch in with_tars_ahead(fetcher, sampler.batches(0, 0)):
+            if batch.epoch == 2:
+                break
+            assert [fetcher.read(index) for index in batch.indices] == [local.read(index) for index in batch.indices]
+            seen += batch.indices.tolist()
+            most = max(most, bytes_in(folder))
+    assert len(seen) == 2 * 2 * sampler.steps and set(np.bincount(seen)) <= {1, 2}
+    assert most <= limit
+    requests = [web.requests[part.tar] for part in many.manifest.of_split("train")]
+    assert min(requests) == 1 and 1 < max(requests) <= 3  # some were removed, and fetched again for the second epoch
+
+
+def test_tars_are_fetched_once_and_no_further_ahead_than_two_windows(many: Shards) -> None:
+    with serve_http(many.folder) as web:
+        fetcher = Fetcher(open_shards(Address(web.address)), many.manifest, "train")
+        sampler = BatchSampler(many.manifest.shard_sizes("train"), 2, seed=3)
+        epoch = list(itertools.islice(sampler.batches(0, 0), sampler.steps))
+        used = [fetcher.shards_of(batch.indices) for batch in epoch]
+        order = [fetcher.shards[number].tar for number in dict.fromkeys(itertools.chain(*used))]
+        assert len(order) > 4 * SHARDS_PER_WINDOW
+        for batch, numbers in zip(with_tars_ahead(fetcher, iter(epoch)), used, strict=True):
+            needed = {fetcher.shards[number].tar for number in numbers}
+            window = max(map(order.index, needed)) // SHARDS_PER_WINDOW
+            fetched = {name for name in list(web.requests) if name.endswith("tar")}
+            assert needed <= fetched <= set(order[: SHARDS_PER_WINDOW * (window + 3)]), batch.step
+    assert set(web.requests.values()) == {1}
+
+
+FAULTS = {
+    "once 500": (["500"], ""), "cut twice": (["cut", "cut"], ""), "rotten once": (["rot"], ""),
+    "always cut": (["cut"] * 9, r"ClientPayloadError.*\(3 attempts\); check the network"),
+    "always 503": (["503"] * 9, r".*503.*\(3 attempts\); check the network"),
+    "missing": (["404"], "no such file; check the address"), "forbidden": (["403"], "access denied.*status 403"),
+    "rotten": (["rot", "rot"], "sha256 .*, the manifest says .*, also when fetched again; upload the shards again"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_of_a_server_are_survived_or_named_in_one_line(
+    web: FaultyServer, shards: Shards, cache: Path, name: str
+) -> None:
+    faults, message = FAULTS[name]
+    part = shards.manifest.of_split("train")[0]
+    folder = open_shards(Address(web.address))
+    web.faults[part.tar] = [int(fault) if fault.isdigit() else fault for fault in faults]
+    if not message:
+        fetch(folder, part)
+        assert (folder / part.tar).read_bytes() == (shards.folder / part.tar).read_bytes()
+    else:
+        with pytest.raises(InputError, match=f"^{web.address}/{part.tar}: {message}") as error:
+            read_labels(folder, shards.manifest, ("train",))
+        assert "\n" not in str(error.value) and not (folder / part.tar).exists()
+        while leftovers(cache):  # other tars, in background threads
+            time.sleep(0.01)
+    assert leftovers(cache) == []
+
+
+def test_no_manifest_and_another_file_are_named_before_anything_is_kept(web: FaultyServer, cache: Path) -> None:
+    with pytest.raises(InputError, match=f"^{web.address}/none/manifest.json: no such file"):
+        open_shards(Address(f"{web.address}/none"))
+    web.faults["manifest.json"] = ["rot"]
+    with pytest.raises(InputError, match=f"^{web.address}/manifest.json: not a manifest"):
+        open_shards(Address(web.address))
+    assert not cache.exists()
+
+
+def test_a_tar_that_rots_in_the_cache_is_fetched_again(web: FaultyServer, shards: Shards) -> None:
+    folder, part = open_shards(Address(web.address)), shards.manifest.of_split("train")[0]
+    fetch(folder, part)
+    content = bytearray((folder / part.tar).read_bytes())
+    content[5000] ^= 1
+    (folder / part.tar).write_bytes(content)
+    fetchers = [Fetcher(place, shards.manifest, "train") for place in (folder, shards.folder)]
+    assert fetchers[0].read(1) == fetchers[1].read(1)
+    assert web.requests[part.tar] == 2
+
+
+COMMAND = "import sys; from shard.__main__ import *; run('python -m shard', COMMANDS, sys.argv[1:])"
+
+
+def start_verify(web: FaultyServer) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", COMMAND, "verify", web.address, "--workers=1"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_fetch_each_file_once(web: FaultyServer) -> None:
+    web.faults = {name: ["slow"] for name in ("train-000000.tar", "train-000001.tar")}
+    processes = [start_verify(web) for _ in range(2)]
+    for process in processes:
+        assert "images as written" in process.communicate()[0]
+    tars = {name: count for name, count in web.requests.items() if name.endswith((".tar", ".idx"))}
+    assert set(tars.values()) == {1}
+
+
+def test_a_process_killed_while_it_fetches_leaves_nothing_that_is_used(web: FaultyServer, cache: Path) -> None:
+    web.faults = {"train-000000.tar": ["slow"]}
+    process = start_verify(web)
+    while not leftovers(cache):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert leftovers(cache)
+    again = start_verify(web)
+    assert "images as written" in again.communicate()[0]
+    assert leftovers(cache) == [] and web.requests["train-000000.tar"] == 2
+
+
+def test_a_full_disk_under_the_cache_is_named_and_left_without_parts(
+    many: Shards, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXR_CACHE", str(small_disk))
+    part = max(many.manifest.shards, key=lambda part: part.tar_bytes)
+    with serve_http(many.folder) as web:
+        folder = open_shards(Address(web.address))
+        free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+        (small_disk / "other").write_bytes(bytes(free - part.tar_bytes // 2))
+        with pytest.raises(InputError, match=r"No space left on device on this machine; free space there, or"):
+            fetch(folder, part)
+    assert leftovers(small_disk) == [] and not (folder / part.tar).exists()
+
+
+def test_a_limit_below_what_is_read_at_once_is_refused(
+    web: FaultyServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from shard.__main__ import COMMANDS
+
+    with pytest.raises(SystemExit):
+        run("python -m shard", COMMANDS, ["verify", web.address, "--cache-gb=0.000001"])
+    assert "--cache-gb=1e-06: too small for http://127" in capsys.readouterr().err
+
+
+def test_secrets_reach_the_server_and_nothing_else(
+    web: FaultyServer, shards: Shards, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = web.address.replace("//", "//me:hunter2@") + "?signature=s3cret"
+    config = Config(shards=Address(secret), out=tmp_path, dali=False)
+    read_labels(config.folder, shards.manifest, ("train",))
+    assert web.authorization == "Basic bWU6aHVudGVyMg=="
+    assert config.plain()["shards"] == web.address
+    from shard.__main__ import COMMANDS
+
+    with pytest.raises(SystemExit):
+        run("python -m shard", COMMANDS, ["info", secret.replace("?", "/none?")])
+    with pytest.raises(SystemExit):
+        run("python -m shard", COMMANDS, ["inf", "--shards", secret])
+    run("python -m shard", COMMANDS, ["info", secret])
+    printed = "".join(capsys.readouterr())
+    kept = "".join(path.read_text(errors="replace") for path in cache.glob("*/*"))
+    assert web.address in printed
+    for word in ("hunter2", "s3cret"):
+        assert word not in printed + kept + repr(config)
+
+
+def test_addresses_that_are_none_are_refused() -> None:
+    for text, message in (("ftp://host/a", "shards can be fetched from s3://"), ("s3://me:key@bucket/a", "credentials"),
+                          ("https:///a", "not an address of a folder")):  # fmt: skip
+        with pytest.raises(InputError, match=message) as error:
+            Address(text)
+        assert "key@" not in str(error.value)
+    assert hide_secrets("at https://a:b@c/d?e=f: 403") == "at https://c/d 403"
+
+
+def test_verify_of_an_address_sees_what_is_missing_there(web: FaultyServer, shards: Shards, tmp_path: Path) -> None:
+    verify(Address(web.address), workers=1)
+    (tmp_path / "copy").mkdir()
+    for file in shards.folder.iterdir():
+        if file.name != "train-000000.tar":
+            (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
+    with (serve_http(tmp_path / "copy") as other,
+          pytest.raises(InputError, match=r"train-000000\.tar: missing, the manifest says")):  # fmt: skip
+        verify(Address(other.address), quick=True)
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(InputError, match=r"gs://: .*gcsfs.* not installed; pip install 'cxr-simclr\[remote\]'"):
+        open_shards(Address("gs://bucket/a"))
