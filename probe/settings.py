@@ -80,8 +80,9 @@ class Settings:
             if len(encoders) > 1 or first.arch or first.path is None or not first.path.is_dir():
                 raise InputError("--out=DIR: needed unless the report is about a single run")
             out = first.path / "report"
-        CacheFlags(cache=given.get("cache"), cache_gb=given.get("cache_gb")).use()
-        listed = split_tasks(tasks, parse_manifest(open_shards(shards)).findings) if tasks else ()
+        if tasks:
+            folder = open_shards(shards, CacheFlags(cache=given.get("cache"), cache_gb=given.get("cache_gb")))
+        listed = split_tasks(tasks, parse_manifest(folder).findings) if tasks else ()
         return cls(encoders=encoders, shards=shards, out=out, tasks=listed, **given)
 
     def __post_init__(self) -> None:
@@ -99,7 +100,7 @@ class Settings:
     @property
     def folder(self) -> Path:
         """The folder to read shards from: that of --shards or, for an address, its copy in the cache."""
-        return open_shards(self.shards)
+        return open_shards(self.shards, CacheFlags(cache=self.cache, cache_gb=self.cache_gb))
 
     @property
     def all_shots(self) -> tuple[Shots, ...]:

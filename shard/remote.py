@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import random
 import time
@@ -42,6 +43,20 @@ def upload_file(path: Path, address: Address, name: str) -> None:
     """Upload a file. Object stores show it only once it is complete. Raises InputError as `download` does."""
     url = address.url_of(name)
     _retry(url, lambda: filesystem(address).put_file(str(path), url))
+
+
+def remote_sha256(address: Address, name: str) -> str:
+    """Read a file back and return its sha256, in hex. Raises InputError as `download` does."""
+    url = address.url_of(name)
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        with filesystem(address).open(url, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    return _retry(url, read)
 
 
 def file_size(address: Address, name: str) -> int | None:

@@ -33,7 +33,7 @@ def written(built: Shards, split: str) -> list[tuple[str, bytes]]:
     for part in built.manifest.of_split(split):
         samples = read_index(built.folder / part.index)
         keys = (sample.key for sample in samples)
-        pairs += list(zip(keys, read_members(built.folder / part.tar, samples, extension), strict=True))
+        pairs += list(zip(keys, read_members(built.folder, part, samples, extension), strict=True))
     return pairs
 
 

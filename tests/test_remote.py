@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.manifest import read_manifest
 from shard.read import read_labels
+from shard.upload import upload
 from shard.verify import verify
 from shard.write import build
 from tests.conftest import ROOT, Shards, same_run, train_here
@@ -103,6 +106,36 @@ def test_a_run_whose_shards_moved_to_s3_continues_to_the_same_weights(
     train_here(moved, tmp_path / "moved", limit_steps=7)
     assert same_run(tmp_path / "disk", tmp_path / "moved")
     assert f'"shards": "{bucket}/archives/a"' in (tmp_path / "moved" / CARD).read_text()
+
+
+def test_an_upload_resumes_keeps_to_its_archive_and_is_what_was_built(
+    shards: Shards, many: Shards, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import boto3
+
+    client, copy, there = boto3.client("s3"), tmp_path / "copy", Address(f"{bucket}/a/b")
+    shutil.copytree(shards.folder, copy)
+    (copy / "valid-000000.tar").write_bytes((copy / "valid-000000.tar").read_bytes()[:-1] + b"1")
+    with pytest.raises(InputError, match=r"valid-000000\.tar: sha256 .*, the manifest says"):
+        upload(copy, there)
+    with pytest.raises(InputError, match=r"a/b/manifest\.json: no such file"):  # it goes last
+        open_shards(there)
+    shutil.copy(shards.folder / "valid-000000.tar", copy)
+    upload(copy, there)
+    sent = re.search(r"\((\d+) of (\d+) files uploaded, the others were there\)", capsys.readouterr().out)
+    assert sent and 1 <= int(sent[1]) < int(sent[2]) == 2 * len(shards.manifest.shards)
+    verify(there, workers=1)
+    names = {item["Key"] for item in client.list_objects_v2(Bucket="hospital")["Contents"]}
+    parts = [name for part in shards.manifest.shards for name in (part.tar, part.index)]
+    assert names == {f"a/b/{name}" for name in (*parts, "manifest.json")}
+
+    with pytest.raises(InputError, match=r"contains another archive, whose manifest\.json differs"):
+        upload(many.folder, there)
+    client.delete_object(Bucket="hospital", Key="a/b/manifest.json")
+    with pytest.raises(InputError, match=r"contains another archive, whose train-.* differs"):
+        upload(many.folder, there)
+    with pytest.raises(InputError, match=r"^http://web/a: not an address to upload to"):
+        upload(shards.folder, Address("http://web/a"))
 
 
 def test_an_epoch_from_a_small_cache_has_each_image_once_and_stays_below_its_limit(
