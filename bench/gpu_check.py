@@ -19,6 +19,8 @@ import torch
 
 from bench.gpu_parts import Check, list_parts
 from bench.output import describe_machine, to_json
+from shard.address import Place
+from shard.cache import AS_SET, CacheFlags, open_shards
 from shard.cli import run
 from shard.errors import InputError
 from shard.files import write_bytes
@@ -34,12 +36,13 @@ LEAST_S = 5.0  # in less, no part can do anything
 @validate_call
 def check(
     *,
-    shards: Annotated[Path | None, Flag("Folder of JPEG shards of real radiographs.", metavar="DIR",
+    shards: Annotated[Place | None, Flag("Folder of JPEG shards of real radiographs.", metavar="DIR",
                                         default="phantoms")] = None,
     out: Annotated[Path, Flag("Folder to write gpu.md and gpu.json to.", metavar="DIR")] = DOCS,
     minutes: Annotated[float, Flag("Minutes for all parts. A part that exceeds its share is stopped.",
                                    low=0.1, high=600)] = 10.0,
     on_cpu: Annotated[bool, Flag("Run without a GPU, to test the check itself. It needs another --out.")] = False,
+    cache: CacheFlags = AS_SET,
 ) -> None:  # fmt: skip
     """Run everything that needs a GPU, and write a page about it.
 
@@ -51,13 +54,14 @@ def check(
         raise InputError(f"--on-cpu --out={out}: the page there describes a GPU; name another folder")
     if not torch.cuda.is_available() and not on_cpu:
         raise InputError(f"no GPU: PyTorch finds none: {explain_missing_gpu()}")
-    if shards and read_manifest(shards).settings["encoding"] != "jpeg":
+    given = open_shards(shards, cache, complete=True) if shards else None
+    if given and read_manifest(given).settings["encoding"] != "jpeg":
         raise InputError(f"--shards={shards}: contains raw images; give JPEG shards, of which a raw copy is made")
     until = time.monotonic() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
     machine, checks = describe_machine(), list[Check]()
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-        jpeg_shards = shards or _build_phantom_shards(Path(folder))
+        jpeg_shards = given or _build_phantom_shards(Path(folder))
         for name, share, part in list_parts(jpeg_shards, Path(folder), on_cpu, minutes):
             seconds = (until - time.monotonic()) * share
             print(f"{name}, at most {max(seconds, 0):.0f} s …", flush=True)

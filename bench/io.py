@@ -21,9 +21,11 @@ from bench.output import prepare_output_path, save_results, spread, write_result
 from bench.process import MeasuredProcess, wait_for_imports
 from bench.rows import LoaderSettings, Row, choose_rows
 from pipeline.augmentation import Augmentation
+from shard.address import Place
+from shard.cache import AS_SET, CacheFlags, open_shards
 from shard.cli import run
 from shard.errors import InputError
-from shard.flags import JSON, ROUNDS, Flag, validate_call
+from shard.flags import JSON, ROUNDS, SHARDS, Flag, validate_call
 from shard.machine import cores, version_of
 from shard.manifest import read_manifest
 
@@ -33,7 +35,7 @@ GPU_RATE = 1400  # images/s: estimate of the rate at which an H100 trains a ResN
 
 @validate_call
 def bench(
-    shards: Annotated[Path, Flag("Folder of shards.")], *,
+    shards: Annotated[Place, SHARDS], *,
     backends: Annotated[tuple[str, ...], Flag("Rows to measure; decode is always measured.", metavar="NAME,…",
                                               default="all")] = (),
     threads: Annotated[int, Flag("Loader threads; 0 starts one per core.", low=0, high=4096)] = 0,
@@ -43,6 +45,7 @@ def bench(
     seconds: Annotated[float, Flag("Seconds for which a row is measured in each round.", low=0.001, high=3600)] = 2.0,
     json: Annotated[Path, JSON] = Path("bench-io.json"),
     plot: Annotated[Path | None, Flag("Plot the rows to this file.", metavar="FILE")] = None,
+    cache: CacheFlags = AS_SET,
 ) -> None:  # fmt: skip
     """Measure images/s of every loader that can run here, and of decoding alone.
 
@@ -53,11 +56,12 @@ def bench(
 
         python -m bench.io shards --backends=dali-fused,opencv
     """
-    manifest = read_manifest(shards)
+    folder = open_shards(shards, cache, complete=True)
+    manifest = read_manifest(folder)
     if manifest.images("train") < batch_size:
         raise InputError(f"--batch-size={batch_size}: {shards} has {manifest.images('train')} images; lower it")
     augmentation = Augmentation(size=size, mean=manifest.pixel_mean, std=manifest.pixel_std)
-    loader_settings = LoaderSettings(shards, manifest, augmentation, batch_size, threads or cores())
+    loader_settings = LoaderSettings(folder, manifest, augmentation, batch_size, threads or cores())
     for path in (json, plot):
         if path:
             prepare_output_path(path)

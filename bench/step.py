@@ -21,9 +21,11 @@ from bench.output import CHEXPERT_IMAGES, prepare_output_path, save_results, spr
 from bench.process import WARM_UP, MeasuredProcess, gpu_share, wait_for_imports
 from bench.step_rows import Step, StepSettings, available_rows, baseline_of
 from pipeline.loader import has_dali
+from shard.address import Place
+from shard.cache import AS_SET, CacheFlags, open_shards
 from shard.cli import run
 from shard.errors import InputError
-from shard.flags import JSON, ROUNDS, Flag, flag_in, validate_call
+from shard.flags import JSON, ROUNDS, SHARDS, Flag, flag_in, validate_call
 from shard.machine import cores
 from shard.manifest import read_manifest
 from train.architectures import check_arch
@@ -54,7 +56,7 @@ class StepMeasurement:
 
 @validate_call
 def bench(
-    shards: Annotated[Path, Flag("Folder of shards.")], *,
+    shards: Annotated[Place, SHARDS], *,
     rows: Annotated[tuple[str, ...], Flag("Rows to measure.", metavar="NAME,…", default="all")] = (),
     arch: Annotated[str, flag_in(Config, "arch", group="options")] = "resnet50",
     size: Annotated[int, Flag("Side of a view in pixels.", low=32, high=4096)] = 224,
@@ -63,6 +65,7 @@ def bench(
     rounds: Annotated[int, ROUNDS] = 5,
     seconds: Annotated[float, Flag("Seconds for which a row is measured in each round.", low=0, high=3600)] = 5.0,
     json: Annotated[Path, JSON] = Path("bench-step.json"),
+    cache: CacheFlags = AS_SET,
 ) -> None:  # fmt: skip
     """Measure images/s of training, and what the time of a step is spent on.
 
@@ -78,12 +81,13 @@ def bench(
     for row in rows:
         if row not in known:
             raise InputError(f"--rows={','.join(rows)}: no row {row!r}; available: {', '.join(known)}")
-    check_batch(shards, batch_size)
-    read_manifest(shards)  # so that errors are raised here and not in a row's process
+    folder = open_shards(shards, cache, complete=True)
+    check_batch(folder, batch_size)
+    read_manifest(folder)  # so that errors are raised here and not in a row's process
     if not has_dali() and (not rows or {"ours", "ours-compiled"} & set(rows)):
         print("ours: NVIDIA DALI is not installed (Linux only); torchvision makes its views", file=sys.stderr)
     prepare_output_path(json)
-    step_settings = StepSettings(shards, arch, size, batch_size, workers or cores())
+    step_settings = StepSettings(folder, arch, size, batch_size, workers or cores())
     settings = {"arch": arch, "size": size, "batch_size": batch_size, "workers": step_settings.workers,
                 "rounds": rounds, "seconds": seconds}  # fmt: skip
     table = list[dict[str, Any]]()

@@ -162,9 +162,12 @@ def _field_options(owner: Any, hints: Mapping[str, Any]) -> Iterator[Option]:
 
 def _split_hint(hint: Any) -> tuple[Any, Flag]:
     """Split Annotated[int | None, Flag(…)] into int and the Flag. The last Flag counts if there are several."""
-    if typing.get_origin(hint) in (Union, types.UnionType) and hint != Place:
+    if typing.get_origin(hint) in (Union, types.UnionType):
         # Python 3.10 itself wraps Annotated in Optional if the default is None.
-        (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        if set(kinds) == set(typing.get_args(Place)):
+            return Place, Flag("")
+        (hint,) = kinds
         return _split_hint(hint)
     if typing.get_origin(hint) is Annotated:
         hint, *extras = typing.get_args(hint)

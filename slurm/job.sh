@@ -10,11 +10,11 @@ die() {
     exit 1
 }
 
-# Makes the paths in the named variables absolute and canonical, if they are set.
+# Makes the paths in the named variables absolute and canonical, if they are set. An address is left as it is.
 make_absolute() {
     local name
     for name; do
-        if [[ -n ${!name:-} ]]; then
+        if [[ -n ${!name:-} && ${!name} != *://* ]]; then
             printf -v "$name" %s "$(realpath --canonicalize-missing --no-symlinks -- "${!name}")"
         fi
     done

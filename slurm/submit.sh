@@ -113,14 +113,17 @@ check_flags() {
 for given in "${SHARD_FLAGS:-}" "${TRAIN_FLAGS:-}" "${PROBE_FLAGS:-}"; do
     check_flags "$given"
 done
-if [[ -r $SHARDS/manifest.json && " ${selected[*]} " == *" shard "* ]]; then
+if [[ $SHARDS == *://* && " ${selected[*]} " == *" shard "* ]]; then
+    die "SHARDS=${SHARDS%%://*}://…: a build needs a folder; build there, then put it at the address with:" \
+        "python -m shard upload"
+elif [[ -r $SHARDS/manifest.json && " ${selected[*]} " == *" shard "* ]]; then
     echo "$SHARDS/manifest.json exists: skipping the step shard"
     [[ -z ${SHARD_FLAGS:-} ]] || echo "SHARD_FLAGS=$SHARD_FLAGS: ignored; for other shards name another folder"
     mapfile -t selected < <(printf '%s\n' "${selected[@]}" | grep -vx shard)
 elif [[ " ${selected[*]} " == *" shard "* ]]; then
     [[ -n ${SRC:-} ]] || die "set SRC to the folder with the radiographs and their table"
     [[ -d $SRC ]] || die "SRC=$SRC: no such folder"
-elif [[ ! -r $SHARDS/manifest.json ]]; then
+elif [[ $SHARDS != *://* && ! -r $SHARDS/manifest.json ]]; then
     die "SHARDS=$SHARDS: no manifest.json there; run the step shard too"
 fi
 ((${#selected[@]})) || exit 0

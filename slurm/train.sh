@@ -4,9 +4,14 @@
 set -euo pipefail
 
 # Copies the shards to each node's local disk SCRATCH_LOCAL, if it is set and they fit, and points SHARDS to the copy.
+# Shards at an address are fetched during training, into a cache there.
 stage_shards() {
     local copy status=0
     [[ -n $SCRATCH_LOCAL ]] || return 0
+    if [[ $SHARDS == *://* ]]; then
+        export CXR_CACHE=${CXR_CACHE:-$SCRATCH_LOCAL/cxr-cache}
+        return 0
+    fi
     [[ -r $SHARDS/manifest.json ]] || return 0 # training reports the missing manifest
     copy=$SCRATCH_LOCAL/cxr-shards-$(sha256sum "$SHARDS/manifest.json" | cut -c 1-16)
     srun --ntasks-per-node=1 --ntasks="${SLURM_JOB_NUM_NODES:-1}" --cpus-per-task="$CORES" \

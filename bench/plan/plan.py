@@ -17,6 +17,8 @@ from bench.plan.request import SHORT_SIDE, PlanRequest
 from bench.plan.results import read_results
 from bench.plan.simulation import check_epoch_order, run_ranks
 from bench.plan.steps import PROBING_H, estimate_steps, stored_image_size
+from shard.address import Place
+from shard.cache import AS_SET, CacheFlags, open_shards
 from shard.errors import InputError
 from shard.flags import JSON, Flag, validate_call
 from shard.manifest import parse_manifest
@@ -30,12 +32,13 @@ def plan(
     request: PlanRequest, *,
     benches: Annotated[Path, Flag("Folder with the JSON files of bench.shard, bench.io, bench.step and bench.memory.",
                                   "rates", metavar="DIR")] = Path(),
-    shards: Annotated[Path | None, Flag("Folder of shards, to measure the size of an image and for --simulate.",
+    shards: Annotated[Place | None, Flag("Folder of shards, to measure the size of an image and for --simulate.",
                                         "rates", metavar="DIR")] = None,
     simulate: Annotated[int, Flag("Simulate this many ranks in one process; 0 simulates none.", "simulation",
                                   0, 4096)] = 0,
     simulate_epochs: Annotated[int, Flag("Epochs to simulate.", "simulation", 1, 4096)] = 3,
     json: Annotated[Path, replace(JSON, group="rates")] = Path("bench-plan.json"),
+    cache: CacheFlags = AS_SET,
 ) -> None:  # fmt: skip
     """Print what sharding, pre-training and probing an archive take, and the sbatch lines to submit it.
 
@@ -48,14 +51,15 @@ def plan(
     if not benches.is_dir():
         raise InputError(f"--benches={benches}: no such folder; name the one with bench-io.json and the others")
     _check_simulation(request, simulate, simulate_epochs)
-    image_size = stored_image_size(request, shards, parse_manifest(shards) if shards else None)
+    folder = open_shards(shards, cache, complete=bool(simulate)) if shards else None
+    image_size = stored_image_size(request, folder, parse_manifest(folder) if folder else None)
     results = read_results(benches, request)
     steps = estimate_steps(request, results, image_size)
     *commands, submit = sbatch_commands(request, steps)
     prepare_output_path(json)
     _print_table(request, steps)
     _print_commands(request, commands, submit)
-    simulated = _simulate(request, shards, simulate, simulate_epochs) if simulate else {}
+    simulated = _simulate(request, folder, simulate, simulate_epochs) if simulate else {}
     write_results(json, {"request": asdict(request), "rates": asdict(results),
                          "needs": [asdict(step) for step in steps], "sbatch": commands, "submit": submit,
                          "simulated": simulated})  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,9 +31,11 @@ from bench.recipe.grid import BASE, Cell, TrainingRun, choose_cells, train_all
 from bench.recipe.page import Claim, Page, Row, write_page
 from bench.recipe.result import RunResult, collect_result, read_result, write_result
 from probe.statistics import over_seeds
+from shard.address import Place
+from shard.cache import AS_SET, CacheFlags, open_shards
 from shard.errors import PARSE_ERRORS, InputError
 from shard.files import write_bytes
-from shard.flags import Flag, validate_call
+from shard.flags import SHARDS, Flag, validate_call
 from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
 
@@ -42,7 +44,8 @@ CLAIM = "claim.json"
 
 @validate_call
 def bench_recipe(
-    shards: Annotated[Path, Flag("Folder of shards, built with --partners, with the splits train, valid and test.")], *,
+    shards: Annotated[Place, replace(SHARDS, help="Folder of shards, built with --partners, with the splits train, "
+                                     "valid and test, or its address.")], *,
     out: Annotated[Path, Flag("Folder for the runs and their results.", metavar="DIR")],
     cells: Annotated[tuple[str, ...], Flag("Cells of the grid to train; bench/recipe/grid.py lists them.",
                                            metavar="NAME,…", default="all")] = (),
@@ -53,6 +56,7 @@ def bench_recipe(
     page: Annotated[Path | None, Flag("Write the results as Markdown to this file, with a figure next to it.",
                                       metavar="FILE")] = None,
     workers: Annotated[int, Flag("Loader threads; 0 starts one per core.", low=0, high=4096)] = 0,
+    cache: CacheFlags = AS_SET,
 ) -> None:  # fmt: skip
     """Train a grid of recipes, one run per cell and seed, and compare their few-shot scores.
 
@@ -61,10 +65,11 @@ def bench_recipe(
 
         python -m bench.recipe nih --out=runs/recipe --claim --page=docs/recipe.md
     """
-    manifest, chosen = read_manifest(shards), choose_cells(cells)
-    check_shards(shards, manifest, chosen)
-    check_evaluation_sets(shards, draws)
-    study = Study(shards, out, chosen, seeds, draws, workers, manifest)
+    folder = open_shards(shards, cache)
+    manifest, chosen = read_manifest(folder), choose_cells(cells)
+    check_shards(folder, manifest, chosen)
+    check_evaluation_sets(folder, draws)
+    study = Study(folder, out, chosen, seeds, draws, workers, manifest)
     study.train()
     scores = study.score_validation()
     best = study.choose(scores)
