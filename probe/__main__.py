@@ -47,8 +47,8 @@ def embed(
                                     "python -m probe report.", positional=False)],
     src: Annotated[Place, Flag("Folder of shards or their address; or folder of radiographs: with a table that python "
                                "-m shard build reads, or image files alone.", metavar="SRC")],
-    settings: EmbedSettings,
     cache: CacheFlags,
+    settings: EmbedSettings,
 ) -> None:  # fmt: skip
     """Write the features of images to a Parquet file: one row per image, with its key, patient, split and labels.
 
