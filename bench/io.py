@@ -11,7 +11,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,15 +36,16 @@ GPU_RATE = 1400  # images/s: estimate of the rate at which an H100 trains a ResN
 @validate_call
 def bench(
     shards: Annotated[Place, SHARDS], *,
-    backends: Annotated[tuple[str, ...], Flag("Rows to measure; decode is always measured.", metavar="NAME,…",
+    backends: Annotated[tuple[str, ...], Flag("Rows to measure; decode is always measured.", "rows", metavar="NAME,…",
                                               default="all")] = (),
-    threads: Annotated[int, Flag("Loader threads; 0 starts one per core.", low=0, high=4096)] = 0,
-    size: Annotated[int, Flag("Side of a view in pixels.", low=16, high=4096)] = 224,
-    batch_size: Annotated[int, Flag("Images per batch.", low=1, high=10**5)] = 64,
-    rounds: Annotated[int, ROUNDS] = 5,
-    seconds: Annotated[float, Flag("Seconds for which a row is measured in each round.", low=0.001, high=3600)] = 2.0,
-    json: Annotated[Path, JSON] = Path("bench-io.json"),
-    plot: Annotated[Path | None, Flag("Plot the rows to this file.", metavar="FILE")] = None,
+    threads: Annotated[int, Flag("Loader threads; 0 starts one per core.", "rows", low=0, high=4096)] = 0,
+    size: Annotated[int, Flag("Side of a view in pixels.", "rows", low=16, high=4096)] = 224,
+    batch_size: Annotated[int, Flag("Images per batch.", "rows", low=1, high=10**5)] = 64,
+    rounds: Annotated[int, replace(ROUNDS, group="measurement")] = 5,
+    seconds: Annotated[float, Flag("Seconds for which a row is measured in each round.", "measurement",
+                                     low=0.001, high=3600)] = 2.0,
+    json: Annotated[Path, replace(JSON, group="measurement")] = Path("bench-io.json"),
+    plot: Annotated[Path | None, Flag("Plot the rows to this file.", "measurement", metavar="FILE")] = None,
     cache: CacheFlags = AS_SET,
 ) -> None:  # fmt: skip
     """Measure images/s of every loader that can run here, and of decoding alone.

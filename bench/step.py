@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,14 +57,15 @@ class StepMeasurement:
 @validate_call
 def bench(
     shards: Annotated[Place, SHARDS], *,
-    rows: Annotated[tuple[str, ...], Flag("Rows to measure.", metavar="NAME,…", default="all")] = (),
-    arch: Annotated[str, flag_in(Config, "arch", group="options")] = "resnet50",
-    size: Annotated[int, Flag("Side of a view in pixels.", low=32, high=4096)] = 224,
-    batch_size: Annotated[int, Flag("Images per step.", low=2, high=10**6)] = 64,
-    workers: Annotated[int, Flag("Loader threads or processes; 0 starts one per core.", low=0, high=4096)] = 0,
-    rounds: Annotated[int, ROUNDS] = 5,
-    seconds: Annotated[float, Flag("Seconds for which a row is measured in each round.", low=0, high=3600)] = 5.0,
-    json: Annotated[Path, JSON] = Path("bench-step.json"),
+    rows: Annotated[tuple[str, ...], Flag("Rows to measure.", "rows", metavar="NAME,…", default="all")] = (),
+    arch: Annotated[str, flag_in(Config, "arch", group="rows")] = "resnet50",
+    size: Annotated[int, Flag("Side of a view in pixels.", "rows", low=32, high=4096)] = 224,
+    batch_size: Annotated[int, Flag("Images per step.", "rows", low=2, high=10**6)] = 64,
+    workers: Annotated[int, Flag("Loader threads or processes; 0 starts one per core.", "rows", low=0, high=4096)] = 0,
+    rounds: Annotated[int, replace(ROUNDS, group="measurement")] = 5,
+    seconds: Annotated[float, Flag("Seconds for which a row is measured in each round.", "measurement",
+                                     low=0, high=3600)] = 5.0,
+    json: Annotated[Path, replace(JSON, group="measurement")] = Path("bench-step.json"),
     cache: CacheFlags = AS_SET,
 ) -> None:  # fmt: skip
     """Measure images/s of training, and what the time of a step is spent on.
