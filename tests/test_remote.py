@@ -125,7 +125,7 @@ def test_an_upload_resumes_keeps_to_its_archive_and_is_what_was_built(
     sent = re.search(r"\((\d+) of (\d+) files uploaded, the others were there\)", capsys.readouterr().out)
     assert sent and 1 <= int(sent[1]) < int(sent[2]) == 2 * len(shards.manifest.shards)
     verify(there, workers=1)
-    names = {item["Key"] for item in client.list_objects_v2(Bucket="hospital")["Contents"]}
+    names = {item["Key"] for item in client.list_objects_v2(Bucket="hospital", Prefix="a/b/")["Contents"]}
     parts = [name for part in shards.manifest.shards for name in (part.tar, part.index)]
     assert names == {f"a/b/{name}" for name in (*parts, "manifest.json")}
 
