@@ -10,6 +10,8 @@ import pipeline.__main__
 import probe.__main__
 import shard.__main__
 import train.__main__
+from bench.archive.archive import bench_archive
+from bench.epoch import bench_epoch
 from bench.gpu_check import check
 from bench.io import bench as bench_io
 from bench.memory import bench as bench_memory
@@ -49,6 +51,8 @@ PROGRAMS: dict[str, Commands] = {
     "python -m bench.probe": bench_probe,
     "python -m bench.recipe": bench_recipe,
     "python -m bench.plan": plan,
+    "python -m bench.epoch": bench_epoch,
+    "python -m bench.archive": bench_archive,
     "python -m bench.gpu_check": check,
     "python -m bench.flags": write_flags,
 }

@@ -5,8 +5,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, takewhile, zip_longest
 from pathlib import Path
@@ -17,12 +16,13 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from bench.epoch import batches_of_views
 from pipeline.augmentation import Augmentation
-from pipeline.loader import ViewBackend, default_backend, make_views
+from pipeline.loader import ViewBackend, default_backend
 from pipeline.sampler import Batch, BatchSampler
 from shard.errors import InputError
 from shard.fetch import OPEN_TARS, Fetcher
-from shard.manifest import Manifest, read_manifest
+from shard.manifest import read_manifest
 
 SPARE_FILES = 16  # file descriptors that a rank needs besides its tars
 SPARE_MB = 1024  # memory that must stay available
@@ -147,7 +147,8 @@ def run_ranks(
     started, seconds = list[Iterator[Batch]](), list[float]()
     for rank in tqdm(range(ranks), desc="started", unit=" ranks", disable=None):
         begun = time.perf_counter()
-        batches = _batches_of_views(backend, folder, manifest, replace(sampler, rank=rank), augmentation)
+        batches = batches_of_views(backend, Fetcher(folder, manifest, "train"), replace(sampler, rank=rank),
+                                   augmentation, torch.device("cpu"), workers=1)  # fmt: skip
         first = next(batches)
         seconds.append(time.perf_counter() - begun)
         started.append(chain([first], batches))
@@ -158,25 +159,6 @@ def run_ranks(
     report = check_epochs(started, images, batch_size, epochs, usage.update)
     files, threads, memory_mb = usage.peak.tolist()
     return report, StartupReport(backend, tuple(seconds), int(files), int(threads), memory_mb)
-
-
-def _batches_of_views(
-    backend: ViewBackend, folder: Path, manifest: Manifest, sampler: BatchSampler, augmentation: Augmentation
-) -> Iterator[Batch]:
-    """Yield each batch of a rank once its views have been made."""
-    pending = deque[Batch]()  # backends request batches ahead of the views they return
-
-    def record(batches: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            pending.append(batch)
-            yield batch
-
-    for view1, _ in make_views(backend, Fetcher(folder, manifest, "train"), record(sampler.batches(0, 0)),
-                               augmentation=augmentation, seed=sampler.seed, device=torch.device("cpu"),
-                               workers=1):  # fmt: skip
-        batch = pending.popleft()
-        assert len(view1) == len(batch.indices), (len(view1), batch)
-        yield batch
 
 
 class _Usage:
