@@ -55,17 +55,18 @@ class CountingFetcher(Fetcher):
 def bench_epoch(
     shards: Annotated[Path, Flag("Folder of shards.")], *,
     backend: Annotated[Backend, Flag("Where views are made: dali-fused on the CPU, dali-stock on the GPU, torchvision; "
-                                     "auto is dali-fused if DALI is installed.")] = "auto",
-    size: Annotated[int, Flag("Side of a view in pixels.", low=32, high=4096)] = 224,
-    batch_size: Annotated[int, Flag("Images per batch of this rank.", low=1, high=10**5)] = 64,
-    epochs: Annotated[int, Flag("Number of epochs.", low=1, high=10**5)] = 1,
+                                     "auto is dali-fused if DALI is installed.", "views")] = "auto",
+    size: Annotated[int, Flag("Side of a view in pixels.", "views", 32, 4096)] = 224,
+    batch_size: Annotated[int, Flag("Images per batch of this rank.", "views", 1, 10**5)] = 64,
+    threads: Annotated[int, Flag("Loader threads; 0 starts one per core.", "views", 0, 4096)] = 0,
+    epochs: Annotated[int, Flag("Number of epochs.", "extent", 1, 10**5)] = 1,
     limit_steps: Annotated[int, Flag("Stop after this many batches of the first epoch, for a sample; 0 makes all of "
-                                     "them.", low=0, high=10**9)] = 0,
-    threads: Annotated[int, Flag("Loader threads; 0 starts one per core.", low=0, high=4096)] = 0,
-    rank: Annotated[int, Flag("Rank whose batches to make, counted from 0.")] = 0,
-    world: Annotated[int, Flag("Number of ranks.", low=1, high=10**5)] = 1,
-    order: Annotated[Path | None, Flag("NumPy file to write the images of all batches to.", metavar="FILE")] = None,
-    json: Annotated[Path | None, Flag("JSON file to write the figures to.", metavar="FILE")] = None,
+                                     "them.", "extent", 0, 10**9)] = 0,
+    rank: Annotated[int, Flag("Rank whose batches to make, counted from 0.", "extent", 0, 10**5)] = 0,
+    world: Annotated[int, Flag("Number of ranks.", "extent", 1, 10**5)] = 1,
+    order: Annotated[Path | None, Flag("NumPy file to write the images of all batches to.", "output",
+                                       metavar="FILE")] = None,
+    json: Annotated[Path | None, Flag("JSON file to write the figures to.", "output", metavar="FILE")] = None,
 ) -> None:  # fmt: skip
     """Make both views of every training image, as python -m train does, and check that none comes twice.
 

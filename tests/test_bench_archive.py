@@ -9,13 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from bench.archive import sharding
 from bench.archive.archive import bench_archive, list_steps
 from bench.archive.command import adopt_orphans, run_command
 from bench.archive.page import BEGIN, END, render_section, write_section
+from bench.archive.sharding import compare_folders
 from bench.archive.tree import CHEXPERT, LABELS, ROOT, sample_table, split_sizes, write_tree
 from bench.archive.views import join_epochs
 from bench.epoch import bench_epoch
@@ -135,34 +138,37 @@ def test_an_epoch_of_two_ranks_shows_every_image_once(shards: Shards, tmp_path: 
         join_epochs([orders[0], np.stack([orders[1][0], orders[0][1]])], images, 7)
 
 
-def test_steps_are_resumed_and_refuse_other_settings(tmp_path: Path) -> None:
-    assert list(list_steps())[:3] == ["source", "build", "build-parts"]
-    words = {"images": 100, "out": tmp_path, "parts": 3, "ranks": 2}
-    bench_archive(**words, steps=("source", "build"))  # type: ignore[arg-type]
+def test_steps_are_resumed_and_refuse_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "PICTURES", 20)
+    words: dict[str, Any] = {"images": 100, "out": tmp_path, "parts": 2, "ranks": 2}
+    bench_archive(**words, steps=("source", "build"))
     written = (tmp_path / "archive.json").read_text()
     manifest = read_manifest(tmp_path / "shards")
     assert sum(shard.samples for shard in manifest.shards) == 100 and manifest.settings["synthetic"]
-    bench_archive(**words, steps=("source", "build"))  # type: ignore[arg-type]  # nothing is missing
+    bench_archive(**words, steps=("source", "build"))  # nothing is missing
     assert (tmp_path / "archive.json").read_text() == written
-    bench_archive(**words, steps=("build-parts", "verify"), page=tmp_path / "page.md")  # type: ignore[arg-type]
-    *_, parts, verify = json.loads((tmp_path / "archive.json").read_text())["steps"]
-    assert [row["name"] for row in (parts, verify)] == ["build-parts", "verify"]
-    assert not (tmp_path / "shards-in-parts").exists()
-    assert [command["status"] for command in parts["commands"]] == [None, 0] * 3 + [0]
-    assert parts["figures"]["killed"] == 3 and "| build-parts |" in (tmp_path / "page.md").read_text()
+    bench_archive(**words, steps=("build-parts",), page=tmp_path / "page.md")
+    *_, parts = json.loads((tmp_path / "archive.json").read_text())["steps"]
+    assert parts["name"] == "build-parts" and not (tmp_path / "shards-in-parts").exists()
+    assert [command["status"] for command in parts["commands"]] == [None, 0] * 2 + [0]
+    assert parts["figures"]["killed"] == 2 and "| build-parts |" in (tmp_path / "page.md").read_text()
     with pytest.raises(InputError, match="measured with --images=100; give the same, or another --out"):
-        bench_archive(out=tmp_path, images=200, parts=3, ranks=2)
+        bench_archive(**{**words, "images": 200})
     with pytest.raises(InputError, match="no step 'biuld' here; available: source, build, build-parts"):
         bench_archive(out=tmp_path / "new", steps=("biuld",))
     assert not (tmp_path / "new").exists()
 
 
-def test_the_build_in_parts_must_equal_the_other(tmp_path: Path) -> None:
-    words = {"images": 100, "out": tmp_path, "parts": 2, "ranks": 2}
-    bench_archive(**words, steps=("source", "build"))  # type: ignore[arg-type]
-    (tmp_path / "shards" / "rejects.csv").write_text("changed")
-    with pytest.raises(InputError, match=r"1 files differ, such as rejects\.csv"):
-        bench_archive(**words, steps=("build-parts",))  # type: ignore[arg-type]
+def test_builds_that_differ_are_reported(tmp_path: Path) -> None:
+    for name, content in (("one", "same"), ("other", "same"), ("changed", "Same")):
+        (tmp_path / name / "build").mkdir(parents=True)
+        (tmp_path / name / "train-000000.tar").write_text(content)
+    assert compare_folders(tmp_path / "one", tmp_path / "other") == 1
+    with pytest.raises(InputError, match=r"1 files differ, such as train-000000\.tar"):
+        compare_folders(tmp_path / "one", tmp_path / "changed")
+    (tmp_path / "one" / "build" / "left.json").write_text("")
+    with pytest.raises(InputError, match=r"1 files differ, such as build/left\.json"):
+        compare_folders(tmp_path / "one", tmp_path / "other")
 
 
 def test_the_page_replaces_its_section_alone(tmp_path: Path) -> None:

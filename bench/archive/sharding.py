@@ -59,7 +59,7 @@ def build_in_parts(archive: Archive) -> Result:
         costs.append(archive.run(*command, f"--part={part}", log="build-in-parts"))
     killed = sum(cost.status is None for cost in costs)
     costs.append(archive.run("shard", "merge", str(out), log="build-in-parts"))
-    files = _compare(archive.shards, out)
+    files = compare_folders(archive.shards, out)
     shutil.rmtree(out)
     return Result(costs, archive.images, f"{archive.parts} parts, {killed} of them killed with SIGKILL and run "
                   f"again, and merged: all {files} files equal those of one command",
@@ -70,7 +70,7 @@ def _count_tars(folder: Path) -> int:
     return len(list(folder.glob("[!.]*.tar")))
 
 
-def _compare(one: Path, other: Path) -> int:
+def compare_folders(one: Path, other: Path) -> int:
     """Compare all files of two folders, and return their number. Raises InputError if any differ."""
     names = [{path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
              for folder in (one, other)]  # fmt: skip
