@@ -22,11 +22,13 @@ from bench.output import prepare_output_path, save_results
 from pipeline.augmentation import Augmentation
 from pipeline.loader import ViewBackend, has_dali, make_views
 from pipeline.sampler import Batch, BatchSampler
+from shard.address import Place
+from shard.cache import AS_SET, CacheFlags, open_shards
 from shard.cli import run
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.files import atomic_write
-from shard.flags import Flag, check_numbers, validate_call
+from shard.flags import SHARDS, Flag, check_numbers, validate_call
 from shard.machine import cores
 from shard.manifest import read_manifest
 from shard.progress import Progress
@@ -53,7 +55,7 @@ class CountingFetcher(Fetcher):
 
 @validate_call
 def bench_epoch(
-    shards: Annotated[Path, Flag("Folder of shards.")], *,
+    shards: Annotated[Place, SHARDS], *,
     backend: Annotated[Backend, Flag("Where views are made: dali-fused on the CPU, dali-stock on the GPU, torchvision; "
                                      "auto is dali-fused if DALI is installed.", "views")] = "auto",
     size: Annotated[int, Flag("Side of a view in pixels.", "views", 32, 4096)] = 224,
@@ -67,6 +69,7 @@ def bench_epoch(
     order: Annotated[Path | None, Flag("NumPy file to write the images of all batches to.", "output",
                                        metavar="FILE")] = None,
     json: Annotated[Path | None, Flag("JSON file to write the figures to.", "output", metavar="FILE")] = None,
+    cache: CacheFlags = AS_SET,
 ) -> None:  # fmt: skip
     """Make both views of every training image, as python -m train does, and check that none comes twice.
 
@@ -76,7 +79,8 @@ def bench_epoch(
         python -m bench.epoch shards
         python -m bench.epoch shards --rank=3 --world=64 --batch-size=32
     """
-    manifest = read_manifest(shards)
+    folder = open_shards(shards, cache)
+    manifest = read_manifest(folder)
     images = manifest.images("train")
     check_numbers(rank=(rank, 0, world - 1), batch_size=(batch_size, 1, max(1, images // world)))
     for path in (order, json):
@@ -86,7 +90,7 @@ def bench_epoch(
     if chosen == "dali-stock" and not torch.cuda.is_available():
         raise InputError("--backend=dali-stock: makes views on a GPU, and PyTorch finds none; use dali-fused")
     sampler = BatchSampler(manifest.shard_sizes("train"), batch_size, rank=rank, world=world)
-    fetcher = CountingFetcher(shards, manifest, "train")
+    fetcher = CountingFetcher(folder, manifest, "train")
     views = batches_of_views(
         chosen, fetcher, sampler, Augmentation(size=size, mean=manifest.pixel_mean, std=manifest.pixel_std),
         torch.device("cuda" if chosen == "dali-stock" else "cpu"), threads or cores())  # fmt: skip
