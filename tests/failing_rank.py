@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -63,6 +64,15 @@ def stuck(out: Path) -> None:
         ranks.any_of([True])
 
 
+def killed() -> None:
+    """Kill rank 0, which serves the store, while rank 1 waits for it as in a collective of NCCL."""
+    watcher.GRACE_S = 1.0
+    with init_distributed("cpu") as ranks:
+        if ranks.first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        threading.Event().wait()
+
+
 def save(ranks: Ranks, file: Path) -> None:
     """Write a file like a checkpoint, for longer than the time that a rank has to end by itself."""
     with ranks.saving:
@@ -99,4 +109,5 @@ def one_gpu() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run("python -m tests.failing_rank", {"train": train, "stuck": stuck, "healthy": healthy, "one-gpu": one_gpu})
+    cases = {"train": train, "stuck": stuck, "killed": killed, "healthy": healthy, "one-gpu": one_gpu}
+    run("python -m tests.failing_rank", cases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from shard.errors import InputError
 from tests.conftest import DALI, ROOT, Shards, train_here
 from tests.test_ranks import start, wait_for_end
-from train.distributed.gpu import check_gpus
+from train.distributed.gpu import check_gpus, current_gpu
 from train.distributed.ranks import Ranks
 from train.distributed.watcher import Watcher
 
@@ -29,7 +30,7 @@ Ended = dict[str, list[tuple[int, str, str]]]
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """Exit status, stdout and stderr of both ranks of each case, which run at the same time."""
     out = tmp_path_factory.mktemp("stuck")
-    commands = {"stuck": [f"--out={out}"], "healthy": [], "one-gpu": []}
+    commands = {"stuck": [f"--out={out}"], "killed": [], "healthy": [], "one-gpu": []}
     jobs = {case: start([["tests.failing_rank", case, *flags]] * 2) for case, flags in commands.items()}
     ended = {case: wait_for_end(job, END_S) for case, job in jobs.items()}
     assert (out / "saved").exists(), "a rank was ended while it saved"
@@ -41,6 +42,13 @@ def test_watcher_ends_a_rank_that_waits_for_a_failed_one(ended: Ended) -> None:
     assert (status, failed_status) == (1, 1), ended["stuck"]
     assert said == f"error: rank 0 on {HOST}: ends because rank 1 on {HOST} failed: ValueError: no luck\n"
     assert "Traceback" in failed and failed.endswith("ValueError: no luck\nclosing\n"), failed
+
+
+def test_watcher_ends_a_rank_when_the_process_that_serves_the_store_is_killed(ended: Ended) -> None:
+    (killed_status, _, _), (status, _, said) = ended["killed"]
+    assert (killed_status, status) == (-signal.SIGKILL, 1), ended["killed"]
+    assert f"error: rank 1 on {HOST}: ends because rank 0 ended without reporting an error: killed, or" in said
+    assert "Traceback" not in said
 
 
 def test_watchers_do_nothing_where_ranks_end_at_different_times(ended: Ended) -> None:
@@ -96,6 +104,11 @@ def test_rank_holds_its_lock_while_it_writes_a_checkpoint(
     monkeypatch.setattr("train.checkpointer.save_checkpoint", lambda *content: saving.append(ranks.saving.locked()))
     train_here(shards, tmp_path, limit_steps=1)
     assert saving == [True] and not ranks.saving.locked()
+
+
+def test_part_of_a_gpu_is_known_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-3,MIG-4")
+    assert current_gpu() == (HOST, "MIG-3")
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 
@@ -18,6 +19,9 @@ def set_gpu(ranks: Ranks) -> None:
 
 def current_gpu() -> tuple[str, str]:
     """Return this node's name and the UUID of the current GPU, or of the part of a GPU (MIG)."""
+    part = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
+    if part.startswith("MIG-"):  # CUDA shows a process one part, and some versions give it the UUID of the whole GPU
+        return socket.gethostname(), part
     return socket.gethostname(), str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
 
 

@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from shard.errors import InputError
 from train.distributed.gpu import check_gpus, current_gpu, set_gpu
 from train.distributed.ranks import Ranks, find_ranks, resolves
-from train.distributed.watcher import Watcher
+from train.distributed.watcher import ENDED, Watcher
 
 JOIN_TIMEOUT = timedelta(minutes=5)  # nodes load Python and PyTorch from a shared disk at different speeds
 # For a rank that hangs: the connections of a rank that ends close, and a rank that fails reports it in the store. When
@@ -95,8 +95,8 @@ def _explain_lost_connection(error: BaseException, watcher: Watcher) -> str:
         watcher.explained = True
         return f"ends because {watcher.reason}"
     named = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
-    cause = f"{named} ended" if missing else f"the connection broke ({_one_line(error)})"
-    cause += " without reporting an error: killed, or its node failed; run the same command to resume"
+    cause = (f"{named} {ENDED}" if missing else
+             f"the connection broke ({_one_line(error)}); run the same command to resume")  # fmt: skip
     watcher.report(cause)
     return cause
 
@@ -139,9 +139,7 @@ def _close_process_groups() -> None:
     if dist.get_backend() == "nccl":
         world = dist.group.WORLD
         assert world is not None
-        backend = world._get_backend(torch.device("cuda"))
-        if hasattr(backend, "abort"):  # PyTorch 2.5 lacks it, and its destroy_process_group aborts
-            backend.abort()
+        world._get_backend(torch.device("cuda")).abort()
     dist.destroy_process_group()
 
 

@@ -18,6 +18,7 @@ POLL_S = 1.0  # how often each rank reads the store
 GRACE_S = 30.0  # for a rank to end by itself once it knows that one failed
 ALIVE_TIMEOUT_S = 5.0  # for the watchers of the other ranks to respond: each reads the store every second
 STORE_TIMEOUT = timedelta(seconds=60)  # to connect
+ENDED = "ended without reporting an error: killed, or its node failed; run the same command to resume"
 Value = TypeVar("Value")
 
 
@@ -27,7 +28,7 @@ class Watcher:
     A rank that waits for a failed one gets an exception when the connection breaks, and ends. But a collective of NCCL
     waits in a kernel that no exception interrupts, and the connection stays open for as long as the failed process
     exists. If this process still runs GRACE_S seconds after a rank failed, this one or another, its watcher prints the
-    reason and ends it with status 1.
+    reason and ends it with status 1. The process that serves the store has failed if the connection to it breaks.
 
     reason: why a rank failed, once known. explained: whether this rank's error will be, or was, printed.
     """
@@ -61,7 +62,7 @@ class Watcher:
         return self.reason
 
     def find_missing(self) -> list[int]:
-        """Return the ranks whose watchers do not respond: their processes ended, unless a rank reports a reason.
+        """Return the ranks whose watchers do not respond: their processes ended, unless a reason is known by then.
 
         A rank that is busy, for example with a checkpoint, responds: its watcher is another thread.
         """
@@ -70,7 +71,7 @@ class Watcher:
         until = time.monotonic() + ALIVE_TIMEOUT_S
         while (missing := self._without("alive")) and not self.find_reason() and time.monotonic() < until:
             time.sleep(0.1)
-        return [0] if self._store_gone else missing
+        return missing
 
     def stop(self) -> None:
         """Stop watching, before this process exits. The first rank returns when no watcher needs its store any more."""
@@ -109,13 +110,15 @@ class Watcher:
                 if not self._try(self._store.check, [f"{word}-{rank}"], default=True)]  # fmt: skip
 
     def _try(self, call: Callable[..., Value], *values: object, default: Value) -> Value:
-        """Call a method of the store, or return `default` if the store is gone, and with it the first rank.
+        """Call a method of the store, or return `default` if the store is gone, and with it the process that serves it.
 
         After that the store is not called again: PyTorch would print a warning of twenty lines each time.
         """
         if not self._store_gone:
             try:
                 return call(*values)
-            except RuntimeError:
+            except RuntimeError:  # of a process that is only stopped (SIGSTOP), the call waits
                 self._store_gone = True
+                served_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+                self.reason = self.reason or f"{'torchrun' if served_by_torchrun else 'rank 0'} {ENDED}"
         return default
