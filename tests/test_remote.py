@@ -17,12 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import shard.remote
+from pipeline.augmentation import Augmentation
 from pipeline.fetch_ahead import with_tars_ahead
+from pipeline.loader import two_view_loader
 from pipeline.sampler import SHARDS_PER_WINDOW, BatchSampler
 from shard.address import Address, hide_secrets
-from shard.cache import AT_ONCE, fetch, open_shards
+from shard.cache import AT_ONCE, fetch, open_shards, open_tar
 from shard.cli import run
 from shard.errors import InputError
 from shard.fetch import Fetcher
@@ -35,6 +38,7 @@ from tests.conftest import ROOT, Shards, same_run, train_here
 from tests.servers import KEYS, FaultyServer, serve_http, serve_s3
 from train.config import Config
 from train.journal import CARD
+from train.status import status
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +95,20 @@ def bytes_in(folder: Path) -> int:
     return total
 
 
+def smallest_limit(shards: Shards) -> int:
+    """Return the bytes of the tars that are needed at once, and of everything else in a folder."""
+    tars = sorted((part.tar_bytes for part in shards.manifest.shards), reverse=True)
+    others = sum(path.stat().st_size for path in shards.folder.iterdir() if path.suffix != ".tar")
+    return sum(tars[:AT_ONCE]) + others
+
+
 def leftovers(cache: Path) -> list[Path]:
     """List the tars and indexes in the cache that are being fetched, or were left incomplete."""
     return list(cache.glob("*/.*.part"))
 
 
 def test_a_run_whose_shards_moved_to_s3_continues_to_the_same_weights(
-    shards: Shards, bucket: str, tmp_path: Path
+    shards: Shards, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(shards.folder, "archives/a")
     moved = dataclasses.replace(shards, folder=Address(f"{bucket}/archives/a/"))
@@ -106,6 +117,9 @@ def test_a_run_whose_shards_moved_to_s3_continues_to_the_same_weights(
     train_here(moved, tmp_path / "moved", limit_steps=7)
     assert same_run(tmp_path / "disk", tmp_path / "moved")
     assert f'"shards": "{bucket}/archives/a"' in (tmp_path / "moved" / CARD).read_text()
+    capsys.readouterr()
+    status(tmp_path / "moved")
+    assert re.search(rf"--shards={bucket}/archives/a( |$)", capsys.readouterr().out, re.M)
 
 
 def test_an_upload_resumes_keeps_to_its_archive_and_is_what_was_built(
@@ -141,10 +155,8 @@ def test_an_upload_resumes_keeps_to_its_archive_and_is_what_was_built(
 def test_an_epoch_from_a_small_cache_has_each_image_once_and_stays_below_its_limit(
     many: Shards, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tars = sorted((part.tar_bytes for part in many.manifest.shards), reverse=True)
     assert len(many.manifest.of_split("train")) > AT_ONCE >= 2 * SHARDS_PER_WINDOW
-    others = sum(path.stat().st_size for path in many.folder.iterdir() if path.suffix != ".tar")
-    limit = sum(tars[:AT_ONCE]) + others
+    limit = smallest_limit(many)
     monkeypatch.setenv("CXR_CACHE_GB", str(limit / 1e9))
     with serve_http(many.folder) as web:
         folder = open_shards(Address(web.address))
@@ -163,6 +175,18 @@ def test_an_epoch_from_a_small_cache_has_each_image_once_and_stays_below_its_lim
     assert min(requests) == 1 and 1 < max(requests) <= 3  # some were removed, and fetched again for the second epoch
 
 
+def test_what_was_not_used_for_longest_is_removed_first(many: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXR_CACHE_GB", str(smallest_limit(many) / 1e9))
+    first, second, *others = many.manifest.shards
+    with serve_http(many.folder) as web:
+        folder = open_shards(Address(web.address))
+        for part in (first, second, *others):
+            fetch(folder, part)
+            open_tar(folder, first).close()
+    assert web.requests[first.tar] == 1
+    assert not (folder / second.tar).exists() and (folder / others[-1].tar).exists()
+
+
 def test_tars_are_fetched_once_and_no_further_ahead_than_two_windows(many: Shards) -> None:
     with serve_http(many.folder) as web:
         fetcher = Fetcher(open_shards(Address(web.address)), many.manifest, "train")
@@ -177,6 +201,17 @@ def test_tars_are_fetched_once_and_no_further_ahead_than_two_windows(many: Shard
             fetched = {name for name in list(web.requests) if name.endswith("tar")}
             assert needed <= fetched <= set(order[: SHARDS_PER_WINDOW * (window + 3)]), batch.step
     assert set(web.requests.values()) == {1}
+
+
+def test_workers_of_torchvision_read_what_the_main_process_fetches(web: FaultyServer, shards: Shards) -> None:
+    folder = open_shards(Address(web.address))
+    for place in (folder, shards.folder):
+        loader = two_view_loader("torchvision", place, shards.manifest, Augmentation(size=32), batch_size=32,
+                                 device=torch.device("cpu"), workers=1)  # fmt: skip
+        views = torch.cat([view for pair in loader for view in pair])
+        if place == folder:
+            fetched = views
+    assert torch.equal(fetched, views) and set(web.requests.values()) == {1}
 
 
 FAULTS = {
