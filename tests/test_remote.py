@@ -331,7 +331,7 @@ def test_secrets_reach_the_server_and_nothing_else(
     with pytest.raises(SystemExit):
         run("python -m shard", COMMANDS, ["info", secret.replace("?", "/none?")])
     with pytest.raises(SystemExit):
-        run("python -m shard", COMMANDS, ["inf", "--shards", secret])
+        run("python -m shard", COMMANDS, ["info", f"--shards={secret}"])
     run("python -m shard", COMMANDS, ["info", secret])
     printed = "".join(capsys.readouterr())
     kept = "".join(path.read_text(errors="replace") for path in cache.glob("*/*"))
