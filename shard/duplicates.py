@@ -18,6 +18,7 @@ import xxhash
 from shard.conflicts import Reject
 from shard.errors import InputError
 from shard.files import atomic_write, sha256_of, write_bytes
+from shard.kernels.sums import sum_pixels
 from shard.record import ShardRecord
 from shard.tabular.demographics import count_demographics
 from shard.tabular.sheet import to_csv
@@ -75,16 +76,15 @@ class Copy(NamedTuple):
     tar: str
 
 
-def describe_picture(
-    grey: npt.NDArray[np.uint8], counts: npt.NDArray[np.int64], not_encoded: bool, patient: str, path: str
-) -> Picture:
-    """Describe an image by its pixels in the shard, [H, W] uint8, and their histogram, [256].
+def describe_picture(grey: npt.NDArray[np.uint8], not_encoded: bool, patient: str, path: str) -> Picture:
+    """Describe an image by its pixels in the shard, [H, W] uint8.
 
     Images with equal decoded pixels have equal hashes, whatever their file names, formats and metadata.
     """
-    levels = np.arange(256)
-    digest = xxhash.xxh3_128_hexdigest(f"{grey.shape}".encode() + np.ascontiguousarray(grey).tobytes())
-    return Picture(digest, int(counts.sum()), int(counts @ levels), int(counts @ levels**2), int(not_encoded),
+    digest = xxhash.xxh3_128(f"{grey.shape}".encode())
+    digest.update(np.ascontiguousarray(grey).data)
+    pixel_sum, pixel_square_sum = sum_pixels(grey)
+    return Picture(digest.hexdigest(), grey.size, pixel_sum, pixel_square_sum, int(not_encoded),
                    patient.replace("\t", " "), path.replace("\t", " "))  # fmt: skip
 
 

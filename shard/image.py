@@ -10,20 +10,23 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from shard.dicom import image as dicom
 from shard.errors import UnreadableImage
 from shard.grey import FORMATS, Grey, convert_to_grey, read_rawmode, scale_to_uint8
-from shard.jpeg import segments, tiff
+from shard.jpeg import metadata, segments, tiff
+from shard.jpeg.encoded import encode_and_check
+from shard.kernels.resize import resize
+from shard.kernels.sums import sum_pixels
 
 MAX_BYTES = 1 << 30
 MAX_PIXELS = 1 << 27  # 134 million: allows 10,000 × 10,000, but not a decompression bomb
 MIN_SIDE = 32
 MAX_ASPECT = 4
 MIN_CONTRAST = 8  # grey levels of 256 between the 1st and the 99th percentile
+# The variance is at most this if the two are closer: 98 % within half of it from their middle, the others anywhere.
+CONTRAST_VARIANCE = (MIN_CONTRAST / 2) ** 2 + 0.02 * 255**2
 # Scale denominator of JPEG decoding (DCT scaling) → the least ratio of the decoded to the requested size. With these,
 # the PSNR against full decoding and antialiased resizing is above 40 dB on real radiographs.
 MIN_OVERSAMPLING = {8: 3.0, 4: 1.5, 2: 1.0}
@@ -43,32 +46,27 @@ _FILE_ERRORS = {
 
 
 def load_grey(path: Path, size: int) -> Grey:
-    """Load an image as [H, W] uint8 whose shorter side is at most `size`; see `load_grey_and_bytes`."""
-    return load_grey_and_bytes(path, size)[0]
+    """Load an image as [H, W] uint8 whose shorter side is at most `size`; see `decode`."""
+    return decode(read_file(path), size)[0]
 
 
-def load_grey_and_bytes(path: Path, size: int) -> tuple[Grey, bytes]:
-    """Load an image as [H, W] uint8 whose shorter side is at most `size`, and the content of its file.
+def decode(content: bytes, size: int) -> tuple[Grey, bytes | None]:
+    """Decode a file to [H, W] uint8 whose shorter side is at most `size`; also return the file's JPEG or None.
 
     Larger images are downscaled, smaller ones keep their size. The EXIF orientation is applied, colour becomes luma,
     and transparent pixels become black. Samples deeper than 8 bits are mapped linearly: from the window in the DICOM
-    file, else from their 0.1–99.9 percentiles.
+    file, else from their 0.1–99.9 percentiles. The JPEG is returned without metadata, if it decodes to that array.
     Raises UnreadableImage if the file is not an image or can't be a radiograph: shorter than 32 px, longer than 4:1,
-    over 134 megapixels, or nearly constant. Raises OSError if the cause is the machine, not the file.
+    over 134 megapixels, or nearly constant.
     """
-    content = _read_bytes(path)
     try:
-        image = _decode(content, size)
+        grey, jpeg = _decode(content, size)
     except UnreadableImage:
         raise
     except Exception as error:  # corrupt bytes can make a decoder raise anything
         raise UnreadableImage(f"broken image: {_to_line(error)}") from None
-    grey = np.asarray(image)
-    counts = histogram(grey)
-    low, high = np.searchsorted(counts.cumsum(), (0.01 * counts.sum(), 0.99 * counts.sum()))
-    if high - low < MIN_CONTRAST:
-        raise UnreadableImage(f"near-constant image: 98 % of it lies within grey levels {low} to {high}")
-    return grey, content
+    _check_contrast(grey)
+    return grey, jpeg
 
 
 def _to_line(error: Exception) -> str:
@@ -76,12 +74,18 @@ def _to_line(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:150]
 
 
-def histogram(grey: Grey) -> npt.NDArray[np.int64]:
-    """[256] the number of pixels of each grey level."""
-    return np.array(Image.fromarray(grey).histogram(), np.int64)
+def _check_contrast(grey: Grey) -> None:
+    total, squares = sum_pixels(grey)
+    if squares * grey.size - total**2 > CONTRAST_VARIANCE * grey.size**2:
+        return  # saves the histogram, which takes longer
+    counts = np.array(Image.fromarray(grey).histogram(), np.int64)
+    low, high = np.searchsorted(counts.cumsum(), (0.01 * counts.sum(), 0.99 * counts.sum()))
+    if high - low < MIN_CONTRAST:
+        raise UnreadableImage(f"near-constant image: 98 % of it lies within grey levels {low} to {high}")
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Read a source file. Raises UnreadableImage if it can't be one, OSError if the cause is the machine."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a named pipe would block
@@ -100,13 +104,17 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
-def _decode(content: bytes, size: int) -> Image.Image:
-    """Decode to mode L, upright, with the shorter side at most `size`."""
+def _decode(content: bytes, size: int) -> tuple[Grey, bytes | None]:
+    """Decode to grey, upright, with the shorter side at most `size`; also return the file's JPEG, as `decode` does."""
+    if plain := segments.read_plain_shape(content):  # most files: nothing to ask Pillow for
+        _check_size(plain[1], plain[0])
+        with contextlib.suppress(segments.UnsupportedSampling):
+            return _decode_jpeg(content, plain[1], plain[0], size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # decoders warn about large images and odd tags
         if dicom.is_dicom(content):
             values, aspect = _decode_dicom(content)
-            return _downscale(Image.fromarray(values), size, aspect=aspect)
+            return _downscale(values, size, aspect=aspect), None
         try:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         except UnidentifiedImageError:  # its message contains a memory address
@@ -123,9 +131,10 @@ def _decode(content: bytes, size: int) -> Image.Image:
         _check_jpegs(image, content)
         draft = image.draft("L", (2 * size, 2 * size))
         box = draft[1] if draft else None
-        grey = _downscale(convert_to_grey(image, content, rawmode), size, box)
-        must_transpose = orientation in UPRIGHT and image.format != "TIFF"  # Pillow transposes TIFFs itself
-        return grey.transpose(UPRIGHT[orientation]) if must_transpose else grey
+        grey = _downscale(np.asarray(convert_to_grey(image, content, rawmode)), size, box)
+        if orientation in UPRIGHT and image.format != "TIFF":  # Pillow transposes TIFFs itself
+            grey = np.asarray(Image.fromarray(grey).transpose(UPRIGHT[orientation]))
+        return grey, metadata.strip_metadata(content, grey)
 
 
 def _check_jpegs(image: Image.Image, content: bytes) -> None:
@@ -171,43 +180,56 @@ def choose_scale_denominator(width: int, height: int, size: int) -> int:
                  if short >= denominator * oversampling * size), 1)  # fmt: skip
 
 
-def _decode_jpeg(content: bytes, width: int, height: int, size: int) -> Image.Image:
+def _decode_jpeg(content: bytes, width: int, height: int, size: int) -> tuple[Grey, bytes | None]:
     """Decode with libjpeg-turbo, which downscales while decoding and reports damage. Most files take this path."""
+    if min(width, height) <= size:
+        return _decode_and_keep(content)
     denominator = choose_scale_denominator(width, height, size)
     shape = -(-height // denominator), -(-width // denominator)
     decoded = segments.decode_grey(content, *shape)
     assert decoded.shape == shape, (decoded.shape, shape)
     # The last row and column may extend beyond the image. Without the box, the image would shift by up to half a pixel.
-    return _downscale(Image.fromarray(decoded), size, (0, 0, width / denominator, height / denominator))
+    return _downscale(decoded, size, (0, 0, width / denominator, height / denominator)), None
+
+
+def _decode_and_keep(content: bytes) -> tuple[Grey, bytes | None]:
+    """Decode a JPEG at its own size; also return its bytes for the shard if it is grey and baseline."""
+    jpeg = metadata.strip_intact(content)
+    if jpeg is not None:  # usually the only decoding, of the bytes that go into the shard
+        with contextlib.suppress(ValueError):
+            return segments.decode_grey_strictly(jpeg), jpeg
+    grey = segments.decode_grey(content)
+    return grey, metadata.strip_metadata(content, grey)
 
 
 def _downscale(
-    grey: Image.Image, size: int, box: tuple[float, float, float, float] | None = None, aspect: float = 1.0
-) -> Image.Image:
+    grey: Grey, size: int, box: tuple[float, float, float, float] | None = None, aspect: float = 1.0
+) -> Grey:  # fmt: skip
     """Resize with antialiasing to square pixels and a shorter side of `size`. Images are never enlarged.
 
     box: the part of the image to use, None for all of it. aspect: height of a pixel by its width.
     """
-    width, height = (box[2], box[3]) if box else grey.size
+    width, height = (box[2], box[3]) if box else (grey.shape[1], grey.shape[0])
     width, height = _with_square_pixels(width, height, aspect)
     short = min(width, height)
     if short <= size and box is None and aspect == 1:
         return grey
     scale = min(1.0, size / short)
-    target = max(1, round(width * scale)), max(1, round(height * scale))
-    return grey.resize(target, Image.Resampling.BICUBIC, box=box)
+    return resize(grey, max(1, round(width * scale)), max(1, round(height * scale)), box)
 
 
 def encode_jpeg(grey: Grey, quality: int) -> bytes:
-    """Encode [H, W] uint8 as a grey JPEG. Raises UnreadableImage if it does not decode to the same shape."""
-    content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(grey)[:, :, None], quality=quality, colorspace="GRAY")
+    """Encode [H, W] uint8 as a grey JPEG. Raises UnreadableImage if it is not one of that picture."""
     try:
-        decoded = simplejpeg.decode_jpeg(content, "GRAY")
+        return encode_and_check(grey, quality)
     except ValueError as error:
         raise UnreadableImage(f"its JPEG can't be decoded: {error}") from None
-    if decoded.shape[:2] != grey.shape:
-        raise UnreadableImage(f"its JPEG decodes to {decoded.shape[:2]}, not {grey.shape}")
-    return content
+
+
+def compile_kernels() -> None:
+    """Compile the kernels that most images need, or load them from numba's cache."""
+    sum_pixels(resize(np.zeros((2 * MIN_SIDE, 2 * MIN_SIDE), np.uint8), MIN_SIDE, MIN_SIDE))
+    encode_and_check(np.zeros((MIN_SIDE, MIN_SIDE), np.uint8), 95)
 
 
 def center_crop(grey: Grey, size: int) -> Grey:

@@ -18,8 +18,7 @@ from shard.dicom import image as dicom
 from shard.duplicates import Picture, describe_picture
 from shard.errors import UnreadableImage
 from shard.files import atomic_write, sha256_of, write_bytes
-from shard.image import center_crop, encode_jpeg, histogram, load_grey_and_bytes
-from shard.jpeg.metadata import strip_metadata
+from shard.image import center_crop, decode, encode_jpeg, read_file
 from shard.machine import version_of
 from shard.manifest import Shard
 from shard.pool import tick
@@ -56,16 +55,16 @@ def write_shard(job: Job) -> ShardRecord:
     readers: dict[str, str] = {}
     with atomic_write(tar) as file, TarWriter(file) as writer:
         for row in rows:
-            readers = readers or (dicom_readers() if dicom.is_dicom_file(job.src / row.path) else {})
             try:
-                grey, content, not_encoded = _encode(job, row)
+                source = read_file(job.src / row.path)
+                readers = readers or (dicom_readers() if dicom.is_dicom(source) else {})
+                grey, content, not_encoded = _encode(job, source)
             except UnreadableImage as error:
                 rejects.append(_make_reject(job, row, error))
                 tick(rejected=1)
                 continue
             writer.add(row.key, {ENDINGS[job.encoding]: content, "json": _sample_json(job, row)})
-            pictures[row.key] = describe_picture(grey, histogram(grey), not_encoded, row.patient,
-                                                 "" if job.hide_paths else row.path)  # fmt: skip
+            pictures[row.key] = describe_picture(grey, not_encoded, row.patient, "" if job.hide_paths else row.path)
             kept.append(row)
             tick()
     write_bytes(index, writer.index())
@@ -91,16 +90,15 @@ def _describe_shard(tar: Path, index: Path, split: str, pictures: list[Picture])
     )  # fmt: skip
 
 
-def _encode(job: Job, row: Row) -> tuple[npt.NDArray[np.uint8], bytes, bool]:
-    """Return the pixels of a row, their bytes in the shard, and whether these bytes are the source's own JPEG.
+def _encode(job: Job, source: bytes) -> tuple[npt.NDArray[np.uint8], bytes, bool]:
+    """Return the pixels of a source file, their bytes in the shard, and whether these are the source's own JPEG.
 
     Raises UnreadableImage.
     """
-    grey, source = load_grey_and_bytes(job.src / row.path, job.size)
+    grey, original = decode(source, job.size)
     if job.encoding == "raw":
         grey = center_crop(grey, job.size)
         return grey, grey.tobytes(), False
-    original = strip_metadata(source, grey)
     return grey, original or encode_jpeg(grey, job.quality), original is not None
 
 
@@ -149,6 +147,6 @@ def _retry_rejects(rejects: list[Reject], job: Job) -> Iterator[Reject]:
     rows = {row.key: row for row in job.assigned.rows}
     for key, _, _ in rejects:
         try:
-            _encode(job, rows[key])
+            _encode(job, read_file(job.src / rows[key].path))
         except UnreadableImage as error:
             yield _make_reject(job, rows[key], error)

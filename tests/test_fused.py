@@ -171,7 +171,7 @@ def test_change_in_any_source_file_of_the_kernel_invalidates_the_cache(tmp_path:
         return int(count)
 
     assert (hits(), hits()) == (0, 1)
-    for changed in ("fused/llvm.py", "augmentation.py"):
-        with (tmp_path / "pipeline" / changed).open("a") as file:
+    for changed in ("pipeline/fused/simd.py", "pipeline/augmentation.py", "shard/kernels/llvm.py"):
+        with (tmp_path / changed).open("a") as file:
             file.write("CHANGED = True\n")
         assert hits() == 0

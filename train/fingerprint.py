@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 CODE = (
     *(f"pipeline/{name}.py" for name in ("augmentation", "sampler", "partners", "view_parameters", "prefetch",
                                          "dali_inputs", "dali", "torchvision_views", "loader")),
-    *(f"pipeline/fused/{name}.py" for name in ("jit", "llvm", "simd", "atomics", "taps", "workspaces", "kernel",
+    "shard/kernels/jit.py", "shard/kernels/llvm.py",
+    *(f"pipeline/fused/{name}.py" for name in ("jit", "simd", "atomics", "taps", "workspaces", "kernel",
                                                "dali_operator")),
     *(f"train/{name}.py" for name in ("setup", "device", "architectures", "timm_models", "model", "loss", "large_batch",
                                       "distributed/collectives", "distributed/batchnorm",

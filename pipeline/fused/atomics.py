@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from pipeline.fused.llvm import INDEX, address
+from shard.kernels.llvm import INDEX, address
 
 
 @intrinsic

@@ -9,10 +9,10 @@ from numba import njit
 
 from pipeline.fused.atomics import unlock
 from pipeline.fused.jit import jit
-from pipeline.fused.llvm import LANES
 from pipeline.fused.simd import correlate, load_bytes, round_up, scale_and_clamp, stream_and_clamp, transpose
 from pipeline.fused.taps import fill_gaussian, fill_resize_weights, radius_of
 from pipeline.fused.workspaces import CHUNK, layout, lock_one, strip_layout
+from shard.kernels.llvm import LANES
 
 
 @jit

@@ -13,7 +13,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from pipeline.fused.jit import jit
-from pipeline.fused.llvm import BYTES, FLOATS, HALVES, INDEX, LANES, address, call, load, loop, shuffle, splat, store
+from shard.kernels.llvm import BYTES, FLOATS, HALVES, INDEX, LANES, address, call, load, loop, shuffle, splat, store
 
 # Lanes of two vectors that a shuffle of `transpose` takes: single numbers and pairs within each quarter of a vector,
 # then whole quarters.

@@ -9,9 +9,9 @@ import numpy as np
 from pipeline.augmentation import Augmentation, blur_radius
 from pipeline.fused.atomics import try_lock
 from pipeline.fused.jit import jit
-from pipeline.fused.llvm import LANES
 from pipeline.fused.simd import round_up
 from pipeline.fused.taps import count_taps
+from shard.kernels.llvm import LANES
 
 CHUNK = 256  # columns of a strip that are resized at a time, so that their input rows stay in the L1 cache
 

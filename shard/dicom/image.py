@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,12 +14,11 @@ from shard.dicom.lut import apply_lut, read_lut
 from shard.dicom.pixels import Mask, decode_pixels, read_stored_values
 
 __all__ = ["DECODER_PACKAGES", "LUMA", "SUFFIXES", "DicomImage", "UnsupportedDicom", "any_dicom_suffix", "has_pydicom",
-           "is_dicom", "is_dicom_file", "pixel_aspect_ratio", "read_dataset", "read_image"]  # fmt: skip
+           "is_dicom", "pixel_aspect_ratio", "read_dataset", "read_image"]  # fmt: skip
 
 SUFFIXES = (".dcm", ".dicom")
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green and blue: ITU-R BT.601
 DECODER_PACKAGES = ("pydicom", "pylibjpeg-openjpeg", "python-gdcm")  # their versions can change a pixel
-HEAD_BYTES = 4096  # enough to recognise a DICOM file
 SQUARE_TOLERANCE = 1e-3  # pixels whose sides differ by a smaller share count as square
 
 Window = tuple[float, float]
@@ -42,17 +40,6 @@ class DicomImage(NamedTuple):
 def any_dicom_suffix(paths: pd.Series) -> bool:
     """Whether any of the paths has a suffix of DICOM files."""
     return bool(paths.str.lower().str.endswith(SUFFIXES).any())
-
-
-def is_dicom_file(path: Path) -> bool:
-    """Whether the first bytes of a file are DICOM's, whatever its suffix. False if it can't be read."""
-    try:
-        if not path.is_file():  # opening a named pipe would block
-            return False
-        with path.open("rb") as file:
-            return is_dicom(file.read(HEAD_BYTES))
-    except (OSError, ValueError):
-        return False
 
 
 def read_image(data: Any) -> DicomImage:

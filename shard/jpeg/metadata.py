@@ -44,11 +44,27 @@ def strip_metadata(content: bytes, grey: npt.NDArray[np.uint8]) -> bytes | None:
     return stripped if np.array_equal(decoded, grey) else None
 
 
-def _strip(content: bytes, shape: tuple[int, ...]) -> bytes:
-    """Return the JPEG without metadata. Raises ValueError or IndexError if its kind or shape differs."""
+def strip_intact(content: bytes) -> bytes | None:
+    """Like `strip_metadata`, but without decoding: the result may turn out to be damaged.
+
+    Returns None also if there are stray bytes outside of the scan: they may be the rest of a lost segment.
+    """
+    try:
+        return _strip(content, None)
+    except (ValueError, IndexError):
+        return None
+
+
+def _strip(content: bytes, shape: tuple[int, ...] | None) -> bytes:
+    """Return the JPEG without metadata. Raises ValueError or IndexError if its kind or shape differs.
+
+    shape: None for any, and for no stray bytes.
+    """
     segments = []
     for segment in parse_segments(content):
-        if segment.marker == BASELINE and _get_shape(segment) != shape:
+        if shape is None and segment.stray:
+            raise ValueError("stray bytes")
+        if shape is not None and segment.marker == BASELINE and _get_shape(segment) != shape:
             raise ValueError("different size")  # raised before the scan is parsed, which may be large
         if segment.marker not in (*APPLICATION_SEGMENTS, COM):
             segments.append(segment)

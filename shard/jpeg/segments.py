@@ -23,6 +23,7 @@ MAY_BE_HARMLESS = re.compile(
 )
 # Second bytes of markers.
 DHT, SOI, EOI, SOS, DQT, DRI, COM = 0xC4, 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xFE
+_START = bytes((0xFF, SOI))
 BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2  # frames with Huffman coding
 APPLICATION_SEGMENTS = range(0xE0, 0xF0)
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD8), EOI)
@@ -43,6 +44,27 @@ class Segment(NamedTuple):
 
 class UnsupportedSampling(ValueError):
     """A JPEG with chroma subsampling that libjpeg-turbo's TurboJPEG API does not support. libjpeg decodes it."""
+
+
+def read_plain_shape(content: bytes) -> tuple[int, int] | None:
+    """Return height and width of a JPEG of 8 bits, grey or in three colours, with no metadata but JFIF and comments.
+
+    Returns None for all others: metadata may rotate the image, or announce another one.
+    """
+    at, shape = 2, None
+    while content[:2] == _START and content[at : at + 1] == b"\xff" and at + 9 < len(content):
+        marker = content[at + 1]
+        if marker == SOS:
+            return shape
+        if marker in (BASELINE, EXTENDED, PROGRESSIVE):
+            precision, components = content[at + 4], content[at + 9]
+            if precision != 8 or components not in (1, 3) or shape:
+                break
+            shape = int.from_bytes(content[at + 5 : at + 7], "big"), int.from_bytes(content[at + 7 : at + 9], "big")
+        elif marker not in (APPLICATION_SEGMENTS[0], COM, DQT, DHT, DRI):
+            break
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return None
 
 
 def decode_grey(content: bytes, min_height: int = 0, min_width: int = 0) -> npt.NDArray[np.uint8]:
@@ -91,7 +113,7 @@ def decode_grey_strictly(content: bytes, min_height: int = 0, min_width: int = 0
 
 def parse_segments(content: bytes) -> Iterator[Segment]:
     """Yield the segments after SOI up to EOI. Raises CorruptJpeg if a segment is truncated or EOI is missing."""
-    if content[:2] != bytes((0xFF, SOI)):
+    if content[:2] != _START:
         raise CorruptJpeg("not a JPEG")
     at, marker = 2, SOI
     while marker != EOI:
@@ -114,7 +136,7 @@ def parse_segments(content: bytes) -> Iterator[Segment]:
 
 def join_segments(segments: list[Segment]) -> bytes:
     """Join segments into a JPEG, without their stray bytes."""
-    parts = [bytes((0xFF, SOI))]
+    parts = [_START]
     for marker, body, scan_data, _ in segments:
         length = b"" if marker in _WITHOUT_LENGTH else (len(body) + 2).to_bytes(2, "big")
         parts.append(bytes((0xFF, marker)) + length + body + scan_data)

@@ -1,4 +1,4 @@
-"""Building blocks of LLVM code on vectors of 16 floats."""
+"""Building blocks of LLVM code on vectors of 16 numbers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ INDEX, INT = ir.IntType(64), ir.IntType(32)
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 HALVES = ir.VectorType(ir.HalfType(), LANES)
 BYTES = ir.VectorType(ir.IntType(8), LANES)
+INTS = ir.VectorType(INT, LANES)
 
 
 def address(context: Any, builder: ir.IRBuilder, array_type: Any, array: Any, offset: Any) -> Any:
@@ -28,16 +29,16 @@ def load(builder: ir.IRBuilder, pointer: Any, vector_type: Any) -> Any:
 
 def store(builder: ir.IRBuilder, vector: Any, pointer: Any, streamed: bool = False) -> None:
     """Store a vector; streamed: past the caches, to an address aligned with the vector."""
-    itemsize = 2 if vector.type == HALVES else 4
+    itemsize = 1 if vector.type == BYTES else 2 if vector.type == HALVES else 4
     pointer = builder.bitcast(pointer, vector.type.as_pointer())
     instruction = builder.store(vector, pointer, align=LANES * itemsize if streamed else itemsize)
     if streamed:
         instruction.set_metadata("nontemporal", builder.module.add_metadata([INT(1)]))
 
 
-def splat(builder: ir.IRBuilder, number: Any) -> Any:
+def splat(builder: ir.IRBuilder, number: Any, vector_type: Any = FLOATS) -> Any:
     """Copy a number into all lanes."""
-    vector = builder.insert_element(FLOATS(ir.Undefined), number, INT(0))
+    vector = builder.insert_element(vector_type(ir.Undefined), number, INT(0))
     return shuffle(builder, vector, vector, [0] * LANES)
 
 

@@ -1,0 +1,1 @@
+"""Loops of the sharder that numba compiles, and building blocks of such loops."""
