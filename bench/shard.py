@@ -1,4 +1,4 @@
-"""Measure how fast the sharder is, how close that is to decoding and encoding alone, and how much memory it takes.
+"""Measure how fast the sharder is, how close that is to libjpeg-turbo alone, and how much memory it takes.
 
 python -m bench.shard. All rows read the same bytes. They are interleaved: in each round every row is measured once, so
 that other load on the machine affects all of them alike.
@@ -37,12 +37,16 @@ from shard.write_shard import Job, write_shard
 QUALITY = 95
 SECONDS_PER_ROUND = 1.0  # approximate, for each row
 # Name → (width, height), standard deviation of the grain in grey levels, JPEG quality. An image of CheXpert-small's
-# size; a large smooth phantom; a large phantom with film grain, near the mean of CheXpert's files (1.96 MB).
+# size; one that is small enough to be kept bit for bit, unless --size is below 256; a large smooth phantom; a large
+# phantom with film grain, near the mean of CheXpert's files (1.96 MB).
 SOURCES = {
     "390x320": ((390, 320), 0.0, 90),
+    "312x256": ((312, 256), 0.0, 90),
     "2828x2320 smooth": ((2828, 2320), 0.0, 90),
     "2828x2320 grain": ((2828, 2320), 6.5, 90),
 }
+# Rows of libjpeg-turbo alone. A sharder that decodes all that it writes can't be faster than the last one.
+LIMITS = ("decode", "decode + encode", "decode, encode, decode")
 MeasureRate = Callable[[], float]  # runs a row once and returns images/s
 
 
@@ -59,10 +63,11 @@ def bench(
                                                  metavar="N,…")] = (2000, CHEXPERT_IMAGES),
     json: Annotated[Path, JSON] = Path("bench-shard.json"),
 ) -> None:  # fmt: skip
-    """Measure images/s of the sharder, of a plain Pillow loop, and of decoding and encoding alone.
+    """Measure images/s of the sharder, of a plain Pillow loop, and of libjpeg-turbo alone.
 
-    The limit decodes, with the scaling that the sharder uses, and encodes. The sharder also reads, resizes, checks,
-    hashes and writes. Start-up time is excluded. Memory is the peak of the main process and of its largest worker.
+    The limits decode, with the scaling that the sharder uses; encode, unless the source is kept bit for bit; and decode
+    again. The sharder also reads, resizes, checks, hashes and writes. Start-up time is excluded. Memory is the peak of
+    the main process and of its largest worker.
 
         python -m bench.shard --src=CheXpert-v1.0-small/train
     """
@@ -125,22 +130,39 @@ def _rows(folder: Path, contents: list[bytes], size: int, workers: tuple[int, ..
         image = image.resize((round(image.width * scale), round(image.height * scale)))
         image.save(io.BytesIO(), "JPEG", quality=QUALITY)
 
-    def limit(number: int) -> None:
-        height, width, *_ = simplejpeg.decode_jpeg_header(contents[number])
-        factor = choose_scale_denominator(width, height, size)
-        simplejpeg.decode_jpeg(contents[number], "GRAY", min_height=-(-height // factor), min_width=-(-width // factor))
+    encoded = [simplejpeg.encode_jpeg(image, quality=QUALITY, colorspace="GRAY") for image in resized]
+    height, width, *_ = simplejpeg.decode_jpeg_header(contents[0])
+    factor = choose_scale_denominator(width, height, size)
+    smallest = {"min_height": -(-height // factor), "min_width": -(-width // factor)}
+
+    def decode(number: int) -> None:
+        simplejpeg.decode_jpeg(contents[number], "GRAY", **smallest)
+
+    def decode_and_encode(number: int) -> None:
+        decode(number)
         simplejpeg.encode_jpeg(resized[number], quality=QUALITY, colorspace="GRAY")
+
+    def decode_encode_decode(number: int) -> None:
+        decode_and_encode(number)
+        simplejpeg.decode_jpeg(encoded[number], "GRAY")
 
     seconds_per_image = _seconds(plain, len(names)) / len(names)
     repeats = max(1, round(SECONDS_PER_ROUND / seconds_per_image / len(names)))
+    works = dict(zip(LIMITS, (decode, decode_and_encode, decode_encode_decode), strict=True))
+    kept = min(width, height) <= size
+    names_of_rows = LIMITS[:1] if kept else LIMITS[1:]
     rows: dict[str, MeasureRate] = {
-        "plain Pillow loop": lambda: repeats * len(names) / _seconds(plain, len(names), repeats),
-        "decode + encode": lambda: repeats * len(names) / _seconds(limit, len(names), repeats),
+        name: functools.partial(_rate, work, len(names), repeats)
+        for name, work in {"plain Pillow loop": plain, **{name: works[name] for name in names_of_rows}}.items()
     }
     for count in workers:
         measure_rate = functools.partial(_sharder_rate, source, names, 2 * repeats, size, count)
         rows[f"sharder, {count} worker{'s' * (count > 1)}"] = measure_rate
     return rows
+
+
+def _rate(work: Callable[[int], None], count: int, repeats: int) -> float:
+    return repeats * count / _seconds(work, count, repeats)
 
 
 def _seconds(work: Callable[[int], None], count: int, repeats: int = 1) -> float:
@@ -158,14 +180,15 @@ def _sharder_rate(source: Path, names: list[str], repeats: int, size: int, worke
                 for copy in range(copies) for name in names]  # fmt: skip
         return Job(ShardRows(stem, "train", rows), CHEXPERT_FINDINGS, source, source / "out", size, "jpeg", QUALITY)
 
-    # With the records of the previous round, write_shard would skip all jobs.
-    for record in (source / "out" / UNFINISHED).iterdir():
-        record.unlink()
-    # Four shards for each worker: large enough to be typical, many enough for the workers to finish together.
+    # With the records of the previous round, write_shard would skip all jobs. Its shards would be overwritten.
+    for file in (*(source / "out" / UNFINISHED).iterdir(), *(source / "out").glob("*-*.*")):
+        file.unlink()
+    # Two shards for each worker, of nearly 1,000 images if these are small, as in a build.
     jobs = [job(f"warm-{number}", 1) for number in range(workers)]
-    jobs += [job(f"turn-{number}", -(-repeats // 4)) for number in range(4 * workers)]
+    jobs += [job(f"turn-{number}", -(-repeats // 2)) for number in range(2 * workers)]
     images = sum(len(one.assigned.rows) for one in jobs[workers:])
-    results = parallel_map(jobs, len(jobs), write_shard, images=images, label="bench", workers=workers)
+    results = parallel_map(jobs, len(jobs), write_shard, images=images, label="bench", workers=workers,
+                           preload="shard.preload")  # fmt: skip
     for _ in range(workers):
         next(results)
     begun = time.perf_counter()
@@ -177,15 +200,18 @@ def _sharder_rate(source: Path, names: list[str], repeats: int, size: int, worke
 def summarise_rates(rates: dict[str, dict[str, list[float]]], kilobytes: dict[str, float]) -> list[dict[str, Any]]:
     """Return each row's statistics, as written to JSON.
 
+    of_limit: as a fraction of the first row of LIMITS; of_checked_limit: of the last one.
     rates: source → row → images/s of each round. kilobytes: source → mean size of its files.
     """
     table: list[dict[str, Any]] = []
     for source, rows in rates.items():
+        limits = [name for name in LIMITS if name in rows]
         for name, values in rows.items():
             table.append({
                 "source": source, "kilobytes": kilobytes[source], "name": name, "rounds": len(values),
                 "of_plain": _median_ratio(values, rows["plain Pillow loop"]), "images_per_s": spread(values),
-                "of_limit": _median_ratio(values, rows["decode + encode"]),
+                "of_limit": _median_ratio(values, rows[limits[0]]),
+                "of_checked_limit": _median_ratio(values, rows[limits[-1]]),
             })  # fmt: skip
     return table
 
@@ -197,11 +223,13 @@ def _median_ratio(values: list[float], base: list[float]) -> float:
 
 def _print(table: list[dict[str, Any]], memory: list[dict[str, int]], size: int) -> None:
     print(f"\nshort side {size} px, quality {QUALITY}, {cores()} cores")
-    print(f"{'source':18}{'kB':>6}  {'row':20}{'images/s':>10}{'low':>9}{'high':>9}{'× plain':>9}{'of limit':>10}")
+    print(f"{'source':18}{'kB':>6}  {'row':24}{'images/s':>10}{'low':>9}{'high':>9}{'× plain':>9}{'of limit':>10}"
+          f"{'+ decode':>10}")  # fmt: skip
     for row in table:
         rate = row["images_per_s"]
-        print(f"{row['source']:18}{row['kilobytes']:6.0f}  {row['name']:20}{rate['median']:10.1f}{rate['low']:9.1f}"
-              f"{rate['high']:9.1f}{row['of_plain']:8.2f}×{row['of_limit']:10.0%}")  # fmt: skip
+        print(f"{row['source']:18}{row['kilobytes']:6.0f}  {row['name']:24}{rate['median']:10.1f}{rate['low']:9.1f}"
+              f"{rate['high']:9.1f}{row['of_plain']:8.2f}×{row['of_limit']:10.0%}"
+              f"{row['of_checked_limit']:10.0%}")  # fmt: skip
     for build in memory:
         print(f"table of {build['rows']} rows: peak memory {build['process_mb']} MB in the main process, "
               f"{build['largest_worker_mb']} MB in the largest worker")  # fmt: skip

@@ -20,6 +20,7 @@ except ImportError:  # Windows lacks these locks
     fcntl = None  # type: ignore[assignment]  # a module's name, to mypy
 
 TEMPORARY = ".tmp"
+BUFFER_BYTES = 1 << 18  # a shard is written in many small pieces
 
 
 @contextlib.contextmanager
@@ -32,7 +33,7 @@ def atomic_write(path: Path, *, shared: bool = False, private: bool = False) -> 
     owner = f".{socket.gethostname()}-{os.getpid()}" if shared else ""
     temporary = path.with_name(f".{path.name}{owner}{TEMPORARY}")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("wb", BUFFER_BYTES) as file:
             if private:
                 temporary.chmod(0o600)
             yield file

@@ -70,12 +70,13 @@ def tick(images: int = 1, rejected: int = 0) -> None:
 
 def parallel_map(
     jobs: Iterable[Job], count: int, work: Callable[[Job], Result], *, images: int, label: str, workers: int,
-    unit: str = "images",
+    unit: str = "images", preload: str = "",
 ) -> Iterator[Result]:  # fmt: skip
     """Yield work(job) for each of `count` jobs, in order, from `workers` processes (from this process if 1).
 
-    images: the total of the progress display, in `unit`; `work` calls tick() for each. If the caller stops or is
-    interrupted, workers end at their next image; if it is killed, they end at once.
+    images: the total of the progress display, in `unit`; `work` calls tick() for each. preload: a module that the fork
+    server of this process imports when it starts, so that workers share it. If the caller stops or is interrupted,
+    workers end at their next image; if it is killed, they end at once.
     Raises InputError if a worker was killed.
     """
     workers = min(workers, count)
@@ -84,7 +85,7 @@ def parallel_map(
             _set_globals(_Counters(None), progress)
             yield from map(work, jobs)
             return
-        pool, counters = _start_pool(workers, work.__module__)
+        pool, counters = _start_pool(workers, [work.__module__, *([preload] if preload else [])])
         try:
             yield from _map_in_pool(pool, counters, jobs, work, workers, progress)
         except BrokenProcessPool:
@@ -95,13 +96,13 @@ def parallel_map(
             pool.shutdown(cancel_futures=True)
 
 
-def _start_pool(workers: int, module: str) -> tuple[ProcessPoolExecutor, _Counters]:
-    """Start worker processes. module: the one of the function to run."""
+def _start_pool(workers: int, modules: list[str]) -> tuple[ProcessPoolExecutor, _Counters]:
+    """Start worker processes. modules: what each of them imports."""
     context = multiprocessing.get_context("forkserver")
     cure = f"--workers={workers} to 1, which needs none"
     with explain_lock_errors(cure):
         counters = _Counters(context)
-    context.set_forkserver_preload([module])  # imported once, not by each worker
+    context.set_forkserver_preload(modules)  # imported once, not by each worker
     _start_fork_server()
     with explain_lock_errors(cure):
         return ProcessPoolExecutor(workers, context, _start_worker, (counters,)), counters

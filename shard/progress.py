@@ -32,7 +32,8 @@ class Progress:
 
     def show(self, done: int, rejected: int = 0) -> None:
         """Update the display: `done` images are done, and `rejected` of them were rejected."""
-        self._bar.set_postfix({"rejected": rejected} if rejected else None, refresh=False)
+        if rejected:
+            self._bar.set_postfix({"rejected": rejected}, refresh=False)
         self._bar.update(done - self._done)
         self._done = done
         now = time.monotonic()

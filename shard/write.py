@@ -18,7 +18,6 @@ from shard.errors import InputError
 from shard.files import locked, write_bytes
 from shard.finish import check_max_rejects, clear_away, finish, part_name
 from shard.flags import PART, PARTS, WORKERS, Flag, check_numbers, validate_call
-from shard.image import compile_kernels
 from shard.machine import choose_part, cores, version_of
 from shard.manifest import LARGEST_SIZE, MANIFEST, read_manifest
 from shard.phantom.archive import is_phantom
@@ -117,9 +116,8 @@ def build_table(
         jobs = (Job(assigned, content.findings, src, out, size, encoding, quality, pseudonyms is not None)
                 for assigned in assignment.iter_shards(part, parts))  # fmt: skip
         shards, images = assignment.count(part, parts)
-        compile_kernels()  # before there are workers, each of which would do it
         records = list(parallel_map(jobs, shards, write_shard, images=images, label="sharding",
-                                    workers=workers or cores()))
+                                    workers=workers or cores(), preload="shard.preload"))
         for record in records:  # includes the readers of DICOM files with other extensions
             software |= record.readers
         result = {"settings": settings, "software": software, "findings": content.findings, "part": part,

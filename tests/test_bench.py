@@ -111,11 +111,13 @@ def exit_after_one() -> Iterator[int]:
 def test_sharder_ratios_are_taken_within_each_round() -> None:
     """The machine was half as fast in the second round, for all rows. The ratios of the medians would be 2 and 0.5."""
     rates = {"390x320": {"plain Pillow loop": [10.0, 5.0, 8.0], "decode + encode": [40.0, 20.0, 32.0],
+                         "decode, encode, decode": [30.0, 12.0, 20.0],
                          "sharder, 1 worker": [30.0, 15.0, 16.0]}}  # fmt: skip
     *_, sharder = shard.summarise_rates(rates, {"390x320": 19.0})
     assert sharder == {
         "source": "390x320", "kilobytes": 19.0, "name": "sharder, 1 worker", "rounds": 3, "of_plain": 3.0,
         "images_per_s": {"median": 16.0, "low": 15.0, "high": 30.0}, "of_limit": 0.75,
+        "of_checked_limit": 1.0,
     }  # fmt: skip
 
 
@@ -123,12 +125,13 @@ def test_bench_shard_measures_every_row_and_the_memory_of_a_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard, "SECONDS_PER_ROUND", 0.02)
-    monkeypatch.setattr(shard, "SOURCES", {"390x320": ((390, 320), 0.0, 90), "1000x800": ((1000, 800), 3.0, 90)})
+    monkeypatch.setattr(shard, "SOURCES", {"390x320": ((390, 320), 0.0, 90), "78x64": ((78, 64), 3.0, 90)})
     shard.bench(size=64, rounds=2, workers=(1, 2), memory_rows=(50, 5000), json=tmp_path / "new" / "shard.json")
     content = json.loads((tmp_path / "new" / "shard.json").read_text())
     assert [(row["source"], row["name"]) for row in content["rows"]] == [
-        (source, name) for source in ("390x320", "1000x800")
-        for name in ("plain Pillow loop", "decode + encode", "sharder, 1 worker", "sharder, 2 workers")]  # fmt: skip
+        (source, name) for source, limits in (
+            ("390x320", ("decode + encode", "decode, encode, decode")), ("78x64", ("decode",)))
+        for name in ("plain Pillow loop", *limits, "sharder, 1 worker", "sharder, 2 workers")]  # fmt: skip
     for row in content["rows"]:
         rate = row["images_per_s"]
         assert 0 < rate["low"] <= rate["median"] <= rate["high"] and row["rounds"] == 2

@@ -208,6 +208,20 @@ def test_unusable_file_is_refused_with_the_reason(
         load_grey(tmp_path / "image.jpg", 64)
 
 
+@pytest.mark.parametrize(("width", "refused"), [(7, True), (8, False)])
+def test_one_percent_of_black_and_of_white_are_no_contrast(tmp_path: Path, width: int, refused: bool) -> None:
+    """Their variance is the largest that 98 % within a few grey levels allow."""
+    grey = np.full(10_000, 124, np.uint8)
+    grey[:5000] = 124 + width
+    grey[:99], grey[-99:] = 0, 255
+    Image.fromarray(grey.reshape(100, 100)).save(tmp_path / "image.png")
+    if refused:
+        with pytest.raises(UnreadableImage, match=f"near-constant image.* 124 to {124 + width}"):
+            load_grey(tmp_path / "image.png", 100)
+    else:
+        assert load_grey(tmp_path / "image.png", 100).shape == (100, 100)
+
+
 def test_truncated_png_and_corrupt_jpeg_are_refused(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "image.png")
     content = (tmp_path / "image.png").read_bytes()

@@ -76,6 +76,15 @@ def test_strip_metadata_keeps_the_pixels_bit_for_bit(options: dict[str, Any]) ->
     assert (np.asarray(Image.open(io.BytesIO(kept))) == pixels).all()
 
 
+def test_a_kept_jpeg_is_decoded_once_as_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, decode_jpeg = [], simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **b: decoded.append(a[0]) or decode_jpeg(*a, **b))
+    for content in (encode(radiograph()), with_metadata(radiograph())):
+        grey, kept = decode(content, 88)
+        assert decoded == [kept] and (decode_jpeg(kept, "GRAY")[:, :, 0] == grey).all()
+        decoded.clear()
+
+
 def test_dali_decodes_a_stripped_jpeg_to_the_same_pixels(tmp_path: Path) -> None:
     fn = pytest.importorskip("nvidia.dali.fn", reason="DALI is not installed")
     dali, types = pytest.importorskip("nvidia.dali"), pytest.importorskip("nvidia.dali.types")

@@ -42,3 +42,17 @@ def test_parallel_map_ends_after_an_idle_worker_is_killed() -> None:
     code = "from tests.test_pool import run; run()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def is_preloaded(number: int) -> bool:
+    tick()
+    return "shard.preload" in sys.modules
+
+
+def test_workers_share_a_preloaded_module() -> None:
+    """The fork server is a process of its own, so in this one the module is not imported."""
+    code = ("import sys; from shard.pool import parallel_map; from tests.test_pool import is_preloaded\n"
+            "print(*parallel_map(range(2), 2, is_preloaded, images=2, label='x', workers=2, preload='shard.preload'))\n"
+            "print('shard.preload' in sys.modules)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "True", "False"], done.stderr
