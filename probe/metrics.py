@@ -13,6 +13,7 @@ from shard.caches import numba_can_cache
 
 Floats = npt.NDArray[np.float64]
 BINS = 10  # equal-width probability bins of the calibration error
+LANES = 16  # replicates that count_ranking counts at a time
 
 
 class Counts(NamedTuple):
@@ -46,42 +47,64 @@ METRICS: dict[str, Metric] = {
 
 # Without annotations: numba infers the types from the arguments.
 @numba.njit(cache=numba_can_cache(), nogil=True, error_model="numpy")
-def count_ranking(order, last, above, probability, tested, labels, patients, patient_counts,  # type: ignore[no-untyped-def]
-                  counts):  # fmt: skip
+def count_ranking(order, last, above, probability, tested, labels, patients, weights, counts):  # type: ignore[no-untyped-def]
     """Fill counts [fields of Counts, R, D] for R replicates, from the rankings of N test images in D draws.
 
     order: [D, N], images by descending decision value. last: [D, N], the last of equal values. above: [D, N], value
     above 0. probability: [D, N]. tested: [D, N], members of the draw's test set. labels, patients: [N], by image.
-    patient_counts: [R, P], how often each patient is taken.
+    weights: [R / LANES, P, LANES] float64, how often each patient is taken (from stack_lanes). LANES replicates are
+    counted at a time, by vector instructions, each in the order of the ranking.
     """
-    sums = np.empty(BINS)
-    for replicate in range(len(patient_counts)):
-        for draw in range(len(order)):
-            sums[:] = 0.0
-            # True and false positives down to here, and at the previous threshold.
-            true, false, true_before, false_before, area, precision = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-            true_above, false_above = 0.0, 0.0
-            for place in range(order.shape[1]):
-                row = order[draw, place]
-                weight = patient_counts[replicate, patients[row]] if tested[draw, place] else 0
-                if weight > 0:
-                    label = labels[row]
-                    if label == 1:
-                        true += weight
-                        true_above += weight * above[draw, place]
-                    else:
-                        false += weight
-                        false_above += weight * above[draw, place]
-                    bin = min(int(probability[draw, place] * BINS), BINS - 1)
-                    sums[bin] += weight * (probability[draw, place] - label)
-                if last[draw, place] and true + false > true_before + false_before:
-                    area += (false - false_before) * (true + true_before) / 2
-                    precision += (true - true_before) * true / (true + false)
-                    true_before, false_before = true, false
-            error = 0.0
-            for bin in range(BINS):
-                error += abs(sums[bin])
-            counts[0, replicate, draw], counts[1, replicate, draw] = true, false
-            counts[2, replicate, draw], counts[3, replicate, draw] = true_above, false_above
-            counts[4, replicate, draw], counts[5, replicate, draw] = area, precision
-            counts[6, replicate, draw] = error
+    images = order.shape[1]
+    patient, bins, ends = np.empty(images, np.int32), np.empty(images, np.int32), np.empty(images, np.bool_)
+    positive, predicted, error = np.empty(images), np.empty(images), np.empty(images)
+    sums, total = np.empty((BINS, LANES)), np.empty((8, LANES))
+    # True and false positives down to here, those with a value above 0, and those at the previous threshold.
+    true, false, true_above, false_above, true_before, false_before, area, precision = total
+    for draw in range(len(order)):
+        n = 0  # images of the draw's test set
+        for place in range(images):
+            row = order[draw, place]
+            if tested[draw, place]:
+                patient[n], positive[n], predicted[n] = patients[row], labels[row], above[draw, place]
+                bins[n] = min(int(probability[draw, place] * BINS), BINS - 1)
+                error[n], ends[n] = probability[draw, place] - labels[row], last[draw, place]
+                n += 1
+            elif last[draw, place] and n > 0:
+                ends[n - 1] = True
+        for block in range(len(weights)):
+            total[:], sums[:] = 0.0, 0.0
+            for place in range(n):
+                weight, label, value = weights[block, patient[place]], positive[place], predicted[place]
+                error_sum = sums[bins[place]]
+                for lane in range(LANES):
+                    of_positive = weight[lane] * label
+                    of_negative = weight[lane] - of_positive
+                    true[lane] += of_positive
+                    false[lane] += of_negative
+                    true_above[lane] += of_positive * value
+                    false_above[lane] += of_negative * value
+                    error_sum[lane] += weight[lane] * error[place]
+                if ends[place]:
+                    for lane in range(LANES):
+                        both = true[lane] + false[lane]
+                        area[lane] += (false[lane] - false_before[lane]) * (true[lane] + true_before[lane]) / 2
+                        precision[lane] += (true[lane] - true_before[lane]) * true[lane] / (both if both > 0 else 1.0)
+                        true_before[lane], false_before[lane] = true[lane], false[lane]
+            for lane in range(min(LANES, counts.shape[1] - block * LANES)):
+                replicate = block * LANES + lane
+                counts[0, replicate, draw], counts[1, replicate, draw] = true[lane], false[lane]
+                counts[2, replicate, draw], counts[3, replicate, draw] = true_above[lane], false_above[lane]
+                counts[4, replicate, draw], counts[5, replicate, draw] = area[lane], precision[lane]
+                counts[6, replicate, draw] = 0.0
+                for bin in range(BINS):
+                    counts[6, replicate, draw] += abs(sums[bin, lane])
+
+
+def stack_lanes(patient_counts: npt.NDArray[np.integer]) -> Floats:
+    """Arrange how often each replicate takes each patient, [R, P], for count_ranking."""
+    replicates, patients = patient_counts.shape
+    blocks = -(-replicates // LANES)
+    weights = np.zeros((blocks * LANES, patients))  # those of the last block that are too many take no patient
+    weights[:replicates] = patient_counts
+    return np.ascontiguousarray(weights.reshape(blocks, LANES, patients).transpose(0, 2, 1))

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import t as student
 
-from probe.metrics import METRICS, Counts, count_ranking
+from probe.metrics import LANES, METRICS, Counts, count_ranking, stack_lanes
 from shard.machine import cores
 
 Floats = npt.NDArray[np.float64]
 REPLICATES = 2000
-CHUNK = 50  # replicates that a thread scores at a time
+CHUNK = 3 * LANES  # replicates that a thread scores at a time
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def score(
     def score_chunk(start: int) -> None:
         chunk = slice(start, start + CHUNK)
         counts = np.empty((len(Counts._fields), len(both[chunk]), len(decisions)))
-        count_ranking(*ranking, resamples.patients[chunk], counts)
+        count_ranking(*ranking, stack_lanes(resamples.patients[chunk]), counts)
         with np.errstate(divide="ignore", invalid="ignore"):
             found = np.stack([metric(Counts(*counts)) for metric in METRICS.values()], axis=-1)  # [chunk, D, metrics]
         for draw in range(len(decisions)):
