@@ -1,22 +1,21 @@
-"""Compute frozen features of all images, deterministically and in the order of the shards, and cache them."""
+"""Frozen features of images, in the order of the shards: computed deterministically, and cached part by part."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
-from pipeline.loader import Backend, default_backend, image_loader
+from pipeline.loader import default_backend, image_loader
 from probe.encoder import Encoder
-from probe.full_precision import device_name, full_precision
-from shard.errors import InputError
+from probe.feature_parts import Part, compute_parts, list_parts
+from probe.fewshot import Rows
+from probe.full_precision import device_name
 from shard.files import atomic_write, sha256_of
 from shard.machine import version_of
 from shard.manifest import Manifest
@@ -24,67 +23,84 @@ from shard.progress import Progress
 from train.checkpoint import HASH_DIGITS
 from train.fingerprint import hash_code
 from train.frozen_features import Features
-from train.out_of_memory import explain_out_of_memory
 from train.weights.preprocessing import Input
 
 CODE = ("pipeline/loader.py", "pipeline/dali.py", "pipeline/dali_inputs.py", "pipeline/torchvision_views.py",
-        "probe/features.py", "probe/full_precision.py")
+        "probe/feature_parts.py", "probe/full_precision.py")
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "pillow")
-
-LARGEST = 1e15  # its square is still finite in float32
 
 
 def read_features(
     encoders: Sequence[Encoder], shards: Path, manifest: Manifest, splits: Sequence[str], *, cache: Path,
-    batch_size: int, device: torch.device, workers: int,
+    batch_size: int, device: torch.device, workers: int, rows: Rows | None = None,
 ) -> dict[str, Features]:  # fmt: skip
-    """Return the features of every image of the splits by encoder name, from `cache` or computed and cached.
+    """Return the features of images by encoder name, [n, F], from `cache` or computed and cached.
 
-    Encoders with the same input are computed together. The key of an entry hashes the weights, the shards and how the
-    images are made. Encoders without a module are skipped. Raises InputError if features are NaN, infinite or too
-    large.
+    rows: those of shard.read.read_labels(shards, manifest, splits), ascending; None for all. Encoders with the same
+    input share one pass over the images. Features are cached a part of the images at a time, so a stopped process loses
+    little. Encoders without a module are skipped. Raises InputError if features are NaN, infinite or too large.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    backend, keys = default_backend(), feature_keys(encoders, manifest, splits, device, batch_size)
-    result = {name: load_features(cache, key) for name, key in keys.items()}
-    missing = [encoder for encoder in encoders if encoder.name in keys and result[encoder.name] is None]
-    for images in dict.fromkeys(encoder.input for encoder in missing):
-        group = [encoder for encoder in missing if encoder.input == images]
-        modules = [encoder.module for encoder in group if encoder.module is not None]
-        computed = extract_features(modules, shards, manifest, splits, images, backend=backend, batch_size=batch_size,
-                                    device=device, workers=workers)  # fmt: skip
-        for encoder, features in zip(group, computed, strict=True):
-            check_finite(encoder, features)
-            result[encoder.name] = features
-            save_features(cache, keys[encoder.name], features)
-    return {name: features for name, features in result.items() if features is not None}
+    parts = _list_parts(manifest, splits, rows, batch_size)
+    keys = feature_keys(encoders, manifest, splits, device, batch_size, rows)
+    found = {name: [load_features(cache, key) for key in own] for name, own in keys.items()}
+    opened = [encoder for encoder in encoders if encoder.name in keys]
+    for images in dict.fromkeys(encoder.input for encoder in opened):
+        group = [encoder for encoder in opened if encoder.input == images]
+        lacking = {place: [encoder for encoder in group if found[encoder.name][place] is None]
+                   for place in range(len(parts))}  # fmt: skip
+        work = {place: (parts[place], own) for place, own in lacking.items() if own}
+        if not work:
+            continue
+        total = sum(part.images for part in parts)
+        with Progress("features", total, before=total - sum(part.images for part, _ in work.values())) as progress:
+            computed = compute_parts(list(work.values()), shards, manifest, backend=default_backend(),
+                                     batch_size=batch_size, device=device, workers=workers,
+                                     progress=progress)  # fmt: skip
+            for place, matrices in zip(work, computed, strict=True):
+                for encoder, features in zip(lacking[place], matrices, strict=True):
+                    found[encoder.name][place] = features
+                    save_features(cache, keys[encoder.name][place], features)
+    return {name: join_features(own) for name, own in found.items()}
+
+
+def join_features(parts: Sequence[Features | None]) -> Features:
+    """Join the features of all parts, in order."""
+    return np.concatenate([features for features in parts if features is not None])
 
 
 def feature_keys(
-    encoders: Sequence[Encoder], manifest: Manifest, splits: Sequence[str], device: torch.device, batch_size: int
-) -> dict[str, str]:
-    """Return the keys under which read_features caches the features of encoders, by encoder name.
+    encoders: Sequence[Encoder], manifest: Manifest, splits: Sequence[str], device: torch.device, batch_size: int,
+    rows: Rows | None = None,
+) -> dict[str, list[str]]:  # fmt: skip
+    """Return the keys under which read_features caches the features of encoders, one for each part, by encoder name.
 
     A key hashes all that decides the features, including the code that makes the images.
     """
     # Libraries choose algorithms by the GPU and by the shape of the batch, and these differ in the last bits. They do
     # so on a CPU, too: 7 architectures had the same features in batches of 16, 32 and 64 images, but 4 of these had
     # others in batches of 5.
-    return {encoder.name: _hash([encoder.sha256(), manifest.fingerprint(), *splits, default_backend(),
-                                 device_name(device), batch_size, hash_code(CODE), *map(version_of, PACKAGES)])
-            for encoder in encoders if encoder.module is not None}  # fmt: skip
+    common = [manifest.fingerprint(), default_backend(), device_name(device), batch_size, hash_code(CODE),
+              *map(version_of, PACKAGES)]  # fmt: skip
+    parts = [_hash([*common, part.split, *part.numbers]) for part in _list_parts(manifest, splits, rows, batch_size)]
+    return {encoder.name: [_hash([weights, part]) for part in parts]
+            for encoder in encoders if encoder.module is not None for weights in (encoder.sha256(),)}  # fmt: skip
 
 
-def _hash(values: Sequence[str | int]) -> str:
+def _list_parts(manifest: Manifest, splits: Sequence[str], rows: Rows | None, batch_size: int) -> list[Part]:
+    chosen, first = dict[str, Sequence[int]](), 0
+    for split in splits:
+        images = manifest.images(split)
+        if rows is None:
+            chosen[split] = range(images)
+        else:
+            chosen[split] = (rows[(rows >= first) & (rows < first + images)] - first).tolist()
+        first += images
+    return list_parts(chosen, batch_size)
+
+
+def _hash(values: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(values, allow_nan=False).encode()).hexdigest()[:32]
-
-
-def check_finite(encoder: Encoder, features: Features) -> None:
-    """Raise InputError if features of an encoder are NaN, infinite or not below LARGEST."""
-    if (wrong := ~(np.abs(features) < LARGEST).all(axis=1)).any():
-        raise InputError(f"{encoder.name}: features are NaN, infinite or above {LARGEST:g} for {wrong.sum()} of "
-                         f"{len(features)} images ({encoder.source}); omit it or give an earlier "
-                         "checkpoint")  # fmt: skip
 
 
 def load_features(cache: Path, key: str) -> Features | None:
@@ -136,56 +152,3 @@ def read_images(
             result = torch.empty(len(rows), *read.shape[1:], device=read.device)
         result[torch.from_numpy(chosen).to(read.device)] = read
     return result
-
-
-def extract_features(
-    modules: Sequence[nn.Module], shards: Path, manifest: Manifest, splits: Sequence[str], images: Input, *,
-    backend: Backend, batch_size: int, device: torch.device, workers: int,
-) -> list[Features]:  # fmt: skip
-    """Compute the features of every image of the splits for each module: a list of [N, F], in float32 throughout.
-
-    Row i belongs to row i of shard.read.read_labels(shards, manifest, splits). Uncropped images are resized to size ×
-    size: a centre crop would cut off the costophrenic angles.
-    """
-    rows: list[list[Features]] = [[] for _ in modules]
-    total = sum(manifest.images(split) for split in splits)
-    with Progress("features", total) as progress:
-        done = 0
-        for split in splits:
-            for found in feature_batches(modules, shards, manifest, split, images, backend=backend,
-                                         batch_size=batch_size, device=device, workers=workers):  # fmt: skip
-                for features, kept in zip(found, rows, strict=True):
-                    kept.append(features)
-                done += len(found[0])
-                progress.show(done)
-    matrices = [np.concatenate(kept) for kept in rows]
-    assert all(len(matrix) == total for matrix in matrices), (total, [len(matrix) for matrix in matrices])
-    return matrices
-
-
-def feature_batches(
-    modules: Sequence[nn.Module], shards: Path, manifest: Manifest, split: str, images: Input, *, backend: Backend,
-    batch_size: int, device: torch.device, workers: int, samples: Sequence[int] | None = None,
-) -> Iterator[list[Features]]:  # fmt: skip
-    """Yield the features of each batch of a split, [B, F] for each module, in float32 throughout and deterministic.
-
-    samples: as in image_loader. Batches of the same images have the same features, bit for bit.
-    """
-    with _explain_out_of_memory(images.size, batch_size, device):
-        for module in modules:
-            module.to(device).eval()
-    loader = image_loader(backend, shards, manifest, split=split, size=images.size, mean=images.mean, std=images.std,
-                          batch_size=batch_size, device=device, workers=workers, samples=samples,
-                          interpolation=images.interpolation)  # fmt: skip
-    for batch in loader:
-        # Not around the loop: the code that receives the features would run in these modes, too.
-        with full_precision(), torch.inference_mode(), _explain_out_of_memory(images.size, batch_size, device):
-            found = [module(batch).float().cpu().numpy() for module in modules]
-        yield found
-
-
-def _explain_out_of_memory(size: int, batch_size: int, device: torch.device) -> AbstractContextManager[None]:
-    return explain_out_of_memory(
-        device.type, lambda: f"computing the features of {batch_size} images of {size} px at a time",
-        lambda: f"lower --batch-size to {max(1, batch_size // 2)}" if batch_size > 1 else "lower --size",
-    )  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ Shots = int | Literal["all"]  # labelled examples per class
 Rows = npt.NDArray[np.int64]
 Uncertain = Literal["exclude", "positive", "negative"]
 Blank = Literal["exclude", "negative"]
+SHUFFLE_STREAM = 10**6  # of the random order of training images; the streams below are those of the draws
 
 
 class NotMeasurable(Exception):
@@ -25,8 +26,8 @@ class Draws:
     """The D draws of one task, as row numbers of the labels table.
 
     positive, negative: [D, most shots]; the first k of each row are the k-shot support set. test, test_labels: [N], all
-    labelled test images. balanced: [D, N], the members of each draw's balanced test set. train, train_labels: all
-    labelled training images.
+    labelled test images. balanced: [D, N], the members of each draw's balanced test set. train, train_labels: the
+    labelled training images that "all" shots select, of `labelled` that there are.
     """
 
     positive: Rows
@@ -36,12 +37,13 @@ class Draws:
     balanced: npt.NDArray[np.bool_]
     train: Rows
     train_labels: Rows
+    labelled: int
 
     def support(self, shots: Shots) -> tuple[Rows, Rows]:
         """Select the support sets [D, 2·shots], positives first, and their labels; "all" is one set [1, n].
 
-        That set has all labelled training images, whatever the share of positives. Raises NotMeasurable if there are
-        too few.
+        That set has the labelled training images `train`, whatever the share of positives. Raises NotMeasurable if
+        there are too few.
         """
         if shots == "all":
             if min(self.train_labels.sum(), (1 - self.train_labels).sum()) < 1:
@@ -53,6 +55,11 @@ class Draws:
         rows = np.concatenate([self.positive[:, :shots], self.negative[:, :shots]], axis=1)
         return rows, np.tile(np.repeat([1, 0], shots), (len(rows), 1))
 
+    def truncate(self, measured: Collection[Shots]) -> Draws:
+        """Reduce the support sets to those of the largest measured number of shots."""
+        most = max((shots for shots in measured if shots != "all"), default=0)
+        return replace(self, positive=self.positive[:, :most], negative=self.negative[:, :most])
+
 
 def resolve_labels(labels: pd.DataFrame, findings: Sequence[str], uncertain: Uncertain, blank: Blank) -> pd.DataFrame:
     """Map labels to 1, 0 or NaN (excluded): apply the policies for uncertain (-1) and blank (NaN) labels."""
@@ -63,14 +70,18 @@ def resolve_labels(labels: pd.DataFrame, findings: Sequence[str], uncertain: Unc
     return resolved
 
 
-def make_draws(labels: pd.DataFrame, task: str, *, shots: int, draws: int, seed: int) -> Draws:
+def make_draws(
+    labels: pd.DataFrame, task: str, *, shots: int, draws: int, seed: int, all_limit: int | None = None
+) -> Draws:
     """Sample the draws of one task: support sets from split train, test sets from all other splits.
 
     labels: shard.read.read_labels of all splits, after resolve_labels; only 1 and 0 are used. A support set has up to
     2·shots images, each of a different patient. A balanced test set has all images of the rarer class and an equal
-    random number of the other. Splits share no patients. Raises NotMeasurable if there are too few test images.
+    random number of the other. all_limit: as in train_images. Splits share no patients. Raises NotMeasurable if there
+    are too few test images.
     """
     numbers = np.arange(len(labels))
+    patients = pd.factorize(labels["patient"], sort=True)[0]  # comparing integers is many times as fast
     train = (labels["split"] == "train").to_numpy()
     positive, negative = ((labels[task] == value).to_numpy() for value in (1, 0))
     test, test_labels, classes = test_images(labels, task)
@@ -78,11 +89,12 @@ def make_draws(labels: pd.DataFrame, task: str, *, shots: int, draws: int, seed:
     balanced, chosen = np.zeros((draws, len(test)), bool), []
     for draw in range(draws):
         rng = np.random.default_rng([seed, draw])
-        chosen.append(_sample_support(labels, numbers[positive & train], numbers[negative & train], shots, rng))
+        chosen.append(_sample_support(patients, numbers[positive & train], numbers[negative & train], shots, rng))
         for rows in classes:
             balanced[draw, rng.choice(rows, smaller, replace=False)] = True
     positives, negatives = (stack_shortest(rows) for rows in zip(*chosen, strict=True))
-    return Draws(positives, negatives, test, test_labels, balanced, *train_images(labels, task))
+    return Draws(positives, negatives, test, test_labels, balanced,
+                 *train_images(labels, task, all_limit, seed))  # fmt: skip
 
 
 def test_images(labels: pd.DataFrame, task: str) -> tuple[Rows, Rows, list[Rows]]:
@@ -96,22 +108,33 @@ def test_images(labels: pd.DataFrame, task: str) -> tuple[Rows, Rows, list[Rows]
     return test, test_labels, classes
 
 
-def train_images(labels: pd.DataFrame, task: str) -> tuple[Rows, Rows]:
-    """Rows of the labelled training images, and their labels."""
-    rows = np.flatnonzero((labels["split"] == "train").to_numpy() & labels[task].isin([0, 1]).to_numpy())
-    return rows, labels[task].to_numpy()[rows].astype(np.int64)
+def train_images(labels: pd.DataFrame, task: str, limit: int | None, seed: int) -> tuple[Rows, Rows, int]:
+    """Rows of at most `limit` labelled training images, chosen at random, their labels, and how many there are in all.
+
+    limit: None for all. Tasks share their images as far as possible (see shuffle_training_images).
+    """
+    labelled = (labels["split"] == "train").to_numpy() & labels[task].isin([0, 1]).to_numpy()
+    order = shuffle_training_images(labels, seed)
+    rows = np.sort(order[labelled[order]][:limit])
+    return rows, labels[task].to_numpy()[rows].astype(np.int64), int(labelled.sum())
+
+
+def shuffle_training_images(labels: pd.DataFrame, seed: int) -> Rows:
+    """Rows of all training images in a random order, of which each random choice of images takes the first."""
+    return np.random.default_rng([seed, SHUFFLE_STREAM]).permutation(np.flatnonzero(labels["split"] == "train"))
 
 
 def _sample_support(
-    labels: pd.DataFrame, positive: Rows, negative: Rows, shots: int, rng: np.random.Generator
+    patients: Rows, positive: Rows, negative: Rows, shots: int, rng: np.random.Generator
 ) -> tuple[Rows, Rows]:
     """Sample up to `shots` positives and as many negatives: patients without replacement, one random image of each."""
-    patients = labels["patient"].to_numpy()
     chosen: list[Rows] = []
+    first = np.empty(int(patients.max()) + 1, np.int64)  # the place of each patient's first image, or -1
     for rows in (positive, negative):
         others = rng.permutation(rows[~np.isin(patients[rows], patients[np.concatenate([*chosen, rows[:0]])])])
-        _, first = np.unique(patients[others], return_index=True)
-        chosen.append(others[rng.permutation(first)[:shots]])
+        first[:] = -1
+        first[patients[others][::-1]] = np.arange(len(others))[::-1]  # of repeated indices, the last one counts
+        chosen.append(others[rng.permutation(first[first >= 0])[:shots]])
     return chosen[0], chosen[1]
 
 

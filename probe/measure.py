@@ -5,6 +5,7 @@ The results of a block of draws add up to those of all draws, so that any divisi
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,23 +15,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics import roc_curve
-from tqdm import tqdm
 
 from probe.encoder import Encoder
 from probe.features import read_images
 from probe.fewshot import Shots
-from probe.finetune import finetune
+from probe.finetune import STEPS, finetune
 from probe.knn import knn_draws
 from probe.linear import fit_all, probe_draws
 from probe.published_protocol import NOISE, Peaks, noise_features, published_draws
-from probe.slices import count_in_slice, find_slices, is_large_enough
+from probe.slices import count_in_slice, is_large_enough
 from probe.statistics import Resamples, Scores, join, resample, score
 from probe.study import Study
 from shard.errors import InputError
+from shard.progress import Progress
 from train.frozen_features import Features, standardise
 from train.out_of_memory import explain_out_of_memory
 
-LINEAR, KNN, FINETUNE = "linear", "knn", "finetune"
+LINEAR, KNN, FINETUNE, PUBLISHED = "linear", "knn", "finetune", "published"
 BALANCED, ALL = "balanced", "all"  # test sets; slices of ALL are further ones
 BLOCK = 50  # draws in a unit
 GRID = np.linspace(0, 1, 101)  # false positive rates of the mean ROC curves
@@ -100,22 +101,39 @@ def measure(
     """
     raw: dict[str, Features] = {}
     standard: dict[str, Features] = {}
-    results = []
-    for unit in tqdm(units, desc="probing", unit=" units", disable=None):
-        if unit.encoder not in raw:  # keep one encoder at a time: an archive's features take gigabytes
-            raw = {unit.encoder: _features(unit.encoder, features, study)}
-            standard = {unit.encoder: standardise(raw[unit.encoder], study.train)}
-        try:
-            if unit.kind == "draws":
-                results.append(_measure_draws(study, unit, raw[unit.encoder], standard[unit.encoder]))
-            elif unit.kind == "all":
-                results.append(_measure_all(study, unit, standard[unit.encoder]))
-            else:
-                results.append(_measure_finetuned(study, unit, device))
-        except ArithmeticError as reason:
-            raise InputError(f"{unit.encoder}, {unit.task}: {reason}; omit the encoder, or choose other tasks with "
-                             "--tasks") from reason  # fmt: skip
-    return results
+    results: dict[int, Measured] = {}
+    probes, trainings = ([number for number, unit in enumerate(units) if (unit.kind == "finetune") == tunes]
+                         for tunes in (False, True))  # fmt: skip
+    total = sum(len(_steps(study, units[number])) * _draws_in(units[number]) for number in probes)
+    with Progress("probing", total, "probes") as progress:
+        for number in probes:
+            unit = units[number]
+            if unit.encoder not in raw:  # keep one encoder at a time: an archive's features take gigabytes
+                raw = {unit.encoder: _features(unit.encoder, features, study)}
+                standard = {unit.encoder: standardise(raw[unit.encoder], study.reference)}
+            try:
+                results[number] = _measure(study, unit, raw[unit.encoder], standard[unit.encoder], progress)
+            except ArithmeticError as reason:
+                raise InputError(f"{unit.encoder}, {unit.task}: {reason}; omit the encoder, or choose other tasks with "
+                                 "--tasks") from reason  # fmt: skip
+    with Progress("fine-tuning", len(trainings) * STEPS, "steps") as progress:
+        for number in trainings:
+            results[number] = _measure_finetuned(study, units[number], device, progress)
+    return [results[number] for number in range(len(units))]
+
+
+def _draws_in(unit: Unit) -> int:
+    return unit.last - unit.first
+
+
+def _steps(study: Study, unit: Unit) -> list[Shots | str]:
+    """List what is measured on the draws of a unit: linear probes by their shots, KNN, PUBLISHED."""
+    if unit.kind == "all":
+        return ["all"]
+    numbers: list[Shots | str] = [shots for shots in study.measured[unit.task] if shots != "all"]
+    at_headline = study.headline in numbers
+    own = [*numbers, *[KNN] * at_headline] if unit.encoder != NOISE else []
+    return [*own, *[PUBLISHED] * at_headline]
 
 
 def combine(units: Sequence[Unit], results: Sequence[Measured]) -> Measured:
@@ -145,48 +163,60 @@ def _features(encoder: str, features: Mapping[str, Features], study: Study) -> F
 
 
 def _resample(study: Study, draws: int) -> Resamples:
-    return resample(draws, int(study.patients.max()) + 1, seed=study.settings.seed)
+    return _resample_once(draws, int(study.patients.max()) + 1, study.settings.seed)
 
 
-def _measure_draws(study: Study, unit: Unit, raw: Features, features: Features) -> Measured:
-    """Measure a block of draws. raw: the encoder's features, for the published protocol; features: standardised."""
-    draws, block = study.drawn[unit.task], slice(unit.first, unit.last)
-    measured = Measured({}, {}, {})
-    headline = study.headline
-    if unit.encoder != NOISE:
-        resamples = _resample(study, study.draws)
-        for shots in study.measured[unit.task]:
-            if shots == "all":
-                continue
+@functools.lru_cache(maxsize=2)  # seconds for thousands of patients, and the same for all units
+def _resample_once(draws: int, patients: int, seed: int) -> Resamples:
+    return resample(draws, patients, seed=seed)
+
+
+def _measure(study: Study, unit: Unit, raw: Features, features: Features, progress: Progress) -> Measured:
+    """Measure a block of draws, or the probe of all labels.
+
+    raw: the encoder's features, for the published protocol; features: standardised.
+    """
+    draws, block, measured = study.drawn[unit.task], slice(unit.first, unit.last), Measured({}, {}, {})
+    for step in _steps(study, unit):
+        if step == PUBLISHED:
+            _measure_published(measured, study, unit, raw)
+        elif step == "all":
+            _measure_all(measured, study, unit, features)
+        else:
+            shots = study.headline if step == KNN else step
+            assert isinstance(shots, int)
             rows, classes = (part[block] for part in draws.support(shots))
-            decisions = probe_draws(features, rows, classes, draws.test)
-            _score(measured, study, Key(unit.encoder, LINEAR, shots, unit.task, ALL), decisions, resamples, block)
-            if shots == headline:
+            probe = knn_draws if step == KNN else probe_draws
+            decisions = probe(features, rows, classes, draws.test)
+            if step == study.headline:
                 measured.rocs[unit.encoder, unit.task] = _sum_of_rocs(decisions, draws.test_labels)
-                decisions = knn_draws(features, rows, classes, draws.test)
-                _score(measured, study, Key(unit.encoder, KNN, shots, unit.task, ALL), decisions, resamples, block)
-    if headline != "all" and headline in study.measured[unit.task]:
-        rows, classes = (part[block] for part in draws.support(headline))
-        sets = {ALL: np.ones((len(rows), len(draws.test)), bool), BALANCED: draws.balanced[block]}
-        peaks = published_draws(raw, rows, classes, draws.test, draws.test_labels, list(sets.values()),
-                                seed=study.settings.seed, first=unit.first)  # fmt: skip
-        for test, set_peaks in zip(sets, peaks, strict=True):
-            measured.peaks[unit.encoder, unit.task, test] = set_peaks
+            key = Key(unit.encoder, KNN if step == KNN else LINEAR, shots, unit.task, ALL)
+            _score(measured, study, key, decisions, _resample(study, study.draws), block)
+        progress.advance(_draws_in(unit))
     return measured
 
 
-def _measure_all(study: Study, unit: Unit, features: Features) -> Measured:
-    """Measure one probe trained on all labelled training images: without draws, so intervals are over patients."""
-    draws, measured = study.drawn[unit.task], Measured({}, {}, {})
+def _measure_published(measured: Measured, study: Study, unit: Unit, raw: Features) -> None:
+    draws, block = study.drawn[unit.task], slice(unit.first, unit.last)
+    rows, classes = (part[block] for part in draws.support(study.headline))
+    sets = {ALL: np.ones((len(rows), len(draws.test)), bool), BALANCED: draws.balanced[block]}
+    peaks = published_draws(raw, rows, classes, draws.test, draws.test_labels, list(sets.values()),
+                            seed=study.settings.seed, first=unit.first)  # fmt: skip
+    for test, set_peaks in zip(sets, peaks, strict=True):
+        measured.peaks[unit.encoder, unit.task, test] = set_peaks
+
+
+def _measure_all(measured: Measured, study: Study, unit: Unit, features: Features) -> None:
+    """Measure one probe trained on all labels: without draws, so intervals are over patients."""
+    draws = study.drawn[unit.task]
     decisions = fit_all(features, draws.train, draws.train_labels, draws.test)
     if study.headline == "all":
         measured.rocs[unit.encoder, unit.task] = study.draws * _sum_of_rocs(decisions, draws.test_labels)
     key = Key(unit.encoder, LINEAR, "all", unit.task, ALL)
     _score(measured, study, key, decisions, _resample(study, 1), slice(0, 1))
-    return measured
 
 
-def _measure_finetuned(study: Study, unit: Unit, device: torch.device) -> Measured:
+def _measure_finetuned(study: Study, unit: Unit, device: torch.device, progress: Progress) -> Measured:
     draws, measured = study.drawn[unit.task], Measured({}, {}, {})
     (encoder,) = (encoder for encoder in study.encoders if encoder.name == unit.encoder)
     rows, classes = (part[unit.first] for part in draws.support(study.headline))
@@ -200,7 +230,8 @@ def _measure_finetuned(study: Study, unit: Unit, device: torch.device) -> Measur
     ):  # fmt: skip
         examples, tested = (_images(study, encoder, numbers, device) for numbers in (rows, draws.test))
         decisions = finetune(encoder.module, examples, torch.from_numpy(classes).to(device), tested,
-                             seed=settings.seed + unit.first, batch_size=settings.batch_size)[None]  # fmt: skip
+                             seed=settings.seed + unit.first, batch_size=settings.batch_size,
+                             progress=progress)[None]  # fmt: skip
     resamples = _resample(study, min(study.settings.finetune, study.draws))
     key = Key(unit.encoder, FINETUNE, study.headline, unit.task, ALL)
     _score(measured, study, key, decisions, resamples, slice(unit.first, unit.last))
@@ -208,7 +239,8 @@ def _measure_finetuned(study: Study, unit: Unit, device: torch.device) -> Measur
 
 
 def _images(study: Study, encoder: Encoder, rows: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    return read_images(study.settings.folder, study.manifest, tuple(study.manifest.counts), rows.tolist(),
+    return read_images(study.settings.folder, study.manifest, tuple(study.manifest.counts),
+                       study.rows[rows].tolist(),
                        encoder.input, batch_size=study.settings.batch_size, device=device,
                        workers=study.settings.workers)  # fmt: skip
 
@@ -228,7 +260,7 @@ def _score(
         )
     if key.probe != LINEAR:
         return
-    for part in find_slices(study.labels):
+    for part in study.slices:
         if is_large_enough(count_in_slice(part, draws.test, draws.test_labels, study.patients)):
             inside = part.members[draws.test]
             measured.scores[key._replace(test=part.name)] = score(

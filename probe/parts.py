@@ -19,7 +19,7 @@ from probe.study import Study
 from shard.errors import InputError
 from shard.files import write_bytes
 
-FOLDER, FORMAT = "parts", "cxr-simclr-probe-part/1"
+FOLDER, FORMAT = "parts", "cxr-simclr-probe-part/2"
 
 
 def units_of_part(units: Sequence[Unit], part: int, parts: int) -> list[Unit]:
@@ -28,7 +28,8 @@ def units_of_part(units: Sequence[Unit], part: int, parts: int) -> list[Unit]:
 
 
 def write_part(
-    study: Study, part: int, parts: int, units: Sequence[Unit], found: Sequence[Measured], keys: Mapping[str, str]
+    study: Study, part: int, parts: int, units: Sequence[Unit], found: Sequence[Measured],
+    keys: Mapping[str, Sequence[str]],
 ) -> Path:  # fmt: skip
     """Write a part's results, with its settings and units; return the path.
 
@@ -66,7 +67,7 @@ def read_settings(out: Path) -> Settings:
     return from_plain(_read(files[0])[0]["settings"])
 
 
-def read_parts(study: Study) -> tuple[list[Unit], list[Measured], dict[str, str]]:
+def read_parts(study: Study) -> tuple[list[Unit], list[Measured], dict[str, list[str]]]:
     """Read the units and results of all parts, and the keys of their features in the cache, by encoder name.
 
     Raises InputError if some are missing or belong to another report.
@@ -90,7 +91,7 @@ def read_parts(study: Study) -> tuple[list[Unit], list[Measured], dict[str, str]
                          f"--part={missing[0]} --parts={max(parts)}{rest}")  # fmt: skip
     units: list[Unit] = []
     found: list[Measured] = []
-    keys: dict[str, str] = {}
+    keys: dict[str, list[str]] = {}
     for _, (head, arrays) in sorted(files.items(), key=lambda item: int(item[1][0]["part"])):
         results = [Measured({}, {}, {}) for _ in head["units"]]
         for entry, (number, kind, key) in enumerate(head["entries"]):
@@ -103,7 +104,7 @@ def read_parts(study: Study) -> tuple[list[Unit], list[Measured], dict[str, str]
                 results[number].peaks[key[0], key[1], key[2]] = Peaks(*values)
         units += [Unit(*unit) for unit in head["units"]]
         found += results
-        keys |= head.get("features", {})  # older parts have none
+        keys |= head["features"]
     return units, found, keys
 
 

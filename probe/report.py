@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from probe.collapse import mark_collapsed
 from probe.draws_file import write_draws
-from probe.features import feature_keys, load_features, read_features
+from probe.features import feature_keys, join_features, load_features, read_features
 from probe.measure import Measured, Unit, combine, list_units, measure
 from probe.names import split_spec
 from probe.page.compose import compose
@@ -18,6 +18,7 @@ from probe.page.inputs import describe_input
 from probe.page.table import difference_table, score_table, with_mean
 from probe.page.write import write_page
 from probe.parts import read_parts, read_settings, units_of_part, write_part
+from probe.published_protocol import NOISE
 from probe.settings import Settings, from_plain
 from probe.study import Study, open_study
 from shard.errors import InputError
@@ -51,7 +52,8 @@ def _measure_and_write(study: Study, units: list[Unit], part: int, parts: int, d
     results = measure(study, units, features, device)
     if parts > 1:
         computed = [encoder for encoder in study.encoders if encoder.name in features]
-        keys = feature_keys(computed, study.manifest, tuple(study.manifest.counts), device, settings.batch_size)
+        keys = feature_keys(computed, study.manifest, tuple(study.manifest.counts), device, settings.batch_size,
+                            study.rows)  # fmt: skip
         path = write_part(study, part, parts, units, results, keys)
         print(f"{path}: {len(units)} units; once all parts exist: python -m probe merge {settings.out}")
         return
@@ -84,21 +86,22 @@ def relocate(settings: Settings, out: Path) -> Settings:
     return from_plain({**plain, **files, "out": str(out), "encoders": encoders, "shards": shards})
 
 
-def _features(study: Study, needed: set[str] | None, keys: Mapping[str, str]) -> dict[str, Features]:
-    """Features of the encoders with these names, or of all, and of the last one, which is permuted into pure noise.
+def _features(study: Study, needed: set[str] | None, keys: Mapping[str, Sequence[str]]) -> dict[str, Features]:
+    """Features of the study's images for the encoders with these names, or for all; NOISE needs those of the last one.
 
     keys: of features that parts of the report have cached. Only what the cache lacks is computed, and needs the device.
     """
     settings, cache = study.settings, study.settings.cache or study.settings.out / "features"
     encoders = [encoder for encoder in study.encoders
-                if needed is None or encoder.name in needed or encoder is study.encoders[-1]]  # fmt: skip
-    cached = {name: load_features(cache, key) for name, key in keys.items()}
-    found = {name: features for name, features in cached.items() if features is not None}
+                if needed is None or encoder.name in needed
+                or (NOISE in needed and encoder is study.encoders[-1])]  # fmt: skip
+    cached = {name: [load_features(cache, key) for key in own] for name, own in keys.items()}
+    found = {name: join_features(parts) for name, parts in cached.items() if all(part is not None for part in parts)}
     if missing := [encoder for encoder in encoders if encoder.module is not None and encoder.name not in found]:
         found |= read_features(
             missing, settings.folder, study.manifest, tuple(study.manifest.counts), cache=cache,
             batch_size=settings.batch_size, device=torch.device(resolve_device(settings.device)),
-            workers=settings.workers,
+            workers=settings.workers, rows=study.rows,
         )  # fmt: skip
     return {encoder.name: found[encoder.name] for encoder in encoders if encoder.name in found}
 

@@ -38,8 +38,11 @@ class Settings:
     baselines: Annotated[tuple[str, ...], Flag("Baselines to compare with: random weights, the image's own pixels, "
                                                "ImageNet's weights.", "comparison", metavar="NAME,…")] = (
         "scratch", "thumbnail", "imagenet")  # fmt: skip
-    shots: Annotated[tuple[str, ...], Flag("Examples of each class to learn from; all uses every training image.",
-                                           "few-shot", metavar="K,…,all")] = ("1", "5", "10", "50", "all")
+    shots: Annotated[tuple[str, ...], Flag("Examples of each class to learn from; all takes the labelled training "
+                                           "images, up to --all-limit.", "few-shot",
+                                           metavar="K,…,all")] = ("1", "5", "10", "50")
+    all_limit: Annotated[int, Flag("Most training images per task for --shots=all, chosen at random.", "few-shot",
+                                   2, 10**9)] = 20_000
     draws: Annotated[int, Flag("Support sets per task.", "few-shot", 1, 10**5)] = 50
     tasks: Annotated[tuple[str, ...], Flag("Findings to predict. Put a name that contains a comma in double quotes.",
                                            "data", metavar="A,B,…", default="those of the published table",

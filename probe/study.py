@@ -20,10 +20,12 @@ from probe.encoders import open_encoders
 from probe.fewshot import Draws, NotMeasurable, Rows, Shots, make_draws, resolve_labels
 from probe.names import name_mean
 from probe.settings import Settings
-from probe.slices import count_patients, withhold
+from probe.slices import Slice, count_patients, find_slices, withhold
+from probe.used_images import choose_images, renumber
 from shard.errors import InputError
 from shard.formats import TASKS
 from shard.manifest import Manifest, read_manifest
+from shard.progress import Progress
 from shard.read import read_labels
 from train.weights.preprocessing import Input
 
@@ -32,13 +34,17 @@ from train.weights.preprocessing import Input
 class Study:
     """Encoders and the data that they are measured on.
 
-    labels: shard.read.read_labels, resolved to 1, 0 and NaN. tasks: the requested ones. drawn: the draws of each
+    labels: shard.read.read_labels, resolved to 1, 0 and NaN, of the images whose features are computed; everything
+    else numbers the images by their place there. rows: their rows in the labels of all images, ascending. reference:
+    mask of the training images that features are standardised by. tasks: the requested ones. drawn: the draws of each
     measurable task; measured: its numbers of shots. unmeasured: why the others are not measured, as sentences.
     """
 
     settings: Settings
     manifest: Manifest
     labels: pd.DataFrame
+    rows: Rows
+    reference: npt.NDArray[np.bool_]
     encoders: list[Encoder]
     tasks: list[str]
     drawn: dict[str, Draws]
@@ -60,11 +66,6 @@ class Study:
         """The name of the mean over tasks, which no finding of the archive has."""
         return name_mean(self.manifest.findings)
 
-    @functools.cached_property
-    def train(self) -> npt.NDArray[np.bool_]:
-        """Mask of the training images, [images]."""
-        return np.asarray(self.labels["split"] == "train")
-
     @property
     def draws(self) -> int:
         """The number of draws of each task."""
@@ -84,9 +85,15 @@ class Study:
 
         All tasks share the numbers, so that each replicate of a mean over tasks resamples the same patients.
         """
-        numbers = np.full(len(self.train), -1)
-        numbers[~self.train] = np.unique(self.labels["patient"].to_numpy()[~self.train], return_inverse=True)[1]
+        held_out = np.asarray(self.labels["split"] != "train")
+        numbers = np.full(len(held_out), -1)
+        numbers[held_out] = np.unique(self.labels["patient"].to_numpy()[held_out], return_inverse=True)[1]
         return numbers
+
+    @functools.cached_property
+    def slices(self) -> list[Slice]:
+        """The slices of the test images."""
+        return find_slices(self.labels)
 
     @functools.cached_property
     def withheld(self) -> dict[str, str]:
@@ -132,7 +139,10 @@ def open_study(settings: Settings) -> Study:
     if not drawn:
         raise InputError(f"--shots={','.join(settings.shots)}: no task can be measured ({'; '.join(unmeasured)}); give "
                          "fewer shots, other --tasks or draws, or shards with more labels")  # fmt: skip
-    return Study(settings, manifest, labels, encoders, tasks, drawn, measured, unmeasured)
+    drawn = {task: draws.truncate(measured[task]) for task, draws in drawn.items()}
+    rows, reference = choose_images(labels, drawn.values(), settings.seed)
+    return Study(settings, manifest, labels.iloc[rows], rows, reference, encoders, tasks,
+                 {task: renumber(draws, rows) for task, draws in drawn.items()}, measured, unmeasured)  # fmt: skip
 
 
 def choose_tasks(settings: Settings, manifest: Manifest) -> list[str]:
@@ -159,19 +169,22 @@ def choose_tasks(settings: Settings, manifest: Manifest) -> list[str]:
 def _draws_of_tasks(settings: Settings, labels: pd.DataFrame, tasks: list[str]) -> tuple[dict[str, Draws], list[str]]:
     """Sample the draws of each task, or read them from --draws-file; also return why some tasks have none."""
     drawn, unmeasured = {}, []
-    given = read_draws(settings.draws_file, labels) if settings.draws_file is not None else {}
+    all_limit = settings.all_limit if "all" in settings.shots else 0
+    given = (read_draws(settings.draws_file, labels, all_limit=all_limit, seed=settings.seed)
+             if settings.draws_file is not None else {})  # fmt: skip
     if len({len(draws.balanced) for draws in given.values()}) > 1:
         raise InputError(f"--draws-file={settings.draws_file}: the number of draws differs between tasks; give a "
                          "draws.csv that a report wrote")  # fmt: skip
-    for task in tasks:
-        try:
-            if settings.draws_file is None:
-                drawn[task] = make_draws(labels, task, shots=settings.most_shots, draws=settings.draws,
-                                         seed=settings.seed)  # fmt: skip
-            elif task in given:
-                drawn[task] = given[task]
-            else:
-                unmeasured.append(f"{task} is not in {settings.draws_file}")
-        except NotMeasurable as reason:
-            unmeasured.append(f"{task} is not measurable: {reason}")
+    with Progress("sampling draws", len(tasks), "tasks") as progress:
+        for task in progress.counted(tasks):
+            try:
+                if settings.draws_file is None:
+                    drawn[task] = make_draws(labels, task, shots=settings.most_shots, draws=settings.draws,
+                                             seed=settings.seed, all_limit=all_limit)  # fmt: skip
+                elif task in given:
+                    drawn[task] = given[task]
+                else:
+                    unmeasured.append(f"{task} is not in {settings.draws_file}")
+            except NotMeasurable as reason:
+                unmeasured.append(f"{task} is not measurable: {reason}")
     return drawn, unmeasured

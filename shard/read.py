@@ -15,6 +15,7 @@ from shard.ahead import fetch_ahead
 from shard.cache import open_tar
 from shard.errors import PARSE_ERRORS, InputError
 from shard.manifest import Manifest, Shard
+from shard.progress import Progress
 from shard.tar import INDEX_VERSION
 
 CURE = "put back the shards as they were built (see python -m shard verify), then run the same command"
@@ -75,7 +76,8 @@ def read_labels(folder: Path, manifest: Manifest, splits: tuple[str, ...]) -> pd
 
 def label_frame(folder: Path, shards: list[Shard], findings: tuple[str, ...]) -> pd.DataFrame:
     """Read the labels of the given shards from their tars, in the columns of read_labels."""
-    return as_label_frame(iter_label_rows(folder, shards, findings), findings)
+    with Progress("reading labels", sum(shard.samples for shard in shards)) as progress:
+        return as_label_frame(progress.counted(iter_label_rows(folder, shards, findings)), findings)
 
 
 def iter_label_rows(folder: Path, shards: Iterable[Shard], findings: tuple[str, ...]) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ import torch
 import torchvision
 
 from probe.__main__ import COMMANDS
-from probe.embed.embed import compute_parts, decisive, embed
-from probe.embed.parts import begin_parts, list_parts
+from probe.embed.embed import compute_missing, decisive, embed
+from probe.embed.parts import begin_parts
 from probe.embed.settings import EmbedSettings
 from probe.embed.work import open_work
 from probe.encoders import open_encoders
+from probe.feature_parts import list_parts
 from probe.features import read_features
 from shard.cli import BoundCommand, bind
 from shard.errors import InputError
@@ -156,11 +156,11 @@ def test_run_killed_while_it_computes_ends_with_the_bytes_of_an_uninterrupted_on
 def test_missing_and_corrupt_parts_within_a_split_are_computed_again(
     features: Path, weights: Path, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("probe.embed.parts.IMAGES", 32)  # four parts in train
+    monkeypatch.setattr("probe.feature_parts.IMAGES", 32)  # four parts in train
     settings = EmbedSettings(out=tmp_path / "features.parquet", **FLAGS)
     work = open_work(str(weights), shards.folder, settings)
     begin_parts(settings.parts, decisive(work))
-    compute_parts(work)
+    compute_missing(work)
     for number in (32, 96):
         (part,) = settings.parts.glob(f"train-{number:09d}-*.npy")
         if number == 32:
@@ -169,7 +169,7 @@ def test_missing_and_corrupt_parts_within_a_split_are_computed_again(
             part.write_bytes(part.read_bytes()[:-1] + b"x")
     kept = {part: part.stat().st_mtime_ns for part in settings.parts.glob("*.npy") if "096" not in part.name}
     assert len(kept) == 3
-    compute_parts(work)
+    compute_missing(work)
     assert {part: part.stat().st_mtime_ns for part in kept} == kept
     embed(str(weights), shards.folder, settings)
     assert np.array_equal(matrix_of(settings.out), matrix_of(features))
@@ -178,15 +178,14 @@ def test_missing_and_corrupt_parts_within_a_split_are_computed_again(
     pd.testing.assert_frame_equal(found, expected)
 
 
-def test_parts_are_whole_batches_and_cover_each_split_once(shards: Shards) -> None:
-    many = [replace(shard, samples=100 * shard.samples) for shard in shards.manifest.shards]
+def test_parts_are_whole_batches_and_cover_each_split_once() -> None:
+    chosen = {"train": range(9700), "valid": [2 * number for number in range(1200)], "test": []}
     for batch in (7, 128, 1024, 5000):
-        parts = list_parts(replace(shards.manifest, shards=tuple(many)), ("train", "valid"), batch)
-        numbers = [(part.split, number) for part in parts for number in range(part.first, part.last)]
-        assert numbers == [(split, number) for split, images in (("train", 9700), ("valid", 2400))
-                           for number in range(images)]  # fmt: skip
-        assert all(part.first % batch == 0 and part.images <= max(batch, 1024) for part in parts)
-        assert len(parts) < 16
+        parts = list_parts(chosen, batch)
+        numbers = [(part.split, number) for part in parts for number in part.numbers]
+        assert numbers == [(split, number) for split, own in chosen.items() for number in own]
+        assert all(part.images % batch == 0 or part.numbers[-1] == chosen[part.split][-1] for part in parts)
+        assert all(0 < part.images <= max(batch, 1024) for part in parts) and len(parts) < 16
 
 
 def test_full_disk_leaves_no_file_and_the_same_command_continues(

@@ -16,12 +16,13 @@ import torch
 import torchvision
 
 import probe.features
-from pipeline.loader import has_dali
 from pipeline.torchvision_views import decode
 from probe.baselines import SCRATCH, THUMBNAIL, imagenet_encoder, scratch_encoder, thumbnail_encoder
 from probe.encoder import Encoder, GreyAsColour
 from probe.encoders import open_encoder, open_encoders
-from probe.features import extract_features, feature_keys, read_features, read_images
+from probe.feature_parts import compute_parts
+from probe.features import feature_keys, read_features, read_images
+from probe.fewshot import Rows
 from probe.names import MEAN
 from probe.page.table import thumbnail_verdicts
 from shard.errors import InputError
@@ -88,21 +89,23 @@ def test_imagenet_baseline_is_missing_for_an_architecture_that_torchvision_lacks
     assert encoder.module is None and encoder.missing == "no weights for this architecture"
 
 
-def test_features_are_deterministic_and_in_order_of_labels(shards: Shards) -> None:
+def test_features_are_deterministic_and_in_order_of_labels(shards: Shards, tmp_path: Path) -> None:
     class Mean(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean(dim=(1, 2, 3))[:, None]
 
     images = Input(32, 0.0, 1.0)
-    module = scratch_encoder("resnet18", 0, images).module
-    assert module is not None
+    encoders = [scratch_encoder("resnet18", 0, images), Encoder("Mean", "", Mean(), images)]
     splits = tuple(shards.manifest.counts)
-    once, again = (
-        extract_features([module, Mean()], shards.folder, shards.manifest, splits, images, batch_size=32,
-                         backend="dali" if has_dali() else "torchvision", device=torch.device("cpu"), workers=1)
-        for _ in range(2)
-    )  # fmt: skip
-    assert np.array_equal(once[0], again[0]) and once[0].shape == (121, 512)
+
+    def read(cache: str, rows: Rows | None = None) -> dict[str, Any]:
+        return read_features(encoders, shards.folder, shards.manifest, splits, cache=tmp_path / cache, batch_size=32,
+                             device=torch.device("cpu"), workers=1, rows=rows)  # fmt: skip
+
+    once, again = read("once"), read("again")
+    assert np.array_equal(once[SCRATCH], again[SCRATCH]) and once[SCRATCH].shape == (121, 512)
+    some = np.array([0, 5, 96, 97, 120])  # of both splits
+    assert np.allclose(read("some", some)[SCRATCH], once[SCRATCH][some], atol=1e-5)
     labels = read_labels(shards.folder, shards.manifest, splits)
     assert len(labels) == 121
     means = {}
@@ -110,7 +113,7 @@ def test_features_are_deterministic_and_in_order_of_labels(shards: Shards) -> No
         images = Fetcher(shards.folder, shards.manifest, split)
         means |= {images.key(number): float(decode(images, number).mean()) for number in range(len(images))}
     expected = np.array([means[key] for key in labels["key"]])
-    assert np.abs(once[1][:, 0] - expected).max() < 0.02 < expected.std()
+    assert np.abs(once["Mean"][:, 0] - expected).max() < 0.02 < expected.std()
 
 
 def features_of(module: torch.nn.Module, colour: bool = False) -> np.ndarray[Any, Any]:
@@ -236,7 +239,7 @@ def test_cached_features_are_those_of_a_gpu_and_a_batch_size(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
 
     def key(device: str, batch_size: int) -> str:
-        return feature_keys([scratch], shards.manifest, ("valid",), torch.device(device), batch_size)[SCRATCH]
+        return feature_keys([scratch], shards.manifest, ("valid",), torch.device(device), batch_size)[SCRATCH][0]
 
     on_a100 = key("cuda", 16)
     assert on_a100 == key("cuda", 16)
@@ -248,13 +251,15 @@ def test_cached_features_are_those_of_a_gpu_and_a_batch_size(
 def test_features_are_cached_by_weights_input_and_shards(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Encoders with the same input share a pass over the images."""
     computed: list[int] = []
 
-    def counted(modules: Any, *arguments: Any, **settings: Any) -> Any:
-        computed.append(len(modules))
-        return extract_features(modules, *arguments, **settings)
+    def counted(work: Any, *arguments: Any, **settings: Any) -> Any:
+        ((_, encoders),) = work
+        computed.append(len(encoders))
+        return compute_parts(work, *arguments, **settings)
 
-    monkeypatch.setattr(probe.features, "extract_features", counted)
+    monkeypatch.setattr(probe.features, "compute_parts", counted)
 
     def read(*encoders: Encoder) -> dict[str, Any]:
         return read_features(encoders, shards.folder, shards.manifest, ("valid",), cache=tmp_path, batch_size=16,

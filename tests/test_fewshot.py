@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ import pytest
 from probe.draws_file import read_draws, write_draws
 from probe.fewshot import Blank, NotMeasurable, Uncertain, make_draws, resolve_labels
 from shard.errors import InputError
+from tests.conftest import ROOT
 
 
 def test_draws_are_balanced_and_disjoint_by_patient_without_uncertain_or_blank(labels: pd.DataFrame) -> None:
@@ -72,6 +74,22 @@ def test_all_shots_select_every_labelled_training_image(labels: pd.DataFrame) ->
         make_draws(none, "Mass", shots=1, draws=1, seed=0).support("all")
 
 
+def test_limited_all_shots_are_a_random_part_that_tasks_share(labels: pd.DataFrame) -> None:
+    labels = labels.assign(Other=labels["Mass"].fillna(1.0))  # labelled wherever Mass is
+    every = make_draws(labels, "Mass", shots=1, draws=1, seed=0)
+    some, same, other = (make_draws(labels, task, shots=1, draws=1, seed=seed, all_limit=30)
+                         for task, seed in (("Mass", 0), ("Mass", 0), ("Mass", 1)))  # fmt: skip
+    assert len(some.train) == 30 and some.labelled == every.labelled == len(every.train) > 100
+    assert (np.diff(some.train) > 0).all() and set(some.train) < set(every.train)
+    assert (labels["Mass"].to_numpy()[some.train] == some.train_labels).all()
+    assert np.array_equal(some.train, same.train) and not np.array_equal(some.train, other.train)
+    assert np.ptp(some.train) > 300  # not the first ones
+    shared = make_draws(labels, "Other", shots=1, draws=1, seed=0, all_limit=30).train
+    assert len(set(shared) & set(some.train)) > 15  # of 30; two independent choices share about 4
+    with pytest.raises(NotMeasurable, match="0 of 0 labelled training images positive"):
+        make_draws(labels, "Mass", shots=1, draws=1, seed=0, all_limit=0).support("all")
+
+
 def test_label_policies_resolve_uncertain_and_blank(labels: pd.DataFrame) -> None:
     before = labels["Mass"].copy()
     counts = {policy: resolve_labels(labels, ["Mass"], *policy)["Mass"].value_counts().to_dict()
@@ -93,22 +111,69 @@ def test_draws_file_round_trips(labels: pd.DataFrame, tmp_path: Path) -> None:
         assert np.array_equal(getattr(made, name), getattr(read, name)), name
 
 
+def test_documented_python_reads_the_draws(
+    labels: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = labels.assign(**{"Pleural Effusion": labels["Mass"], "Other": labels["Mass"].fillna(0.0)})
+    drawn = {task: make_draws(labels, task, shots=12, draws=3, seed=0) for task in ("Pleural Effusion", "Other")}
+    (tmp_path / "draws.csv").write_bytes(write_draws(drawn, labels))
+    (code,) = re.findall(r"<!-- run -->\n```python\n(.*?)```", (ROOT / "docs" / "formats.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(code, "formats.md", "exec"), names)
+    draws, keys = drawn["Pleural Effusion"], labels["key"].to_numpy()
+    assert names["ten_shots"] == {"positive": keys[draws.positive[0, :10]].tolist(),
+                                  "negative": keys[draws.negative[0, :10]].tolist()}  # fmt: skip
+    assert names["balanced"] == keys[draws.test[draws.balanced[0]]].tolist()
+    assert set(names["images"]) == set(keys[drawn["Other"].test]) > set(keys[draws.test])
+
+
+def test_draws_file_of_the_older_format_is_read(labels: pd.DataFrame, tmp_path: Path) -> None:
+    made = make_draws(labels, "Mass", shots=3, draws=2, seed=0)
+    rows = [("Mass", draw, role, key) for draw in range(2) for role, numbers in (
+        ("positive", made.positive[draw]), ("negative", made.negative[draw]), ("test", made.test[made.balanced[draw]])
+    ) for key in labels["key"].iloc[numbers]]  # fmt: skip
+    file = tmp_path / "draws.csv"
+    pd.DataFrame(rows, columns=["task", "draw", "role", "key"]).to_csv(file, index=False)
+    read = read_draws(file, labels)["Mass"]
+    for name in ("positive", "negative", "test", "balanced"):
+        assert np.array_equal(getattr(made, name), getattr(read, name)), name
+
+
+def test_draws_of_many_test_images_take_few_bytes() -> None:
+    images = 25_000
+    frame = pd.DataFrame({"key": [f"{number:012d}" for number in range(images + 40)], "split": "test", "Mass": 1.0,
+                          "patient": np.arange(images + 40)})  # fmt: skip
+    frame.loc[::2, "Mass"] = 0.0
+    frame.loc[images:, "split"] = "train"
+    made = make_draws(frame, "Mass", shots=10, draws=10, seed=0)
+    assert len(write_draws({"Mass": made}, frame)) < images * 20 + 10 * images / 4 + 100_000
+
+
+def first_key(table: pd.DataFrame, place: int) -> str:
+    """The key of a positive example."""
+    return str(table.loc[table["role"] == "positive", "key"].iloc[place])
+
+
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [(lambda table: table.assign(key="nobody"), "key nobody, and .* more, are not in these shards"),
      (lambda table: table.assign(role=table["role"].replace({"positive": "negative", "negative": "positive"})),
       "Mass: draw 0: not all of its positive examples are positive training images"),
-     (lambda table: table[table["role"] != "test"], "draw 0: its test set contains rows that are not"),
-     (lambda table: table.assign(key=table["key"].where(table.index != 1, table["key"][0])),
+     (lambda table: table[table["role"] != "test"], "draw 0: 0 rows with its test set, 1 needed"),
+     (lambda table: table.assign(key=table["key"].where(table["key"] != first_key(table, 1), first_key(table, 0))),
       "its support set contains a patient twice"),
-     (lambda table: table.assign(task="Else"), "Else is not a finding"),
+     (lambda table: table.assign(members=table["members"].str[2:]), "draw 0: the members .* are not 88 bits"),
+     (lambda table: table.assign(members=table["members"].str.replace("^.", "g", regex=True)), "are not 88 bits"),
+     (lambda table: table.assign(key=table["key"].where(table["role"] != "positive", "")), "key , and 9 more"),
+     (lambda table: table.assign(task=table["task"].replace("Mass", "Else")), "Else is not a finding"),
      (lambda table: table.drop(columns="role"), "its columns are task, draw, key"),
      (lambda table: table.assign(draw="first"), "not a table of draws")],
 )  # fmt: skip
 def test_draws_file_that_does_not_fit_is_refused(labels: pd.DataFrame, tmp_path: Path, edit: Any, reason: str) -> None:
     file = tmp_path / "draws.csv"
     file.write_bytes(write_draws({"Mass": make_draws(labels, "Mass", shots=5, draws=2, seed=0)}, labels))
-    edit(pd.read_csv(file, dtype={"key": str})).to_csv(file, index=False)
+    edit(pd.read_csv(file, dtype=str, keep_default_na=False)).to_csv(file, index=False)
     with pytest.raises(InputError, match=rf"--draws-file=.*{reason}"):
         read_draws(file, labels)
     with pytest.raises(InputError, match="no such file; every report writes one"):

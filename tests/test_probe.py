@@ -13,7 +13,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from pipeline.loader import default_backend
-from probe.features import feature_batches
+from probe.encoder import Encoder
+from probe.feature_parts import compute_parts, list_parts
 from probe.fewshot import Rows, make_draws
 from probe.finetune import finetune
 from probe.full_precision import full_precision
@@ -21,6 +22,7 @@ from probe.knn import knn_draws
 from probe.linear import fit_all, probe_draws
 from probe.published_protocol import EPOCHS, LR, noise_features, published_draws
 from probe.statistics import resample, score
+from shard.progress import Progress
 from tests.conftest import Shards
 from train.frozen_features import NEIGHBOURS, TEMPERATURE, Features, knn_vote, standardise
 from train.weights.preprocessing import Input
@@ -35,6 +37,13 @@ def test_standardise_uses_training_rows_only_and_gives_length_one() -> None:
     moved = features.copy()
     moved[~train] += 100
     assert np.array_equal(standardise(moved, train)[train], standard[train])
+
+
+def test_feature_that_is_constant_in_the_known_rows_becomes_zero() -> None:
+    features = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    features[:30, 1] = 0.25
+    standard = standardise(features, np.arange(50) < 30)
+    assert not standard[:, 1].any() and np.abs(standard[:, [0, 2, 3]]).max() > 0.5
 
 
 def test_probe_finds_signal_and_is_at_chance_on_noise(labels: pd.DataFrame) -> None:
@@ -222,9 +231,12 @@ def fast() -> Iterator[None]:
 def test_features_and_fine_tuning_are_exact_on_a_gpu_and_restore_its_settings(shards: Shards, work: str) -> None:
     encoder, images = Recorder(), torch.randn(20, 1, 12, 12)
     if work == "features":
-        for _ in feature_batches([encoder], shards.folder, shards.manifest, "valid", Input(32, 0.5, 0.25), workers=1,
-                                 backend=default_backend(), batch_size=16, device=torch.device("cpu")):  # fmt: skip
-            assert gpu_flags() == FAST  # between batches, too
+        frozen = Encoder("Recorder", "", encoder, Input(32, 0.5, 0.25))
+        work = [(part, [frozen]) for part in list_parts({"train": range(60), "valid": range(20)}, 16)]
+        with Progress("features", 80) as progress:
+            for _ in compute_parts(work, shards.folder, shards.manifest, workers=1, backend=default_backend(),
+                                   batch_size=16, device=torch.device("cpu"), progress=progress):  # fmt: skip
+                assert gpu_flags() == FAST  # between batches, too
     elif work == "fine-tuning":
         finetune(encoder, images, torch.arange(20) % 2, images, seed=0)
     else:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +22,12 @@ import torch
 import torchvision
 
 from pipeline.augmentation import Augmentation
-from probe.linear import probe_draws
+from probe.fewshot import make_draws
+from probe.linear import fit_all, probe_draws
 from probe.measure import ALL, BALANCED, LINEAR, Key, combine, list_units, measure
 from probe.metrics import METRICS
 from probe.page import sections
+from probe.page.notes import list_notes
 from probe.report import make_report, merge_report
 from probe.settings import Settings, from_plain
 from probe.statistics import resample, score
@@ -28,7 +35,8 @@ from probe.study import choose_tasks, open_study
 from shard.errors import InputError
 from shard.files import locked
 from shard.formats import CHEXPERT_FINDINGS, TASKS
-from tests.conftest import Shards, run_module
+from shard.read import read_labels
+from tests.conftest import ROOT, Shards, run_module
 from train.frozen_features import standardise
 
 SHOTS = ("1", "3", "all")
@@ -192,10 +200,41 @@ def test_second_process_on_one_folder_is_refused(shards: Shards, trained: Path, 
     assert not (tmp_path / "report.html").exists()
 
 
+def test_killed_report_continues_to_the_same_bytes(
+    report: Path, shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    settings, cache = settings_of(trained, shards, tmp_path, weights, workers=1), tmp_path / "features"
+    command = [sys.executable, "-m", *shlex.split(settings.command())[2:]]
+    for _ in range(5):  # a process may end before it is killed
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and len(list(cache.glob("*.npy"))) < 1:
+            time.sleep(0.002)
+        process.kill()
+        _, error = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), error
+        if 0 < len(list(cache.glob("*.npy"))) < 8:  # of 4 encoders, for each of 2 splits
+            break
+        shutil.rmtree(cache, ignore_errors=True)
+    kept = {file: file.stat().st_mtime_ns for file in cache.glob("*.npy")}
+    assert 0 < len(kept) < 8 and not (tmp_path / "report.html").exists()
+    monkeypatch.setattr("shard.progress.QUIET_S", 0.0)  # show progress at once
+    make_report(settings, 0, 1)
+    stderr = capsys.readouterr().err
+    for line in ("reading labels: 121 of 121 images", "sampling draws: 4 of 4 tasks", "features: 121 of 121 images",
+                 "drawing figures: 9 of 9 sections"):  # fmt: skip
+        assert line in stderr, line
+    assert re.search(r"probing: (\d+) of \1 probes", stderr)
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept and len(list(cache.glob("*.npy"))) == 8
+    for name in ("table.csv", "differences.csv", "draws.csv", "table.tex", "figures/neighbours.png"):
+        assert (tmp_path / name).read_bytes() == (report / name).read_bytes(), name
+
+
 @pytest.mark.long
 def test_report_of_parts_is_identical(
-    shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """Byte-identical, for all kinds of units and for more draws than fit in one unit."""
     monkeypatch.setattr("probe.finetune.STEPS", 10)
 
@@ -204,7 +243,11 @@ def test_report_of_parts_is_identical(
             "finetune": 1, "draws": 60, "tasks": ("Lung Opacity",), "baselines": ("scratch",), "shots": ("2", "all"),
             "cache": tmp_path / "features", **others})  # fmt: skip
 
-    make_report(settings("whole"), 0, 1)
+    monkeypatch.setattr("probe.measure.STEPS", 10)
+    with monkeypatch.context() as patched:
+        patched.setattr("shard.progress.QUIET_S", 0.0)
+        make_report(settings("whole"), 0, 1)
+    assert "fine-tuning: 20 of 20 steps" in capsys.readouterr().err  # of two encoders
     for part in (2, 0):
         make_report(settings("parts"), part, 3)
     with pytest.raises(InputError, match="1 of 3 parts missing; measure them with --part=1 --parts=3"):
@@ -270,6 +313,43 @@ def test_measure_resamples_patients_not_images(
             expected = score(decisions, draws.test_labels, patients[draws.test], resample(4, len(names)), members)
             scores = measured.scores[Key(name, LINEAR, 3, "Lung Opacity", test)]
             assert np.array_equal(scores.both, expected.both, equal_nan=True), (name, test)
+
+
+def test_probes_on_the_used_images_equal_those_on_all(
+    shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report computes features of its draws' images, of the test images and of a sample to standardise by."""
+    monkeypatch.setattr("probe.used_images.REFERENCE", 20)
+    tasks = ("Lung Opacity", "Pleural Effusion")
+    settings = settings_of(trained, shards, tmp_path, weights, tasks=tasks, baselines=(), shots=("2", "40", "all"),
+                           draws=3, all_limit=30)  # fmt: skip
+    study = open_study(settings)
+    labels = read_labels(shards.folder, shards.manifest, ("train", "valid"))
+    drawn = {task: make_draws(labels, task, shots=40, draws=3, seed=0, all_limit=30) for task in tasks}
+    reference = study.rows[study.reference]
+    train = (labels["split"] == "train").to_numpy()
+    used = set(reference) | set(np.flatnonzero(~train))
+    for draws in drawn.values():  # the 40 shots are not measured, so their images are not used
+        used |= {*draws.positive[:, :2].flat, *draws.negative[:, :2].flat, *draws.train}
+    assert study.rows.tolist() == sorted(used) and len(used) < 121
+    assert len(set(reference)) == 20 and train[reference].all()
+    assert study.labels["key"].tolist() == labels["key"].iloc[study.rows].tolist()
+    features = np.random.default_rng(0).normal(size=(121, 8)).astype(np.float32)
+    units = list_units(study)
+    measured = combine(units, measure(study, units, {"SimCLR": features[study.rows]}, torch.device("cpu")))
+    standard = standardise(features, np.isin(np.arange(121), reference))
+    patients = np.full(121, -1)
+    patients[~train], names = pd.factorize(labels["patient"][~train], sort=True)
+    for task, draws in drawn.items():
+        for shots, decisions in ((2, probe_draws(standard, *draws.support(2), draws.test)),
+                                 ("all", fit_all(standard, draws.train, draws.train_labels, draws.test))):
+            resamples = resample(len(decisions), len(names))
+            expected = score(decisions, draws.test_labels, patients[draws.test], resamples)
+            found = measured.scores[Key("SimCLR", LINEAR, shots, task, ALL)]
+            assert np.allclose(found.both, expected.both, atol=1e-9, equal_nan=True), (task, shots)
+    notes = " ".join(list_notes(study))
+    assert "standardised by 20 of 97 training images, chosen at random, without their labels" in notes
+    assert re.search(r"\(--all-limit\): 30 of \d+ for Lung Opacity, 30 of \d+ for Pleural Effusion\.", notes)
 
 
 def test_probe_that_does_not_converge_is_named(

@@ -17,10 +17,14 @@ def standardise(features: Features, train: npt.NDArray[np.bool_]) -> Features:
     """Standardise features [N, F] by the mean and std of the rows `train` [N] (no labels used), and divide by √F.
 
     The division makes a vector's expected squared length 1, so that one L2 strength means the same for encoders of any
-    width F. Without it, 20 examples in 512 dimensions are separable almost without penalty.
+    width F. Without it, 20 examples in 512 dimensions are separable almost without penalty. A feature that is the same
+    for all these rows becomes 0 everywhere: nothing says how large it is in other rows, as of a channel that is rarely
+    active.
     """
-    mean, std = features[train].mean(axis=0), features[train].std(axis=0)
-    standardised: Features = (features - mean) / np.maximum(std, 1e-6) / np.float32(np.sqrt(features.shape[1]))
+    known = features[train]
+    mean, std = known.mean(axis=0), known.std(axis=0)
+    scale = np.where(np.ptp(known, axis=0) > 0, np.maximum(std, 1e-6), np.inf) * np.sqrt(features.shape[1])
+    standardised: Features = (features - mean) / scale.astype(np.float32)
     return standardised
 
 

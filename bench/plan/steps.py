@@ -10,11 +10,15 @@ from bench.plan.request import PlanRequest
 from bench.plan.results import BenchResults, NotMeasured, SharderResult, StepResult
 from bench.plan.training import estimate_cpu_training, estimate_training, gpu_rate, model_size
 from probe.baselines import SIDE
+from probe.settings import Settings
+from probe.used_images import REFERENCE
+from shard.formats import TASKS
 from shard.manifest import Manifest
 
 OVERHEAD_BYTES = 3072  # headers, labels and index line of an image: about 2.7 kB
 ENCODERS = 3  # of the architecture that a report compares: the trained one, random weights, ImageNet's
 FEATURE_COPIES = 3  # copies in memory at a report's peak (raw, standardised, float64), rounded up
+TEST_SHARE = 0.1  # of the images; CheXpert's splits for testing have 0.4 %, those of ChestX-ray14 23 %
 PROBING_H = 4.0  # hours for everything but features; the --time of slurm/probe.sbatch
 MB = 2**20
 
@@ -90,26 +94,29 @@ def _estimate_sharding(
 def _estimate_probing(
     request: PlanRequest, trainer: StepResult | NotMeasured, training: StepEstimate
 ) -> StepEstimate:
-    """Estimate the features of every image under each encoder on one GPU, and the probes on them."""
+    """Estimate the features under each encoder on one GPU of the images that a report uses, and the probes on them."""
     estimate = StepEstimate("probe", cores=training.cores, shape="1 GPU")
     if training.cores:
         estimate.shape += f" × {count(training.cores, 'core')}"
     width = model_size(request.arch, request.size).feature_width
-    features = 4 * request.images * (ENCODERS * width + SIDE**2)  # bytes, in float32
+    support = len(TASKS) * Settings.draws * 2 * max(map(int, Settings.shots))
+    images = min(request.images, support + REFERENCE + round(request.images * TEST_SHARE))
+    features = 4 * images * (ENCODERS * width + SIDE**2)  # bytes, in float32
     estimate.disk_gb, estimate.memory_mb = features / 1e9, FEATURE_COPIES * features / MB
     estimate.assumed += [
+        f"features of {images:,} images: at most {support:,} of support sets, {REFERENCE:,} to standardise by, and a "
+        f"test split of {TEST_SHARE:.0%} of all",
         f"disk: float32 features of {ENCODERS} encoders, {width} each, and of a thumbnail, {SIDE**2}",
         f"main memory: {FEATURE_COPIES} times the features, derived from the code, not measured, excluding the GPU's "
         "driver",
     ]  # fmt: skip
-    estimate.missing.append(f"the probes: not measured at this size by any benchmark; --time allows {PROBING_H:g} "
-                            "h, and FLAGS=--shots=1,5,10,50 omits the fits on all labels")  # fmt: skip
+    estimate.missing.append(f"the probes: not measured at this size by any benchmark; --time allows {PROBING_H:g} h")
     rate, _ = gpu_rate(request, trainer)
     if rate is None:
         estimate.missing.append("hours: derived from the rate of a GPU, see pre-train")
         return estimate
     estimate.at_most = ["hours", "core_hours", "gpu_hours"]
-    estimate.hours = estimate.gpu_hours = ENCODERS * request.images / rate / 3600
+    estimate.hours = estimate.gpu_hours = ENCODERS * images / rate / 3600
     estimate.core_hours = estimate.hours * training.cores if training.cores else None
     estimate.assumed.append(f"hours: for each of {ENCODERS} encoders, the features of an image take at most the "
                             "time to train on it: one view forward in float32, against two forward and "

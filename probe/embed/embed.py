@@ -13,11 +13,12 @@ import numpy as np
 from probe.collapse import describe_collapse
 from probe.embed.description import describe, stated_identity, versions
 from probe.embed.parquet_file import check_pyarrow, make_schema, make_table, read_description, write_features_file
-from probe.embed.parts import Part, begin_parts
+from probe.embed.parts import begin_parts, key_of
 from probe.embed.settings import EmbedSettings
 from probe.embed.work import Work, open_work
 from probe.encoder import Encoder
-from probe.features import CODE, check_finite, feature_batches, load_features, save_features
+from probe.feature_parts import Part, compute_parts
+from probe.features import CODE, load_features, save_features
 from probe.full_precision import device_name
 from shard.address import Place
 from shard.errors import InputError
@@ -50,7 +51,7 @@ def embed(given: str, src: Place, settings: EmbedSettings) -> None:
         print(f"{work.encoder.name}: {note}")
     begin_parts(settings.parts, decisive(work))
     with locked(settings.parts, "embed"):
-        compute_parts(work)
+        compute_missing(work)
         write_parts(work)
     shutil.rmtree(settings.parts, ignore_errors=True)  # a network file system may keep the lock for a while
 
@@ -61,34 +62,26 @@ def decisive(work: Work) -> dict[str, Any]:
             "device": device_name(work.device), "code": hash_code(CODE), **versions()}  # fmt: skip
 
 
-def compute_parts(work: Work) -> None:
+def compute_missing(work: Work) -> None:
     """Compute the features of the parts that are missing in the folder of parts, and keep each as it is finished."""
     settings, encoder = work.settings, work.encoder
-    assert encoder.module is not None
-    missing = [part for part in work.list_parts() if load_features(settings.parts, part.key) is None]
+    missing = [part for part in work.list_parts() if load_features(settings.parts, key_of(part)) is None]
     done = work.images - sum(part.images for part in missing)
     if done > 0:
         print(f"{settings.parts}: {done} of {work.images} images are already computed")
+    if not missing:
+        return
     with Progress("features", work.images, before=done) as progress:
-        for split in work.splits:
-            own = [part for part in missing if part.split == split]
-            samples = [number for part in own for number in range(part.first, part.last)]
-            batches = feature_batches(
-                [encoder.module], work.shards, work.manifest, split, encoder.input, backend=work.backend,
-                batch_size=settings.batch_size, device=work.device, workers=settings.workers, samples=samples,
-            )  # fmt: skip
-            for part in own:
-                found: list[Features] = []
-                for (features,) in islice(batches, -(-part.images // settings.batch_size)):
-                    _check_features(encoder, features, settings)
-                    found.append(features)
-                    done += len(features)
-                    progress.show(done)
-                save_features(settings.parts, part.key, np.concatenate(found).astype(settings.dtype))
+        computed = compute_parts(
+            [(part, [encoder]) for part in missing], work.shards, work.manifest, backend=work.backend,
+            batch_size=settings.batch_size, device=work.device, workers=settings.workers, progress=progress,
+        )  # fmt: skip
+        for part, (features,) in zip(missing, computed, strict=True):
+            _check_fits(encoder, features, settings)
+            save_features(settings.parts, key_of(part), features.astype(settings.dtype))
 
 
-def _check_features(encoder: Encoder, features: Features, settings: EmbedSettings) -> None:
-    check_finite(encoder, features)
+def _check_fits(encoder: Encoder, features: Features, settings: EmbedSettings) -> None:
     if settings.dtype == "float16" and (largest := np.abs(features).max()) > LARGEST_HALF:
         raise InputError(f"--dtype=float16: {encoder.name} has a feature of {largest:g}, and float16 ends at "
                          f"{LARGEST_HALF:g}; use --dtype=float32")  # fmt: skip
@@ -128,7 +121,8 @@ def _tables(
 
 
 def _load(work: Work, part: Part) -> Features:
-    features = load_features(work.settings.parts, part.key)
+    features = load_features(work.settings.parts, key_of(part))
     if features is None or len(features) != part.images:
-        raise InputError(f"{work.settings.parts}: the features of {part.key} are missing; run the same command again")
+        raise InputError(f"{work.settings.parts}: the features of {key_of(part)} are missing; run the same command "
+                         "again")  # fmt: skip
     return features

@@ -1,44 +1,22 @@
-"""Parts of a file of features: batches of consecutive images whose finished features are kept in a folder."""
+"""The folder in which finished features are kept until the file is written: OUT.parts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from probe.feature_parts import Part
 from shard.errors import PARSE_ERRORS, InputError
 from shard.files import write_bytes
-from shard.manifest import Manifest
 from shard.record import first_difference
 
 SETTINGS = "begun.json"
-IMAGES = 1024  # in a part, if a batch has no more: a few megabytes, and seconds to minutes of work
 
 
-class Part(NamedTuple):
-    """Images first to last - 1 of a split: whole batches, so that a resumed job has those of one that never stopped."""
-
-    split: str
-    first: int
-    last: int
-
-    @property
-    def images(self) -> int:
-        """The number of images."""
-        return self.last - self.first
-
-    @property
-    def key(self) -> str:
-        """The name under which probe.features.save_features keeps the features."""
-        return f"{self.split}-{self.first:09d}"
-
-
-def list_parts(manifest: Manifest, splits: Sequence[str], batch_size: int) -> list[Part]:
-    """List the parts of some splits, in the order of their images."""
-    step = batch_size * max(1, IMAGES // batch_size)
-    return [Part(split, first, min(first + step, manifest.images(split)))
-            for split in splits for first in range(0, manifest.images(split), step)]  # fmt: skip
+def key_of(part: Part) -> str:
+    """Return the name under which probe.features.save_features keeps the features of consecutive images."""
+    return f"{part.split}-{part.numbers[0]:09d}"
 
 
 def begin_parts(folder: Path, identity: dict[str, Any]) -> None:

@@ -11,11 +11,11 @@ import torch
 
 from pipeline.augmentation import Augmentation
 from pipeline.loader import Backend, default_backend
-from probe.embed.parts import Part, list_parts
 from probe.embed.settings import EmbedSettings
 from probe.embed.source import is_shards, read_source, write_shards
 from probe.encoder import Encoder
 from probe.encoders import open_encoder
+from probe.feature_parts import Part, list_parts
 from probe.names import split_spec
 from shard.address import Address, Place
 from shard.cache import open_shards
@@ -54,7 +54,8 @@ class Work:
 
     def list_parts(self) -> list[Part]:
         """The parts of the work."""
-        return list_parts(self.manifest, self.splits, self.settings.batch_size)
+        every = {split: range(self.manifest.images(split)) for split in self.splits}
+        return list_parts(every, self.settings.batch_size)
 
     def identity(self) -> dict[str, Any]:
         """Identify the file's content: equal for two commands whose files have the same rows and features."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from probe.page.table import thumbnail_verdicts
 from probe.page.write import Page, Section, with_unique_names
 from probe.published_protocol import NOISE
 from probe.study import Study
+from shard.progress import Progress
 from train.frozen_features import Features
 
 _MAIN = ("A linear probe on frozen features, trained on few images and tested on patients it was not trained on. "
@@ -33,9 +34,9 @@ _PAIRED = ("The two encoders of a pair are evaluated on the same draws and the s
            "share cancels. If the interval contains zero (grey), the data do not show which encoder is better.")
 _SHOTS = ("Support sets are nested: each k-shot set is part of the larger ones. With all labels there is a single "
           "probe and no draw, so the interval is over patients only.")  # fmt: skip
-_FEATURES = ("Nearest neighbours among the training images by cosine similarity, and a t-SNE map of the test images, "
-             "for qualitative inspection. The sizes of clusters in such a map, and the distances between them, have no "
-             "meaning.")  # fmt: skip
+_FEATURES = ("Nearest neighbours by cosine similarity among the training images that the probes use, and a t-SNE map "
+             "of the test images, for qualitative inspection. The sizes of clusters in such a map, and the distances "
+             "between them, have no meaning.")  # fmt: skip
 
 
 def compose(
@@ -67,24 +68,27 @@ def _sections(
     columns = with_mean_column([task for task in tasks if task in study.drawn], study.mean)
     all_shots = [str(k) for k in study.settings.all_shots if any(k in task for task in study.measured.values())]
     published = published_section(study, measured)
-    sections = [
-        Section(f"Frozen features, {in_words(shots)}", _MAIN, [plot_scores(table, palette, columns, str(shots))],
-                [main, layout_inputs(study.encoders)]),
-        Section("Paired differences", _PAIRED, plot_forest(differences),
-                [layout_differences(differences)] if len(differences) else []),
-        Section("Label efficiency", _SHOTS,
-                [plot_shots(table, palette, task, all_shots) for task in columns] if len(all_shots) > 1 else [],
-                [layout_shots(table, study.encoders, tasks, all_shots, study.mean)] if len(all_shots) > 1 else []),
-        Section("ROC curves", "Mean over draws, on all labelled test images.",
-                [plot_roc({name: measured.rocs[name, task] / study.draws for name in palette
-                           if (name, task) in measured.rocs}, palette, task)
-                 for task in study.drawn if shots in study.measured[task]]),
-        Section("Other metrics", "", [], sheets),
-        *published,
-        *subgroup_section(study, table),
-        Section("Nearest neighbours and feature map", _FEATURES, feature_pictures(study, features)),
-        *pretraining_sections(study, palette),
+    builders: list[Callable[[], list[Section]]] = [
+        lambda: [Section(f"Frozen features, {in_words(shots)}", _MAIN,
+                         [plot_scores(table, palette, columns, str(shots))], [main, layout_inputs(study.encoders)])],
+        lambda: [Section("Paired differences", _PAIRED, plot_forest(differences),
+                         [layout_differences(differences)] if len(differences) else [])],
+        lambda: [Section("Label efficiency", _SHOTS,
+                         [plot_shots(table, palette, task, all_shots) for task in columns],
+                         [layout_shots(table, study.encoders, tasks, all_shots, study.mean)])]
+        if len(all_shots) > 1 else [],
+        lambda: [Section("ROC curves", "Mean over draws, on all labelled test images.",
+                         [plot_roc({name: measured.rocs[name, task] / study.draws for name in palette
+                                    if (name, task) in measured.rocs}, palette, task)
+                          for task in study.drawn if shots in study.measured[task]])],
+        lambda: [Section("Other metrics", "", [], sheets)],
+        lambda: published,
+        lambda: subgroup_section(study, table),
+        lambda: [Section("Nearest neighbours and feature map", _FEATURES, feature_pictures(study, features))],
+        lambda: pretraining_sections(study, palette),
     ]  # fmt: skip
+    with Progress("drawing figures", len(builders), "sections") as progress:
+        sections = [section for build in progress.counted(builders) for section in build()]
     if study.settings.protocol == "paper":
         sections = [*published, *(section for section in sections if section not in published)]
     return [section for section in sections if section.pictures or section.sheets]

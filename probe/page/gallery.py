@@ -34,8 +34,8 @@ def neighbours(study: Study, features: Features) -> Picture:
         nearest = np.argsort(-cosine, kind="stable")[:NEIGHBOURS]
         numbers = [query, *train[nearest].tolist()]
         images = read_images(
-            study.settings.folder, study.manifest, tuple(study.manifest.counts), numbers, Input(SIDE, 0.0, 1.0),
-            batch_size=len(numbers), device=torch.device("cpu"), workers=1,
+            study.settings.folder, study.manifest, tuple(study.manifest.counts), study.rows[numbers].tolist(),
+            Input(SIDE, 0.0, 1.0), batch_size=len(numbers), device=torch.device("cpu"), workers=1,
         )  # fmt: skip
         names = [_findings(study, number) for number in numbers]
         near = [f"cosine {cosine[place]:.2f}\n{name}" for place, name in zip(nearest, names[1:], strict=True)]

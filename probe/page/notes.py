@@ -31,7 +31,7 @@ def list_notes(study: Study) -> list[str]:
                        for task in study.tasks)  # fmt: skip
     splits = " and ".join(dict.fromkeys(held_out["split"]))
     k = study.headline
-    support = ("all labelled training images" if k == "all" else
+    support = ("the labelled training images" if k == "all" else
                f"{k} positive and {k} negative images of {2 * k} different training patients")  # fmt: skip
     notes = [
         f"Probes are trained on {support}. Results are means over {study.draws} draws, which all encoders share "
@@ -45,7 +45,7 @@ def list_notes(study: Study) -> list[str]:
         f"Test split {splits}: {held_out['patient'].nunique()} patients, none in a support set, {_seen(study)}. "
         "Metrics are on all labelled test images, or on balanced test sets, which subsample the larger class once per "
         f"draw; on these, guessing the majority class scores 50 %. Labelled test images: {counts}.",
-        f"{study.settings.label_policy} Features are frozen, standardised by the training images without their labels, "
+        f"{study.settings.label_policy} Features are frozen, standardised by {_reference(study)} without their labels, "
         "and divided by the square root of the encoder's width. The linear probe is a logistic regression with an L2 "
         f"penalty, C = {INVERSE_L2:g}, fixed beforehand and fitted to convergence. Accuracy is final, not peak.",
         f"An encoder that does not beat the {SIDE}×{SIDE} thumbnail has learned nothing that grey levels do not show.",
@@ -53,11 +53,26 @@ def list_notes(study: Study) -> list[str]:
           "neighbours and the feature map." for encoder in study.encoders if encoder.collapsed),
         *(f"{encoder.name}: {'; '.join((encoder.source, *(encoder.notes or (f'{encoder.input.size} px',))))}."
           for encoder in study.encoders),
+        *_limited(study),
         *(f"{reason}." for reason in study.unmeasured),
     ]  # fmt: skip
     warning = ("SYNTHETIC radiographs (phantoms): the results show that the software works; they say nothing about "
                "patients.")  # fmt: skip
     return [warning, *notes] if study.manifest.settings.get("synthetic") else notes
+
+
+def _reference(study: Study) -> str:
+    """Name the training images that features are standardised by."""
+    chosen, images = int(study.reference.sum()), study.manifest.images("train")
+    return "the training images" if chosen == images else f"{chosen} of {images} training images, chosen at random,"
+
+
+def _limited(study: Study) -> list[str]:
+    """State on how many images the probes of all labels are trained, if --all-limit applies."""
+    counts = [f"{len(draws.train)} of {draws.labelled} for {task}" for task, draws in study.drawn.items()
+              if "all" in study.measured[task] and len(draws.train) < draws.labelled]  # fmt: skip
+    return [f"The probes of all labels are trained on a random part of the labelled training images (--all-limit): "
+            f"{', '.join(counts)}."] if counts else []  # fmt: skip
 
 
 def _of_patients(labels: pd.DataFrame, task: str, label: int) -> int:

@@ -17,7 +17,7 @@ from probe.page.formats import Sheet, format_cell, format_estimate
 from probe.page.gallery import map_test_images, neighbours
 from probe.page.write import Section
 from probe.published_protocol import EPOCHS, LR, NOISE
-from probe.slices import LEAST, count_in_slice, find_slices, is_large_enough
+from probe.slices import LEAST, count_in_slice, is_large_enough
 from probe.study import Study
 from train.frozen_features import Features, standardise
 from train.journal import read_journal
@@ -40,7 +40,7 @@ def feature_pictures(study: Study, features: Mapping[str, Features]) -> list[Pic
     names = [encoder.name for encoder in study.given if not encoder.collapsed]
     if not names:
         return []
-    standard = standardise(features[names[0]], study.train)
+    standard = standardise(features[names[0]], study.reference)
     return [neighbours(study, standard), *map_test_images(study, standard)]
 
 
@@ -82,11 +82,10 @@ def _middle(values: np.ndarray, withheld: bool) -> tuple[float, float]:
 
 def subgroup_section(study: Study, table: pd.DataFrame) -> list[Section]:
     """AUROC of the given encoders in each slice of the test images; [] if there are no slices."""
-    slices = find_slices(study.labels)
     cells = headline_cells(study, table).set_index(["encoder", "task", "test"])
     rows = []
     for encoder in study.given:
-        for part in slices:
+        for part in study.slices:
             row = []
             for task, draws in study.drawn.items():
                 patients = count_in_slice(part, draws.test, draws.test_labels, study.patients)
