@@ -299,7 +299,8 @@ def test_sbatch_commands_request_the_estimates_times_safety(benches: Path, tmp_p
     assert shard["mem"] == f"{-(-2 * (150 * 100 + 140) // 1024)}G"
     assert (train["nodes"], train["ntasks-per-node"], train["gres"], train["cpus-per-task"]) == ("8", "8", "gpu:8", "7")
     assert train["time"] == "1-11:00:00"  # 10,000,000 × 200 / (500 × 64) / 3600 = 17.36 hours
-    assert "gres" not in probe and probe["time"] == "1-13:30:00"  # twice 16.67 hours, and 4
+    assert "gres" not in probe and probe["time"] == "07:30:00"
+    # Twice 3 × 1,024,096 / 500 / 3600 = 1.71 hours, and 4: 24,096 training images and a tenth of all are used.
     quick = make_plan(benches)
     assert [job["asked"]["time"] for job in submit(quick["sbatch"], tmp_path)] == [
         "00:30:00", "01:00:00", "00:30:00", "04:15:00"]  # fmt: skip
