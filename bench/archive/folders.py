@@ -55,7 +55,7 @@ class Archive:
 class Result:
     """The result of a step: what its commands took, the images that they processed, and what was checked.
 
-    figures: more numbers for the JSON. seconds: of commands that ran at the same time; None for the sum over commands.
+    figures: more numbers for the JSON. seconds: of what the rate is about; None for the sum over the commands.
     """
 
     costs: list[Cost]

@@ -46,8 +46,8 @@ def views_of_raw(archive: Archive) -> Result:
                         f"--shard-size={archive.shard_size}", log="raw-build")  # fmt: skip
     made = _epoch(archive, raw, "raw")
     shutil.rmtree(raw)
-    return Result([built, *made.costs], made.images, f"{made.checked} (the rest of the time: building these shards)",
-                  made.figures)  # fmt: skip
+    checked = f"{made.checked}; building these shards took {built.seconds:.0f} s"
+    return Result([built, *made.costs], made.images, checked, made.figures, seconds=made.costs[0].seconds)
 
 
 def backends() -> dict[str, Callable[[Archive], Result]]:
