@@ -121,6 +121,7 @@ def test_sharder_ratios_are_taken_within_each_round() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_bench_shard_measures_every_row_and_the_memory_of_a_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +196,7 @@ def test_steps_before_all_pipelines_have_run_twice_are_not_measured(monkeypatch:
     assert taken.warm_up == 1 and [one.images for one in taken.steps] == [1]
 
 
+@pytest.mark.long
 def test_bench_step_leaves_what_it_measured_before_an_error(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +222,7 @@ def test_bench_step_refuses_an_unknown_row(shards: Shards) -> None:
         step.bench(shards.folder, rows=("our",), batch_size=8)
 
 
+@pytest.mark.long
 def test_bench_precision_measures_every_variant(tmp_path: Path) -> None:
     precision.bench(archs=("timm/mobilenetv3_small_050",), size=32, batch_size=4, rounds=2,
                     json=tmp_path / "new" / "precision.json")  # fmt: skip
@@ -242,6 +245,7 @@ def test_bench_precision_refuses_an_unknown_architecture(tmp_path: Path) -> None
     assert not (tmp_path / "precision.json").exists()
 
 
+@pytest.mark.long
 def test_bench_memory_measures_batches_in_ascending_order(tmp_path: Path) -> None:
     memory.bench(batches=(16, 4), modes=("micro-batch",), micro_batch=4, arch="resnet18", size=32,
                  json=tmp_path / "memory.json")  # fmt: skip

@@ -66,7 +66,10 @@ def test_docs_contain_many_commands() -> None:
     assert len(COMMANDS) > 40 and RUNNABLE
 
 
-@pytest.mark.parametrize(("file", "block"), RUNNABLE, ids=[file.name for file, _ in RUNNABLE])
+@pytest.mark.parametrize(("file", "block"), [
+    pytest.param(file, block, id=file.name, marks=[pytest.mark.long] * (file.name == "chexpert.md"))
+    for file, block in RUNNABLE
+])  # fmt: skip
 def test_marked_blocks_run(file: Path, block: str, tmp_path: Path) -> None:
     script = block if has_dali() else block.replace(" --dali", "")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",

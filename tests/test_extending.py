@@ -99,6 +99,7 @@ def start_reading(settings: LoaderSettings) -> Iterator[int]:
     return (len([fetcher.read(number) for number in batch.indices.tolist()]) for batch in settings.batches())
 
 
+@pytest.mark.long
 def test_a_bench_io_row_can_be_added_from_outside(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

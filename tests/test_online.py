@@ -90,6 +90,7 @@ def test_votes_equal_a_slow_reference() -> None:
         assert vote == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.long
 def test_stop_signal_interrupts_the_probe_and_the_resumed_run_repeats_it(
     many_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

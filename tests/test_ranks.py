@@ -18,6 +18,7 @@ import torch
 from shard.errors import InputError
 from tests.conftest import DALI, ROOT, SMALL, Shards, newest
 from tests.one_rank import CASES, IMAGES, LONG_CASES, PATIENTS, joint_batch, take_step
+from train.distributed.process_group import JOIN_TIMEOUT
 from train.distributed.ranks import Ranks, find_ranks, first_host
 from train.fingerprint import check_ranks
 from train.journal import METRICS, SPEED, read_journal
@@ -57,7 +58,7 @@ def wait_for_end(processes: list[subprocess.Popen[str]], seconds: float = 200) -
     return [(process.returncode, *words) for process, words in zip(processes, said, strict=True)]
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.long)])
 def steps(request: pytest.FixtureRequest, shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """The results of 2 or 3 ranks, each on its part of the joint batch."""
     return run_ranks(shards, tmp_path_factory.mktemp("ranks"), request.param)
@@ -159,7 +160,7 @@ def test_three_ranks_resume_exactly_after_a_stop_and_a_kill(shards: Shards, tmp_
     assert (tmp_path / "whole" / METRICS).read_bytes() == (tmp_path / "parts" / METRICS).read_bytes()
 
 
-@pytest.mark.parametrize(("bad", "command"), [(0, ["train"]), (1, ["tests.failing_rank", "train"])])
+@pytest.mark.parametrize(("bad", "command"), [(0, ["train"]), pytest.param(1, ["tests.failing_rank", "train"], marks=pytest.mark.long)])
 def test_failing_rank_reports_its_error_to_the_others(
     shards: Shards, tmp_path: Path, bad: int, command: list[str]
 ) -> None:
@@ -191,7 +192,7 @@ def test_unknown_host_fails_at_once(shards: Shards, tmp_path: Path) -> None:
     begun = time.monotonic()
     command = ["train", f"--shards={shards.folder}", f"--out={tmp_path}", *SMALL]
     ended = wait_for_end(start([command] * 2, host="no-such-host.invalid"))
-    assert time.monotonic() - begun < END_S
+    assert time.monotonic() - begun < JOIN_TIMEOUT.total_seconds()
     for status, _, complaint in ended:
         assert status == 1 and "could not join the 2 ranks at no-such-host.invalid" in complaint
 

@@ -393,6 +393,7 @@ def test_settings_round_trip(tmp_path: Path) -> None:
                                   f"--cache={tmp_path / 'c'}")  # fmt: skip
 
 
+@pytest.mark.long
 def test_compare_several_runs_with_the_published_protocol_first(
     report: Path, shards: Shards, trained: Path, tmp_path: Path
 ) -> None:

@@ -334,6 +334,7 @@ def test_slurm_array_tasks_build_their_parts(
     assert hashes_of(tmp_path) == uninterrupted
 
 
+@pytest.mark.long
 def test_log_gets_a_line_at_intervals(
     radiographs: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

@@ -14,6 +14,7 @@ from train import loop
 STEP = loop.train_step
 
 
+@pytest.mark.long
 def test_resumed_run_continues_every_generator(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def names_the_cure(line: str) -> bool:
                                                                    "--batch-size"))  # fmt: skip
 
 
+@pytest.mark.long
 def test_loaders_report_too_little_shared_memory(shards: Shards) -> None:
     done = run_with_small_shm(shlex.join([sys.executable, "-c", LOADERS, str(shards.folder)]), size="8m")
     assert (done.returncode, done.stderr) == (0, "")

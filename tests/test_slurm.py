@@ -391,6 +391,7 @@ def test_unusable_python_is_reported(
     assert message in log.read_text()
 
 
+@pytest.mark.long
 @needs_cluster
 def test_concurrent_submission_to_the_same_folder_is_refused(
     cluster: Cluster, undisturbed: Path, tmp_path: Path

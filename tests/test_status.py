@@ -60,6 +60,7 @@ def test_status_of_a_sweep_reports_each_run(
     assert said.count("done; next: ") == 2
 
 
+@pytest.mark.long
 def test_printed_command_resumes_the_run(
     shards: Shards, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,7 +61,7 @@ def test_epoch_loss_is_the_mean_of_its_steps(trained: Path) -> None:
         epoch: pytest.approx(value / total) for epoch, value in sums.items()}  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", sorted({DALI, "--nodali"}))
+@pytest.mark.parametrize("backend", [DALI, pytest.param("--nodali", marks=pytest.mark.long)])
 def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     shards: Shards, tmp_path: Path, trained: Path, backend: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,7 +86,7 @@ def test_limit_at_the_last_step_completes_the_epoch(shards: Shards, tmp_path: Pa
     assert same_run(trained, tmp_path)
 
 
-@pytest.mark.parametrize(("number", "backend"), [(signal.SIGUSR1, "--nodali"), (signal.SIGINT, DALI)])
+@pytest.mark.parametrize(("number", "backend"), [pytest.param(signal.SIGUSR1, "--nodali", marks=pytest.mark.long), (signal.SIGINT, DALI)])
 def test_stop_signal_saves_and_exits_with_the_requeue_status(
     shards: Shards, tmp_path: Path, trained: Path, number: signal.Signals, backend: str
 ) -> None:

@@ -89,6 +89,7 @@ def test_deidentified_shards_contain_no_names_or_secret(archive: Path, tmp_path:
     assert (rejects["path"] == "").all()
 
 
+@pytest.mark.long
 def test_same_secret_gives_equal_shards_and_resolves_names(archive: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     assert build_deidentified(archive, tmp_path / "one", secret)[0] == 0
@@ -207,6 +208,7 @@ def test_manifest_with_file_names_outside_its_folder_is_refused(
         read_manifest(out)
 
 
+@pytest.mark.long
 def test_pages_and_tables_escape_names_from_the_source_table(radiographs: Path, tmp_path: Path) -> None:
     """Findings, keys and encoders with HTML markup, TeX, Markdown and spreadsheet formulas."""
     source = read_table(radiographs).rows

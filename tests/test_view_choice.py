@@ -83,6 +83,7 @@ def test_measurement_finds_the_faster_way_and_changes_nothing(
         "gpu": True, "cpu": True}  # fmt: skip
 
 
+@pytest.mark.long
 @needs_dali
 def test_dropout_draws_as_if_nothing_was_measured(
     shards: Shards, tmp_path: Path, two_ways: dict[str, float]
@@ -150,6 +151,7 @@ def test_dali_reports_out_of_memory_by_its_type() -> None:
     assert isinstance(dali_inputs.out_of_memory(error), OutOfMemory)
 
 
+@pytest.mark.long
 @needs_dali
 def test_run_that_measures_equals_one_that_was_told(
     shards: Shards, tmp_path: Path, two_ways: dict[str, float], capfd: pytest.CaptureFixture[str]
@@ -177,6 +179,7 @@ def test_run_that_measures_equals_one_that_was_told(
     assert "--views=cpu" in command
 
 
+@pytest.mark.long
 @needs_dali
 def test_another_way_than_the_recorded_one_is_refused_and_can_be_accepted(
     shards: Shards, tmp_path: Path, two_ways: dict[str, float], capfd: pytest.CaptureFixture[str]
