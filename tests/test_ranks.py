@@ -160,7 +160,9 @@ def test_three_ranks_resume_exactly_after_a_stop_and_a_kill(shards: Shards, tmp_
     assert (tmp_path / "whole" / METRICS).read_bytes() == (tmp_path / "parts" / METRICS).read_bytes()
 
 
-@pytest.mark.parametrize(("bad", "command"), [(0, ["train"]), pytest.param(1, ["tests.failing_rank", "train"], marks=pytest.mark.long)])
+@pytest.mark.parametrize(("bad", "command"), [
+    (0, ["train"]), pytest.param(1, ["tests.failing_rank", "train"], marks=pytest.mark.long)
+])  # fmt: skip
 def test_failing_rank_reports_its_error_to_the_others(
     shards: Shards, tmp_path: Path, bad: int, command: list[str]
 ) -> None:

@@ -86,7 +86,9 @@ def test_limit_at_the_last_step_completes_the_epoch(shards: Shards, tmp_path: Pa
     assert same_run(trained, tmp_path)
 
 
-@pytest.mark.parametrize(("number", "backend"), [pytest.param(signal.SIGUSR1, "--nodali", marks=pytest.mark.long), (signal.SIGINT, DALI)])
+@pytest.mark.parametrize(("number", "backend"), [
+    pytest.param(signal.SIGUSR1, "--nodali", marks=pytest.mark.long), (signal.SIGINT, DALI)
+])  # fmt: skip
 def test_stop_signal_saves_and_exits_with_the_requeue_status(
     shards: Shards, tmp_path: Path, trained: Path, number: signal.Signals, backend: str
 ) -> None:
