@@ -13,7 +13,21 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from pipeline.fused.jit import jit
-from shard.kernels.llvm import BYTES, FLOATS, HALVES, INDEX, LANES, address, call, load, loop, shuffle, splat, store
+from shard.kernels.llvm import (
+    BYTES,
+    FLOATS,
+    HALVES,
+    INDEX,
+    LANES,
+    address,
+    call,
+    load,
+    loop,
+    prefetch,
+    shuffle,
+    splat,
+    store,
+)
 
 # Lanes of two vectors that a shuffle of `transpose` takes: single numbers and pairs within each quarter of a vector,
 # then whole quarters.
@@ -25,6 +39,7 @@ QUARTERS_EVEN, QUARTERS_ODD = (
     [row + quarter * 4 + lane for row in (0, LANES) for quarter in quarters for lane in range(4)]
     for quarters in ((0, 2), (1, 3))
 )
+AHEAD = 2048  # bytes that load_bytes prefetches ahead: a few rows, which mostly follow each other in memory
 UNROLL = 6  # vectors summed at once: hides the latency of additions, and fits into the registers of AVX2
 
 
@@ -81,9 +96,7 @@ def _sum_in_loop(
     builder: ir.IRBuilder, target: Any, factor: Callable[..., Any], row: Callable[..., Any], taps: Any, count: Any
 ) -> None:
     """Sum UNROLL vectors at a time, then single vectors."""
-    block = INDEX(LANES * UNROLL)
-    whole = builder.mul(builder.sdiv(count, block), block)
-    for start, stop, vectors in ((INDEX(0), whole, UNROLL), (whole, count, 1)):
+    for start, stop, vectors in _blocks(builder, count, UNROLL):
         with loop(builder, start, stop, LANES * vectors) as i:
             sums = [cgutils.alloca_once(builder, FLOATS) for _ in range(vectors)]
             for total in sums:
@@ -95,6 +108,13 @@ def _sum_in_loop(
                     builder.store(call(builder, "fmuladd", weight, vector, builder.load(total)), total)
             for k, total in enumerate(sums):
                 store(builder, builder.load(total), builder.gep(target, [builder.add(i, INDEX(LANES * k))]))
+
+
+def _blocks(builder: ir.IRBuilder, count: Any, vectors: int) -> tuple[tuple[Any, Any, int], tuple[Any, Any, int]]:
+    """Divide `count` numbers into blocks of some vectors, and the rest into vectors: start, stop, vectors of each."""
+    block = INDEX(LANES * vectors)
+    whole = builder.mul(builder.sdiv(count, block), block)
+    return (INDEX(0), whole, vectors), (whole, count, 1)
 
 
 @intrinsic
@@ -133,9 +153,13 @@ def load_bytes(typing: Any, out: Any, out_at: Any, pixels: Any, pixels_at: Any, 
         out, out_at, pixels, pixels_at, count = arguments
         target = address(context, builder, signature.args[0], out, out_at)
         source = address(context, builder, signature.args[2], pixels, pixels_at)
-        with loop(builder, INDEX(0), count, LANES) as i:
-            vector = builder.uitofp(load(builder, builder.gep(source, [i]), BYTES), FLOATS)
-            store(builder, vector, builder.gep(target, [i]))
+        for start, stop, vectors in _blocks(builder, count, 4):
+            with loop(builder, start, stop, LANES * vectors) as i:
+                prefetch(builder, builder.gep(source, [builder.add(i, INDEX(AHEAD))]))
+                for k in range(vectors):
+                    at = builder.add(i, INDEX(LANES * k))
+                    vector = builder.uitofp(load(builder, builder.gep(source, [at]), BYTES), FLOATS)
+                    store(builder, vector, builder.gep(target, [at]))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -160,7 +184,8 @@ def _make_scale_and_clamp(streamed: bool) -> Any:
             with loop(builder, INDEX(0), count, LANES) as i:
                 vector = load(builder, builder.gep(source, [i]), FLOATS)
                 vector = call(builder, "fmuladd", vector, gain, offset)
-                vector = call(builder, "minnum", call(builder, "maxnum", vector, low), high)
+                for sign, limit in ((">", low), ("<", high)):
+                    vector = builder.select(builder.fcmp_ordered(sign, limit, vector), limit, vector)
                 vector = builder.fptrunc(vector, HALVES) if halves else vector
                 store(builder, vector, builder.gep(target, [i]), streamed)
             return context.get_dummy_value()

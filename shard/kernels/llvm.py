@@ -27,6 +27,13 @@ def load(builder: ir.IRBuilder, pointer: Any, vector_type: Any) -> Any:
     return builder.load(builder.bitcast(pointer, vector_type.as_pointer()), align=1)
 
 
+def prefetch(builder: ir.IRBuilder, pointer: Any) -> None:
+    """Ask for the cache line of an address, which may be anywhere, before it is read."""
+    arguments = [pointer, INT(0), INT(3), INT(1)]  # for reading, into all caches, data
+    function_type = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+    builder.call(builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], function_type), arguments)
+
+
 def store(builder: ir.IRBuilder, vector: Any, pointer: Any, streamed: bool = False) -> None:
     """Store a vector; streamed: past the caches, to an address aligned with the vector."""
     itemsize = 1 if vector.type == BYTES else 2 if vector.type == HALVES else 4
