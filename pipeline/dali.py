@@ -29,6 +29,7 @@ from pipeline.fused.dali_operator import dali_constants, dali_functions
 from pipeline.fused.workspaces import Workspaces
 from pipeline.sampler import Batch
 from shard.fetch import Fetcher
+from shard.machine import retain_freed_memory
 
 # The hardware decoder of an A100, H100 or newer decodes all images. By default a third go to CUDA kernels, whose first
 # stage runs on the CPU. On an H200 two threads decoded 33,000 images/s instead of 14,000 (docs/gpu.md), and the pixels
@@ -62,6 +63,8 @@ def view_batches(
         for (output,) in inputs.translate_errors(_iterate(graph, ["view1", "view2"])):
             yield output["view1"], output["view2"]
 
+    if device.type == "cpu":
+        retain_freed_memory()
     return _interleave(start, batches, threads, CPU_PIPELINES if fused else 1)
 
 
@@ -89,6 +92,8 @@ def decode_batches(
         inputs = BatchInputs(fetcher, batches, lambda batch, shapes: ())
         yield from inputs.translate_errors(_batch_sizes(_decoded(inputs, **_arguments(inputs, device, threads))))
 
+    if device.type == "cpu":
+        retain_freed_memory()
     return _interleave(start, batches, threads, _pipelines_on(device))
 
 

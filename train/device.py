@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,11 +12,10 @@ import torch
 from torch import nn
 
 from shard.errors import InputError
+from shard.machine import retain_freed_memory
 from train.config import FP16_NEEDS_GPU, Config, Device, Precision
 from train.usable_gpu import explain_missing_gpu, explain_missing_kernels, given_gpu, sees_gpu
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # mallopt(3)
-TOP_PAD_BYTES = 1 << 28
 ON_CPU = "to compute on the CPU, give --device=cpu or set CUDA_VISIBLE_DEVICES to nothing"
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -131,19 +128,4 @@ def configure_backend(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     else:
-        _retain_freed_memory()
-
-
-def _retain_freed_memory() -> None:
-    """Make glibc keep freed memory.
-
-    By default it returns large tensors to the system, which clears their pages again in the next step. That takes a
-    third of a step's time (python -m bench.step).
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # only glibc has it
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
-        mallopt(M_TOP_PAD, TOP_PAD_BYTES)
+        retain_freed_memory()
