@@ -85,7 +85,8 @@ def parallel_map(
             _set_globals(_Counters(None), progress)
             yield from map(work, jobs)
             return
-        pool, counters = _start_pool(workers, [work.__module__, *([preload] if preload else [])])
+        modules = ["shard.silent_interrupt", work.__module__, *([preload] if preload else [])]
+        pool, counters = _start_pool(workers, modules)
         try:
             yield from _map_in_pool(pool, counters, jobs, work, workers, progress)
         except BrokenProcessPool:
@@ -97,7 +98,7 @@ def parallel_map(
 
 
 def _start_pool(workers: int, modules: list[str]) -> tuple[ProcessPoolExecutor, _Counters]:
-    """Start worker processes. modules: what each of them imports."""
+    """Start worker processes. modules: what they share, imported in this order."""
     context = multiprocessing.get_context("forkserver")
     cure = f"--workers={workers} to 1, which needs none"
     with explain_lock_errors(cure):
@@ -126,18 +127,19 @@ def _map_in_pool(
 
 
 def _start_fork_server() -> None:
-    """Start the fork server so that it ignores SIGTERM.
+    """Start the fork server so that it ignores SIGTERM, and SIGINT until it imports shard.silent_interrupt.
 
     A scheduler sends SIGTERM to every process; it would end the fork server, and the pool would consider its workers
     dead.
     """
     if threading.current_thread() is not threading.main_thread():
         return  # only the main thread may set signal handlers
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _work_one(work: Callable[[Job], Result], job: Job) -> Result:
