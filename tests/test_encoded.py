@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import simplejpeg
@@ -66,6 +68,31 @@ def test_another_picture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         other[block] = np.minimum(other[block], 252) + 3
         with pytest.raises(ValueError, match="a block that differs from the picture"):
             check_instead(monkeypatch, encode_and_check(other, 95))
+
+
+def test_an_invalid_dc_code_before_a_valid_block_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Annex K's code 0/9 begins with nine ones, which are no DC code. libjpeg takes them for a difference of 0."""
+    grey: Grey = np.full((16, 16), 128, np.uint8)
+    content = encode_and_check(grey, 95)
+    start = content.index(b"\xff\xda") + 10
+    dc, coefficient, end = "00", "1111111110000010" + "100000000", "1010"
+    for first, refused in ((dc + coefficient, False), (coefficient, True)):
+        bits = first + end + 3 * (dc + end)
+        bits += "1" * (-len(bits) % 8)
+        data = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+        with pytest.raises(ValueError, match="invalid Huffman code") if refused else contextlib.nullcontext():
+            check_instead(monkeypatch, content[:start] + data + content[-2:], grey)
+
+
+def test_a_marker_in_place_of_the_last_two_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are zeros, which the decoder takes for what is missing."""
+    grey: Grey = np.full((8, 16), 128, np.uint8)
+    content = encode_and_check(grey, 95)
+    start = content.index(b"\xff\xda") + 10
+    data = int("00" + "001" + "1010" + "0" * (2 + 63 * 3), 2).to_bytes(25, "big")  # two blocks, without padding
+    check_instead(monkeypatch, content[:start] + data + content[-2:], grey)
+    with pytest.raises(ValueError, match="a marker within the data"):
+        check_instead(monkeypatch, content[:start] + data[:-2] + b"\xff\xd0" + content[-2:], grey)
 
 
 def test_data_after_the_last_block_and_markers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,8 @@ def check_scan(
                 content, bits << np.uint64(used), count - used, at, missing, ac_table, several)  # fmt: skip
             if fault:
                 return fault
+    if missing and at < stop:
+        return _MARKER
     rest = count - 8 * missing + 8 * (stop - at)  # bits
     if rest < 0:
         return _TRUNCATED
