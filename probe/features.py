@@ -61,12 +61,13 @@ def read_features(
                 for encoder, features in zip(lacking[place], matrices, strict=True):
                     found[encoder.name][place] = features
                     save_features(cache, keys[encoder.name][place], features)
-    return {name: join_features(own) for name, own in found.items()}
+    return join_features(found)
 
 
-def join_features(parts: Sequence[Features | None]) -> Features:
-    """Join the features of all parts, in order."""
-    return np.concatenate([features for features in parts if features is not None])
+def join_features(parts: dict[str, list[Features | None]]) -> dict[str, Features]:
+    """Join the features of each encoder's parts, in order, and remove them from `parts`: they may take gigabytes."""
+    return {name: np.concatenate([features for features in parts.pop(name) if features is not None])
+            for name in list(parts)}  # fmt: skip
 
 
 def feature_keys(

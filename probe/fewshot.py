@@ -47,7 +47,9 @@ class Draws:
         """
         if shots == "all":
             if min(self.train_labels.sum(), (1 - self.train_labels).sum()) < 1:
-                raise NotMeasurable(f"{self.train_labels.sum()} of {len(self.train)} labelled training images positive")
+                limited = len(self.train) < self.labelled
+                raise NotMeasurable(f"{self.train_labels.sum()} of {len(self.train)} labelled training images positive"
+                                    + f", chosen at random from {self.labelled} (--all-limit)" * limited)  # fmt: skip
             return self.train[None], self.train_labels[None]
         for name, rows in (("positive", self.positive), ("negative", self.negative)):
             if rows.shape[1] < shots:

@@ -96,7 +96,8 @@ def _features(study: Study, needed: set[str] | None, keys: Mapping[str, Sequence
                 if needed is None or encoder.name in needed
                 or (NOISE in needed and encoder is study.encoders[-1])]  # fmt: skip
     cached = {name: [load_features(cache, key) for key in own] for name, own in keys.items()}
-    found = {name: join_features(parts) for name, parts in cached.items() if all(part is not None for part in parts)}
+    cached = {name: parts for name, parts in cached.items() if all(part is not None for part in parts)}
+    found = join_features(cached)
     if missing := [encoder for encoder in encoders if encoder.module is not None and encoder.name not in found]:
         found |= read_features(
             missing, settings.folder, study.manifest, tuple(study.manifest.counts), cache=cache,

@@ -70,7 +70,7 @@ def test_all_shots_select_every_labelled_training_image(labels: pd.DataFrame) ->
     assert rows.shape == (1, len(expected)) and np.array_equal(rows[0], expected.index)
     assert np.array_equal(classes[0], expected["Mass"])
     none = labels.assign(Mass=labels["Mass"].where(labels["split"] == "test", 0.0))
-    with pytest.raises(NotMeasurable, match=r"0 of .* labelled training images positive"):
+    with pytest.raises(NotMeasurable, match=r"0 of .* labelled training images positive$"):
         make_draws(none, "Mass", shots=1, draws=1, seed=0).support("all")
 
 
@@ -86,7 +86,7 @@ def test_limited_all_shots_are_a_random_part_that_tasks_share(labels: pd.DataFra
     assert np.ptp(some.train) > 300  # not the first ones
     shared = make_draws(labels, "Other", shots=1, draws=1, seed=0, all_limit=30).train
     assert len(set(shared) & set(some.train)) > 15  # of 30; two independent choices share about 4
-    with pytest.raises(NotMeasurable, match="0 of 0 labelled training images positive"):
+    with pytest.raises(NotMeasurable, match=r"0 of 0 labelled training images positive, chosen .* \(--all-limit\)"):
         make_draws(labels, "Mass", shots=1, draws=1, seed=0, all_limit=0).support("all")
 
 
