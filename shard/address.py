@@ -11,7 +11,7 @@ from shard.errors import InputError
 
 SCHEMES = ("s3", "gs", "https", "http")
 ORIGIN = "origin.txt"  # in a folder of the cache: the address that its shards are fetched from
-_URL = re.compile(r"\b(s3|gs|https?)://(?:[^\s/]*@)?([^\s?#'\"]*)(?:\?[^\s'\"]*)?")
+_URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*)://(?:[^\s/]*@)?([^\s?#'\"]*)(?:\?[^\s'\"]*)?")
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Address:
         if not parts.hostname or parts.fragment:
             raise InputError(f"{self}: not an address of a folder, such as s3://bucket/prefix or https://host/folder")
         if not self.scheme.startswith("http") and ("@" in parts.netloc or parts.query):
-            raise InputError(f"{self}: a user, password or query does not belong into it; the store's own environment "
-                             "variables and files hold the credentials (docs/guide.md)")  # fmt: skip
+            raise InputError(f"{self}: must not contain a user, a password or a query; credentials come from the "
+                             "environment variables and files of the store's own tools (docs/guide.md)")  # fmt: skip
 
     def __str__(self) -> str:
         return hide_secrets(self.text).rstrip("/")

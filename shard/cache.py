@@ -27,7 +27,7 @@ from shard.manifest import MANIFEST, Manifest, Shard, parse_manifest_text
 from shard.remote import download, file_size, read_file
 
 FOLDER, LIMIT = "CXR_CACHE", "CXR_CACHE_GB"
-AT_ONCE = 24  # tars that a reader may need at once: those that are mixed (pipeline.sampler), and as many fetched ahead
+AT_ONCE = 24  # tars that the smallest cache holds: the 16 that a reader uses (pipeline.fetch_ahead), and some more
 CONNECTIONS = 16  # for indexes, which are small
 PART = ".part"  # suffix of a tar that is being fetched
 STALE_S = 120.0  # a part that nobody has written to for longer is what a killed process left
@@ -57,6 +57,8 @@ class CacheFlags:
 
 
 _unfinished = set[Path]()  # the parts that this process is fetching
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unfinished.clear)  # they are the parent's
 
 
 @atexit.register
@@ -159,6 +161,7 @@ def fetch(folder: Path, shard: Shard) -> None:
         part = folder / f".{shard.tar}.{shard.tar_bytes}{PART}"
         _unfinished.add(part)
         try:
+            part.unlink(missing_ok=True)  # of a killed process; it would be counted too
             _make_room(folder.parent, part, shard.tar_bytes)
             _download_checked(_address_of(folder), shard.tar, part, shard.tar_bytes, shard.tar_sha256)
             with locked(folder.parent, "cache", timeout_s=math.inf):  # so that _make_room counts it exactly once
@@ -187,15 +190,21 @@ def discard(folder: Path, shard: Shard) -> bool:
 
 def _fetch_index(folder: Path, address: Address, shard: Shard) -> None:
     path = folder / shard.index
-    if path.exists() and sha256_of(path) == shard.index_sha256:
+    if _is_intact(path, shard):
         return
     with locked(folder, shard.index, timeout_s=math.inf):
+        if _is_intact(path, shard):  # another process was faster
+            return
         part = folder / f".{shard.index}.{shard.index_bytes}{PART}"
         try:
             _download_checked(address, shard.index, part, shard.index_bytes, shard.index_sha256)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _is_intact(index: Path, shard: Shard) -> bool:
+    return index.exists() and sha256_of(index) == shard.index_sha256
 
 
 def _is_complete(path: Path, shard: Shard) -> bool:

@@ -70,15 +70,19 @@ def locked(folder: Path, name: str, *, shared: bool = False, timeout_s: float = 
     workers of a killed process may hold it a little longer.
     Raises InputError if another process holds the lock. Does nothing on a file system without locks.
     """
-    path = folder / f".{name}.lock"
-    with path.open("ab") as file:
+    path, owner = folder / f".{name}.lock", os.getpid()
+    with path.open("a+b") as file:  # NFS grants a shared lock only on a file that is open for reading
         deadline = time.monotonic() + timeout_s
         while not _lock(file, shared):
             if time.monotonic() >= deadline:
                 raise InputError(f"{folder}: another process is writing there and holds {path.name}; wait until "
                                  "it ends, or stop it")
             time.sleep(0.1)
-        yield
+        try:
+            yield
+        finally:
+            if os.getpid() == owner:
+                _unlock(file)
 
 
 def is_locked(folder: Path, name: str) -> bool:
@@ -101,3 +105,10 @@ def _lock(file: IO[bytes], shared: bool) -> bool:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
     return True
+
+
+def _unlock(file: IO[bytes]) -> None:
+    """Release a lock at once: closing the file would not while a process that was forked meanwhile has it open."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # as in _lock
+            fcntl.flock(file, fcntl.LOCK_UN)
