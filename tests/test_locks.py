@@ -41,7 +41,7 @@ def test_a_forked_process_neither_keeps_nor_releases_a_lock(tmp_path: Path) -> N
 
 
 def test_a_lock_is_what_nfs_grants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linux refuses an exclusive lock on a file of NFS that is not open for writing, a shared one unless for reading."""
+    """On NFS, Linux refuses an exclusive lock on a file not open for writing, and a shared one if not for reading."""
     flock = fcntl.flock
 
     def flock_on_nfs(file: IO[bytes], operation: int) -> None:
