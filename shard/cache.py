@@ -24,6 +24,7 @@ from shard.errors import InputError
 from shard.files import is_locked, locked, sha256_of, write_bytes
 from shard.flags import Flag, check_ranges
 from shard.manifest import MANIFEST, Manifest, Shard, parse_manifest_text
+from shard.progress import Progress
 from shard.remote import download, file_size, read_file
 
 FOLDER, LIMIT = "CXR_CACHE", "CXR_CACHE_GB"
@@ -34,8 +35,8 @@ STALE_S = 120.0  # a part that nobody has written to for longer is what a killed
 
 CACHE = Flag("Folder that keeps the shards fetched from an address.", "data", metavar="DIR",
              default="$CXR_CACHE, or ~/.cache/cxr-simclr")  # fmt: skip
-CACHE_GB = Flag("Size limit of --cache in GB; above it, tars that were not used for longest are removed. 0 sets no "
-                "limit.", "data", 0, 10**6, default="$CXR_CACHE_GB, or 0")  # fmt: skip
+CACHE_GB = Flag("Size limit of --cache in GB; above it, the least recently used tars are removed. 0 sets no limit.",
+                "data", 0, 10**6, default="$CXR_CACHE_GB, or 0")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,6 @@ class CacheFlags:
 
 
 _unfinished = set[Path]()  # the parts that this process is fetching
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unfinished.clear)  # they are the parent's
 
 
 @atexit.register
@@ -104,14 +103,15 @@ def open_shards(place: Place, cache: CacheFlags = AS_SET, *, complete: bool = Fa
     os.environ[_variable(folder)] = place.text
     _check_limit(place, manifest, len(manifest.shards) if complete else AT_ONCE)
     if complete:
-        with ThreadPoolExecutor(CONNECTIONS // 4, "fetch") as pool:
-            list(pool.map(lambda shard: fetch(folder, shard), manifest.shards))
+        shards = manifest.shards
+        with Progress("fetching", len(shards), "tars") as shown, ThreadPoolExecutor(CONNECTIONS // 4, "fetch") as pool:
+            list(shown.counted(pool.map(lambda shard: fetch(folder, shard), shards)))
     return folder
 
 
 @lru_cache
 def _open(address: Address, cache: Path) -> tuple[Path, Manifest]:
-    """Fetch the manifest and the indexes; once per process, which so sees one archive until it ends."""
+    """Fetch the manifest and the indexes, once per process: what changes at the address later does not affect it."""
     content = read_file(address, MANIFEST)
     manifest = parse_manifest_text(content, f"{address}/{MANIFEST}")
     folder = cache / f"shards-{hashlib.sha256(content).hexdigest()[:16]}"

@@ -56,9 +56,14 @@ def write_bytes(path: Path, content: bytes | memoryview, *, shared: bool = False
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return hash_rest(file)
+
+
+def hash_rest(file: IO[bytes]) -> str:
+    """Return the sha256 of what is left to read of an open file, in hex."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
 
 

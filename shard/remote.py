@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import random
 import time
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 from shard.address import Address, hide_secrets
 from shard.errors import InputError
+from shard.files import hash_rest
 
 WAITS_S = (0.5, 1.0, 2.0, 4.0)  # between attempts
 CONNECT_S, READ_S = 30, 60  # how long a connection may take, and how long a server may send nothing
@@ -50,11 +50,8 @@ def remote_sha256(address: Address, name: str) -> str:
     url = address.url_of(name)
 
     def read() -> str:
-        digest = hashlib.sha256()
         with filesystem(address).open(url, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+            return hash_rest(file)
 
     return _retry(url, read)
 

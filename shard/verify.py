@@ -7,14 +7,14 @@ import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import simplejpeg
 
 from shard.address import Address, Place
-from shard.cache import AS_SET, CacheFlags, discard, fetch, open_shards, wrong_sizes
+from shard.cache import AS_SET, CacheFlags, discard, open_shards, open_tar, wrong_sizes
 from shard.errors import PARSE_ERRORS, InputError
-from shard.files import sha256_of
+from shard.files import hash_rest
 from shard.flags import SHARDS, WORKERS, Flag, validate_call
 from shard.machine import cores
 from shard.manifest import Manifest, Shard, parse_manifest, quick_faults, wrong_hash
@@ -101,20 +101,18 @@ def check_shard(job: Job) -> Contents:
     """Read one shard completely: its hashes, its tar from end to end, its index, every sample."""
     shard, contents = job.shard, Contents(job.shard.split)
     tar, index = job.folder / shard.tar, job.folder / shard.index
-    fetch(job.folder, shard)
-    if sha256_of(tar) != shard.tar_sha256 and discard(job.folder, shard):
-        fetch(job.folder, shard)
-    if (found := sha256_of(tar)) != shard.tar_sha256:
-        contents.faults.append(wrong_hash(tar, found, shard.tar_sha256))
-        tick(shard.samples)
-        return contents
-    try:
-        members = _list_members(tar)
-    except (tarfile.TarError, ValueError) as error:
-        contents.faults.append(f"{tar}: not a tar of samples ({error})")
-        tick(shard.samples)
-        return contents
-    with tar.open("rb") as file:
+    file, found = _open_hashed(job.folder, shard)
+    with file:
+        if found != shard.tar_sha256:
+            contents.faults.append(wrong_hash(tar, found, shard.tar_sha256))
+            tick(shard.samples)
+            return contents
+        try:
+            members = _list_members(file)
+        except (tarfile.TarError, ValueError) as error:
+            contents.faults.append(f"{tar}: not a tar of samples ({error})")
+            tick(shard.samples)
+            return contents
         for key, locations in members.items():
             sample = {}
             for ending, (offset, size) in locations.items():
@@ -131,10 +129,25 @@ def check_shard(job: Job) -> Contents:
     return contents
 
 
-def _list_members(tar: Path) -> dict[str, dict[str, tuple[int, int]]]:
+def _open_hashed(folder: Path, shard: Shard) -> tuple[IO[bytes], str]:
+    """Open a tar, and return its sha256 too. One in the cache whose content is wrong is fetched once more.
+
+    The file stays open until the shard is checked, since other processes may remove its name from the cache.
+    """
+    file = open_tar(folder, shard)
+    found = hash_rest(file)
+    if found != shard.tar_sha256 and discard(folder, shard):
+        file.close()
+        file = open_tar(folder, shard)
+        found = hash_rest(file)
+    return file, found
+
+
+def _list_members(tar: IO[bytes]) -> dict[str, dict[str, tuple[int, int]]]:
     """List key → extension → (offset, size) of every member, from the headers of the tar."""
     members: dict[str, dict[str, tuple[int, int]]] = {}
-    with tarfile.open(tar) as archive:
+    tar.seek(0)
+    with tarfile.open(fileobj=tar) as archive:
         for member in archive:
             key, dot, ending = member.name.partition(".")
             if not member.isreg() or not dot or "/" in member.name:

@@ -11,9 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,7 +177,7 @@ def test_an_epoch_from_a_small_cache_has_each_image_once_and_stays_below_its_lim
     assert min(requests) == 1 and 1 < max(requests) <= 3  # some were removed, and fetched again for the second epoch
 
 
-def test_what_was_not_used_for_longest_is_removed_first(many: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_recently_used_tars_are_removed_first(many: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXR_CACHE_GB", str(smallest_limit(many) / 1e9))
     first, second, *others = many.manifest.shards
     with serve_http(many.folder) as web:
@@ -370,6 +372,21 @@ def test_verify_of_an_address_sees_what_is_missing_there(web: FaultyServer, shar
     with (serve_http(tmp_path / "copy") as other,
           pytest.raises(InputError, match=r"train-000000\.tar: missing, the manifest says")):  # fmt: skip
         verify(Address(other.address), quick=True)
+
+
+def test_verify_reads_a_tar_to_its_end_though_another_process_removes_it_from_the_cache(
+    web: FaultyServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_tar = tarfile.open
+
+    def remove_and_list(*arguments: Any, **options: Any) -> tarfile.TarFile:
+        for path in cache.glob("*/*.tar"):
+            path.unlink()
+        return list_tar(*arguments, **options)
+
+    monkeypatch.setattr(tarfile, "open", remove_and_list)
+    verify(Address(web.address), workers=1)
+    assert set(web.requests.values()) == {1}
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
