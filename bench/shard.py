@@ -27,6 +27,7 @@ from shard.cli import run
 from shard.errors import InputError
 from shard.flags import JSON, ROUNDS, Flag, validate_call
 from shard.formats import CHEXPERT_FINDINGS
+from shard.grey import Grey
 from shard.image import choose_scale_denominator, load_grey
 from shard.machine import cores
 from shard.phantom.archive import phantom
@@ -130,6 +131,23 @@ def _rows(folder: Path, contents: list[bytes], size: int, workers: tuple[int, ..
         image = image.resize((round(image.width * scale), round(image.height * scale)))
         image.save(io.BytesIO(), "JPEG", quality=QUALITY)
 
+    seconds_per_image = _seconds(plain, len(names)) / len(names)
+    repeats = max(1, round(SECONDS_PER_ROUND / seconds_per_image / len(names)))
+    rows: dict[str, MeasureRate] = {
+        name: functools.partial(_rate, work, len(names), repeats)
+        for name, work in {"plain Pillow loop": plain, **_limits(contents, resized, size)}.items()
+    }
+    for count in workers:
+        measure_rate = functools.partial(_sharder_rate, source, names, 2 * repeats, size, count)
+        rows[f"sharder, {count} worker{'s' * (count > 1)}"] = measure_rate
+    return rows
+
+
+def _limits(contents: list[bytes], resized: list[Grey], size: int) -> dict[str, Callable[[int], None]]:
+    """Return the rows of libjpeg-turbo alone that apply: functions of the number of an image.
+
+    resized: the images as they are encoded, [H, W, 1].
+    """
     encoded = [simplejpeg.encode_jpeg(image, quality=QUALITY, colorspace="GRAY") for image in resized]
     height, width, *_ = simplejpeg.decode_jpeg_header(contents[0])
     factor = choose_scale_denominator(width, height, size)
@@ -146,19 +164,9 @@ def _rows(folder: Path, contents: list[bytes], size: int, workers: tuple[int, ..
         decode_and_encode(number)
         simplejpeg.decode_jpeg(encoded[number], "GRAY")
 
-    seconds_per_image = _seconds(plain, len(names)) / len(names)
-    repeats = max(1, round(SECONDS_PER_ROUND / seconds_per_image / len(names)))
     works = dict(zip(LIMITS, (decode, decode_and_encode, decode_encode_decode), strict=True))
     kept = min(width, height) <= size
-    names_of_rows = LIMITS[:1] if kept else LIMITS[1:]
-    rows: dict[str, MeasureRate] = {
-        name: functools.partial(_rate, work, len(names), repeats)
-        for name, work in {"plain Pillow loop": plain, **{name: works[name] for name in names_of_rows}}.items()
-    }
-    for count in workers:
-        measure_rate = functools.partial(_sharder_rate, source, names, 2 * repeats, size, count)
-        rows[f"sharder, {count} worker{'s' * (count > 1)}"] = measure_rate
-    return rows
+    return {name: works[name] for name in (LIMITS[:1] if kept else LIMITS[1:])}
 
 
 def _rate(work: Callable[[int], None], count: int, repeats: int) -> float:

@@ -17,9 +17,8 @@ def standardise(features: Features, train: npt.NDArray[np.bool_]) -> Features:
     """Standardise features [N, F] by the mean and std of the rows `train` [N] (no labels used), and divide by √F.
 
     The division makes a vector's expected squared length 1, so that one L2 strength means the same for encoders of any
-    width F. Without it, 20 examples in 512 dimensions are separable almost without penalty. A feature that is the same
-    for all these rows becomes 0 everywhere: nothing says how large it is in other rows, as of a channel that is rarely
-    active.
+    width F. Without it, 20 examples in 512 dimensions are separable almost without penalty. A feature that is constant
+    over the rows `train`, such as that of a rarely active channel, becomes 0 in all rows: its scale is unknown.
     """
     known = features[train]
     mean, std = known.mean(axis=0), known.std(axis=0)
