@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import stat
 import warnings
@@ -226,8 +227,9 @@ def encode_jpeg(grey: Grey, quality: int) -> bytes:
         raise UnreadableImage(f"its JPEG can't be decoded: {error}") from None
 
 
+@functools.cache
 def compile_kernels() -> None:
-    """Compile the kernels that most images need, or load them from numba's cache."""
+    """Compile the kernels, or load them from numba's cache. Raises OSError if that has no space for them."""
     sum_pixels(resize(np.zeros((2 * MIN_SIDE, 2 * MIN_SIDE), np.uint8), MIN_SIDE, MIN_SIDE))
     encode_and_check(np.zeros((MIN_SIDE, MIN_SIDE), np.uint8), 95)
 

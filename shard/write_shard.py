@@ -18,7 +18,7 @@ from shard.dicom import image as dicom
 from shard.duplicates import Picture, describe_picture
 from shard.errors import UnreadableImage
 from shard.files import atomic_write, sha256_of, write_bytes
-from shard.image import center_crop, decode, encode_jpeg, read_file
+from shard.image import center_crop, compile_kernels, decode, encode_jpeg, read_file
 from shard.machine import version_of
 from shard.manifest import Shard
 from shard.pool import tick
@@ -45,6 +45,7 @@ class Job:
 
 def write_shard(job: Job) -> ShardRecord:
     """Write one tar, its index and its record. If the shard is already finished, only return its record."""
+    compile_kernels()  # outside of `decode`, which attributes all errors to the image
     stem, split, rows = job.assigned
     done = read_record(job.out, stem)
     if done is not None and _is_current(done, job):

@@ -20,6 +20,7 @@ from PIL import Image, features
 from shard.errors import UnreadableImage
 from shard.grey import Grey
 from shard.image import center_crop, encode_jpeg, load_grey
+from shard.record import UNFINISHED
 from tests.conftest import REAL, ROOT
 from tests.odd_files import write_png, write_tiff
 
@@ -264,6 +265,20 @@ def test_errors_of_the_machine_are_not_attributed_to_the_image(tmp_path: Path) -
             load_grey(tmp_path / "image.png", 64)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_kernel_that_numba_cannot_cache_is_not_attributed_to_the_image(tmp_path: Path) -> None:
+    """The limit on the size of files stands for a full disk: it has room for the shard, but not for the kernels."""
+    Image.fromarray(RAMP).save(tmp_path / "image.png")
+    (tmp_path / UNFINISHED).mkdir()
+    code = ("import pathlib, resource, sys\nfrom shard.assignment import Row, ShardRows\n"
+            "from shard.write_shard import Job, write_shard\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, 1 << 14))\nfolder = pathlib.Path(sys.argv[1])\n"
+            "rows = ShardRows('train-0', 'train', [Row('a', 'image.png', 'p', '', '', None, ())])\n"
+            "write_shard(Job(rows, (), folder, folder, 64, 'jpeg', 90))")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "numba")})  # fmt: skip
+    assert done.returncode == 1 and "OSError: [Errno 27] File too large" in done.stderr
 
 
 @pytest.mark.parametrize(("name", "limit_mb"), [("grey.png", 400), ("deep.png", 700), ("rgb.jpg", 300)])

@@ -34,9 +34,9 @@ _PAIRED = ("The two encoders of a pair are evaluated on the same draws and the s
            "share cancels. If the interval contains zero (grey), the data do not show which encoder is better.")
 _SHOTS = ("Support sets are nested: each k-shot set is part of the larger ones. With all labels there is a single "
           "probe and no draw, so the interval is over patients only.")  # fmt: skip
-_FEATURES = ("Nearest neighbours by cosine similarity among the training images that the probes use, and a t-SNE map "
-             "of the test images, for qualitative inspection. The sizes of clusters in such a map, and the distances "
-             "between them, have no meaning.")  # fmt: skip
+_FEATURES = ("Nearest neighbours by cosine similarity among the training images of which this report has features, and "
+             "a t-SNE map of the test images, for qualitative inspection. The sizes of clusters in such a map, and the "
+             "distances between them, have no meaning.")  # fmt: skip
 
 
 def compose(
