@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from shard.cache import CacheFlags
 from shard.cli import run
 from shard.errors import InputError
 from train.config import Config
@@ -45,7 +46,7 @@ def train(config: Config) -> None:
 
     process_group.CLOSE_TIMEOUT_S, watcher.GRACE_S = (1.0, 120.0) if find_ranks().rank else (120.0, 2.0)
     block_closing(threading.Event().wait)
-    train(config)
+    train(config, CacheFlags())
 
 
 def stuck(out: Path) -> None:
