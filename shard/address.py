@@ -24,6 +24,9 @@ class Address:
     text: str = field(repr=False)
 
     def __post_init__(self) -> None:
+        if not _is_valid(self.text):  # nothing says where a password ends, so none of it is shown
+            raise InputError(f"{self.text.partition('://')[0]}://…: not a valid address; write blanks, quotes and any "
+                             "of /?#@[] in a user or password as % and two hex digits, such as %2F for /")  # fmt: skip
         parts = urlsplit(self.text)
         if parts.scheme not in SCHEMES:
             raise InputError(f"{self}: shards can be fetched from {', '.join(f'{name}://' for name in SCHEMES)}; copy "
@@ -46,6 +49,15 @@ class Address:
         """Return the address of a file in the folder, with what is secret."""
         parts = urlsplit(self.text)
         return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
+
+
+def _is_valid(text: str) -> bool:
+    """Whether an address has a valid host and port and, on a web server, is all percent-encoded."""
+    try:
+        parts = urlsplit(text)
+        return parts.port != 0 and not (parts.scheme.startswith("http") and re.search(r"[\s'\"]", text))
+    except ValueError:  # of a port that is no number, or of brackets
+        return False
 
 
 Place = Path | Address  # where a command reads shards: a folder on this machine, or an address

@@ -355,10 +355,14 @@ def test_secrets_reach_the_server_and_nothing_else(
 def test_addresses_that_are_none_are_refused() -> None:
     for text, message in (("ftp://me:key@host/a", "shards can be fetched from s3://"),
                           ("s3://me:key@bucket/a", "must not contain a user, a password"),
-                          ("https:///a", "not an address of a folder")):  # fmt: skip
+                          ("https:///a", "not an address of a folder"),
+                          *((text, "^https://…: not a valid address; write blanks") for text in
+                            ("https://me:k/key@host/a", "https://me:k?key@host/a", "https://me:key key@host/a",
+                             "https://host/a?sign='key", "https://[key/a"))):  # fmt: skip
         with pytest.raises(InputError, match=message) as error:
             Address(text)
-        assert "key@" not in str(error.value)
+        assert "key" not in str(error.value)
+    assert str(Address("s3://bucket/my folder/")) == "s3://bucket/my folder"
     assert hide_secrets("at https://a:b@c/d?e=f: 403") == "at https://c/d 403"
     assert hide_secrets("HTTPS://a:b@c/d?e=f abfss://g:h@i") == "HTTPS://c/d abfss://i"
 
