@@ -27,6 +27,7 @@ from probe.linear import fit_all, probe_draws
 from probe.measure import ALL, BALANCED, LINEAR, Key, combine, list_units, measure
 from probe.metrics import METRICS
 from probe.page import sections
+from probe.page.gallery import neighbours
 from probe.page.notes import list_notes
 from probe.report import make_report, merge_report
 from probe.settings import Settings, from_plain
@@ -322,7 +323,7 @@ def test_probes_on_the_used_images_equal_those_on_all(
     monkeypatch.setattr("probe.used_images.REFERENCE", 20)
     tasks = ("Lung Opacity", "Pleural Effusion")
     settings = settings_of(trained, shards, tmp_path, weights, tasks=tasks, baselines=(), shots=("2", "40", "all"),
-                           draws=3, all_limit=30)  # fmt: skip
+                           draws=3, all_limit=30, finetune=1)  # fmt: skip
     study = open_study(settings)
     labels = read_labels(shards.folder, shards.manifest, ("train", "valid"))
     drawn = {task: make_draws(labels, task, shots=40, draws=3, seed=0, all_limit=30) for task in tasks}
@@ -335,8 +336,24 @@ def test_probes_on_the_used_images_equal_those_on_all(
     assert len(set(reference)) == 20 and train[reference].all()
     assert study.labels["key"].tolist() == labels["key"].iloc[study.rows].tolist()
     features = np.random.default_rng(0).normal(size=(121, 8)).astype(np.float32)
-    units = list_units(study)
+    units, tuned, shown = list_units(study), list[tuple[list[int], list[int]]](), list[int]()
+
+    def record_tuning(module: Any, examples: torch.Tensor, classes: Any, tested: torch.Tensor, **_: Any) -> Any:
+        tuned.append((examples.tolist(), tested.tolist()))
+        return np.zeros(len(tested))
+
+    def record_shown(*arguments: Any, **_: Any) -> torch.Tensor:
+        shown.extend(arguments[3])
+        return torch.zeros(len(arguments[3]), 1, 8, 8)
+
+    monkeypatch.setattr("probe.measure.finetune", record_tuning)
+    monkeypatch.setattr("probe.measure.read_images", lambda *arguments, **_: torch.tensor(arguments[3]))
+    monkeypatch.setattr("probe.page.gallery.read_images", record_shown)
     measured = combine(units, measure(study, units, {"SimCLR": features[study.rows]}, torch.device("cpu")))
+    assert tuned == [(draws.support(2)[0][0].tolist(), draws.test.tolist()) for draws in drawn.values()]
+    neighbours(study, features[study.rows])
+    assert [labels[task].iloc[query] for task, query in zip(tasks, shown[::6], strict=True)] == [1, 1]
+    assert [train[row] for row in shown] == 2 * [False, *5 * [True]] and set(shown) <= used
     standard = standardise(features, np.isin(np.arange(121), reference))
     patients = np.full(121, -1)
     patients[~train], names = pd.factorize(labels["patient"][~train], sort=True)
