@@ -11,8 +11,7 @@ import contextlib
 import hashlib
 import math
 import os
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,18 +19,17 @@ from pathlib import Path
 from typing import IO, Annotated
 
 from shard.address import ORIGIN, Address, Place, is_copy
+from shard.cache_room import LIMIT, limit_bytes, make_room, part_path
 from shard.errors import InputError
-from shard.files import is_locked, locked, sha256_of, write_bytes
+from shard.files import locked, sha256_of, write_bytes
 from shard.flags import Flag, check_ranges
 from shard.manifest import MANIFEST, Manifest, Shard, parse_manifest_text
 from shard.progress import Progress
 from shard.remote import download, file_size, read_file
 
-FOLDER, LIMIT = "CXR_CACHE", "CXR_CACHE_GB"
+FOLDER = "CXR_CACHE"
 AT_ONCE = 24  # tars that the smallest cache holds: the 16 that a reader uses (pipeline.fetch_ahead), and some more
 CONNECTIONS = 16  # for indexes, which are small
-PART = ".part"  # suffix of a tar that is being fetched
-STALE_S = 120.0  # a part that nobody has written to for longer is what a killed process left
 
 CACHE = Flag("Folder that keeps the shards fetched from an address.", "data", metavar="DIR",
              default="$CXR_CACHE, or ~/.cache/cxr-simclr")  # fmt: skip
@@ -75,18 +73,6 @@ def cache_folder() -> Path:
     if folder := os.environ.get(FOLDER):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxr-simclr"
-
-
-def limit_bytes() -> float:
-    """Return the size limit of the cache in bytes; infinity if there is none. Raises InputError if it is no number."""
-    text = os.environ.get(LIMIT) or "0"
-    try:
-        limit = float(text)
-    except ValueError:
-        limit = math.nan
-    if not 0 <= limit < math.inf:
-        raise InputError(f"{LIMIT}={text}: must be a number of GB, or 0 for no limit")
-    return limit * 1e9 or math.inf
 
 
 def open_shards(place: Place, cache: CacheFlags = AS_SET, *, complete: bool = False) -> Path:
@@ -158,13 +144,13 @@ def fetch(folder: Path, shard: Shard) -> None:
     with locked(folder, shard.tar, timeout_s=math.inf):
         if _is_complete(path, shard):  # another process was faster
             return
-        part = folder / f".{shard.tar}.{shard.tar_bytes}{PART}"
+        part = part_path(folder, shard.tar, shard.tar_bytes)
         _unfinished.add(part)
         try:
             part.unlink(missing_ok=True)  # of a killed process; it would be counted too
-            _make_room(folder.parent, part, shard.tar_bytes)
+            make_room(folder.parent, part, shard.tar_bytes)
             _download_checked(_address_of(folder), shard.tar, part, shard.tar_bytes, shard.tar_sha256)
-            with locked(folder.parent, "cache", timeout_s=math.inf):  # so that _make_room counts it exactly once
+            with locked(folder.parent, "cache", timeout_s=math.inf):  # so that make_room counts it exactly once
                 part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -195,7 +181,7 @@ def _fetch_index(folder: Path, address: Address, shard: Shard) -> None:
     with locked(folder, shard.index, timeout_s=math.inf):
         if _is_intact(path, shard):  # another process was faster
             return
-        part = folder / f".{shard.index}.{shard.index_bytes}{PART}"
+        part = part_path(folder, shard.index, shard.index_bytes)
         try:
             _download_checked(address, shard.index, part, shard.index_bytes, shard.index_sha256)
             part.replace(path)
@@ -227,53 +213,6 @@ def _download_checked(address: Address, name: str, part: Path, size: int, sha256
             fault = f"sha256 {found[:12]}…, the manifest says {sha256[:12]}…" if found_size == size else (
                 f"{found_size} bytes, the manifest says {size}")
             raise InputError(f"{address}/{name}: {fault}, also when fetched again; upload the shards again")
-
-
-def _make_room(cache: Path, part: Path, size: int) -> None:
-    """Create an empty file for a tar, after removing others until the limit leaves room for it.
-
-    The least recently used go first. The name of a part states its final size, which counts from the start. Raises
-    InputError if there is no room.
-    """
-    limit = limit_bytes()
-    while True:
-        with locked(cache, "cache", timeout_s=math.inf):
-            used, arriving = _remove_until(cache, limit - size) if limit < math.inf else (0, 0)
-            if used + arriving + size <= limit:
-                part.touch()
-                return
-        if not arriving:
-            raise InputError(f"--cache-gb={limit / 1e9:g}: {cache} has no room for {part.parent.name}/{part.name}; "
-                             "raise the limit")  # fmt: skip
-        time.sleep(0.1)  # what others are fetching can be removed once it is complete
-
-
-def _remove_until(cache: Path, limit: float) -> tuple[int, int]:
-    """Remove tars until all files fit into `limit` bytes; return the bytes of files left, and of tars being fetched."""
-    used, arriving, tars = 0, 0, list[tuple[float, int, Path]]()
-    for path, status in _files(cache):
-        if path.suffix == PART:
-            name, final = path.name[1:-len(PART)].rsplit(".", 1)
-            if time.time() - status.st_mtime > STALE_S and not is_locked(path.parent, name):
-                path.unlink(missing_ok=True)
-            else:
-                arriving += int(final)
-            continue
-        used += status.st_size
-        if path.suffix == ".tar":
-            tars.append((status.st_mtime, status.st_size, path))
-    for _, size, path in sorted(tars):
-        if used + arriving <= limit:
-            break
-        path.unlink(missing_ok=True)
-        used -= size
-    return used, arriving
-
-
-def _files(cache: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for path in cache.glob("shards-*/*"):
-        with contextlib.suppress(FileNotFoundError):  # just renamed or removed
-            yield path, path.stat()
 
 
 def _address_of(folder: Path) -> Address:
