@@ -67,7 +67,12 @@ def file_size(address: Address, name: str) -> int | None:
             return {"type": "missing"}
 
     found = _retry(url, find)
-    return int(found["size"]) if found["type"] == "file" else None
+    if found["type"] != "file":
+        return None
+    if found["size"] is None:
+        raise InputError(f"{hide_secrets(url)}: the server does not state the size of files (Content-Length); serve "
+                         "the shards with one that does, or copy them to this machine")  # fmt: skip
+    return int(found["size"])
 
 
 def filesystem(address: Address) -> Any:

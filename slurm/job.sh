@@ -10,6 +10,13 @@ die() {
     exit 1
 }
 
+# Has shards at an address fetched into a cache on the node's local disk SCRATCH_LOCAL, if it is set.
+cache_locally() {
+    if [[ $SHARDS == *://* && -n ${SCRATCH_LOCAL:-} ]]; then
+        export CXR_CACHE=${CXR_CACHE:-$SCRATCH_LOCAL/cxr-cache}
+    fi
+}
+
 # Makes the paths in the named variables absolute and canonical, if they are set. An address is left as it is.
 make_absolute() {
     local name

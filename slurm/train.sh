@@ -8,11 +8,8 @@ set -euo pipefail
 stage_shards() {
     local copy status=0
     [[ -n $SCRATCH_LOCAL ]] || return 0
-    if [[ $SHARDS == *://* ]]; then
-        export CXR_CACHE=${CXR_CACHE:-$SCRATCH_LOCAL/cxr-cache}
-        return 0
-    fi
-    [[ -r $SHARDS/manifest.json ]] || return 0 # training reports the missing manifest
+    cache_locally
+    [[ -r $SHARDS/manifest.json ]] || return 0 # an address, or training reports the missing manifest
     copy=$SCRATCH_LOCAL/cxr-shards-$(sha256sum "$SHARDS/manifest.json" | cut -c 1-16)
     srun --ntasks-per-node=1 --ntasks="${SLURM_JOB_NUM_NODES:-1}" --cpus-per-task="$CORES" \
         slurm/stage.sh "$SHARDS" "$copy" "${PYTHON[@]}" || status=$?

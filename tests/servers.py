@@ -19,7 +19,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_DEF
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Serves a folder. faults: path → what to do with its next requests: a status, "cut", "rot" or "slow".
+    """Serves a folder. faults: path → what to do with its next requests: a status, "cut", "rot", "slow", "unsized".
 
     requests: how often each path was asked for. authorization: the header of the last request.
     """
@@ -56,9 +56,18 @@ class Handler(SimpleHTTPRequestHandler):
         else:
             super().do_GET()
 
+    def do_HEAD(self) -> None:
+        """Answer without a size where the next GET will have none, too."""
+        if "unsized" in self.server.faults.get(self.path.lstrip("/"), []):
+            self.send_response(200)
+            self.end_headers()
+        else:
+            super().do_HEAD()
+
     def _send_damaged(self, content: bytes, fault: str) -> None:
         self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        if fault != "unsized":
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         half = len(content) // 2
         if fault == "rot":

@@ -367,6 +367,14 @@ def test_addresses_that_are_none_are_refused() -> None:
     assert hide_secrets("HTTPS://a:b@c/d?e=f abfss://g:h@i") == "HTTPS://c/d abfss://i"
 
 
+def test_server_that_states_no_sizes_is_named(web: FaultyServer, shards: Shards) -> None:
+    verify(Address(web.address), workers=1)
+    tar = shards.manifest.shards[0].tar
+    web.faults[tar] = ["unsized"]
+    with pytest.raises(InputError, match=rf"{tar}: the server does not state the size of files"):
+        verify(Address(web.address), workers=1)
+
+
 def test_verify_of_an_address_sees_what_is_missing_there(web: FaultyServer, shards: Shards, tmp_path: Path) -> None:
     verify(Address(web.address), workers=1)
     (tmp_path / "copy").mkdir()

@@ -391,6 +391,14 @@ def test_unusable_python_is_reported(
     assert message in log.read_text()
 
 
+@pytest.mark.parametrize(("shards", "cache"), [("s3://bucket/a", "/local/cxr-cache"), ("/data/shards", "")])
+def test_shards_at_an_address_are_cached_on_the_local_disk(shards: str, cache: str) -> None:
+    script = f"source {SCRIPTS}/job.sh && cache_locally && echo \"${{CXR_CACHE:-}}\""
+    environment = {"PATH": os.environ["PATH"], "SHARDS": shards, "SCRATCH_LOCAL": "/local"}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == cache
+
+
 @pytest.mark.long
 @needs_cluster
 def test_concurrent_submission_to_the_same_folder_is_refused(
