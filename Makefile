@@ -40,7 +40,7 @@ test-versions: $(OLDEST)
 
 $(OLDEST): setup.cfg
 	mkdir -p out
-	sed -n 's/^    \([a-z0-9-]*\) >= \([0-9.]*\).*/\1==\2/p' setup.cfg > $@
+	sed -n 's/^    \([a-z0-9-]*\)\(\[[a-z0-9]*\]\)\{0,1\} >= \([0-9.]*\).*/\1==\3/p' setup.cfg > $@
 
 kills: $(READY)
 	KILLS=20 $(RUN) -m pytest -s -k killed_at_random_moments tests/test_kills.py tests/test_resume.py
