@@ -177,6 +177,8 @@ def _parse_with_fire(name: str, options: Sequence[Option], argv: list[str]) -> d
     except fire.core.FireExit as stop:
         reason = stop.trace.elements[-1].ErrorAsStr()
         raise InputError(f"{reason[0].lower()}{reason[1:]}; see: {name} --help") from None
+    except SystemExit:  # Fire reads what follows a lone -- with argparse, which exits
+        raise InputError(f"{' '.join(argv[argv.index('--'):])}: unknown flags; see: {name} --help") from None
     return typing.cast("_Parsed", parsed)._values
 
 

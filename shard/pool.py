@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -30,25 +29,35 @@ class Stopped(Exception):
     """Raised in a worker when the run is interrupted, so that the worker removes unfinished files."""
 
 
-class _LocalValue:
-    """A stand-in for multiprocessing.Value within one process, which needs neither shared memory nor a lock."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def get_lock(self) -> contextlib.nullcontext[None]:
-        """Return a context manager that does nothing."""
-        return contextlib.nullcontext()
-
-
 class _Counters:
-    """Values that all processes of a run share: images done, images rejected, and whether to stop.
+    """What all processes of a run share: images done and rejected by each worker, and whether to stop.
 
-    context: the multiprocessing context; None if the work runs in this process.
+    Without locks: a worker that is killed while it holds one would stop all others. context: the multiprocessing
+    context; None if the work runs in this process.
     """
 
-    def __init__(self, context: Any) -> None:
-        self.done, self.rejected, self.stop = (context.Value("l", 0) if context else _LocalValue() for _ in range(3))
+    def __init__(self, context: Any, workers: int = 1) -> None:
+        array = context.RawArray if context else lambda kind, size: [0] * size
+        self.done, self.rejected, self._stop = array("q", workers), array("q", workers), array("b", 1)
+        self.place = 0  # of this worker in the arrays
+
+    @property
+    def stop(self) -> bool:
+        """Whether all workers are to stop at their next image."""
+        return bool(self._stop[0])
+
+    @stop.setter
+    def stop(self, stop: bool) -> None:
+        self._stop[0] = stop
+
+    def count(self, images: int, rejected: int) -> None:
+        """Count images of this worker."""
+        self.done[self.place] += images
+        self.rejected[self.place] += rejected
+
+    def show(self, progress: Progress) -> None:
+        """Show the sums over all workers."""
+        progress.show(sum(self.done), sum(self.rejected))
 
 
 _counters: _Counters | None = None
@@ -59,13 +68,11 @@ _progress: Progress | None = None  # set if the work runs in the process that di
 def tick(images: int = 1, rejected: int = 0) -> None:
     """Count images of the current job. Raises Stopped if the run was interrupted."""
     assert _counters is not None, "tick() may only be called within parallel_map"
-    with _counters.done.get_lock():
-        _counters.done.value += images
-        _counters.rejected.value += rejected
-        if _counters.stop.value:
-            raise Stopped
+    _counters.count(images, rejected)
+    if _counters.stop:
+        raise Stopped
     if _progress is not None:
-        _progress.show(_counters.done.value, _counters.rejected.value)
+        _counters.show(_progress)
 
 
 def parallel_map(
@@ -93,7 +100,7 @@ def parallel_map(
             raise InputError(f"--workers={workers}: a worker was killed, probably because memory ran out; use fewer "
                              "workers") from None
         finally:
-            counters.stop.value = 1
+            counters.stop = True
             pool.shutdown(cancel_futures=True)
 
 
@@ -102,7 +109,7 @@ def _start_pool(workers: int, modules: list[str]) -> tuple[ProcessPoolExecutor, 
     context = multiprocessing.get_context("forkserver")
     cure = f"--workers={workers} to 1, which needs none"
     with explain_lock_errors(cure):
-        counters = _Counters(context)
+        counters = _Counters(context, workers)
     context.set_forkserver_preload(modules)  # imported once, not by each worker
     _start_fork_server()
     with explain_lock_errors(cure):
@@ -120,10 +127,10 @@ def _map_in_pool(
     while pending:
         first = pending.popleft()
         while not wait([first], timeout=0.2).done:
-            progress.show(counters.done.value, counters.rejected.value)
+            counters.show(progress)
         pending.extend(pool.submit(_work_one, work, job) for job in islice(remaining, 1))
         yield first.result()
-    progress.show(counters.done.value, counters.rejected.value)
+    counters.show(progress)
 
 
 def _start_fork_server() -> None:
@@ -163,6 +170,8 @@ def _start_worker(counters: _Counters) -> None:
     its parent would write into the files of the next run. When all workers must stop, an idle one exits after some
     seconds: it may be waiting for a queue lock that a killed worker held.
     """
+    # Processes are numbered as they start, as in ForkServerProcess-3, so that each worker has a place of its own.
+    counters.place = int(multiprocessing.current_process().name.rpartition("-")[2]) % len(counters.done)
     _set_globals(counters)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -172,7 +181,7 @@ def _start_worker(counters: _Counters) -> None:
     def watch() -> None:
         idle = 0
         while not wait_for([parent.sentinel], timeout=1) and idle < IDLE_S:
-            idle = idle + 1 if counters.stop.value and not _busy else 0
+            idle = idle + 1 if counters.stop and not _busy else 0
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,4 +1,4 @@
-"""parallel_map ends even if an idle worker is killed."""
+"""parallel_map ends even if a worker is killed, whatever it was doing."""
 
 from __future__ import annotations
 
@@ -43,6 +43,30 @@ def test_parallel_map_ends_after_an_idle_worker_is_killed() -> None:
     code = "from tests.test_pool import run; run()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+class Fatal(int):
+    """A number of images that kills the process which counts them."""
+
+    def __radd__(self, other: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return other
+
+
+def count_or_die(number: int) -> int:
+    """Die while counting; the other worker goes on to count."""
+    while number:
+        tick()
+    time.sleep(0.5)
+    tick(Fatal(1))
+    return number
+
+
+def test_parallel_map_ends_after_a_worker_is_killed_while_it_counts() -> None:
+    code = ("from shard.pool import parallel_map; from tests.test_pool import count_or_die\n"
+            "list(parallel_map(range(2), 2, count_or_die, images=2, label='x', workers=2))")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "--workers=2: a worker was killed" in done.stderr
 
 
 def is_preloaded(number: int) -> bool:
