@@ -110,7 +110,7 @@ def test_the_two_files_of_constraints_differ_in_pytorch_and_cuda_alone() -> None
 
 
 def test_make_tests_with_each_lower_bound_of_setup_cfg() -> None:
-    makefile, bounds = (ROOT / "Makefile").read_text(), re.findall(r"^    ([\w-]+) >= (\S+?);?(?: |$)",
+    makefile, bounds = (ROOT / "Makefile").read_text(), re.findall(r"^    ([\w-]+)(?:\[\w+\])? >= (\S+?);?(?: |$)",
                                                                   (ROOT / "setup.cfg").read_text(), re.M)  # fmt: skip
     command = re.search(r"^\tsed -n '(.*)' setup.cfg", makefile, re.M)
     assert command and len(bounds) > 30
