@@ -77,7 +77,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise InputError(f"--draws-file={path}: no such file; every report writes one, draws.csv") from None
     except KeyError:
-        pass
+        pass  # there is no column "draw": reported below, with the columns that are there
     except (ValueError, OverflowError, UnicodeDecodeError) as error:
         raise InputError(f"--draws-file={path}: not a table of draws ({str(error).splitlines()[0]})") from None
     if tuple(table.columns) not in (COLUMNS, OLDER) or table.empty:

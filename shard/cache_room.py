@@ -18,7 +18,7 @@ STALE_S = 120.0  # a part that nobody has written to for longer is what a killed
 
 
 def limit_bytes() -> float:
-    """Return the size limit of the cache in bytes; infinity if there is none. Raises InputError if it is no number."""
+    """Return the size limit of the cache in bytes; infinity if none is set. Raises InputError if it is invalid."""
     text = os.environ.get(LIMIT) or "0"
     try:
         limit = float(text)

@@ -105,7 +105,7 @@ def parallel_map(
 
 
 def _start_pool(workers: int, modules: list[str]) -> tuple[ProcessPoolExecutor, _Counters]:
-    """Start worker processes. modules: what they share, imported in this order."""
+    """Start worker processes. modules: imported by the fork server, in this order, so that all workers share them."""
     context = multiprocessing.get_context("forkserver")
     cure = f"--workers={workers} to 1, which needs none"
     with explain_lock_errors(cure):

@@ -54,7 +54,7 @@ class Fatal(int):
 
 
 def count_or_die(number: int) -> int:
-    """Die while counting; the other worker goes on to count."""
+    """Kill this process in the middle of counting, while the other worker keeps counting."""
     while number:
         tick()
     time.sleep(0.5)
