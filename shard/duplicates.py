@@ -169,7 +169,7 @@ def _drop_samples(out: Path, record: ShardRecord, keys: set[str]) -> ShardRecord
     shard = record.shard
     tar, index = out / shard.tar, out / shard.index
     kept = len(record.pictures) - len(keys)
-    described = _copy_samples(tar, index, keys) if kept else []
+    described, (image_xxh3, labels_xxh3) = _copy_samples(tar, index, keys) if kept else ([], ("", ""))
     if not kept:
         tar.unlink(missing_ok=True)
         index.unlink(missing_ok=True)
@@ -185,14 +185,15 @@ def _drop_samples(out: Path, record: ShardRecord, keys: set[str]) -> ShardRecord
             shard, samples=kept, tar_bytes=tar.stat().st_size if kept else 0,
             index_bytes=index.stat().st_size if kept else 0, tar_sha256=sha256_of(tar) if kept else "",
             index_sha256=sha256_of(index) if kept else "",
+            image_xxh3=image_xxh3, labels_xxh3=labels_xxh3,
             **{name: getattr(shard, name) - sum(getattr(picture, name) for picture in dropped)
                for name in ("pixels", "pixel_sum", "pixel_square_sum", "not_encoded")},
         ),
     )  # fmt: skip
 
 
-def _copy_samples(tar: Path, index: Path, excluded: set[str]) -> list[dict[str, Any]]:
-    """Rewrite a tar and its index without the excluded keys. Returns the JSON of the remaining samples."""
+def _copy_samples(tar: Path, index: Path, excluded: set[str]) -> tuple[list[dict[str, Any]], tuple[str, str]]:
+    """Rewrite a tar and its index without the excluded keys. Returns the JSON of the rest, and TarWriter.hashes."""
     described, members = list[dict[str, Any]](), dict[str, bytes]()
     with tarfile.open(tar, "r:") as archive, atomic_write(tar) as file, TarWriter(file) as writer:
         for member in archive:
@@ -207,7 +208,7 @@ def _copy_samples(tar: Path, index: Path, excluded: set[str]) -> list[dict[str, 
                 described.append(json.loads(members["json"]))
                 members = {}
     write_bytes(index, writer.index())
-    return described
+    return described, writer.hashes()
 
 
 def as_json(summary: Summary) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Random access to the encoded images of a split, each verified against the hashes in the manifest."""
+"""Random access to the encoded images of a split, each compared with its hash in the manifest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPEN_TARS = 64  # far below the default limit of 1,024 open files per process
 
 @dataclass(frozen=True)
 class _Tar:
-    """The offset, size and hash of each image in a tar that was intact when it was first read."""
+    """The offset, size and xxh3 of each image in a tar."""
 
     offsets: array[int]
     sizes: array[int]
@@ -39,10 +39,11 @@ class _Tar:
 class Fetcher:
     """Reads the images of a split by number, in the order of the shards.
 
-    The first read of an image from a tar compares the tar's sha256 with the manifest. Every later read compares the
-    image with its hash from that read. Tars are not memory-mapped, so a truncated tar raises an error instead of
-    killing the process. In a folder of the cache, tars that are missing are fetched. Thread-safe. Pickling drops open
-    files and hashes, so the other process checks again.
+    Every read compares the image with its hash in the manifest, so that a process reads only the images it uses.
+    Manifests of older versions lack these hashes: then the first read from a tar hashes all of it, compares its sha256,
+    and keeps the hash of each image. Tars are not memory-mapped, so a truncated tar raises an error instead of killing
+    the process. In a folder of the cache, tars that are missing, or in which an image is wrong, are fetched.
+    Thread-safe. Pickling drops open files, so the other process opens and checks them again.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
@@ -65,6 +66,15 @@ class Fetcher:
 
     def read(self, number: int) -> bytes:
         """Read an image, JPEG or raw. Raises InputError, naming tar and key, if it is missing or has changed."""
+        content, intact = self._read(number)
+        if not intact and self._discard(number):
+            content, intact = self._read(number)
+        if not intact:
+            raise InputError(f"{self.describe(number)}: its bytes have changed since it was written; {CURE}")
+        return content
+
+    def _read(self, number: int) -> tuple[bytes, bool]:
+        """Read an image; return its bytes and whether their hash is right."""
         shard, position = self._locate(number)
         try:
             with self._lock:
@@ -75,9 +85,14 @@ class Fetcher:
         if len(content) < tar.sizes[position]:
             size, expected = os.fstat(file.fileno()).st_size, self.shards[shard].tar_bytes
             raise InputError(f"{self.describe(number)}: ends at {size} bytes, the manifest says {expected}; {CURE}")
-        if xxh3_64_intdigest(content) != tar.hashes[position]:
-            raise InputError(f"{self.describe(number)}: its bytes have changed since the run began; {CURE}")
-        return content
+        return content, xxh3_64_intdigest(content) == tar.hashes[position]
+
+    def _discard(self, number: int) -> bool:
+        """Remove the tar of an image from the cache, so that it is fetched again; return False for other folders."""
+        shard, _ = self._locate(number)
+        with self._lock:
+            self._files.pop(shard, None)
+            return discard(self.folder, self.shards[shard])
 
     def key(self, number: int) -> str:
         """Return the key of an image."""
@@ -129,8 +144,8 @@ class Fetcher:
             file = open_tar(self.folder, shard)
             try:
                 if number not in self._tars:
-                    self._tars[number] = _check(file, self.folder / shard.tar, shard, self._ending,
-                                                 (self.raw_size or 0) ** 2)  # fmt: skip
+                    self._tars[number] = _describe(file, self.folder / shard.tar, shard, self._ending,
+                                                    (self.raw_size or 0) ** 2)  # fmt: skip
                 return file
             except InputError:
                 if attempt or not discard(self.folder, shard):
@@ -138,30 +153,40 @@ class Fetcher:
         raise AssertionError("the second attempt returns or raises")
 
 
-def _check(file: IO[bytes], path: Path, shard: Shard, ending: str, raw_bytes: int) -> _Tar:
-    """Read a whole tar and record its images. Raises InputError if tar or index differ from the manifest."""
+def _describe(file: IO[bytes], path: Path, shard: Shard, ending: str, raw_bytes: int) -> _Tar:
+    """Return the images of a tar, checked by its size and index. Raises InputError if these are not the manifest's."""
     if (size := os.fstat(file.fileno()).st_size) != shard.tar_bytes:
         raise InputError(f"{path}: {size} bytes, the manifest says {shard.tar_bytes}; {CURE}")
     index = path.with_name(shard.index)
     if (found := sha256_of(index)) != shard.index_sha256:
         raise InputError(f"{wrong_hash(index, found, shard.index_sha256)}; {CURE}")
-    offsets, sizes, hashes = array("q"), array("q"), array("Q")
-    digest, position = hashlib.sha256(), 0
+    offsets, sizes = array("q"), array("q")
+    end = 0
     for sample in read_index(index):
         offset, size = sample.members.get(ending, (-1, 0))
-        if offset < position or offset + size > shard.tar_bytes or (ending == "raw" and size != raw_bytes):
+        if offset < end or offset + size > shard.tar_bytes or (ending == "raw" and size != raw_bytes):
             raise InputError(f"{index}: image {sample.key} has no .{ending} of the expected size; {CURE}")
+        offsets.append(offset)
+        sizes.append(size)
+        end = offset + size
+    if len(sizes) != shard.samples:
+        raise InputError(f"{index}: {len(sizes)} images, the manifest says {shard.samples}; {CURE}")
+    if not shard.image_xxh3:
+        return _Tar(offsets, sizes, _hash_images(file, path, shard, offsets, sizes))
+    return _Tar(offsets, sizes, array("Q", np.frombuffer(bytes.fromhex(shard.image_xxh3), ">u8").tolist()))
+
+
+def _hash_images(file: IO[bytes], path: Path, shard: Shard, offsets: array[int], sizes: array[int]) -> array[int]:
+    """Hash each image while reading a whole tar. Raises InputError if its sha256 is not the manifest's."""
+    hashes, digest, position = array("Q"), hashlib.sha256(), 0
+    for offset, size in zip(offsets, sizes, strict=True):
         gap, content = file.read(offset - position), file.read(size)
         digest.update(gap)
         digest.update(content)
-        offsets.append(offset)
-        sizes.append(size)
         hashes.append(xxh3_64_intdigest(content))
         position = offset + size
-    if len(sizes) != shard.samples:
-        raise InputError(f"{index}: {len(sizes)} images, the manifest says {shard.samples}; {CURE}")
     while rest := file.read(1 << 20):
         digest.update(rest)
     if digest.hexdigest() != shard.tar_sha256:
         raise InputError(f"{wrong_hash(path, digest.hexdigest(), shard.tar_sha256)}; {CURE}")
-    return _Tar(offsets, sizes, hashes)
+    return hashes

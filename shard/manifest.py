@@ -16,6 +16,7 @@ from shard.files import sha256_of, write_bytes
 from shard.formats import SPLITS
 from shard.plain_json import refuse_constant
 from shard.tabular.demographics import COLUMNS, Counts, are_counts
+from shard.tar import HASH_DIGITS
 
 MANIFEST = "manifest.json"
 FORMAT = "cxr-simclr-shards/2"
@@ -28,6 +29,8 @@ class Shard:
     """A tar and its index: names, sizes in bytes, sha256, and pixel sums for the mean and standard deviation.
 
     not_encoded: how many samples are their source's JPEG, not encoded again; always 0 in shards of older versions.
+    image_xxh3: the xxh3 of each image's bytes, in order, 16 hex digits each. labels_xxh3: the xxh3 of the JSON of all
+    samples, in order. Both are empty in shards of older versions.
     """
 
     tar: str
@@ -42,6 +45,8 @@ class Shard:
     pixel_sum: int
     pixel_square_sum: int
     not_encoded: int = 0
+    image_xxh3: str = ""
+    labels_xxh3: str = ""
 
 
 @dataclass(frozen=True)
@@ -176,8 +181,11 @@ def _is_valid_shard(shard: Shard) -> bool:
     numbers = (shard.samples, shard.tar_bytes, shard.index_bytes, shard.pixels, shard.pixel_sum, shard.pixel_square_sum,
                shard.not_encoded)  # fmt: skip
     hashes = (shard.tar_sha256, shard.index_sha256)
-    return (shard.split in SPLITS and all(map(_is_count, numbers)) and shard.samples > 0
+    return bool(shard.split in SPLITS and all(map(_is_count, numbers)) and shard.samples > 0
             and shard.not_encoded <= shard.samples
+            and len(shard.image_xxh3) in (0, HASH_DIGITS * shard.samples)
+            and re.fullmatch("[0-9a-f]*", shard.image_xxh3 + shard.labels_xxh3)
+            and len(shard.labels_xxh3) in (0, HASH_DIGITS)
             and all(re.fullmatch("[0-9a-f]{64}", text) for text in hashes)
             and all(re.fullmatch(rf"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.{ending}", name)
                     for name, ending in ((shard.tar, "tar"), (shard.index, "idx"))))  # fmt: skip

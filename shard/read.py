@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from xxhash import xxh3_64_hexdigest
 
 from shard.ahead import fetch_ahead
-from shard.cache import open_tar
+from shard.cache import discard, open_tar
 from shard.errors import PARSE_ERRORS, InputError
 from shard.manifest import Manifest, Shard
 from shard.progress import Progress
@@ -86,11 +87,22 @@ def iter_label_rows(folder: Path, shards: Iterable[Shard], findings: tuple[str, 
         samples = read_index(folder / shard.index)
         key = ""
         try:
-            for sample, text in zip(samples, read_members(folder, shard, samples, "json"), strict=True):
+            for sample, text in zip(samples, _read_label_texts(folder, shard, samples), strict=True):
                 key = sample.key
                 yield {"key": key, **_label_row(json.loads(text), findings)}
         except (OSError, *PARSE_ERRORS) as error:
             raise InputError(f"{folder / shard.tar}, image {key}: its labels can't be read ({error}); {CURE}") from None
+
+
+def _read_label_texts(folder: Path, shard: Shard, samples: list[Sample]) -> list[bytes]:
+    """Read the JSON of all samples of a shard, and compare its hash; a tar in the cache is fetched once more."""
+    for attempt in range(2):
+        texts = list(read_members(folder, shard, samples, "json"))
+        if shard.labels_xxh3 in ("", xxh3_64_hexdigest(b"".join(texts))):
+            return texts
+        if attempt or not discard(folder, shard):
+            raise InputError(f"{folder / shard.tar}: its labels have changed since it was written; {CURE}")
+    raise AssertionError("the second attempt returns or raises")
 
 
 def as_label_frame(rows: Iterable[dict[str, Any]], findings: tuple[str, ...]) -> pd.DataFrame:

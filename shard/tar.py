@@ -5,11 +5,34 @@ from __future__ import annotations
 import tarfile
 from typing import IO
 
+from xxhash import xxh3_64, xxh3_64_hexdigest
+
 INDEX_VERSION = "v1.2"
 # The header of an empty file with an empty name, without its size and its checksum, of which spaces count.
 _HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
 _HEADER_SUM = sum(_HEADER[:124]) + sum(_HEADER[135:148]) + 8 * ord(" ") + sum(_HEADER[156:])
 ENDINGS = {"jpeg": "jpg", "raw": "raw"}  # encoding → file extension of the image's member
+HASH_DIGITS = 16  # of an xxh3 in the manifest, in hex
+
+
+class SampleHashes:
+    """Hashes the samples of a shard for the fields image_xxh3 and labels_xxh3 of manifest.Shard."""
+
+    def __init__(self) -> None:
+        self._images: list[str] = []
+        self._labels = xxh3_64()
+
+    def add(self, members: dict[str, bytes]) -> None:
+        """Add the next sample: extension → content."""
+        for ending, content in members.items():
+            if ending == "json":
+                self._labels.update(content)
+            else:
+                self._images.append(xxh3_64_hexdigest(content))
+
+    def fields(self) -> tuple[str, str]:
+        """Return image_xxh3 and labels_xxh3; both are empty without samples."""
+        return ("".join(self._images), self._labels.hexdigest()) if self._images else ("", "")
 
 
 class TarWriter:
@@ -22,6 +45,7 @@ class TarWriter:
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._offset = file, 0
         self._lines: list[str] = []
+        self._hashes = SampleHashes()
 
     def __enter__(self) -> TarWriter:
         return self
@@ -33,6 +57,7 @@ class TarWriter:
 
     def add(self, key: str, members: dict[str, bytes]) -> None:
         """Append one sample. members: extension → content. The key has at most 90 characters."""
+        self._hashes.add(members)
         words = []
         for ending, content in members.items():
             name = f"{key}.{ending}"
@@ -41,6 +66,10 @@ class TarWriter:
             self._file.write(block)
             self._offset += len(block)
         self._lines.append(" ".join(words) + "\n")
+
+    def hashes(self) -> tuple[str, str]:
+        """Return the fields image_xxh3 and labels_xxh3 of manifest.Shard."""
+        return self._hashes.fields()
 
     def index(self) -> bytes:
         """Return the DALI index v1.2: one line per sample with extension, offset, size and name of each member."""

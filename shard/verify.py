@@ -22,7 +22,7 @@ from shard.plain_json import refuse_constant
 from shard.pool import parallel_map, tick
 from shard.read import read_index
 from shard.tabular.demographics import Counts, add_counts, count_demographics
-from shard.tar import ENDINGS, INDEX_VERSION
+from shard.tar import ENDINGS, INDEX_VERSION, SampleHashes
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _deep_faults(out: Path, manifest: Manifest, decode: bool, workers: int) -> l
 def check_shard(job: Job) -> Contents:
     """Read one shard completely: its hashes, its tar from end to end, its index, every sample."""
     shard, contents = job.shard, Contents(job.shard.split)
-    tar, index = job.folder / shard.tar, job.folder / shard.index
+    tar, index, hashes = job.folder / shard.tar, job.folder / shard.index, SampleHashes()
     file, found = _open_hashed(job.folder, shard)
     with file:
         if found != shard.tar_sha256:
@@ -120,9 +120,12 @@ def check_shard(job: Job) -> Contents:
                 sample[ending] = file.read(size)
             contents.faults.extend(f"{tar}: {key}: {fault}" for fault in _sample_faults(job, sample, contents))
             contents.keys.append(key)
+            hashes.add(sample)
             tick()
     if len(members) != shard.samples:
         contents.faults.append(f"{tar}: {len(members)} samples, the manifest says {shard.samples}")
+    if (shard.image_xxh3, shard.labels_xxh3) not in (("", ""), hashes.fields()):
+        contents.faults.append(f"{tar}: its samples do not match their hashes in the manifest")
     if index.read_bytes().decode(errors="replace").splitlines() != _index_lines(members):
         read_index(index)  # raises if the file is not an index at all
         contents.faults.append(f"{index}: does not match the members of {shard.tar}")

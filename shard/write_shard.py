@@ -72,7 +72,7 @@ def write_shard(job: Job) -> ShardRecord:
     if not kept:
         tar.unlink()
         index.unlink()
-    record = ShardRecord(job.assigned.sha256(), _describe_shard(tar, index, split, list(pictures.values())),
+    record = ShardRecord(job.assigned.sha256(), _describe_shard(tar, index, split, writer, list(pictures.values())),
                          _count_labels(kept, job.findings), sorted({row.patient for row in kept}), rejects, readers,
                          count_demographics((row.sex, row.age, row.view) for row in kept),
                          {key: picture.pack() for key, picture in pictures.items()})  # fmt: skip
@@ -80,12 +80,14 @@ def write_shard(job: Job) -> ShardRecord:
     return record
 
 
-def _describe_shard(tar: Path, index: Path, split: str, pictures: list[Picture]) -> Shard:
+def _describe_shard(tar: Path, index: Path, split: str, written: TarWriter, pictures: list[Picture]) -> Shard:
     """Describe a tar and its index. If no row had a usable image, neither file exists."""
+    image_xxh3, labels_xxh3 = written.hashes()
     return Shard(
         tar=tar.name, index=index.name, split=split, samples=len(pictures),
         tar_bytes=tar.stat().st_size if pictures else 0, index_bytes=index.stat().st_size if pictures else 0,
         tar_sha256=sha256_of(tar) if pictures else "", index_sha256=sha256_of(index) if pictures else "",
+        image_xxh3=image_xxh3, labels_xxh3=labels_xxh3,
         **{name: sum(getattr(picture, name) for picture in pictures)
            for name in ("pixels", "pixel_sum", "pixel_square_sum", "not_encoded")},
     )  # fmt: skip

@@ -98,6 +98,7 @@ def test_report_shows_changes_and_its_commands_reproduce_the_run(
     assert f"--out={moved} " in list_commands(both)[2]  # the run that contains the checkpoint
 
 
+@pytest.mark.long
 def test_commands_reproduce_stopped_and_branched_runs(shards: Shards, tmp_path: Path) -> None:
     train_here(shards, tmp_path / "a", limit_steps=4)
     train_here(shards, tmp_path / "b", limit_steps=5, resume=str(tmp_path / "a"), lr=2e-3, accept=("lr",))

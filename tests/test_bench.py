@@ -63,6 +63,7 @@ def test_io_summary_matches_figures_worked_out_by_hand(shards: Shards) -> None:
     assert alone["share_of_decode"] is None
 
 
+@pytest.mark.long
 def test_bench_io_measures_the_chosen_rows(shards: Shards, tmp_path: Path) -> None:
     out, plot = tmp_path / "new" / "io.json", tmp_path / "io.png"
     names = {"decode", "dali-fused", "dali-fused-raw"} if has_dali() else {"torchvision"}

@@ -138,6 +138,7 @@ def test_an_epoch_of_two_ranks_shows_every_image_once(shards: Shards, tmp_path: 
         join_epochs([orders[0], np.stack([orders[1][0], orders[0][1]])], images, 7)
 
 
+@pytest.mark.long
 def test_steps_are_resumed_and_refuse_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "PICTURES", 20)
     words: dict[str, Any] = {"images": 100, "out": tmp_path, "parts": 2, "ranks": 2}

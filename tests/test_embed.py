@@ -122,6 +122,7 @@ def test_same_command_again_does_nothing_and_another_is_refused(
         embed(str(weights), shards.folder, EmbedSettings(out=other, **FLAGS))
 
 
+@pytest.mark.long
 def test_run_killed_while_it_computes_ends_with_the_bytes_of_an_uninterrupted_one(
     weights: Path, shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import shard.fetch
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.manifest import read_manifest
-from shard.read import read_index, read_members
+from shard.read import read_index, read_labels, read_members
 from tests.conftest import Shards
 
 
@@ -24,6 +25,13 @@ def shards_copy(shards: Shards, tmp_path: Path) -> Shards:
     folder = tmp_path / "shards"
     shutil.copytree(shards.folder, folder)
     return Shards(folder, read_manifest(folder))
+
+
+@pytest.fixture
+def older_copy(shards_copy: Shards) -> Shards:
+    """Shards of an older version, whose manifest lacks the hashes of the samples."""
+    shards = tuple(dataclasses.replace(shard, image_xxh3="", labels_xxh3="") for shard in shards_copy.manifest.shards)
+    return Shards(shards_copy.folder, dataclasses.replace(shards_copy.manifest, shards=shards))
 
 
 def written(built: Shards, split: str) -> list[tuple[str, bytes]]:
@@ -38,10 +46,13 @@ def written(built: Shards, split: str) -> list[tuple[str, bytes]]:
 
 
 def test_threads_read_images_as_written_in_any_order(
-    shards: Shards, raw_shards: Shards, monkeypatch: pytest.MonkeyPatch
+    shards: Shards, raw_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard.fetch, "OPEN_TARS", 1)  # so that tars are closed and opened all the time
-    for built in (shards, raw_shards):
+    for original in (shards, raw_shards):
+        folder = tmp_path / original.folder.name  # copies, which no other test has open
+        shutil.copytree(original.folder, folder)
+        built = Shards(folder, original.manifest)
         fetcher, expected = Fetcher(built.folder, built.manifest, "train"), written(built, "train")
         assert len(fetcher) == len(expected) == built.manifest.images("train") > 40  # in two tars at least
         order = np.random.default_rng(0).permutation(np.tile(np.arange(len(expected)), 5)).tolist()
@@ -106,11 +117,16 @@ def test_missing_tar_is_noticed_when_it_is_reopened(shards_copy: Shards) -> None
     assert fetcher.read(5) == before
 
 
-@pytest.mark.parametrize("damage", ["corrupt image", "corrupt header", "truncated", "longer", "missing", "index"])
-def test_damage_before_the_first_read_is_named(shards_copy: Shards, damage: str) -> None:
-    fetcher, tar = Fetcher(shards_copy.folder, shards_copy.manifest, "train"), first_tar(shards_copy)
+DAMAGES = {"corrupt image": "sha256 .*the manifest says", "corrupt header": "sha256 .*the manifest says",
+           "truncated": "bytes, the manifest says", "longer": "bytes, the manifest says", "missing": "No such file",
+           "index": "sha256 .*the manifest says"}  # fmt: skip
+
+
+def damage_tar(built: Shards, damage: str) -> None:
+    """Damage the first tar or its index; "corrupt image" is image 20."""
+    tar = first_tar(built)
     if damage == "corrupt image":
-        flip_bit(tar, middle_of(shards_copy, 20))
+        flip_bit(tar, middle_of(built, 20))
     elif damage == "corrupt header":
         flip_bit(tar, 3)
     elif damage == "truncated":
@@ -123,7 +139,48 @@ def test_damage_before_the_first_read_is_named(shards_copy: Shards, damage: str)
         tar.unlink()
     else:
         flip_bit(tar.with_suffix(".idx"), 40)
-    size_fault = "bytes, the manifest says"
-    messages = {"missing": "No such file", "truncated": size_fault, "longer": size_fault}
-    with pytest.raises(InputError, match=f"{messages.get(damage, 'sha256 .*the manifest says')}.*put back the shards"):
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_damage_before_the_first_read_of_older_shards_is_named(older_copy: Shards, damage: str) -> None:
+    fetcher = Fetcher(older_copy.folder, older_copy.manifest, "train")
+    damage_tar(older_copy, damage)
+    with pytest.raises(InputError, match=f"{DAMAGES[damage]}.*put back the shards"):
         fetcher.read(0)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "longer", "missing", "index"])
+def test_damage_before_the_first_read_is_named(shards_copy: Shards, damage: str) -> None:
+    fetcher = Fetcher(shards_copy.folder, shards_copy.manifest, "train")
+    damage_tar(shards_copy, damage)
+    with pytest.raises(InputError, match=f"{DAMAGES[damage]}.*put back the shards"):
+        fetcher.read(0)
+
+
+def test_reads_only_the_images_asked_for_and_names_the_corrupt_one(shards_copy: Shards) -> None:
+    """A rank reads its share of a tar, so a corrupt image is noticed by the process that reads it."""
+    expected = written(shards_copy, "train")
+    fetcher, tar = Fetcher(shards_copy.folder, shards_copy.manifest, "train"), first_tar(shards_copy)
+    damage_tar(shards_copy, "corrupt image")
+    before = psutil.Process().io_counters().read_chars
+    assert fetcher.read(19) == expected[19][1]
+    allowed = len(expected[19][1]) + tar.with_suffix(".idx").stat().st_size * 2 + 10_000
+    assert psutil.Process().io_counters().read_chars - before < allowed < tar.stat().st_size
+    with pytest.raises(InputError, match=rf"{tar}, image {expected[20][0]}: its bytes have changed.*put back the"):
+        fetcher.read(20)
+
+
+def test_corrupt_labels_are_named_by_their_tar(shards_copy: Shards) -> None:
+    tar, sample = first_tar(shards_copy), read_index(first_tar(shards_copy).with_suffix(".idx"))[3]
+    before = read_labels(shards_copy.folder, shards_copy.manifest, ("train",))
+    content = tar.read_bytes()
+    start = content.index(b'"labels"', sample.members["json"][0])
+    digit = next(place for place in range(start, start + 400) if content[place : place + 3] in (b" 1,", b" 0,")) + 1
+    with tar.open("r+b") as file:
+        file.seek(digit)
+        file.write(b"0" if content[digit : digit + 1] == b"1" else b"1")
+    with pytest.raises(InputError, match=rf"{tar}: its labels have changed since it was written; put back the shards"):
+        read_labels(shards_copy.folder, shards_copy.manifest, ("train",))
+    older = tuple(dataclasses.replace(shard, labels_xxh3="") for shard in shards_copy.manifest.shards)
+    after = read_labels(shards_copy.folder, dataclasses.replace(shards_copy.manifest, shards=older), ("train",))
+    assert not after.equals(before)  # valid labels, but others

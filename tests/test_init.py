@@ -208,6 +208,7 @@ def test_run_that_continues_another_inherits_what_that_started_from(
     assert newest(tmp_path / "next")["init"] == newest(from_colour)["init"]
 
 
+@pytest.mark.long
 def test_killed_run_resumes_to_the_same_weights_although_the_file_is_gone(
     shards: Shards, colour: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import DALI, KILLS, ROOT, SMALL, Shards, newest, same_run
 from train.journal import SPEED, read_journal
 
@@ -30,6 +32,7 @@ def wait_to_kill(process: subprocess.Popen[str], run: Path, rng: random.Random, 
     time.sleep(rng.uniform(0, 2 * steps_s / TOTAL_KILLS))
 
 
+@pytest.mark.long
 def test_run_killed_at_random_moments_ends_like_an_uninterrupted_one(shards: Shards, tmp_path: Path) -> None:
     epochs = max(2, TOTAL_KILLS // 2)
     flags = [f"--shards={shards.folder}", DALI, f"--epochs={epochs}", "--checkpoint-minutes=0.005", "--online-every=1",

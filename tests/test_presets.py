@@ -122,6 +122,7 @@ def test_loss_receives_the_patients_of_its_step(
     assert received == [numbers[batch.indices].tolist() for batch in islice(sampler.batches(0, 0), 2 * sampler.steps)]
 
 
+@pytest.mark.long
 def test_run_with_partners_resumes_exactly(partner_shards: Shards, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"preset": "patient", **PRESETS["patient"]}
     train_here(partner_shards, tmp_path / "uninterrupted", **settings)

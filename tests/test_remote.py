@@ -32,7 +32,7 @@ from shard.cli import run
 from shard.errors import InputError
 from shard.fetch import Fetcher
 from shard.manifest import read_manifest
-from shard.read import read_labels
+from shard.read import read_index, read_labels
 from shard.upload import upload
 from shard.verify import verify
 from shard.write import build
@@ -109,6 +109,7 @@ def leftovers(cache: Path) -> list[Path]:
     return list(cache.glob("*/.*.part"))
 
 
+@pytest.mark.long
 def test_a_run_whose_shards_moved_to_s3_continues_to_the_same_weights(
     shards: Shards, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,14 +265,23 @@ def test_no_manifest_and_another_file_are_named_before_anything_is_kept(web: Fau
     assert not cache.exists()
 
 
-def test_a_tar_that_rots_in_the_cache_is_fetched_again(web: FaultyServer, shards: Shards) -> None:
+@pytest.mark.parametrize("kind", ["image", "labels", "image of older shards"])
+def test_a_tar_that_rots_in_the_cache_is_fetched_again(web: FaultyServer, shards: Shards, kind: str) -> None:
     folder, part = open_shards(Address(web.address)), shards.manifest.of_split("train")[0]
+    manifest = shards.manifest
+    if kind == "image of older shards":
+        older = tuple(dataclasses.replace(shard, image_xxh3="") for shard in manifest.shards)
+        manifest = dataclasses.replace(manifest, shards=older)
     fetch(folder, part)
+    offset, size = read_index(folder / part.index)[1].members["json" if kind == "labels" else "jpg"]
     content = bytearray((folder / part.tar).read_bytes())
-    content[5000] ^= 1
+    content[offset + size // 2] ^= 1
     (folder / part.tar).write_bytes(content)
-    fetchers = [Fetcher(place, shards.manifest, "train") for place in (folder, shards.folder)]
-    assert fetchers[0].read(1) == fetchers[1].read(1)
+    for place in (folder, shards.folder):
+        if kind == "labels":
+            assert read_labels(place, manifest, ("train",)).equals(read_labels(shards.folder, manifest, ("train",)))
+        else:
+            assert Fetcher(place, manifest, "train").read(1) == Fetcher(shards.folder, manifest, "train").read(1)
     assert web.requests[part.tar] == 2
 
 

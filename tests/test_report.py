@@ -201,6 +201,7 @@ def test_second_process_on_one_folder_is_refused(shards: Shards, trained: Path, 
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.long
 def test_killed_report_continues_to_the_same_bytes(
     report: Path, shards: Shards, trained: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -418,6 +418,7 @@ def test_concurrent_submission_to_the_same_folder_is_refused(
     cluster.run("scancel", *[line.split()[2].strip(",") for line in out.splitlines() if " job " in line][:2])
 
 
+@pytest.mark.long
 @needs_cluster
 def test_unknown_partition_is_refused_before_any_job_is_submitted(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
@@ -468,6 +469,7 @@ def test_submit_refuses_bad_variables(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_stage_copies_only_shards_that_fit_and_are_intact(
     undisturbed: Path, small_disk: Path, tmp_path: Path
 ) -> None:

@@ -91,7 +91,8 @@ def rehash(folder: Path, manifest: Manifest) -> None:
     first, *others = manifest.shards
     forged = dataclasses.replace(
         first, tar_bytes=(folder / first.tar).stat().st_size, tar_sha256=sha256_of(folder / first.tar),
-        index_bytes=(folder / first.index).stat().st_size, index_sha256=sha256_of(folder / first.index))  # fmt: skip
+        index_bytes=(folder / first.index).stat().st_size, index_sha256=sha256_of(folder / first.index),
+        image_xxh3="", labels_xxh3="")  # fmt: skip
     dataclasses.replace(manifest, shards=(forged, *others)).write(folder)
 
 
@@ -193,6 +194,19 @@ def test_verify_decode_finds_a_truncated_image(shards: Shards, tmp_path: Path) -
     with pytest.raises(InputError, match="its JPEG can't be decoded"):
         verify(copy, decode=True, workers=1)
     verify(shards.folder, decode=True, workers=1)
+
+
+@pytest.mark.parametrize("field", ["image_xxh3", "labels_xxh3"])
+def test_verify_names_a_shard_whose_manifest_has_other_hashes_of_its_samples(
+    shards: Shards, tmp_path: Path, field: str
+) -> None:
+    shutil.copytree(shards.folder, tmp_path / "shards")
+    first, *others = shards.manifest.shards
+    stated = getattr(first, field)
+    changed = dataclasses.replace(first, **{field: ("1" if stated[0] == "0" else "0") + stated[1:]})
+    dataclasses.replace(shards.manifest, shards=(changed, *others)).write(tmp_path / "shards")
+    with pytest.raises(InputError, match=rf"{first.tar}: its samples do not match their hashes in the manifest"):
+        verify(tmp_path / "shards")
 
 
 def test_verify_names_an_index_with_wrong_offsets(shards: Shards, tmp_path: Path) -> None:

@@ -78,8 +78,7 @@ def _estimate_time(
     estimate.hours = request.images * request.epochs / rate / request.gpus / 3600
     estimate.gpu_hours = estimate.hours * request.gpus
     read_rate = f"{'at most ' if bound else ''}{request.gpus * rate * bytes_per_image / 1e6:,.0f} MB/s"
-    estimate.assumed.append(f"reads {read_rate}; in the first epoch each rank also reads all shards once, to check "
-                            "them")  # fmt: skip
+    estimate.assumed.append(f"reads {read_rate}")
     if request.gpus > 1:
         estimate.assumed.append(f"{request.gpus} GPUs are {request.gpus} times as fast as one: communication between "
                                 "them is not measured")  # fmt: skip

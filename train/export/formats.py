@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -68,8 +71,7 @@ def to_onnx(encoder: nn.Module, card: Card) -> bytes:
     size = card["input"]["size"]
     module = NormalisedEncoder(encoder, card["input"]["mean"], card["input"]["std"]).eval()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # some versions of the exporter warn of their own calls
+        with _quiet_exporter():
             program = torch.onnx.export(
                 module, (torch.zeros(2, 1, size, size),), dynamo=True, verbose=False, opset_version=OPSET,
                 input_names=["image"], output_names=["features"],
@@ -87,6 +89,20 @@ def to_onnx(encoder: nn.Module, card: Card) -> bytes:
     onnx.helper.set_model_props(model, {"card": json.dumps(card, allow_nan=False)})
     content: bytes = model.SerializeToString()
     return content
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hide warnings of PyTorch's exporter: some versions warn of its own calls, by `warnings` and by its logger."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 class NormalisedEncoder(nn.Module):
