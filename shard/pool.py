@@ -124,6 +124,8 @@ def _map_in_pool(
     remaining = iter(jobs)
     pending: deque[Future[Result]] = deque(
         pool.submit(_work_one, work, job) for job in islice(remaining, 2 * workers))
+    # Python 3.11 watches a new worker only from the next submission on: the last one could die unnoticed without this.
+    pool.submit(int)
     while pending:
         first = pending.popleft()
         while not wait([first], timeout=0.2).done:

@@ -114,12 +114,12 @@ def labels() -> pd.DataFrame:
 KILLS = int(os.environ.get("KILLS", "0"))  # kills a campaign: 20 in make kills; 0 means a few
 DALI = "--dali" if has_dali() else "--nodali"
 # On the CPU results are reproducible; cuDNN's backward pass is not.
-SMALL = ("--device=cpu", "--arch=resnet18", "--size=32", "--batch-size=16", "--lr=1e-3", "--precision=fp32",
+SMALL = ("--device=cpu", "--arch=timm/test_resnet", "--size=32", "--batch-size=16", "--lr=1e-3", "--precision=fp32",
          "--log-every=2")  # fmt: skip
 
 
 SETTINGS: dict[str, Any] = {
-    "dali": has_dali(), "device": "cpu", "arch": "resnet18", "size": 32, "batch_size": 16, "lr": 1e-3,
+    "dali": has_dali(), "device": "cpu", "arch": "timm/test_resnet", "size": 32, "batch_size": 16, "lr": 1e-3,
     "precision": "fp32", "log_every": 2, "epochs": 2,
 }  # fmt: skip
 

@@ -19,7 +19,9 @@ KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_DEF
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Serves a folder. faults: path → what to do with its next requests: a status, "cut", "rot", "slow", "unsized".
+    """Serves a folder.
+
+    faults: path → what to do with its next requests: a status, "cut", "rot", "slow", "unsized", "page".
 
     requests: how often each path was asked for. authorization: the header of the last request.
     """
@@ -65,6 +67,8 @@ class Handler(SimpleHTTPRequestHandler):
             super().do_HEAD()
 
     def _send_damaged(self, content: bytes, fault: str) -> None:
+        if fault == "page":  # as a network that wants one to log in first
+            content = b"<html>Please log in</html>"
         self.send_response(200)
         if fault != "unsized":
             self.send_header("Content-Length", str(len(content)))

@@ -55,7 +55,7 @@ def test_all_records_of_a_run_report_changes(changed: Path, capfd: pytest.Captur
     capfd.readouterr()
     status(changed)
     assert f"; preset published, changed by --accept: {CHANGED}\n" in capfd.readouterr().out
-    export(changed, out=changed / "e.pth")
+    export(changed, format="safetensors", out=changed / "e.safetensors")
     page = (changed / "e.md").read_text()
     assert f"by SimCLR (preset published, changed by --accept: {CHANGED})" in page
     assert "\n- lr: 0.002 (0.01 until step 6, 0.001 until step 9)\n" in page

@@ -32,7 +32,8 @@ def steps_saved(run: Path) -> int:
     return max(map(step_of, list_checkpoints(run)), default=0)
 
 
-@pytest.mark.parametrize("name", ["test_vit", *(pytest.param(name, marks=pytest.mark.long) for name in ARCHS)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["test_vit", *ARCHS])
 def test_backbone_through_steps_kill_resume_export_and_report(
     name: str, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip

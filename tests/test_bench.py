@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,6 +21,7 @@ from pipeline.augmentation import Augmentation
 from pipeline.loader import has_dali
 from shard.errors import InputError
 from tests.conftest import Shards, run_module
+from tests.jobs import exit_after_one, raise_after_one
 
 CPU_LOADERS = {"decode-turbojpeg", "read", "opencv", "torchvision", "published",
                *(["decode", "dali-fused", "dali-fused-raw", "dali-stock"] if has_dali() else [])}  # fmt: skip
@@ -99,16 +99,6 @@ def test_measured_process_reports_how_it_failed() -> None:
     process.close()
 
 
-def raise_after_one(reason: str) -> Iterator[int]:
-    yield 1
-    raise ValueError(reason)
-
-
-def exit_after_one() -> Iterator[int]:
-    yield 1
-    os._exit(3)
-
-
 def test_sharder_ratios_are_taken_within_each_round() -> None:
     """The machine was half as fast in the second round, for all rows. The ratios of the medians would be 2 and 0.5."""
     rates = {"390x320": {"plain Pillow loop": [10.0, 5.0, 8.0], "decode + encode": [40.0, 20.0, 32.0],
@@ -176,6 +166,7 @@ def test_models_of_timm_are_compared_with_the_plain_loop() -> None:
     assert row["times_plain"]["median"] == 1 and "times_published" not in row
 
 
+@pytest.mark.long
 def test_bench_step_measures_the_chosen_row(shards: Shards, tmp_path: Path) -> None:
     step.bench(shards.folder, rows=("ours",), arch="resnet18", size=32, batch_size=8, workers=1, rounds=1, seconds=0.01,
                json=tmp_path / "new" / "step.json")  # fmt: skip

@@ -130,8 +130,8 @@ def test_an_epoch_of_two_ranks_shows_every_image_once(shards: Shards, tmp_path: 
         first, second = json.loads((tmp_path / "epoch.json").read_text())["epochs"]
         tars = [shard.tar_bytes for shard in shards.manifest.of_split("train")]
         assert first["twice"] == 0 and first["tars"] == len(tars) and first["images_per_s"] > 0
-        assert first["read_mb"] * 2**20 >= sum(tars) > 2 * second["images_mb"] * 2**20 > 0  # the first checks hashes
-        assert second["images_mb"] <= second["read_mb"] < first["read_mb"]
+        assert sum(tars) > 2 * second["images_mb"] * 2**20 > 0  # each rank reads its share
+        assert second["images_mb"] <= second["read_mb"]
     images = shards.manifest.images("train")
     assert join_epochs(orders, images, 7) == images % 14
     with pytest.raises(InputError, match="epoch 1: 42 images were shown twice"):

@@ -182,20 +182,20 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, state: Any, reason:
 def test_run_checkpoint_and_exports_are_the_same_encoder(trained: Path, tmp_path: Path) -> None:
     state = newest(trained)
     arch, run = open_encoder(trained, "run", IMAGES, 0)
-    assert arch == "resnet18" and run.module is not None and "epoch 2" in run.source and run.run == trained
+    assert arch == "timm/test_resnet" and run.module is not None and "epoch 2" in run.source and run.run == trained
     weights = run.module.state_dict()
     assert all(torch.equal(value, state["model"][f"encoder.{name}"]) for name, value in weights.items())
     assert run.input == Input(32, state["augmentation"]["mean"], state["augmentation"]["std"])
     assert "at 32 px, bilinear; mean 0." in run.notes[0] and run.notes[0].endswith("from its checkpoint")
     (checkpoint,) = [path for path in (trained / "checkpoints").glob("*.pt") if f"{state['step']:09d}" in path.name]
     files = [checkpoint]
-    for form, name in (("torchvision", "a.pth"), ("safetensors", "b.safetensors"), ("timm", "c")):
+    for form, name in (("safetensors", "b.safetensors"), ("timm", "c")):
         export(trained, format=form, out=tmp_path / name)
         files.append(tmp_path / name)
     expected = features_of(run.module)
     for file in files:
         arch, encoder = open_encoder(file, "file", IMAGES, 0)
-        assert arch == "resnet18" and encoder.input == run.input and encoder.module is not None
+        assert arch == "timm/test_resnet" and encoder.input == run.input and encoder.module is not None
         source = "checkpoint" if file == checkpoint else "model card"
         assert encoder.notes == (run.notes[0].replace("checkpoint", source),)
         assert np.abs(features_of(encoder.module) - expected).max() < 1e-4 < expected.std(), file

@@ -27,6 +27,7 @@ from train.architectures import build_encoder
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.export.card_page import CARD_INSIDE, contents_note
 from train.export.export import export
+from train.export.formats import ONNX_TORCH
 from train.export.library import Format
 from train.model import SimCLR
 
@@ -93,6 +94,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
+def skip_old_torch() -> None:
+    if torch.__version__ < ONNX_TORCH:
+        pytest.skip(f"PyTorch {torch.__version__} is too old for --format=onnx")
+
+
 @pytest.fixture(scope="module")
 def exported(run: Run) -> Callable[[Format], Path]:
     """A function from format to the path of its export, which is created once."""
@@ -101,6 +107,8 @@ def exported(run: Run) -> Callable[[Format], Path]:
     def path_of(format: Format) -> Path:
         for package in NEEDED[format]:
             pytest.importorskip(package, reason=f"--format={format} requires {package}: pip install '.[export]'")
+        if format == "onnx":
+            skip_old_torch()
         if format not in made:
             export(run.folder, format=format)
             made[format] = run.folder / "export" / f"resnet18-{format}{SUFFIX[format]}"
@@ -397,6 +405,14 @@ def test_timm_export_to_a_file_is_refused(tmp_path: Path, run: Run) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--out=.*file: a file, but timm's export is a folder; give another name"):
         export(run.folder, format="timm", out=tmp_path / "file")
+
+
+def test_onnx_of_an_old_pytorch_is_refused_with_a_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason="pip install '.[export]'")
+    monkeypatch.setattr("torch.__version__", torch.torch_version.TorchVersion("2.9.1+cu128"))
+    with pytest.raises(InputError, match=r"--format=onnx: requires PyTorch 2.10 or newer, this is 2.9.1.*; use --saf"):
+        export(tmp_path, format="onnx")
 
 
 @pytest.mark.parametrize(("format", "package"), [("timm", "safetensors"), ("safetensors", "safetensors"),

@@ -31,6 +31,7 @@ from tests.test_export import (
     features_equal,
     image,
     make_run,
+    skip_old_torch,
     three_channels,
 )
 from train.architectures import ARCHITECTURES
@@ -187,6 +188,7 @@ LARGER = ("timm/swin_tiny_patch4_window7_224", "timm/vit_tiny_patch16_224", "tim
 def test_onnx_gives_equal_features_in_any_batch_size(tmp_path: Path, arch: str, image: torch.Tensor) -> None:
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason="pip install '.[export]'")
+    skip_old_torch()
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install '.[dev]'")
     run = make_run(tmp_path, arch)
     export(run.folder, format="onnx", out=tmp_path / "a.onnx")
@@ -259,6 +261,7 @@ def test_what_a_format_lacks_is_refused_in_one_line(
 def test_model_that_no_graph_can_hold_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason="pip install '.[export]'")
+    skip_old_torch()
     monkeypatch.setitem(ARCHITECTURES, "choosy", lambda channels: (Choosy(channels), 8))
     run = make_run(tmp_path, "choosy")
     with pytest.raises(InputError, match=r"^--format=onnx: PyTorch can't export choosy \(.*; use --form") as error:

@@ -28,7 +28,7 @@ def started(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("settings", "row"),
     [({"lr": 2e-3}, "lr 0.001 0.002"), ({"temperature": 0.1}, "temperature 0.5 0.1"), ({"seed": 1}, "seed 0 1"),
      ({"batch_size": 8}, "batch_size 16 8"), ({"micro_batch": 4}, "micro_batch 0 4"), ({"clip": 1.0}, "clip 0.0 1.0"),
-     ({"arch": "resnet34"}, "arch resnet18 resnet34"),
+     ({"arch": "resnet34"}, "arch timm/test_resnet resnet34"),
      ({"optimizer": "adamw"}, "optimizer adam adamw"), ({"weight_decay": 0.1}, "weight_decay 0.0 0.1")],
 )  # fmt: skip
 def test_other_settings_are_refused_with_a_table(
@@ -149,5 +149,5 @@ def test_command_refuses_without_a_traceback(shards: Shards, started: Path) -> N
                       "--device=cpu")  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
     table, complaint = [line.split() for line in done.stderr.splitlines()[:-1]], done.stderr.splitlines()[-1]
-    assert ["arch", "resnet18", "resnet50"] in table
+    assert ["arch", "timm/test_resnet", "resnet50"] in table
     assert "restore them, or train from scratch with another --out" in complaint and "--accept" not in complaint

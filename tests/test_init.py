@@ -31,6 +31,7 @@ from train.weights.preprocessing import Input, Stated, parse_init_input
 from train.weights.source import parse_source
 
 VIT = "timm/vit_tiny_patch16_224"
+RESNET18 = ["--arch=resnet18" if flag.startswith("--arch=") else flag for flag in SMALL]
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +78,15 @@ def test_run_and_checkpoint_and_exports_start_with_the_features_of_the_probe(
 ) -> None:
     expected = probed(trained, shards)
     export(trained, format="timm", out=tmp_path / "export")
-    export(trained, format="torchvision", out=tmp_path / "weights.pth")
-    for path in (trained, list_checkpoints(trained)[0], tmp_path / "export", tmp_path / "weights.pth"):
+    export(trained, format="safetensors", out=tmp_path / "weights.safetensors")
+    for path in (trained, list_checkpoints(trained)[0], tmp_path / "export",
+                 tmp_path / "weights.safetensors"):
         model = started(config_of(shards, tmp_path / "run", init=str(path)))
         torch.testing.assert_close(features_of(model.encoder, shards), expected, rtol=1e-4, atol=1e-5)
     printed = capsys.readouterr().out
     assert "stem taken as it is: one channel, and the statistics of these shards" in printed
     assert "left: the projector, the optimizer and the state of the run" in printed
-    assert f"taken: all {len(model.encoder.state_dict())} tensors of resnet18" in printed
+    assert f"taken: all {len(model.encoder.state_dict())} tensors of timm/test_resnet" in printed
 
 
 def test_colour_weights_of_unpadded_stem_start_with_the_features_of_the_probe(
@@ -121,7 +123,7 @@ def test_projector_is_the_same_whatever_the_encoder_starts_from(shards: Shards, 
     ("settings", "message"),
     [({"init": "absent.pth"}, "--init=absent.pth: no such file or folder"),
      ({"init": "{empty}"}, "--init=.*empty: has no checkpoint in .*, and no weights"),
-     ({"init": "{trained}", "arch": "resnet34"}, "weights of resnet18, not of --arch=resnet34; give --arch=resnet18"),
+     ({"init": "{trained}", "arch": "resnet34"}, "weights of timm/test_resnet, not of --arch=resnet34; give --arch=ti"),
      ({"init": "{colour}", "arch": "resnet50"}, "weights of resnet18, not of --arch=resnet50; give --arch=resnet18"),
      ({"init": "{colour}"}, "--init=.*resnet18.pth: nothing states the mean and std of its images; .*--init-input"),
      ({"init": "{grey}"}, "--init=.*grey.pth: nothing states the mean and std of its images; .*--init-input"),
@@ -141,8 +143,10 @@ def test_start_that_is_impossible_is_refused_in_a_line_before_any_work(
     (tmp_path / "empty").mkdir()
     paths = {"trained": trained, "colour": colour, "grey": tmp_path / "grey.pth", "nothing": tmp_path / "nothing.pth",
              "empty": tmp_path / "empty"}  # fmt: skip
+    given = {name: value.format(**paths) for name, value in settings.items()}
+    arch = {} if settings.get("init") == "{trained}" else {"arch": "resnet18"}
     with pytest.raises(InputError, match=message):
-        train_here(shards, tmp_path / "run", **{name: value.format(**paths) for name, value in settings.items()})
+        train_here(shards, tmp_path / "run", **{**arch, **given})
     assert not (tmp_path / "run").exists()
 
 
@@ -150,7 +154,7 @@ def test_start_that_is_impossible_is_refused_in_a_line_before_any_work(
 def from_colour(shards: Shards, colour: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch that started from colour weights."""
     out = tmp_path_factory.mktemp("from-colour") / "run"
-    train_here(shards, out, init=str(colour), init_input="imagenet", epochs=1)
+    train_here(shards, out, arch="resnet18", init=str(colour), init_input="imagenet", epochs=1)
     return out
 
 
@@ -179,7 +183,7 @@ def test_resumed_run_needs_the_same_weights_or_none(
 ) -> None:
     copy = tmp_path / "copy.pth"
     copy.write_bytes(colour.read_bytes())
-    flags = {"init_input": "imagenet", "epochs": 1}
+    flags: dict[str, Any] = {"arch": "resnet18", "init_input": "imagenet", "epochs": 1}
     train_here(shards, from_colour, init=str(copy), **flags)  # the path may change
     assert "nothing to do" in capsys.readouterr().out
     other = tmp_path / "other.pth"
@@ -188,9 +192,9 @@ def test_resumed_run_needs_the_same_weights_or_none(
         with pytest.raises(InputError, match=message):
             train_here(shards, from_colour, init=init, **flags)
     with pytest.raises(InputError, match=rf"give --init={colour} --init-input=imagenet, too"):
-        train_here(shards, from_colour, epochs=1)
+        train_here(shards, from_colour, arch="resnet18", epochs=1)
     with pytest.raises(InputError, match=r"--init-input=mean=0.5,std=0.5: the run in .* --init-input=imagenet; give"):
-        train_here(shards, from_colour, init=str(colour), init_input="mean=0.5,std=0.5", epochs=1)
+        train_here(shards, from_colour, init=str(colour), **{**flags, "init_input": "mean=0.5,std=0.5"})
 
 
 def test_run_of_random_weights_cannot_get_others_later(shards: Shards, trained: Path, colour: Path) -> None:
@@ -202,9 +206,10 @@ def test_run_that_continues_another_inherits_what_that_started_from(
     shards: Shards, from_colour: Path, tmp_path: Path
 ) -> None:
     steps = newest(from_colour)["step"] + 1
-    train_here(shards, tmp_path / "next", resume=str(from_colour), epochs=2, limit_steps=steps)
+    settings: dict[str, Any] = {"arch": "resnet18", "epochs": 2}
+    train_here(shards, tmp_path / "next", resume=str(from_colour), limit_steps=steps, **settings)
     assert newest(tmp_path / "next")["init"] == newest(from_colour)["init"]
-    train_here(shards, tmp_path / "next", epochs=2, limit_steps=steps + 1)  # as status says once it has a checkpoint
+    train_here(shards, tmp_path / "next", limit_steps=steps + 1, **settings)  # as status says once it has a checkpoint
     assert newest(tmp_path / "next")["init"] == newest(from_colour)["init"]
 
 
@@ -214,11 +219,11 @@ def test_killed_run_resumes_to_the_same_weights_although_the_file_is_gone(
 ) -> None:
     file = tmp_path / "weights.pth"
     file.write_bytes(colour.read_bytes())
-    settings = {"init": str(file), "init_input": "imagenet"}
+    settings = {"arch": "resnet18", "init": str(file), "init_input": "imagenet"}
     train_here(shards, tmp_path / "whole", **settings)
     command = [sys.executable, "-m", "train", f"--shards={shards.folder}", f"--out={tmp_path / 'killed'}", DALI,
                "--epochs=2", "--checkpoint-minutes=0.0001", f"--init={file}", "--init-input=imagenet",
-               *SMALL]  # fmt: skip
+               *RESNET18]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list_checkpoints(tmp_path / "killed"):
         time.sleep(0.01)
@@ -233,12 +238,12 @@ def test_killed_run_resumes_to_the_same_weights_although_the_file_is_gone(
 
 @pytest.mark.long
 def test_ranks_start_from_the_same_weights_read_by_the_first(shards: Shards, colour: Path, tmp_path: Path) -> None:
-    commands = [["train", f"--shards={shards.folder}", f"--out={tmp_path / 'run'}", DALI, *SMALL, "--limit-steps=2",
+    commands = [["train", f"--shards={shards.folder}", f"--out={tmp_path / 'run'}", DALI, *RESNET18, "--limit-steps=2",
                  f"--init={colour if rank == 0 else 'not-on-this-node.pth'}", "--init-input=imagenet"]
                 for rank in range(2)]  # fmt: skip
     ended = wait_for_end(start(commands))
     assert [status for status, _, _ in ended] == [0, 0], ended
-    train_here(shards, tmp_path / "one", init=str(colour), init_input="imagenet", limit_steps=2)
+    train_here(shards, tmp_path / "one", arch="resnet18", init=str(colour), init_input="imagenet", limit_steps=2)
     assert newest(tmp_path / "run")["init"]["sha256"] == newest(tmp_path / "one")["init"]["sha256"]
     for lines in zip(read_journal(tmp_path / "one"), read_journal(tmp_path / "run"), strict=True):
         one, both = ({name: value for name, value in line.items() if name != "kind"} for line in lines)

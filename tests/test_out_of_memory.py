@@ -58,8 +58,8 @@ def test_errors_about_memory_are_recognised() -> None:
 
 def test_training_ends_in_one_line(shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SimCLR, "forward", fail)
-    with pytest.raises(InputError, match=r"^out of memory: a step of resnet18 on 16 images of 32 px needs more than "
-                       r".*; use --recompute, or use --micro-batch=8, or lower --batch-size to 8, or lower --size$"):
+    with pytest.raises(InputError, match=r"^out of memory: a step of timm/test_resnet on 16 images of 32 px needs more "
+                       r"than .*; use --recompute, or use --micro-batch=8, or lower --batch-size to 8, or lower --si"):
         train_here(shards, tmp_path / "run")
     assert not list(tmp_path.rglob("*.pt"))
 
@@ -112,7 +112,7 @@ def test_other_ranks_are_told(shards: Shards, tmp_path: Path) -> None:
     ended = wait_for_end(start([["tests.rank_out_of_memory", "1", *flags]] * 2))
     assert [status for status, _, _ in ended] == [1, 1], ended
     me = f"rank 1 on {socket.gethostname()}"
-    reason = "out of memory: a step of resnet18 on 8 images of 32 px on each of 2 ranks needs more than"
+    reason = "out of memory: a step of timm/test_resnet on 8 images of 32 px on each of 2 ranks needs more than"
     assert f"error: {me}: {reason}" in ended[1][2].splitlines()[-1]
     assert f"ends because {me} failed: {reason}" in ended[0][2].splitlines()[-1]
     assert all("Traceback" not in said for _, _, said in ended)
@@ -121,7 +121,7 @@ def test_other_ranks_are_told(shards: Shards, tmp_path: Path) -> None:
 def test_probing_names_the_batch_size(
     shards: Shards, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchvision.models.ResNet.forward", fail)
+    monkeypatch.setattr("timm.models.resnet.ResNet.forward", fail)
     what = r"the features of 32 images of 32 px at a time needs more than .*; lower --batch-size to 16$"
     settings: dict[str, Any] = {"device": "cpu", "workers": 1, "batch_size": 32}
     with pytest.raises(InputError, match=what):

@@ -13,13 +13,13 @@ from tests.conftest import ROOT
 
 
 def test_parallel_map_ends_after_an_idle_worker_is_killed() -> None:
-    code = "from tests.pool_jobs import run; run()"
+    code = "from tests.jobs import run; run()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
 def test_parallel_map_ends_after_a_worker_is_killed_while_it_counts() -> None:
-    code = ("from shard.pool import parallel_map; from tests.pool_jobs import count_or_die\n"
+    code = ("from shard.pool import parallel_map; from tests.jobs import count_or_die\n"
             "list(parallel_map(range(2), 2, count_or_die, images=2, label='x', workers=2))")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "--workers=2: a worker was killed" in done.stderr
@@ -27,7 +27,7 @@ def test_parallel_map_ends_after_a_worker_is_killed_while_it_counts() -> None:
 
 def test_workers_share_a_preloaded_module() -> None:
     """The fork server is a process of its own, so in this one the module is not imported."""
-    code = ("import sys; from shard.pool import parallel_map; from tests.pool_jobs import is_preloaded\n"
+    code = ("import sys; from shard.pool import parallel_map; from tests.jobs import is_preloaded\n"
             "print(*parallel_map(range(2), 2, is_preloaded, images=2, label='x', workers=2, preload='shard.preload'))\n"
             "print('shard.preload' in sys.modules)")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

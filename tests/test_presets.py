@@ -91,7 +91,8 @@ def test_flag_overrides_preset_and_is_reported(
     status(patient_run)
     assert words in capsys.readouterr().out
     assert words in open_encoder(patient_run, "one", Input(32, 0.5, 0.2), 0)[1].source
-    done = run_module("train", "export", str(patient_run), f"--out={tmp_path / 'one.pth'}")
+    done = run_module("train", "export", str(patient_run), "--format=safetensors",
+                      f"--out={tmp_path / 'one.safetensors'}")  # fmt: skip
     assert done.returncode == 0 and words in next(tmp_path.glob("*.md")).read_text()
     command = json.loads((patient_run / CARD).read_text())["command"]
     assert "--preset=patient" in command and "--temperature=0.1" in command and "--crop-min" not in command

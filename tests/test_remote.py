@@ -259,7 +259,7 @@ def test_faults_of_a_server_are_survived_or_named_in_one_line(
 def test_no_manifest_and_another_file_are_named_before_anything_is_kept(web: FaultyServer, cache: Path) -> None:
     with pytest.raises(InputError, match=f"^{web.address}/none/manifest.json: no such file"):
         open_shards(Address(f"{web.address}/none"))
-    web.faults["manifest.json"] = ["rot"]
+    web.faults["manifest.json"] = ["page"]
     with pytest.raises(InputError, match=f"^{web.address}/manifest.json: not a manifest"):
         open_shards(Address(web.address))
     assert not cache.exists()

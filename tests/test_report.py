@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
-import torchvision
 
 from pipeline.augmentation import Augmentation
 from probe.fewshot import make_draws
@@ -52,7 +52,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights in place of ImageNet's."""
     file = tmp_path_factory.mktemp("weights") / "weights.pt"
     torch.manual_seed(0)
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), file)
+    torch.save(timm.create_model("test_resnet").state_dict(), file)
     return file
 
 
@@ -80,7 +80,7 @@ def test_report_says_how_each_encoder_was_fed(report: Path) -> None:
     fed = {encoder: set(rows) for encoder, rows in table.groupby("encoder")["input"]}
     ((ours,), (imagenet,)) = fed["SimCLR"], fed["ImageNet"]
     assert "at 32 px, bilinear; mean 0." in ours and ours.endswith("from its checkpoint; features: mean over positions")
-    assert "mean 0.485/0.456/0.406, std 0.229/0.224/0.225" in imagenet
+    assert "mean 0.5, std 0.5 (black is -1, white 1), as in its training" in imagenet
     rows = (report / "table.md").read_text().partition("**How each encoder was fed**")[2].splitlines()
     assert any(row.startswith("| SimCLR |") and row.endswith("| its checkpoint |") for row in rows)
     page = (report / "report.html").read_text()

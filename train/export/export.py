@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from shard.errors import InputError
@@ -12,7 +13,7 @@ from shard.files import write_bytes
 from train.checkpoint import load_checkpoint, load_newest, translate_load_errors
 from train.export.card_page import contents_note
 from train.export.channels import three_channel_encoder
-from train.export.formats import SUFFIX, export_files
+from train.export.formats import ONNX_TORCH, SUFFIX, export_files
 from train.export.library import FORMATS, Format, library_of, short_name
 from train.export.model_card import Card, make_card
 from train.export.timm_folder import model_args
@@ -92,6 +93,9 @@ def _check_packages(format: Format) -> None:
             importlib.import_module(package)
         except ImportError as error:
             raise InputError(f"--format={format}: requires {package} ({error}); pip install '.[export]'") from None
+    if format == "onnx" and torch.__version__ < ONNX_TORCH:
+        raise InputError(f"--format=onnx: requires PyTorch {ONNX_TORCH} or newer, this is {torch.__version__}; use "
+                         "--format=safetensors")  # fmt: skip
 
 
 def _check_target(target: Path, format: Format) -> None:

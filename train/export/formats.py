@@ -22,6 +22,7 @@ from train.export.timm_folder import CONFIG, PAGE, WEIGHTS, check_folder, to_con
 
 SUFFIX = {"torchvision": ".pth", "timm": "", "safetensors": ".safetensors", "onnx": ".onnx"}
 OPSET = 18  # fixed, so that another PyTorch version writes the same operators
+ONNX_TORCH = "2.10"  # with any onnxscript, older versions cannot write some architectures in this opset
 
 
 def export_files(format: Format, target: Path, grey: nn.Module, portable: nn.Module, card: Card) -> dict[Path, bytes]:

@@ -1,4 +1,4 @@
-"""Jobs for the workers of test_pool.py, in a module that they import in a moment."""
+"""Jobs for the processes that tests start, in a module that they import in a moment."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 import psutil
 
@@ -54,3 +55,13 @@ def count_or_die(number: int) -> int:
 def is_preloaded(number: int) -> bool:
     tick()
     return "shard.preload" in sys.modules
+
+
+def raise_after_one(reason: str) -> Iterator[int]:
+    yield 1
+    raise ValueError(reason)
+
+
+def exit_after_one() -> Iterator[int]:
+    yield 1
+    os._exit(3)
