@@ -411,7 +411,7 @@ def test_onnx_of_an_old_pytorch_is_refused_with_a_cure(tmp_path: Path, monkeypat
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason="pip install '.[export]'")
     monkeypatch.setattr("torch.__version__", torch.torch_version.TorchVersion("2.9.1+cu128"))
-    with pytest.raises(InputError, match=r"--format=onnx: requires PyTorch 2.10 or newer, this is 2.9.1.*; use --saf"):
+    with pytest.raises(InputError, match=r"requires PyTorch 2.10 or newer, this is 2.9.1.*; use --format=safetensors"):
         export(tmp_path, format="onnx")
 
 
