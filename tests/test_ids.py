@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from packaging.version import Version
 
 from shard.errors import InputError
 from shard.formats import hashed_splits
@@ -24,7 +25,9 @@ SAME = [
     ("A B", "A\u00a0 B"), ("P7", "P\u00ad7"), ("P7", "\uff30\uff17"), ("A-1", "A\u20111"), ("A-1", "A\u20131"),
     ("1234", "1,234"), ("59000001", "59,000,001.0"), ("19000000", "1.9E+07"), ("59000001", "5.9000001e+07"),
     ("P7", "'P7'"), ("007", "'007'"),
-    ("O'Brien", "O\u2019Brien"), ("P7", "P7\ufe0f"), ("1", "\u200e1.0\u200f"), ("A B", "A\tB"), ("P7", "P7\x00"),
+    ("O'Brien", "O\u2019Brien"), ("P7", "P7\ufe0f"), ("1", "\u200e1.0\u200f"), ("A B", "A\tB"),
+    pytest.param("P7", "P7\x00", marks=pytest.mark.skipif(
+        Version(pd.__version__) < Version("3.1"), reason="pandas before 3.1 removes NULs itself, without a note")),
 ]  # fmt: skip
 APART = [
     ("007", "7"), ("007", "07"), ("1", "1.5"), ("10", "1.0"), ("P7", "p7"), ("P7", "P 7"), ("1.0.0", "1"),

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from packaging.version import Version
 
 from shard.errors import InputError
 from shard.manifest import read_manifest
@@ -172,7 +174,12 @@ def write_tables(folder: Path, format: str, seed: int) -> dict[str, Sheet]:
     return sheets
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [
+    pytest.param(format, marks=pytest.mark.skipif(
+        format == "nih" and Version(pd.__version__) < Version("3.1"),
+        reason="pandas before 3.1 can't parse one of these tables: Buffer overflow caught"))
+    for format in FORMATS
+])  # fmt: skip
 def test_equivalent_tables_read_equal(images: Path, format: str) -> None:
     folder = images / format
     for seed in range(SEEDS):

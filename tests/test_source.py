@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -75,8 +76,10 @@ def test_names_are_opened_from_the_cache(
 ) -> None:
     module, files = resnet
     by_tag, by_name = cache(tmp_path, "timm/resnet18.a1_in1k", files), cache(tmp_path, "org/net", files)
-    names = ("hf-hub:org/net", f"hf-hub:org/net@{COMMIT}", timm_repository("timm/resnet18"))
-    assert run_download(tmp_path, OFFLINE, *names) == [str(by_name), str(by_name), str(by_tag)]
+    by = {"hf-hub:org/net": by_name, timm_repository("timm/resnet18"): by_tag}
+    if huggingface_hub.__version__ >= "2":  # older versions don't find a commit without a network
+        by[f"hf-hub:org/net@{COMMIT}"] = by_name
+    assert run_download(tmp_path, OFFLINE, *by) == list(map(str, by.values()))
     # The client reads its environment when it is imported, which other tests have done.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

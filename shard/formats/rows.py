@@ -63,7 +63,10 @@ def find_file(src: Path, pattern: str, columns: tuple[str, ...] = ()) -> Path:
 def text_column(raw: pd.DataFrame, name: str) -> pd.Series:
     """Return a column as text, or blanks if the table lacks it."""
     # A column that only some of several joined tables have contains NaN.
-    return raw[name].astype("str").fillna("") if name in raw.columns else pd.Series("", index=raw.index)
+    if name not in raw.columns:
+        return pd.Series("", index=raw.index)
+    text: pd.Series = raw[name].astype("object").fillna("").astype("str")
+    return text
 
 
 def strip_suffix(path: str) -> str:
