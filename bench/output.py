@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from shard.errors import InputError
 from shard.files import write_bytes
@@ -73,7 +72,7 @@ def describe_machine() -> dict[str, str | int]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version_of("torchvision"),
         "dali": version_of("nvidia-dali-cuda120"),
         "commit": commit(),
     }
