@@ -21,7 +21,7 @@ from probe.features import read_images
 from probe.fewshot import Shots
 from probe.finetune import STEPS, finetune
 from probe.knn import knn_draws
-from probe.linear import fit_all, probe_draws
+from probe.linear import INVERSE_L2, fit_all, probe_draws
 from probe.published_protocol import NOISE, Peaks, noise_features, published_draws
 from probe.slices import count_in_slice, is_large_enough
 from probe.statistics import Resamples, Scores, join, resample, score
@@ -32,6 +32,7 @@ from train.frozen_features import Features, standardise
 from train.out_of_memory import explain_out_of_memory
 
 LINEAR, KNN, FINETUNE, PUBLISHED = "linear", "knn", "finetune", "published"
+STRENGTHS = {f"linear, C = {strength:g}": strength for strength in (0.1, 10.0)}  # beside INVERSE_L2
 BALANCED, ALL = "balanced", "all"  # test sets; slices of ALL are further ones
 BLOCK = 50  # draws in a unit
 GRID = np.linspace(0, 1, 101)  # false positive rates of the mean ROC curves
@@ -127,12 +128,12 @@ def _draws_in(unit: Unit) -> int:
 
 
 def _steps(study: Study, unit: Unit) -> list[Shots | str]:
-    """List what is measured on the draws of a unit: linear probes by their shots, KNN, PUBLISHED."""
+    """List what is measured on the draws of a unit: linear probes by their shots, KNN, STRENGTHS, PUBLISHED."""
     if unit.kind == "all":
         return ["all"]
     numbers: list[Shots | str] = [shots for shots in study.measured[unit.task] if shots != "all"]
     at_headline = study.headline in numbers
-    own = [*numbers, *[KNN] * at_headline] if unit.encoder != NOISE else []
+    own = [*numbers, *[KNN, *STRENGTHS] * at_headline] if unit.encoder != NOISE else []
     return [*own, *[PUBLISHED] * at_headline]
 
 
@@ -183,14 +184,14 @@ def _measure(study: Study, unit: Unit, raw: Features, features: Features, progre
         elif step == "all":
             _measure_all(measured, study, unit, features)
         else:
-            shots = study.headline if step == KNN else step
+            name, shots = (step, study.headline) if isinstance(step, str) else (LINEAR, step)
             assert isinstance(shots, int)
             rows, classes = (part[block] for part in draws.support(shots))
-            probe = knn_draws if step == KNN else probe_draws
-            decisions = probe(features, rows, classes, draws.test)
+            decisions = (knn_draws(features, rows, classes, draws.test) if name == KNN else
+                         probe_draws(features, rows, classes, draws.test, inverse_l2=STRENGTHS.get(name, INVERSE_L2)))
             if step == study.headline:
                 measured.rocs[unit.encoder, unit.task] = _sum_of_rocs(decisions, draws.test_labels)
-            key = Key(unit.encoder, KNN if step == KNN else LINEAR, shots, unit.task, ALL)
+            key = Key(unit.encoder, name, shots, unit.task, ALL)
             _score(measured, study, key, decisions, _resample(study, study.draws), block)
         progress.advance(_draws_in(unit))
     return measured
@@ -251,12 +252,14 @@ def _score(
     """Score decision values on all test images; at the headline's shots also on balanced test sets and on slices."""
     draws = study.drawn[key.task]
     patients = study.patients[draws.test]
-    measured.scores[key] = score(decisions, draws.test_labels, patients, resamples, first=block.start)
-    if key.shots != study.headline:
+    supports = None if key.shots == "all" else study.people[draws.support(key.shots)[0][block]]
+    measured.scores[key] = score(decisions, draws.test_labels, patients, resamples, first=block.start,
+                                 supports=supports)  # fmt: skip
+    if key.shots != study.headline or key.probe in STRENGTHS:
         return
     if key.shots != "all":  # the probe of all labels has no draws, and so no balanced test sets
         measured.scores[key._replace(test=BALANCED)] = score(
-            decisions, draws.test_labels, patients, resamples, draws.balanced[block], first=block.start
+            decisions, draws.test_labels, patients, resamples, draws.balanced[block], block.start, supports
         )
     if key.probe != LINEAR:
         return
@@ -264,7 +267,8 @@ def _score(
         if is_large_enough(count_in_slice(part, draws.test, draws.test_labels, study.patients)):
             inside = part.members[draws.test]
             measured.scores[key._replace(test=part.name)] = score(
-                decisions[:, inside], draws.test_labels[inside], patients[inside], resamples, first=block.start
+                decisions[:, inside], draws.test_labels[inside], patients[inside], resamples, first=block.start,
+                supports=supports,
             )
 
 

@@ -47,18 +47,36 @@ METRICS: dict[str, Metric] = {
 
 # Without annotations: numba infers the types from the arguments.
 @numba.njit(cache=numba_can_cache(), nogil=True, error_model="numpy")
-def count_ranking(order, last, above, probability, tested, labels, patients, weights, counts):  # type: ignore[no-untyped-def]
+def _balance_classes(positive, patient, weights, balanced, gain):  # type: ignore[no-untyped-def]
+    """Fill gain [2, LANES], by label: 1, or if balanced, what gives both classes half of the weights [P, LANES]."""
+    gain[:] = 0.0 if balanced else 1.0
+    if not balanced:
+        return
+    for place in range(len(positive)):
+        weight, of_class = weights[patient[place]], gain[int(positive[place])]
+        for lane in range(LANES):
+            of_class[lane] += weight[lane]
+    for lane in range(LANES):
+        half = (gain[0, lane] + gain[1, lane]) / 2
+        for label in range(2):
+            gain[label, lane] = half / gain[label, lane] if gain[label, lane] > 0 else 0.0
+
+
+@numba.njit(cache=numba_can_cache(), nogil=True, error_model="numpy")
+def count_ranking(order, last, above, probability, tested, labels, patients, weights, balanced, counts):  # type: ignore[no-untyped-def]
     """Fill counts [fields of Counts, R, D] for R replicates, from the rankings of N test images in D draws.
 
     order: [D, N], images by descending decision value. last: [D, N], the last of equal values. above: [D, N], value
     above 0. probability: [D, N]. tested: [D, N], members of the draw's test set. labels, patients: [N], by image.
-    weights: [R / LANES, P, LANES] float64, how often each patient is taken (from stack_lanes). LANES replicates are
-    counted at a time, by vector instructions, each in the order of the ranking.
+    weights: [R / LANES, P, LANES] float64, how often each patient is taken (from stack_lanes). balanced: whether the
+    classes have equal weights in every replicate. LANES replicates are counted at a time, by vector instructions, each
+    in the order of the ranking.
     """
     images = order.shape[1]
     patient, bins, ends = np.empty(images, np.int32), np.empty(images, np.int32), np.empty(images, np.bool_)
     positive, predicted, error = np.empty(images), np.empty(images), np.empty(images)
     sums, total = np.empty((BINS, LANES)), np.empty((8, LANES))
+    gain = np.empty((2, LANES))  # factors of the weights of negatives and of positives
     # True and false positives down to here, those with a value above 0, and those at the previous threshold.
     true, false, true_above, false_above, true_before, false_before, area, precision = total
     for draw in range(len(order)):
@@ -74,17 +92,19 @@ def count_ranking(order, last, above, probability, tested, labels, patients, wei
                 ends[n - 1] = True
         for block in range(len(weights)):
             total[:], sums[:] = 0.0, 0.0
+            _balance_classes(positive[:n], patient[:n], weights[block], balanced, gain)
             for place in range(n):
                 weight, label, value = weights[block, patient[place]], positive[place], predicted[place]
-                error_sum = sums[bins[place]]
+                error_sum, factor = sums[bins[place]], gain[int(label)]
                 for lane in range(LANES):
-                    of_positive = weight[lane] * label
-                    of_negative = weight[lane] - of_positive
+                    taken = weight[lane] * factor[lane]
+                    of_positive = taken * label
+                    of_negative = taken - of_positive
                     true[lane] += of_positive
                     false[lane] += of_negative
                     true_above[lane] += of_positive * value
                     false_above[lane] += of_negative * value
-                    error_sum[lane] += weight[lane] * error[place]
+                    error_sum[lane] += taken * error[place]
                 if ends[place]:
                     for lane in range(LANES):
                         both = true[lane] + false[lane]

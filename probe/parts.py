@@ -14,12 +14,12 @@ import numpy as np
 from probe.measure import Key, Measured, Unit
 from probe.published_protocol import Peaks
 from probe.settings import Settings, from_plain
-from probe.statistics import Scores
+from probe.statistics import Scores, Supports
 from probe.study import Study
 from shard.errors import InputError
 from shard.files import write_bytes
 
-FOLDER, FORMAT = "parts", "cxr-simclr-probe-part/2"
+FOLDER, FORMAT = "parts", "cxr-simclr-probe-part/3"
 
 
 def units_of_part(units: Sequence[Unit], part: int, parts: int) -> list[Unit]:
@@ -56,7 +56,10 @@ def write_part(
 
 
 def _arrays(value: Any) -> tuple[Any, ...]:
-    return (value.both, value.patients, value.draws) if isinstance(value, Scores) else (value,)
+    if not isinstance(value, Scores):
+        return (value,)
+    return (value.both, value.patients, value.draws, value.rarer,
+            *([value.supports.patients] if value.supports is not None else []))  # fmt: skip
 
 
 def read_settings(out: Path) -> Settings:
@@ -95,9 +98,11 @@ def read_parts(study: Study) -> tuple[list[Unit], list[Measured], dict[str, list
     for _, (head, arrays) in sorted(files.items(), key=lambda item: int(item[1][0]["part"])):
         results = [Measured({}, {}, {}) for _ in head["units"]]
         for entry, (number, kind, key) in enumerate(head["entries"]):
-            values = [arrays[name] for place in range(3) if (name := f"{entry}.{place}") in arrays]
+            values = [arrays[name] for place in range(5) if (name := f"{entry}.{place}") in arrays]
             if kind == "scores":
-                results[number].scores[Key(*key)] = Scores(*values)
+                both, patients, draws, rarer, *supports = values
+                results[number].scores[Key(*key)] = Scores(both, patients, draws, int(rarer),
+                                                           Supports(*supports) if supports else None)  # fmt: skip
             elif kind == "rocs":
                 results[number].rocs[key[0], key[1]] = values[0]
             else:

@@ -1,11 +1,12 @@
-"""Scores over draws and patients: 95 % intervals by a two-level bootstrap, paired tests, and effects over seeds."""
+"""Scores over draws and patients: 95 % intervals from a two-level bootstrap, p values, and effects over seeds."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -29,47 +30,85 @@ class Resamples:
 
 
 @dataclass(frozen=True)
+class Supports:
+    """The support sets that the draws of a score were trained on. patients: [D, n], numbered."""
+
+    patients: npt.NDArray[np.int64]
+
+    @functools.cached_property
+    def shared(self) -> Floats:
+        """How many patients each pair of draws shares, one value per pair [D · (D - 1) / 2]."""
+        numbers = np.unique(self.patients, return_inverse=True)[1].reshape(self.patients.shape)
+        members = np.zeros((len(numbers), int(numbers.max(initial=-1)) + 1), np.float32)
+        np.put_along_axis(members, numbers, 1, axis=1)
+        counts: Floats = (members @ members.T)[np.triu_indices(len(numbers), 1)].astype(np.float64)
+        return counts
+
+
+@dataclass(frozen=True)
 class Scores:
     """One metric, or all METRICS in the last axis, in each replicate. Differences and means of Scores are Scores.
 
     both: [R], draws and patients resampled; patients: [R], patients alone resampled; draws: [D], each draw on all
-    patients. The first entry of `both` and of `patients` is the estimate: the mean of `draws`.
+    patients. The first entry of `both` and of `patients` is the estimate: the mean of `draws`. rarer: the number of
+    test patients of the rarer class, in a mean over tasks the smallest. supports: None if there is no draw of them, or
+    they are unknown; then intervals are of this pool of support patients.
     """
 
     both: Floats
     patients: Floats
     draws: Floats
+    rarer: int
+    supports: Supports | None = None
 
     def of(self, metric: str) -> Scores:
         """Select one metric of METRICS."""
         number = list(METRICS).index(metric)
-        return Scores(self.both[:, number], self.patients[:, number], self.draws[:, number])
+        return replace(self, both=self.both[:, number], patients=self.patients[:, number], draws=self.draws[:, number])
 
     def __sub__(self, other: Scores) -> Scores:
-        return Scores(self.both - other.both, self.patients - other.patients, self.draws - other.draws)
+        return Scores(self.both - other.both, self.patients - other.patients, self.draws - other.draws,
+                      min(self.rarer, other.rarer), self.supports)  # fmt: skip
 
 
 def join(parts: Sequence[Scores]) -> Scores:
     """Combine the scores of consecutive blocks of draws into the scores of all draws."""
     both, patients = (np.sum([getattr(part, name) for part in parts], axis=0) for name in ("both", "patients"))
-    return Scores(both, patients, np.concatenate([part.draws for part in parts]))
+    supports = [part.supports.patients for part in parts if part.supports is not None]
+    return Scores(both, patients, np.concatenate([part.draws for part in parts]), parts[0].rarer,
+                  Supports(np.concatenate(supports)) if supports else None)  # fmt: skip
 
 
 def mean_of(scores: Sequence[Scores]) -> Scores:
-    """Average several Scores, replicate by replicate."""
+    """Average several Scores, replicate by replicate. Their support sets count as of different patients."""
     both, patients, draws = (np.mean([getattr(score, name) for score in scores], axis=0)
                              for name in ("both", "patients", "draws"))  # fmt: skip
-    return Scores(both, patients, draws)
+    supports, first = list[npt.NDArray[np.int64]](), 0
+    for score in scores:
+        if score.supports is not None:
+            supports.append(score.supports.patients + first)
+            first += int(score.supports.patients.max(initial=-1)) + 1
+    return Scores(both, patients, draws, min(score.rarer for score in scores),
+                  Supports(np.concatenate(supports, axis=1)) if len(supports) == len(scores) else None)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over draws with its 95 % interval and the standard error over replicates; all NaN if undefined."""
+    """A mean over draws with its 95 % interval, its standard error and that error's degrees of freedom.
+
+    All but the mean are NaN if undefined.
+    """
 
     mean: float
     low: float
     high: float
     error: float
+    freedom: float
+
+    @property
+    def p(self) -> float:
+        """The two-sided p value of a mean of 0; NaN if undefined."""
+        return float(2 * student.sf(abs(self.mean) / self.error, self.freedom)) if self.error > 0 else float("nan")
 
 
 def resample(draws: int, patients: int, *, replicates: int = REPLICATES, seed: int = 0) -> Resamples:
@@ -86,13 +125,15 @@ def resample(draws: int, patients: int, *, replicates: int = REPLICATES, seed: i
 def score(
     decisions: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], patients: npt.NDArray[np.integer],
     resamples: Resamples, members: npt.NDArray[np.bool_] | None = None, first: int = 0,
+    supports: npt.NDArray[np.int64] | None = None,
 ) -> Scores:  # fmt: skip
     """Compute METRICS in each replicate, as the mean over its draws; for a block of draws, their share of it (`join`).
 
     decisions: [D, N], positive above 0; their logistic is the probability. labels: [N], 0 or 1. patients: [N], numbered
-    from 0. members: [D, N], the images that each draw is tested on; None for all. first: the number of the first draw,
-    for a block. A metric is NaN if its images leave it undefined: AUROC, AUPRC and balanced accuracy need both
-    classes.
+    from 0. members: [D, N], the balanced test set of each draw; None for all images. The classes of a balanced set have
+    equal weights in every replicate, as the set itself has equal numbers. first: the number of the first draw, for a
+    block. supports: [D, n], the patients of each support set. A metric is NaN if its images leave it undefined: AUROC,
+    AUPRC and balanced accuracy need both classes.
     """
     draw_counts = np.ascontiguousarray(resamples.draws[:, first : first + len(decisions)])
     order = np.argsort(-decisions, axis=1, kind="stable").astype(np.int32)
@@ -108,7 +149,7 @@ def score(
     def score_chunk(start: int) -> None:
         chunk = slice(start, start + CHUNK)
         counts = np.empty((len(Counts._fields), len(both[chunk]), len(decisions)))
-        count_ranking(*ranking, stack_lanes(resamples.patients[chunk]), counts)
+        count_ranking(*ranking, stack_lanes(resamples.patients[chunk]), members is not None, counts)
         with np.errstate(divide="ignore", invalid="ignore"):
             found = np.stack([metric(Counts(*counts)) for metric in METRICS.values()], axis=-1)  # [chunk, D, metrics]
         for draw in range(len(decisions)):
@@ -119,47 +160,56 @@ def score(
 
     with ThreadPoolExecutor(cores()) as threads:
         list(threads.map(score_chunk, range(0, len(both), CHUNK)))
-    return Scores(both, of_patients, of_draws)
+    rarer = min(len(np.unique(patients[labels == label])) for label in (0, 1))
+    return Scores(both, of_patients, of_draws, rarer, None if supports is None else Supports(supports))
 
 
 def estimate(scores: Scores) -> Estimate:
-    """Estimate the mean over draws with its percentile interval, from the replicates in which it is defined."""
-    value, replicates = float(scores.both[0]), _replicates(scores)
-    if not np.isfinite(value) or len(replicates) < 2:
-        return Estimate(value, *(float("nan"),) * 3)
-    low, high = np.percentile(replicates, [2.5, 97.5])
-    return Estimate(value, float(low), float(high), float(replicates.std(ddof=1)))
-
-
-def p_value(difference: Scores) -> float:
-    """The two-sided bootstrap p value of a paired difference; NaN if it is undefined."""
-    replicates = _replicates(difference)
-    if not np.isfinite(difference.both[0]) or len(replicates) < 2:
-        return float("nan")
-    tail = min((replicates <= 0).sum(), (replicates >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (len(replicates) + 1)))
-
-
-def _replicates(scores: Scores) -> Floats:
-    """The replicates of one metric, centred on the estimate and scaled to its variance.
+    """Estimate the mean over draws, with an interval by Student's t, from the replicates in which it is defined.
 
     Draws and patients are crossed, so the mean has the variance D/n_d + P/n_p + I: of draws, of patients, and of their
     interaction. Resampling draws gives D/n_d + I, patients P/n_p + I, and both D/n_d + P/n_p + 3 I (Owen 2007, "The
-    pigeonhole bootstrap"). The last counts I three times, and I dominates if probes rarely agree. So I is solved from
-    the three variances, and the replicates of both are shrunk. They are centred because resampling biases a calibration
-    error, which is never below 0, upwards: its interval would lie above the estimate.
+    pigeonhole bootstrap"). The last counts I three times, and I dominates if probes rarely agree, so I is solved from
+    the three variances. To it comes the variance between pools of support patients (`pool_variance`). Resampling k
+    patients of a class underestimates their variance by (k - 1)/k, and a variance from few patients or draws is itself
+    uncertain: hence Student's t, with Satterthwaite's degrees of freedom.
     """
+    value = float(scores.both[0])
     both, patients = (values[1:][np.isfinite(values[1:])] for values in (scores.both, scores.patients))
-    number = len(scores.draws)
-    if len(both) < 2 or not both.var():
-        return both
-    variance = of_both = both.var(ddof=1)
+    undefined = Estimate(value, *(float("nan"),) * 4)
+    if not np.isfinite(value) or min(len(both), len(patients)) < 2 or scores.rarer < 2 or not both.var():
+        return undefined
+    number, k = len(scores.draws), scores.rarer
+    of_patients = float(patients.var(ddof=1)) * k / (k - 1)
+    of_draws = interaction = 0.0
     if number > 1:  # a single draw does not show how draws vary; its interval is over patients alone
-        of_patients, of_draws = patients.var(ddof=1), scores.draws.var(ddof=1) / number
-        interaction = of_both - of_patients - of_draws * (number - 1) / number
-        variance = max(of_patients + of_draws - interaction, of_patients, of_draws)
-    shrunk: Floats = scores.both[0] + (both - both.mean()) * np.sqrt(min(variance / of_both, 1.0))
-    return shrunk
+        of_draws = float(scores.draws.var(ddof=1)) / number
+        interaction = both.var(ddof=1) - patients.var(ddof=1) - of_draws * (number - 1) / number
+    variance = max(of_patients + of_draws - interaction, of_patients, of_draws)
+    of_pool = pool_variance(scores)
+    uncertain = of_patients**2 / (k - 1) + ((of_draws + of_pool) ** 2 / (number - 1) if number > 1 else 0.0)
+    error, freedom = math.sqrt(variance + of_pool), (variance + of_pool) ** 2 / uncertain
+    half = float(student.ppf(0.975, freedom)) * error
+    return Estimate(value, value - half, value + half, error, freedom)
+
+
+def pool_variance(scores: Scores) -> float:
+    """Estimate how much the mean over draws varies between pools of support patients; 0 if the supports are unknown.
+
+    All draws are from one pool, so their own variance does not show it. But two draws differ the less, the more
+    patients they share: half their squared difference is the variance of a draw less v for each patient shared. Its
+    slope over all pairs estimates v, and the mean over draws of other pools varies by v times the mean number shared.
+    """
+    if scores.supports is None or len(scores.draws) < 3:
+        return 0.0
+    shared = scores.supports.shared
+    first, second = np.triu_indices(len(scores.draws), 1)
+    apart = (scores.draws[first] - scores.draws[second]) ** 2 / 2
+    spread = float(shared.var())
+    if not spread or not np.isfinite(apart).all():
+        return 0.0
+    slope = float(((shared - shared.mean()) * (apart - apart.mean())).mean()) / spread
+    return max(0.0, -slope) * float(shared.mean())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -176,7 +226,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 class Effect(NamedTuple):
     """A mean over training seeds with its 95 % interval over draws, patients and seeds, and a two-sided p value.
 
-    seeds: their number; with one seed the interval is over draws and patients alone.
+    seeds: their number. With one seed the interval is over draws and patients alone, and there is no p value (NaN):
+    another training could give another result.
     """
 
     mean: float
@@ -190,17 +241,17 @@ def over_seeds(seeds: Sequence[Scores]) -> Effect:
     """Average the scores of several training seeds, mostly paired differences, with an interval and a p value.
 
     The variance is that of the seeds' mean over the draws and patients that they share, plus the variance between seeds
-    over their number. Seeds, and maybe draws, are few, so the interval uses Student's t with Satterthwaite's degrees of
-    freedom. A seed's own dependence on draws and patients enters both terms: the interval is conservative.
+    over their number. Both are uncertain, so the interval uses Student's t with Satterthwaite's degrees of freedom. A
+    seed's own dependence on draws and patients enters both terms: the interval is conservative.
     """
     within = estimate(mean_of(seeds))
-    values = np.array([float(scores.both[0]) for scores in seeds])
-    between = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
+    if len(seeds) == 1:
+        return Effect(within.mean, within.low, within.high, float("nan"), 1)
+    between = float(np.var([float(scores.both[0]) for scores in seeds], ddof=1)) / len(seeds)
     error = math.sqrt(within.error**2 + between)
     if not error > 0:
         return Effect(within.mean, *(float("nan"),) * 3, len(seeds))
-    draws = max(1, len(seeds[0].draws) - 1)  # degrees of freedom of the variance over draws
-    freedom = error**4 / (within.error**4 / draws + (between**2 / (len(values) - 1) if between else 0.0))
+    freedom = error**4 / (within.error**4 / within.freedom + between**2 / (len(seeds) - 1))
     half = float(student.ppf(0.975, freedom)) * error
     p = 2 * float(student.sf(abs(within.mean) / error, freedom))
     return Effect(within.mean, within.mean - half, within.mean + half, p, len(seeds))

@@ -91,6 +91,12 @@ class Study:
         return numbers
 
     @functools.cached_property
+    def people(self) -> Rows:
+        """The number of each image's patient, [images], whatever its split."""
+        numbers: Rows = pd.factorize(self.labels["patient"], sort=True)[0].astype(np.int64)
+        return numbers
+
+    @functools.cached_property
     def slices(self) -> list[Slice]:
         """The slices of the test images."""
         return find_slices(self.labels)

@@ -158,7 +158,7 @@ def check_claim(claim: dict[str, Any], shards: Shards, out: Path) -> None:
 
 def test_result_is_read_back_only_with_its_identity(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    scores = {task: Scores(*rng.uniform(0.4, 0.9, (3, 50))) for task in ("Lung Opacity", "mean")}
+    scores = {task: Scores(*rng.uniform(0.4, 0.9, (3, 50)), 0) for task in ("Lung Opacity", "mean")}
     result = RunResult(12.5, {"online": np.array([[1, 0.5], [2, 0.625]]), "loss": np.empty((0, 2))}, scores)
     path = tmp_path / "results" / "lead.npz"
     assert read_result(path, {"seed": 0}) is None
@@ -199,13 +199,13 @@ def test_cell_is_compared_with_its_reference_and_corrected_for_all_cells(
 ) -> None:
     monkeypatch.setattr(EvaluationSet, "withheld", lambda self: {})  # too few phantoms for a p value
     rng = np.random.default_rng(0)
-    noise = rng.normal(0, 0.01, (4, 3, 40))
+    noise = rng.normal(0, 0.01, (4, 2, 3, 40))
     noise[..., 0] = 0
     names = ("published", "published, large", "small", "large")
     cells = [Cell(names[0], {}), Cell(names[1], {}, names[1]), Cell(names[2], {}), Cell(names[3], {}, names[1])]
-    scores = {name: {"mean": [Scores(*(value + one))]}
-              for name, value, one in zip(names, (0.6, 0.7, 0.61, 0.72), noise, strict=True)}  # fmt: skip
-    study = make_study(three_splits, tmp_path, cells, 1)
+    scores = {name: {"mean": [Scores(*(value + one), 100) for one in of_seeds]}
+              for name, value, of_seeds in zip(names, (0.6, 0.7, 0.61, 0.72), noise, strict=True)}  # fmt: skip
+    study = make_study(three_splits, tmp_path, cells, 2)
     rows = {row.name: row for row in study.rows(StudyScores(scores, {}, scores["published"]))}
     alone = {name: difference(scores[name]["mean"], scores[reference]["mean"])
              for name, reference in (("small", names[0]), ("large", names[1]))}  # fmt: skip
@@ -249,7 +249,7 @@ def test_corrupt_claim_is_refused_and_not_made_again(three_splits: Shards, tmp_p
 
 def test_difference_pairs_seeds_and_compares_a_lone_reference_with_each() -> None:
     rng = np.random.default_rng(0)
-    scores, reference = ([Scores(*rng.uniform(0.4, 0.9, (3, 30))) for _ in range(3)] for _ in range(2))
+    scores, reference = ([Scores(*rng.uniform(0.4, 0.9, (3, 30)), 100) for _ in range(3)] for _ in range(2))
     paired = [one - other for one, other in zip(scores, reference, strict=True)]
     assert difference(scores, reference) == over_seeds(paired)
     assert difference(scores, reference[1:2]) == over_seeds([one - reference[1] for one in scores])
@@ -262,7 +262,7 @@ def test_claim_withholds_interval_and_p_value_with_few_patients(
     """Task A has thirty positive test patients, task B has `positive` of them."""
     rng = np.random.default_rng(0)
     def scores(shift: float) -> dict[str, Scores]:
-        return {task: Scores(*rng.normal(0.5 + shift, 0.01, (3, 50))) for task in ("A", "B", "mean")}
+        return {task: Scores(*rng.normal(0.5 + shift, 0.01, (3, 50)), 100) for task in ("A", "B", "mean")}
 
     patients = np.arange(60)
     def draws(count: int) -> Any:
@@ -294,7 +294,7 @@ def test_only_a_cell_with_every_seed_is_chosen(three_splits: Shards, tmp_path: P
     study = make_study(three_splits, tmp_path, cells)
     assert [len(study.runs(cell)) for cell in cells] == [3, 1, 3]
     values = {"published": [0.6, 0.5, 0.5], "lucky": [0.9], "sure": [0.55, 0.55, 0.6]}
-    scores = StudyScores({name: {"mean": [Scores(*np.full((3, 9), value)) for value in seeds]}
+    scores = StudyScores({name: {"mean": [Scores(*np.full((3, 9), value), 100) for value in seeds]}
                           for name, seeds in values.items()}, {}, {})  # fmt: skip
     assert study.choose(scores).name == "sure"
 
@@ -318,7 +318,7 @@ def test_p_values_are_corrected_for_the_number_of_effects() -> None:
     rng = np.random.default_rng(0)
     def seeds(shift: float) -> list[Scores]:
         return [Scores(np.r_[shift, shift + rng.normal(0, 0.01, 200)], np.r_[shift, shift + rng.normal(0, 0.008, 200)],
-                       shift + rng.normal(0, 0.02, 10)) for _ in range(3)]  # fmt: skip
+                       shift + rng.normal(0, 0.02, 10), 100) for _ in range(3)]  # fmt: skip
 
     alone = difference(seeds(0.6), seeds(0.59))
     four = correct_p_values(dict.fromkeys("abcd", alone))

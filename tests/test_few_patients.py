@@ -14,7 +14,7 @@ from probe.page.formats import withheld_note
 from probe.page.layout import MAIN, layout, layout_differences
 from probe.page.table import difference_table, score_table, thumbnail_verdicts, with_mean
 from probe.slices import count_patients, too_few, withhold
-from probe.statistics import Scores, holm, p_value
+from probe.statistics import Scores, estimate, holm
 from train.weights.preprocessing import Input
 
 ENCODERS = [Encoder(name, "", None, Input(64, 0.5, 0.25)) for name in ("Thumbnail", "X")]
@@ -28,8 +28,10 @@ def scores() -> dict[Key, Scores]:
     rng, found = np.random.default_rng(0), {}
     for task in TASKS:
         samples = [rng.uniform(0, 0.2, size=(size, 5)) for size in (41, 41, 8)]
-        found[Key("Thumbnail", LINEAR, 10, task, ALL)] = Scores(*samples)
-        found[Key("X", LINEAR, 10, task, ALL)] = Scores(*(part + 0.5 for part in samples))
+        found[Key("Thumbnail", LINEAR, 10, task, ALL)] = Scores(*samples, 50)
+        better = [part + 0.5 + rng.normal(0, 0.02, part.shape) for part in samples]
+        better[0][0] = samples[0][0] + 0.5  # the estimate
+        found[Key("X", LINEAR, 10, task, ALL)] = Scores(*better, 50)
     return with_mean(found, TASKS)
 
 
@@ -64,9 +66,9 @@ def test_withheld_differences_are_not_tested(scores: dict[Key, Scores]) -> None:
     assert table["difference"].to_numpy() == pytest.approx(0.5)
     margins = [scores[Key("X", LINEAR, 10, task, ALL)] - scores[Key("Thumbnail", LINEAR, 10, task, ALL)]
                for task in "AC"]  # fmt: skip
-    assert table.loc[["A", "C"], "p_holm"].tolist() == holm([p_value(one.of("auroc")) for one in margins])
+    assert table.loc[["A", "C"], "p_holm"].tolist() == holm([estimate(one.of("auroc")).p for one in margins])
     sheet = layout_differences(table.reset_index())
-    assert sheet.rows[0][2] == sheet.rows[0][4] == "+0.500 [–]" and "p = " in sheet.rows[0][1]
+    assert sheet.rows[0][2] == sheet.rows[0][4] == "+0.500 [–]" and "p < 0.001" in sheet.rows[0][1]
 
 
 def test_withheld_findings_have_a_reason_but_no_verdict(scores: dict[Key, Scores]) -> None:

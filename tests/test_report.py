@@ -31,6 +31,7 @@ from probe.page.gallery import neighbours
 from probe.page.notes import list_notes
 from probe.report import make_report, merge_report
 from probe.settings import Settings, from_plain
+from probe.slices import count_patients
 from probe.statistics import resample, score
 from probe.study import choose_tasks, open_study
 from shard.errors import InputError
@@ -95,7 +96,9 @@ def test_table_has_every_encoder_probe_task_and_metric(report: Path) -> None:
     rows = 4 * 5 * 5  # encoders, tasks and their mean, metrics
     assert counted.to_dict() == {("linear", "1", "all"): rows, ("linear", "3", "all"): rows,
                                  ("linear", "3", "balanced"): rows, ("linear", "all", "all"): rows,
-                                 ("knn", "3", "all"): rows, ("knn", "3", "balanced"): rows}  # fmt: skip
+                                 ("knn", "3", "all"): rows, ("knn", "3", "balanced"): rows,
+                                 ("linear, C = 0.1", "3", "all"): rows,
+                                 ("linear, C = 10", "3", "all"): rows}  # fmt: skip
     assert table["mean"].between(0, 1).all()
     # Among its 20 test patients only effusion has 10 positive and 10 negative ones.
     with_interval = table[table["low"].notna()]
@@ -105,6 +108,7 @@ def test_table_has_every_encoder_probe_task_and_metric(report: Path) -> None:
     assert ((low <= mean) & (mean <= high)).all()
     assert table.groupby(["probe", "shots"])["draws"].unique().map(list).to_dict() == {
         ("linear", "1"): [4], ("linear", "3"): [4], ("linear", "all"): [1], ("knn", "3"): [4],
+        ("linear, C = 0.1", "3"): [4], ("linear, C = 10", "3"): [4],
     }  # fmt: skip
     assert "| SimCLR |" in (report / "table.md").read_text() and "\\toprule" in (report / "table.tex").read_text()
     differences = pd.read_csv(report / "differences.csv")
@@ -224,7 +228,7 @@ def test_killed_report_continues_to_the_same_bytes(
     make_report(settings, 0, 1)
     stderr = capsys.readouterr().err
     for line in ("reading labels: 121 of 121 images", "sampling draws: 4 of 4 tasks", "features: 121 of 121 images",
-                 "drawing figures: 9 of 9 sections"):  # fmt: skip
+                 "drawing figures: 10 of 10 sections"):  # fmt: skip
         assert line in stderr, line
     assert re.search(r"probing: (\d+) of \1 probes", stderr)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept and len(list(cache.glob("*.npy"))) == 8
@@ -263,7 +267,9 @@ def test_report_of_parts_is_identical(
     for name, file in whole.items():
         assert parts[name].read_bytes() == file.read_bytes(), name
     table = pd.read_csv(tmp_path / "parts" / "table.csv")
-    assert table.groupby("probe")["draws"].max().to_dict() == {"linear": 60, "knn": 60, "finetune": 1}
+    assert table.groupby("probe")["draws"].max().to_dict() == {
+        "linear": 60, "linear, C = 0.1": 60, "linear, C = 10": 60, "knn": 60, "finetune": 1,
+    }  # fmt: skip
     assert "full fine-tuning" in (tmp_path / "parts" / "report.html").read_text()
     shutil.copytree(tmp_path / "parts" / "parts", tmp_path / "moved" / "parts")
     merge_report(tmp_path / "moved")  # writes next to the parts, not where they were measured
@@ -310,11 +316,19 @@ def test_measure_resamples_patients_not_images(
     patients[~train], names = pd.factorize(study.labels["patient"][~train], sort=True)
     assert len(names) < (~train).sum()  # otherwise images and patients were the same
     for name in features:
-        decisions = probe_draws(standardise(features[name], train), *draws.support(3), draws.test)
-        for test, members in ((ALL, None), (BALANCED, draws.balanced)):
+        for probe, strength, test, members in (
+            (LINEAR, 1.0, ALL, None), (LINEAR, 1.0, BALANCED, draws.balanced), ("linear, C = 0.1", 0.1, ALL, None),
+            ("linear, C = 10", 10.0, ALL, None),
+        ):  # fmt: skip
+            decisions = probe_draws(standardise(features[name], train), *draws.support(3), draws.test,
+                                    inverse_l2=strength)  # fmt: skip
             expected = score(decisions, draws.test_labels, patients[draws.test], resample(4, len(names)), members)
-            scores = measured.scores[Key(name, LINEAR, 3, "Lung Opacity", test)]
-            assert np.array_equal(scores.both, expected.both, equal_nan=True), (name, test)
+            scores = measured.scores[Key(name, probe, 3, "Lung Opacity", test)]
+            assert np.array_equal(scores.both, expected.both, equal_nan=True), (name, probe, test)
+            assert scores.rarer == min(count_patients(draws.test, draws.test_labels, patients)) and scores.supports
+            people = study.labels["patient"].to_numpy()[draws.support(3)[0]]
+            alike = people[:, :, None] == people[:, None, :]
+            assert np.array_equal(scores.supports.patients[:, :, None] == scores.supports.patients[:, None, :], alike)
 
 
 def test_probes_on_the_used_images_equal_those_on_all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,25 +13,41 @@ from sklearn import metrics as sklearn_metrics
 
 from probe.linear import probe_draws
 from probe.metrics import BINS
-from probe.statistics import REPLICATES, Scores, estimate, holm, mean_of, over_seeds, p_value, resample, score
+from probe.statistics import (
+    REPLICATES,
+    Scores,
+    Supports,
+    estimate,
+    holm,
+    join,
+    mean_of,
+    over_seeds,
+    pool_variance,
+    resample,
+    score,
+)
 
 Floats = npt.NDArray[np.float64]
 
 
-def by_scikit_learn(decision: Floats, labels: npt.NDArray[np.int64], weights: npt.NDArray[np.int64]) -> list[float]:
-    """METRICS by scikit-learn, with each image repeated by its weight."""
-    decision, labels = np.repeat(decision, weights), np.repeat(labels, weights)
+def by_scikit_learn(decision: Floats, labels: npt.NDArray[np.int64], weights: Floats) -> list[float]:
+    """METRICS by scikit-learn, with each image taken by its weight."""
+    decision, labels, weights = decision[weights > 0], labels[weights > 0], weights[weights > 0]
     probability = 1 / (1 + np.exp(-decision))
     bins = np.minimum((probability * BINS).astype(int), BINS - 1)
-    gaps = [(bins == bin).mean() * abs(probability[bins == bin].mean() - labels[bins == bin].mean())
-            for bin in np.unique(bins)]  # fmt: skip
+    gaps = [abs((weights * (probability - labels))[bins == bin].sum()) for bin in np.unique(bins)]
     return [
-        float(sklearn_metrics.accuracy_score(labels, decision > 0)),
-        float(sklearn_metrics.balanced_accuracy_score(labels, decision > 0)),
-        float(sklearn_metrics.roc_auc_score(labels, decision)),
-        float(sklearn_metrics.average_precision_score(labels, decision)),
-        float(np.sum(gaps)),
+        float(sklearn_metrics.accuracy_score(labels, decision > 0, sample_weight=weights)),
+        float(sklearn_metrics.balanced_accuracy_score(labels, decision > 0, sample_weight=weights)),
+        float(sklearn_metrics.roc_auc_score(labels, decision, sample_weight=weights)),
+        float(sklearn_metrics.average_precision_score(labels, decision, sample_weight=weights)),
+        float(np.sum(gaps) / weights.sum()),
     ]
+
+
+def balance(weights: Floats, labels: npt.NDArray[np.int64]) -> Floats:
+    """Give both classes the same weight in all."""
+    return weights / np.where(labels == 1, weights[labels == 1].sum(), weights[labels == 0].sum())
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -45,9 +62,9 @@ def test_metrics_of_each_replicate_equal_scikit_learn(ties: bool, balanced: bool
     resamples = resample(3, 30, replicates=20, seed=1)
     found = score(decisions, labels, patients, resamples, members)
     for replicate in range(21):
-        weights = resamples.patients[replicate][patients]
-        by_draw = [by_scikit_learn(decisions[draw], labels, weights * (True if members is None else members[draw]))
-                   for draw in range(3)]  # fmt: skip
+        weights = resamples.patients[replicate][patients].astype(float)
+        by_draw = [by_scikit_learn(decisions[draw], labels, weights if members is None else
+                                   balance(weights * members[draw], labels)) for draw in range(3)]  # fmt: skip
         expected = (resamples.draws[replicate][:, None] * by_draw).sum(axis=0) / 3
         assert found.both[replicate] == pytest.approx(expected, abs=1e-9)
         assert found.patients[replicate] == pytest.approx(np.mean(by_draw, axis=0), abs=1e-9)
@@ -62,16 +79,16 @@ def test_undefined_metrics_are_nan() -> None:
         for metric in ("balanced_accuracy", "auroc", "auprc"):
             undefined = found.of(metric)
             assert np.isnan(undefined.both).all(), metric
-            assert np.isnan(estimate(undefined).mean) and np.isnan(p_value(undefined))
+            assert np.isnan(estimate(undefined).mean) and np.isnan(estimate(undefined).p)
         assert np.isfinite(found.of("accuracy").both).all()
 
 
 def test_replicates_without_one_class_are_excluded_from_the_interval() -> None:
-    labels = np.array([1] + [0] * 9)
+    labels = np.array([1] * 2 + [0] * 8)
     resamples = resample(1, 10, replicates=200)
     found = score(np.random.default_rng(0).normal(size=(1, 10)), labels, np.arange(10), resamples).of("auroc")
-    missing = (resamples.patients[:, 0] == 0).sum()
-    assert np.isnan(found.both).sum() == missing > 20
+    missing = (resamples.patients[:, :2].sum(axis=1) == 0).sum()
+    assert np.isnan(found.both).sum() == missing > 10
     assert np.isfinite([estimate(found).low, estimate(found).high]).all()
 
 
@@ -141,7 +158,7 @@ def test_paired_difference_on_noise_is_rejected_in_at_most_7_percent() -> None:
             score(probe_draws(features, rows, classes, rows.size + np.arange(len(labels))), labels, patients, resamples)
             for features in rng.normal(size=(2, rows.size + 2 * PATIENTS, FEATURES)).astype(np.float32)
         )
-        rejected += p_value((first - second).of("auroc")) < 0.05
+        rejected += estimate((first - second).of("auroc")).p < 0.05
     print(f"\nrejected {rejected / 400:.1%} of 400")
     assert rejected / 400 <= 0.07
 
@@ -153,7 +170,7 @@ def test_true_difference_is_significant() -> None:
     resamples = resample(20, 200)
     difference = score(signal, labels, np.arange(200), resamples) - score(noise, labels, np.arange(200), resamples)
     assert estimate(difference.of("auroc")).low > 0.1
-    assert p_value(difference.of("auroc")) == pytest.approx(2 / (REPLICATES + 1))
+    assert estimate(difference.of("auroc")).p < 1e-6
 
 
 def test_holm_equals_values_by_hand() -> None:
@@ -176,31 +193,109 @@ def test_interval_over_three_seeds_covers_the_truth() -> None:
             weights = resamples.patients / resamples.patients.sum(axis=1, keepdims=True)
             by_draw = weights @ values.T  # [R, D]
             counts = resamples.draws / draws
-            found.append(Scores((by_draw * counts).sum(axis=1), by_draw.mean(axis=1), values.mean(axis=1)))
+            found.append(Scores((by_draw * counts).sum(axis=1), by_draw.mean(axis=1), values.mean(axis=1), patients))
         effect = over_seeds(found)
         inside += effect.low <= truth <= effect.high
-        null = over_seeds([Scores(seed.both - truth, seed.patients - truth, seed.draws - truth) for seed in found])
+        null = over_seeds([replace(seed, both=seed.both - truth, patients=seed.patients - truth,
+                                   draws=seed.draws - truth) for seed in found])  # fmt: skip
         rejected += null.p < 0.05
     assert 0.93 <= inside / trials <= 0.995 and rejected / trials <= 0.07, (inside, rejected)
 
 
-def test_interval_of_one_seed_is_over_draws_and_patients() -> None:
+def test_one_seed_has_an_interval_but_no_p_value() -> None:
     rng = np.random.default_rng(0)
-    scores = Scores(rng.normal(0, 0.02, 2001), rng.normal(0, 0.015, 2001), rng.normal(0, 0.05, 50))
+    scores = Scores(rng.normal(0, 0.02, 2001), rng.normal(0, 0.015, 2001), rng.normal(0, 0.05, 50), 30)
     effect, alone = over_seeds([scores]), estimate(scores)
-    assert effect.seeds == 1 and effect.mean == alone.mean
-    assert effect.high - effect.low == pytest.approx(2 * stats.t.ppf(0.975, 49) * alone.error)
+    assert effect[:3] == (alone.mean, alone.low, alone.high) and np.isnan(effect.p) and effect.seeds == 1
     equal = over_seeds([scores, scores])  # no variance between seeds
-    assert equal[:4] == pytest.approx(effect[:4])
+    assert equal[:3] == pytest.approx(effect[:3]) and equal.p == pytest.approx(alone.p)
 
 
 def test_interval_over_seeds_equals_satterthwaite_by_hand() -> None:
     rng = np.random.default_rng(0)
     sizes = ((0.02, 2001), (0.015, 2001), (0.05, 50))  # std and number of `both`, `patients` and `draws`
-    seeds = [Scores(*(shift + rng.normal(0, *size) for size in sizes)) for shift in (0.0, 0.02, 0.07)]
-    effect, within = over_seeds(seeds), estimate(mean_of(seeds)).error ** 2
+    seeds = [Scores(*(shift + rng.normal(0, *size) for size in sizes), 30) for shift in (0.0, 0.02, 0.07)]
+    effect, within = over_seeds(seeds), estimate(mean_of(seeds))
     between = np.var([scores.both[0] for scores in seeds], ddof=1) / 3
-    error = (within + between) ** 0.5
-    freedom = (within + between) ** 2 / (within**2 / 49 + between**2 / 2)
+    error = (within.error**2 + between) ** 0.5
+    freedom = error**4 / (within.error**4 / within.freedom + between**2 / 2)
     assert effect.high - effect.low == pytest.approx(2 * stats.t.ppf(0.975, freedom) * error)
     assert effect.p == pytest.approx(2 * stats.t.sf(abs(effect.mean) / error, freedom))
+
+
+def test_estimate_equals_its_components_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    scores = Scores(rng.normal(0.6, 0.03, 2001), rng.normal(0.6, 0.025, 2001), rng.normal(0.6, 0.08, 40), 12)
+    of_patients, of_draws = np.var(scores.patients[1:], ddof=1), np.var(scores.draws, ddof=1) / 40
+    interaction = np.var(scores.both[1:], ddof=1) - of_patients - of_draws * 39 / 40
+    of_patients *= 12 / 11
+    variance = of_patients + of_draws - interaction
+    freedom = variance**2 / (of_patients**2 / 11 + of_draws**2 / 39)
+    found = estimate(scores)
+    assert (found.error, found.freedom) == pytest.approx((variance**0.5, freedom))
+    half = stats.t.ppf(0.975, freedom) * variance**0.5
+    assert (found.mean, found.low, found.high) == pytest.approx((scores.both[0], scores.both[0] - half,
+                                                                 scores.both[0] + half))  # fmt: skip
+    at_the_end = replace(scores, both=scores.both - found.low, patients=scores.patients - found.low,
+                         draws=scores.draws - found.low)  # fmt: skip
+    assert estimate(at_the_end).p == pytest.approx(0.05)  # the interval and the p value agree
+
+
+def test_few_patients_of_a_class_widen_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    scores = Scores(rng.normal(0, 0.02, 2001), rng.normal(0, 0.02, 2001), rng.normal(0, 0.01, 50), 1000)
+    widths = [found.high - found.low for found in (estimate(replace(scores, rarer=k)) for k in (1000, 20, 5))]
+    assert widths[0] < widths[1] < widths[2] and np.isnan(estimate(replace(scores, rarer=1)).low)
+
+
+def test_pool_variance_equals_a_regression_on_shared_patients() -> None:
+    rng = np.random.default_rng(0)
+    patients = np.array([rng.choice(25, 6, replace=False) for _ in range(15)])
+    effects = rng.normal(0, 0.03, 25)
+    draws = 0.6 + effects[patients].sum(axis=1) + rng.normal(0, 0.01, 15)
+    scores = Scores(np.array([draws.mean()]), np.array([draws.mean()]), draws, 50, Supports(patients * 7))
+    shared, apart = [], []
+    for d in range(15):
+        for e in range(d):
+            shared.append(len(set(patients[d]) & set(patients[e])))
+            apart.append((draws[d] - draws[e]) ** 2 / 2)
+    slope = np.polyfit(shared, apart, 1)[0]
+    assert slope < 0 and pool_variance(scores) == pytest.approx(-slope * np.mean(shared))
+    assert pool_variance(replace(scores, supports=None)) == 0
+    separate = Supports(np.arange(90).reshape(15, 6))  # no two draws share a patient
+    assert pool_variance(replace(scores, supports=separate)) == 0
+    halves = [replace(scores, draws=draws[part], supports=Supports(patients[part] * 7))
+              for part in (slice(0, 8), slice(8, 15))]  # fmt: skip
+    assert pool_variance(join(halves)) == pytest.approx(pool_variance(scores))
+    assert pool_variance(mean_of([scores, scores])) == pytest.approx(pool_variance(scores))
+
+
+def simulate_pool(rng: np.random.Generator, positive: int, tested: int) -> Scores:
+    """Scores whose draws come from one pool of few positive patients, and are tested on few patients; their truth is 0.
+
+    A draw's score is the sum of its patients' effects, its own, those of the test patients, and their interaction.
+    """
+    draws, shots = 100, 10
+    support = np.array([rng.choice(positive, shots, replace=False) for _ in range(draws)])
+    of_draw = rng.normal(0, 0.015, positive)[support].sum(axis=1) + rng.normal(0, 0.03, draws)
+    values = of_draw[:, None] + rng.normal(0, 0.15, tested) + rng.normal(0, 0.2, (draws, tested))
+    resamples = resample(draws, tested, replicates=300, seed=int(rng.integers(2**31)))
+    by_draw = (resamples.patients / tested) @ values.T  # [R, D]
+    return Scores((by_draw * resamples.draws / draws).sum(axis=1), by_draw.mean(axis=1), values.mean(axis=1), tested,
+                  Supports(support))  # fmt: skip
+
+
+@pytest.mark.parametrize(("positive", "tested"), [(45, 100), (20, 60), (200, 12)])
+def test_interval_covers_the_truth_of_other_pools_and_of_other_patients(positive: int, tested: int) -> None:
+    rng, trials = np.random.default_rng(0), 300
+    covered = of_this_pool = rejected = 0
+    for _ in range(trials):
+        scores = simulate_pool(rng, positive, tested)
+        found, without = estimate(scores), estimate(replace(scores, supports=None))
+        covered += found.low <= 0 <= found.high
+        of_this_pool += without.low <= 0 <= without.high
+        rejected += found.p < 0.05
+    print(f"{positive} positive patients in the pool, {tested} tested: {covered / trials:.1%} covered, "
+          f"{of_this_pool / trials:.1%} without the pool")  # fmt: skip
+    assert 0.92 <= covered / trials <= 0.985 and rejected == trials - covered
+    assert positive > 45 or of_this_pool / trials < 0.9

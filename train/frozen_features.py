@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]  # [images, F]
 Labels = npt.NDArray[np.integer] | npt.NDArray[np.floating]  # 0 and 1
+LEAST_STD = 1e-3  # of the median over features
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # as in Wu et al., 2018; fixed, never tuned
 BLOCK = 4096  # queries scored at a time, which bounds the memory of the cosines
 
@@ -17,12 +18,15 @@ def standardise(features: Features, train: npt.NDArray[np.bool_]) -> Features:
     """Standardise features [N, F] by the mean and std of the rows `train` [N] (no labels used), and divide by √F.
 
     The division makes a vector's expected squared length 1, so that one L2 strength means the same for encoders of any
-    width F. Without it, 20 examples in 512 dimensions are separable almost without penalty. A feature that is constant
-    over the rows `train`, such as that of a rarely active channel, becomes 0 in all rows: its scale is unknown.
+    width F. Without it, 20 examples in 512 dimensions are separable almost without penalty. A feature that is almost
+    constant over the rows `train` (its std is below LEAST_STD of the median), such as that of a rarely active channel,
+    becomes 0 in all rows: its scale is unknown, and where it is active it would outweigh all others.
     """
     known = features[train]
     mean, std = known.mean(axis=0), known.std(axis=0)
-    scale = np.where(np.ptp(known, axis=0) > 0, np.maximum(std, 1e-6), np.inf) * np.sqrt(features.shape[1])
+    active = np.ptp(known, axis=0) > 0
+    enough = active & (std >= LEAST_STD * np.median(std[active])) if active.any() else active
+    scale = np.where(enough, np.maximum(std, 1e-30), np.inf) * np.sqrt(features.shape[1])
     standardised: Features = (features - mean) / scale.astype(np.float32)
     return standardised
 

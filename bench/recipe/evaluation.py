@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from probe.baselines import scratch_encoder, thumbnail_encoder
 from probe.encoder import Encoder
 from probe.encoders import open_encoder
 from probe.features import read_features
-from probe.fewshot import Draws, NotMeasurable, make_draws, resolve_labels
+from probe.fewshot import Draws, NotMeasurable, Rows, make_draws, resolve_labels
 from probe.linear import probe_draws
 from probe.slices import count_patients, withhold
-from probe.statistics import Scores, mean_of, resample, score
+from probe.statistics import Scores, Supports, mean_of, resample, score
 from shard.errors import InputError
 from shard.manifest import Manifest, read_manifest
 from shard.read import read_labels
@@ -45,10 +46,28 @@ class EvaluationSet:
         train = (self.labels["split"] == "train").to_numpy()
         standardised, scores = standardise(features, train), {}
         for task, draws in self.draws.items():
-            decisions = probe_draws(standardised, *draws.support(SHOTS), draws.test)
+            rows, classes = draws.support(SHOTS)
+            decisions = probe_draws(standardised, rows, classes, draws.test)
             resamples = resample(len(decisions), int(self.patients.max()) + 1)
-            scores[task] = score(decisions, draws.test_labels, self.patients[draws.test], resamples).of("auroc")
+            scores[task] = score(decisions, draws.test_labels, self.patients[draws.test], resamples,
+                                 supports=self._people[rows]).of("auroc")  # fmt: skip
         return {**scores, MEAN: mean_of(list(scores.values()))}
+
+    @functools.cached_property
+    def _people(self) -> Rows:
+        """The number of each image's patient, [N], whatever its split."""
+        numbers: Rows = pd.factorize(self.labels["patient"])[0].astype(np.int64)
+        return numbers
+
+    def complete(self, scores: dict[str, Scores]) -> dict[str, Scores]:
+        """Add the numbers of test patients and the supports to scores on this set that were read from a file."""
+        completed = {}
+        for task, draws in self.draws.items():
+            rarer = min(count_patients(draws.test, draws.test_labels, self.patients))
+            supports = Supports(self._people[draws.support(SHOTS)[0]])
+            completed[task] = replace(scores[task], rarer=rarer, supports=supports)
+        mean = mean_of(list(completed.values()))
+        return {**completed, MEAN: replace(scores[MEAN], rarer=mean.rarer, supports=mean.supports)}
 
     def withheld(self) -> dict[str, str]:
         """Return task → reason for tasks, or their mean, with too few patients for an interval or a p value."""

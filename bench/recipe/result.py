@@ -51,7 +51,10 @@ def write_result(path: Path, identity: Mapping[str, Any], result: RunResult) -> 
 
 
 def read_result(path: Path, identity: Mapping[str, Any]) -> RunResult | None:
-    """Read a result. Returns None if the file is missing, truncated or corrupt, or has another identity."""
+    """Read a result. Returns None if the file is missing, truncated or corrupt, or has another identity.
+
+    Its scores lack what EvaluationSet.complete adds.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -61,4 +64,9 @@ def read_result(path: Path, identity: Mapping[str, Any]) -> RunResult | None:
         return None
     tasks = [name.removeprefix("both ") for name in arrays if name.startswith("both ")]
     return RunResult(float(arrays["seconds"]), {name: arrays[f"curve {name}"] for name in _CURVES},
-                  {task: Scores(*(arrays[f"{part} {task}"].astype(np.float64) for part in _PARTS)) for task in tasks})
+                  {task: _read_scores(arrays, task) for task in tasks})
+
+
+def _read_scores(arrays: Mapping[str, Any], task: str) -> Scores:
+    both, patients, draws = (arrays[f"{part} {task}"].astype(np.float64) for part in _PARTS)
+    return Scores(both, patients, draws, rarer=0)

@@ -146,7 +146,8 @@ class Study:
         write_result(run.result_path, self.identity(run), collect_result(run.folder, scores))
 
     def _read_result(self, run: TrainingRun) -> RunResult | None:
-        return read_result(run.result_path, self.identity(run))
+        result = read_result(run.result_path, self.identity(run))
+        return result and replace(result, scores=self.validation_set.complete(result.scores))
 
     def identity(self, run: TrainingRun) -> dict[str, Any]:
         """Return everything that a run's result depends on."""

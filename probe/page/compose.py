@@ -7,11 +7,20 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
+from probe.linear import INVERSE_L2
 from probe.measure import ALL, BALANCED, FINETUNE, Measured
 from probe.page.figures import colours, plot_forest, plot_roc, plot_scores, plot_shots
 from probe.page.formats import format_estimate, withheld_note
 from probe.page.inputs import layout_inputs
-from probe.page.layout import MAIN, all_tables, layout, layout_differences, layout_shots, with_mean_column
+from probe.page.layout import (
+    MAIN,
+    all_tables,
+    layout,
+    layout_differences,
+    layout_shots,
+    layout_strengths,
+    with_mean_column,
+)
 from probe.page.notes import list_commands, list_facts, list_notes
 from probe.page.sections import (
     feature_pictures,
@@ -29,11 +38,14 @@ from shard.progress import Progress
 from train.frozen_features import Features
 
 _MAIN = ("A linear probe on frozen features, trained on few images and tested on patients it was not trained on. "
-         "Brackets: 95 % interval over draws and test patients. Chance level is an AUROC of 0.5.")  # fmt: skip
+         "Brackets: 95 % interval over draws, pools of support patients and test patients. Chance level is an AUROC of "
+         "0.5.")  # fmt: skip
 _PAIRED = ("The two encoders of a pair are evaluated on the same draws and the same patients, so variation that they "
            "share cancels. If the interval contains zero (grey), the data do not show which encoder is better.")
 _SHOTS = ("Support sets are nested: each k-shot set is part of the larger ones. With all labels there is a single "
           "probe and no draw, so the interval is over patients only.")  # fmt: skip
+_STRENGTHS = (f"The C of all other tables is {INVERSE_L2:g}, fixed beforehand; a smaller C is a stronger penalty. "
+              "The rows show what each encoder would have gained or lost by another choice.")  # fmt: skip
 _FEATURES = ("Nearest neighbours by cosine similarity among the training images of which this report has features, and "
              "a t-SNE map of the test images, for qualitative inspection. The sizes of clusters in such a map, and the "
              "distances between them, have no meaning.")  # fmt: skip
@@ -81,6 +93,9 @@ def _sections(
                          [plot_roc({name: measured.rocs[name, task] / study.draws for name in palette
                                     if (name, task) in measured.rocs}, palette, task)
                           for task in study.drawn if shots in study.measured[task]])],
+        lambda: [Section("Strength of the penalty", _STRENGTHS, [],
+                         [layout_strengths(table, study.encoders, tasks, shots, study.mean)])]
+        if shots != "all" else [],
         lambda: [Section("Other metrics", "", [], sheets)],
         lambda: published,
         lambda: subgroup_section(study, table),

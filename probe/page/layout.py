@@ -10,7 +10,8 @@ import pandas as pd
 
 from probe.encoder import Encoder
 from probe.fewshot import Shots
-from probe.measure import ALL, BALANCED, FINETUNE, KNN, LINEAR
+from probe.linear import INVERSE_L2
+from probe.measure import ALL, BALANCED, FINETUNE, KNN, LINEAR, STRENGTHS
 from probe.metrics import METRICS
 from probe.names import GUESSING, MAJORITY, MEAN
 from probe.page.formats import Sheet, format_cell, format_estimate, format_p
@@ -85,6 +86,20 @@ def layout_shots(
     rows = [[f"{encoder.label}, {shots}", *(_cell(chosen, (encoder.name, shots, task)) for task in columns)]
             for encoder in encoders if not encoder.missing for shots in all_shots]  # fmt: skip
     return Sheet("AUROC by labelled examples per class", ["", *columns], rows)
+
+
+def layout_strengths(
+    table: pd.DataFrame, encoders: Sequence[Encoder], tasks: Sequence[str], shots: Shots, mean: str = MEAN
+) -> Sheet:  # fmt: skip
+    """Lay out the AUROC of linear probes by their penalty: rows are encoder and C, columns are tasks."""
+    columns = with_mean_column([task for task in tasks if task in set(table["task"])], mean)
+    chosen = table[(table["metric"] == "auroc") & (table["test"] == ALL) & (table["shots"] == str(shots))]
+    by_key = chosen.set_index(["encoder", "probe", "task"])
+    probes = {strength: probe for probe, strength in STRENGTHS.items()} | {INVERSE_L2: LINEAR}
+    rows = [[f"{encoder.label}, C = {strength:g}",
+             *(_cell(by_key, (encoder.name, probes[strength], task)) for task in columns)]
+            for encoder in encoders if not encoder.missing for strength in sorted(probes)]  # fmt: skip
+    return Sheet("AUROC by the strength of the penalty", ["", *columns], rows)
 
 
 def layout_differences(table: pd.DataFrame) -> Sheet:

@@ -35,20 +35,23 @@ def list_notes(study: Study) -> list[str]:
                f"{k} positive and {k} negative images of {2 * k} different training patients")  # fmt: skip
     notes = [
         f"Probes are trained on {support}. Results are means over {study.draws} draws, which all encoders share "
-        "(draws.csv), with 95 % intervals from a two-level bootstrap: draws and test patients are resampled with "
-        f"replacement, {REPLICATES} times.",
+        "(draws.csv). 95 % intervals and p values are over draws, test patients and pools of support patients, by "
+        f"Student's t: the first two variances are from a two-level bootstrap of {REPLICATES} replicates, the third is "
+        "from how much more alike two draws are that share patients. A probe of all labels has one support set: its "
+        "interval is over test patients.",
         "This report can't show what another choice of training patients, another seed for the weights, or another "
         "archive would give; whether labels mined from reports are correct; or whether a difference in AUROC matters "
         "to a patient.",
-        "Paired differences: two-sided p values from the bootstrap, corrected over the tasks (Holm), not over the "
-        "encoders.",
+        "Paired differences have two-sided p values. The mean over tasks is the primary endpoint, corrected for the "
+        "number of pairs of encoders (Holm). Single tasks are secondary, corrected for all pairs and tasks together.",
         f"Test split {splits}: {held_out['patient'].nunique()} patients, none in a support set, {_seen(study)}. "
         "Metrics are on all labelled test images, or on balanced test sets, which subsample the larger class once per "
         f"draw; on these, guessing the majority class scores 50 %. Labelled test images: {counts}.",
         f"{study.settings.label_policy} Features are frozen, standardised by {_reference(study)} without their labels, "
         "and divided by the square root of the encoder's width. The linear probe is a logistic regression with an L2 "
         f"penalty, C = {INVERSE_L2:g}, fixed beforehand and fitted to convergence. Accuracy is final, not peak.",
-        f"An encoder that does not beat the {SIDE}×{SIDE} thumbnail has learned nothing that grey levels do not show.",
+        f"An encoder that does not beat the {SIDE}×{SIDE} thumbnail is not shown to have learned more than a thumbnail "
+        "shows. That does not show that it has learned nothing: a real advantage may be too small for these patients.",
         *(f"COLLAPSED: {encoder.name}: {encoder.collapsed}. Collapsed encoders are excluded from the nearest "
           "neighbours and the feature map." for encoder in study.encoders if encoder.collapsed),
         *(f"{encoder.name}: {'; '.join((encoder.source, *(encoder.notes or (f'{encoder.input.size} px',))))}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from probe.baselines import SIDE, THUMBNAIL, baseline_names
@@ -12,7 +13,7 @@ from probe.fewshot import Shots
 from probe.measure import ALL, BALANCED, LINEAR, Key
 from probe.metrics import METRICS
 from probe.names import MEAN
-from probe.statistics import Estimate, Scores, estimate, holm, mean_of, p_value
+from probe.statistics import Estimate, Scores, estimate, holm, mean_of
 
 NAN = float("nan")
 
@@ -50,7 +51,7 @@ def score_table(scores: Mapping[Key, Scores], withheld: Mapping[str, str] | None
 
 
 def _without_interval(cell: Estimate, withheld: bool) -> Estimate:
-    return Estimate(cell.mean, NAN, NAN, NAN) if withheld else cell
+    return Estimate(cell.mean, NAN, NAN, NAN, NAN) if withheld else cell
 
 
 def references(encoders: Sequence[Encoder]) -> list[str]:
@@ -65,10 +66,11 @@ def difference_table(
     encoders: Sequence[Encoder], scores: Mapping[Key, Scores], tasks: Sequence[str], shots: Shots, mean: str = MEAN,
     withheld: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """Tabulate paired AUROC differences to each reference: difference, low, high, p, and p corrected over tasks (Holm).
+    """Tabulate paired AUROC differences to each reference: difference, low, high, p, and p corrected (Holm).
 
     Both encoders use the same support sets and test patients in every replicate, so shared variation cancels. The mean
-    over tasks depends on the tasks and is not counted as a further test. withheld: as in score_table; such tasks are
+    over tasks is the primary endpoint: its p values are corrected for the number of pairs of encoders. Those of the
+    tasks are secondary, and corrected for all pairs and tasks together. withheld: as in score_table; such tasks are
     not tested.
     """
     reasons = withheld or {}
@@ -79,16 +81,17 @@ def difference_table(
         for encoder in encoders:
             if encoder.name in compared:  # itself, or a pair that is listed already
                 continue
-            apart = _differences(scores, encoder.name, reference, [*tasks, mean], shots)
-            p_values = {task: NAN if task in reasons else p_value(score) for task, score in apart.items()}
-            corrected = dict(zip(tasks, holm([p_values.get(task, NAN) for task in tasks]), strict=True))
-            for task, difference in apart.items():
+            for task, difference in _differences(scores, encoder.name, reference, [*tasks, mean], shots).items():
                 cell = _without_interval(estimate(difference), task in reasons)
                 rows.append({"encoder": encoder.name, "reference": reference, "task": task, "difference": cell.mean,
-                             "low": cell.low, "high": cell.high, "p": p_values[task],
-                             "p_holm": corrected.get(task, NAN), "withheld": reasons.get(task, "")})  # fmt: skip
-    names = ["encoder", "reference", "task", "difference", "low", "high", "p", "p_holm", "withheld"]
+                             "low": cell.low, "high": cell.high, "p": cell.p, "withheld": reasons.get(task, "")})
+    names = ["encoder", "reference", "task", "difference", "low", "high", "p", "withheld"]
     table: pd.DataFrame = pd.DataFrame(rows, columns=names)
+    primary = (table["task"] == mean).to_numpy()
+    corrected = np.full(len(table), NAN)
+    for family in (primary, ~primary):
+        corrected[family] = holm(table["p"].to_numpy(float)[family])
+    table.insert(len(names) - 1, "p_holm", corrected)
     return table
 
 
@@ -108,10 +111,10 @@ def thumbnail_verdicts(differences: pd.DataFrame, mean: str = MEAN) -> list[str]
     """State for each encoder on which tasks it beats the thumbnail, and on which this is not shown.
 
     It beats the thumbnail if the interval lies above 0 and the corrected p value, if any, is below 0.05. Tasks without
-    an interval are omitted.
+    an interval are omitted. mean: the name of the mean over tasks.
     """
     verdicts = []
-    tasks = differences[(differences["reference"] == THUMBNAIL) & (differences["task"] != mean)]
+    tasks = differences[differences["reference"] == THUMBNAIL].replace({"task": {mean: "the mean over tasks"}})
     for encoder, cells in tasks[tasks["low"].notna()].groupby("encoder", sort=False):
         wins = (cells["low"] > 0) & ~(cells["p_holm"] >= 0.05)
         beaten, undecided = ([str(task) for task in cells["task"][chosen]] for chosen in (wins, ~wins))
