@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import sys
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from xxhash import xxh3_64_hexdigest
 
@@ -107,8 +111,14 @@ def _read_label_texts(folder: Path, shard: Shard, samples: list[Sample]) -> list
 
 def as_label_frame(rows: Iterable[dict[str, Any]], findings: tuple[str, ...]) -> pd.DataFrame:
     """Make a frame, in the columns of read_labels, from rows that iter_label_rows yields."""
-    columns = ["key", "patient", "split", "view", "sex", "age", *findings]
-    frame: pd.DataFrame = pd.DataFrame(list(rows), columns=columns).astype(dict.fromkeys(("age", *findings), "float64"))
+    texts: dict[str, list[str]] = {name: [] for name in ("key", "patient", "split", "view", "sex")}
+    numbers = {name: array("d") for name in ("age", *findings)}  # a dict for each row would take four times the memory
+    for row in rows:
+        for name, cells in texts.items():
+            cells.append(row[name])
+        for name, values in numbers.items():
+            values.append(math.nan if row[name] is None else row[name])
+    frame: pd.DataFrame = pd.DataFrame({**texts, **{name: np.array(values) for name, values in numbers.items()}})
     return frame
 
 
@@ -118,5 +128,6 @@ def _label_row(content: Any, findings: tuple[str, ...]) -> dict[str, Any]:
     if not all(label in (1, 0, -1, None) for label in labels.values()):
         raise ValueError(f"labels {labels}")
     age = content.get("age")
-    return {**{name: content[name] for name in ("patient", "split", "view")}, "sex": content.get("sex", ""),
+    texts = {**{name: content[name] for name in ("patient", "split", "view")}, "sex": content.get("sex", "")}
+    return {**{name: sys.intern(text) for name, text in texts.items()},  # an archive has each of them many times
             "age": age if age is None else float(age), **labels}  # fmt: skip

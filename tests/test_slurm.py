@@ -354,7 +354,7 @@ def test_signal_before_the_time_limit_saves_and_requeues(
 def test_full_disk_is_reported_and_the_chain_resumes_with_room(
     cluster: Cluster, undisturbed: Path, small_disk: Path, tmp_path: Path
 ) -> None:
-    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,size=3m", small_disk], check=True)
     run, flags = small_disk / "run", TRAIN_FLAGS.replace(f"--epochs={EPOCHS}", "--epochs=2")
     given = {"SHARDS": undisturbed / "shards", "RUN": run, "TRAIN_FLAGS": flags}
     jobs = submit_chain(cluster, tmp_path, "pretrain", **given)
