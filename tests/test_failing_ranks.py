@@ -52,7 +52,8 @@ def test_watcher_ends_a_rank_when_the_process_that_serves_the_store_is_killed(en
 
 
 def test_watchers_do_nothing_where_ranks_end_at_different_times(ended: Ended) -> None:
-    assert ended["healthy"] == [(0, "", "")] * 2
+    # PyTorch 2.10 prints a line for each rank that connects.
+    assert [(status, said) for status, _, said in ended["healthy"]] == [(0, "")] * 2
 
 
 def test_watchers_respond_for_their_ranks_and_keep_the_first_reason(monkeypatch: pytest.MonkeyPatch) -> None:
