@@ -60,6 +60,14 @@ def test_mean_needs_all_tasks_and_excludes_slices() -> None:
     assert means == {key("X", MEAN), key("Y", MEAN, shots=1)}
 
 
+def test_intervals_of_metrics_stay_between_0_and_1() -> None:
+    rng = np.random.default_rng(0)
+    samples = [0.98 + rng.normal(0, 0.03, (size, 5)) for size in (41, 41, 8)]
+    table = score_table({key("X", "A"): Scores(*samples, 12)})
+    assert estimate(Scores(*samples, 12).of("auroc")).high > 1
+    assert (table["high"] == 1).all() and (table["low"] > 0.5).all()
+
+
 def test_layout_shots_has_a_row_for_each_number_of_shots() -> None:
     rng = np.random.default_rng(0)
     encoders = [Encoder("X", "", None, IMAGES), Encoder("ImageNet", "", None, IMAGES, missing="no network")]

@@ -43,8 +43,9 @@ def score_table(scores: Mapping[Key, Scores], withheld: Mapping[str, str] | None
     for key, score in scores.items():
         for metric in METRICS:
             cell = _without_interval(estimate(score.of(metric)), key.task in reasons)
-            rows.append({**key._asdict(), "shots": str(key.shots), "metric": metric, "mean": cell.mean, "low": cell.low,
-                         "high": cell.high, "standard_error": cell.error, "draws": len(score.draws),
+            low, high = np.clip([cell.low, cell.high], 0, 1)  # all METRICS are; mean ± Student's t may not be
+            rows.append({**key._asdict(), "shots": str(key.shots), "metric": metric, "mean": cell.mean, "low": low,
+                         "high": high, "standard_error": cell.error, "draws": len(score.draws),
                          "withheld": reasons.get(key.task, "")})  # fmt: skip
     table: pd.DataFrame = pd.DataFrame(rows)
     return table
