@@ -83,7 +83,7 @@ def make_draws(
     are too few test images.
     """
     numbers = np.arange(len(labels))
-    patients = pd.factorize(labels["patient"], sort=True)[0]  # comparing integers is many times as fast
+    patients = number_patients(labels)  # comparing integers is many times as fast
     train = (labels["split"] == "train").to_numpy()
     positive, negative = ((labels[task] == value).to_numpy() for value in (1, 0))
     test, test_labels, classes = test_images(labels, task)
@@ -97,6 +97,12 @@ def make_draws(
     positives, negatives = (stack_shortest(rows) for rows in zip(*chosen, strict=True))
     return Draws(positives, negatives, test, test_labels, balanced,
                  *train_images(labels, task, all_limit, seed))  # fmt: skip
+
+
+def number_patients(labels: pd.DataFrame) -> Rows:
+    """The number of each image's patient, [images], whatever its split."""
+    numbers: Rows = pd.factorize(labels["patient"], sort=True)[0]
+    return numbers
 
 
 def test_images(labels: pd.DataFrame, task: str) -> tuple[Rows, Rows, list[Rows]]:

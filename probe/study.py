@@ -17,7 +17,7 @@ from probe.baselines import baseline_names
 from probe.draws_file import read_draws, write_draws
 from probe.encoder import Encoder
 from probe.encoders import open_encoders
-from probe.fewshot import Draws, NotMeasurable, Rows, Shots, make_draws, resolve_labels
+from probe.fewshot import Draws, NotMeasurable, Rows, Shots, make_draws, number_patients, resolve_labels
 from probe.names import name_mean
 from probe.settings import Settings
 from probe.slices import Slice, count_patients, find_slices, withhold
@@ -93,8 +93,7 @@ class Study:
     @functools.cached_property
     def people(self) -> Rows:
         """The number of each image's patient, [images], whatever its split."""
-        numbers: Rows = pd.factorize(self.labels["patient"], sort=True)[0].astype(np.int64)
-        return numbers
+        return number_patients(self.labels)
 
     @functools.cached_property
     def slices(self) -> list[Slice]:

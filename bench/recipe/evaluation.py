@@ -14,7 +14,7 @@ from probe.baselines import scratch_encoder, thumbnail_encoder
 from probe.encoder import Encoder
 from probe.encoders import open_encoder
 from probe.features import read_features
-from probe.fewshot import Draws, NotMeasurable, Rows, make_draws, resolve_labels
+from probe.fewshot import Draws, NotMeasurable, Rows, make_draws, number_patients, resolve_labels
 from probe.linear import probe_draws
 from probe.slices import count_patients, withhold
 from probe.statistics import Scores, Supports, mean_of, resample, score
@@ -56,8 +56,7 @@ class EvaluationSet:
     @functools.cached_property
     def _people(self) -> Rows:
         """The number of each image's patient, [N], whatever its split."""
-        numbers: Rows = pd.factorize(self.labels["patient"])[0].astype(np.int64)
-        return numbers
+        return number_patients(self.labels)
 
     def complete(self, scores: dict[str, Scores]) -> dict[str, Scores]:
         """Add the numbers of test patients and the supports to scores on this set that were read from a file."""
