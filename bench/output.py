@@ -14,7 +14,7 @@ import torch
 
 from shard.errors import InputError
 from shard.files import write_bytes
-from shard.machine import commit, cores, version_of
+from shard.machine import commit, cores, cpu_name, version_of
 from shard.plain_json import without_nan
 
 CHEXPERT_IMAGES = 224_316
@@ -67,7 +67,7 @@ def to_json(content: Any) -> bytes:
 def describe_machine() -> dict[str, str | int]:
     """Return the processor, the cores available to this process, the GPU, versions and the commit of the code."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
@@ -76,10 +76,3 @@ def describe_machine() -> dict[str, str | int]:
         "dali": version_of("nvidia-dali-cuda120"),
         "commit": commit(),
     }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -31,18 +31,24 @@ class Resamples:
 
 @dataclass(frozen=True)
 class Supports:
-    """The support sets that the draws of a score were trained on. patients: [D, n], numbered."""
+    """The support sets that the draws of a score were trained on.
+
+    patients: [D, n], numbered. A draw that joins the support sets of several folds may have a patient several times.
+    """
 
     patients: npt.NDArray[np.int64]
 
     @functools.cached_property
-    def shared(self) -> Floats:
-        """How many patients each pair of draws shares, one value per pair [D · (D - 1) / 2]."""
+    def products(self) -> Floats:
+        """How often each pair of draws has the same patient, and on the diagonal each draw with itself, [D, D].
+
+        c_d · c_e, where c counts how often a draw has each patient.
+        """
         numbers = np.unique(self.patients, return_inverse=True)[1].reshape(self.patients.shape)
-        members = np.zeros((len(numbers), int(numbers.max(initial=-1)) + 1), np.float32)
-        np.put_along_axis(members, numbers, 1, axis=1)
-        counts: Floats = (members @ members.T)[np.triu_indices(len(numbers), 1)].astype(np.float64)
-        return counts
+        counts = np.zeros((len(numbers), int(numbers.max(initial=-1)) + 1), np.float32)
+        np.add.at(counts, (np.arange(len(numbers))[:, None], numbers), 1)
+        products: Floats = (counts @ counts.T).astype(np.float64)
+        return products
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,19 @@ def mean_of(scores: Sequence[Scores]) -> Scores:
             first += int(score.supports.patients.max(initial=-1)) + 1
     return Scores(both, patients, draws, min(score.rarer for score in scores),
                   Supports(np.concatenate(supports, axis=1)) if len(supports) == len(scores) else None)  # fmt: skip
+
+
+def mean_over_folds(folds: Sequence[Scores]) -> Scores:
+    """Average the Scores of a task over the folds of a cross-validation, in which each patient is tested once.
+
+    Patients of the folds must have been resampled independently. Support sets of different folds have patients in
+    common, and each draw joins one of each fold.
+    """
+    both, patients, draws = (np.mean([getattr(fold, name) for fold in folds], axis=0)
+                             for name in ("both", "patients", "draws"))  # fmt: skip
+    supports = [fold.supports.patients for fold in folds if fold.supports is not None]
+    return Scores(both, patients, draws, sum(fold.rarer for fold in folds),
+                  Supports(np.concatenate(supports, axis=1)) if len(supports) == len(folds) else None)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -197,19 +216,22 @@ def pool_variance(scores: Scores) -> float:
     """Estimate how much the mean over draws varies between pools of support patients; 0 if the supports are unknown.
 
     All draws are from one pool, so their own variance does not show it. But two draws differ the less, the more
-    patients they share: half their squared difference is the variance of a draw less v for each patient shared. Its
-    slope over all pairs estimates v, and the mean over draws of other pools varies by v times the mean number shared.
+    patients they share. If a patient's presence has the variance v, half the squared difference of two draws is
+    expected to be v · |c_d - c_e|² / 2 and a constant, where c counts how often a draw has each patient. The slope over
+    all pairs estimates v, and the mean over draws of other pools varies by v times the mean of c_d · c_e.
     """
     if scores.supports is None or len(scores.draws) < 3:
         return 0.0
-    shared = scores.supports.shared
+    products = scores.supports.products
     first, second = np.triu_indices(len(scores.draws), 1)
     apart = (scores.draws[first] - scores.draws[second]) ** 2 / 2
-    spread = float(shared.var())
+    shared, own = products[first, second], np.diag(products)
+    distance = (own[first] + own[second]) / 2 - shared
+    spread = float(distance.var())
     if not spread or not np.isfinite(apart).all():
         return 0.0
-    slope = float(((shared - shared.mean()) * (apart - apart.mean())).mean()) / spread
-    return max(0.0, -slope) * float(shared.mean())
+    slope = float(((distance - distance.mean()) * (apart - apart.mean())).mean()) / spread
+    return max(0.0, slope) * float(shared.mean())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -7,6 +7,7 @@ import ctypes
 import importlib.metadata
 import math
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,14 @@ def _quota(group: Path) -> float:
         quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         return math.inf if int(quota) < 0 else int(quota) / int(period)
     return math.inf
+
+
+def cpu_name() -> str:
+    """Return the name of the processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def version_of(package: str) -> str:

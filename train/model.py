@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from train.architectures import build_encoder
 
@@ -15,14 +16,28 @@ PROJECTION = 128
 
 
 class SimCLR(nn.Module):
-    """Encoder f and projector g of SimCLR (Chen et al., 2020): x [N, 1, S, S] → h [N, F] → z [N, 128]."""
+    """Encoder f and projector g of SimCLR (Chen et al., 2020): x [N, 1, S, S] → h [N, F] → z [N, 128].
 
-    def __init__(self, arch: str, size: int = 224) -> None:
+    freeze_batchnorm: whether the encoder's BatchNorm normalises by its running statistics in training, too, and keeps
+    them. Its scale and shift are trained as always.
+    """
+
+    def __init__(self, arch: str, size: int = 224, *, freeze_batchnorm: bool = False) -> None:
         super().__init__()
+        self._freeze_batchnorm = freeze_batchnorm
         self.encoder, features = build_encoder(arch, size)
         self.projector = nn.Sequential(
             nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, PROJECTION)
         )
+
+    def train(self, mode: bool = True) -> SimCLR:
+        """Set the training mode, in which frozen BatchNorm stays in its evaluation mode."""
+        super().train(mode)
+        if self._freeze_batchnorm:
+            for module in self.encoder.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Project images [N, 1, S, S] to z [N, 128], not normalised."""

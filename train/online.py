@@ -86,6 +86,7 @@ class OnlineProbe:
                               mean=augmentation.mean, std=augmentation.std, batch_size=BATCH_SIZE, device=self._device,
                               workers=config.workers, samples=self.images.samples)  # fmt: skip
         rows = []
+        training = [module for module in encoder.modules() if module.training]  # all but a frozen BatchNorm
         encoder.eval()
         try:
             with torch.inference_mode(), autocast(config.device, config.precision):
@@ -94,7 +95,8 @@ class OnlineProbe:
                         raise Interrupted
                     rows.append(encoder(batch).float().cpu())
         finally:
-            encoder.train()
+            for module in training:
+                module.training = True
         return torch.cat(rows).numpy()
 
 

@@ -18,7 +18,8 @@ StartRecord = dict[str, str]
 START_FIELDS = ("init", "init_input", "name", "file", "file_sha256", "input", "sha256", "trained_on")
 
 DEFAULTS = {field.name: field.default for field in fields(Config)}
-RECIPE = ("temperature", "crop_min", "flip", "blur", "patient_positive", "same_patient", "schedule", "warmup_epochs")
+RECIPE = ("temperature", "crop_min", "flip", "blur", "patient_positive", "same_patient", "freeze_batchnorm", "schedule",
+          "warmup_epochs")
 
 
 def recipe_of(preset: Preset) -> dict[str, Any]:

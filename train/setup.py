@@ -53,7 +53,8 @@ def set_up(config: Config, ranks: Ranks | None = None) -> Setup:
         _warn_of_small_images(config, manifest)
         _report_partners(config, loader, manifest.images("train"))
     torch.manual_seed(config.seed)  # for the weights; the loader has separate generators
-    model = fit_to_device(SimCLR(config.arch, config.size), device, config.precision)
+    model = fit_to_device(SimCLR(config.arch, config.size, freeze_batchnorm=config.freeze_batchnorm), device,
+                          config.precision)
     if ranks.first:
         print(f"the model trains in {describe_precision(asked, config.precision, device, model)}")
     seed_all(config.seed + ranks.rank)

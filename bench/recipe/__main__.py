@@ -1,4 +1,4 @@
-"""python -m bench.recipe SHARDS --out=DIR"""
+"""python -m bench.recipe SHARDS --imagenet=FILE --out=DIR"""
 
 from bench.recipe.study import bench_recipe
 from shard.cli import run

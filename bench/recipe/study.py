@@ -1,8 +1,8 @@
-"""Run the recipe study: which pre-training recipe gives the best ten-shot probes?
+"""Run the recipe study: what do ten shots give, from ImageNet's weights, from random ones, and after pre-training?
 
-python -m bench.recipe SHARDS --out=DIR. Trains a declared grid (bench/recipe/grid.py) of small models on labelled
-shards. The recipe is chosen on the patients of split valid. The claim on the patients of split test is made once and
-kept.
+python -m bench.recipe SHARDS --imagenet=FILE --out=DIR. The recipe is chosen on the patients of split valid, from the
+cells of bench/recipe/grid.py. All other patients are tested once, by cross-fitting: encoders are pre-trained on the
+patients outside a fold, and tested on the fold.
 """
 
 from __future__ import annotations
@@ -15,22 +15,33 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from bench.output import describe_machine
-from bench.recipe.comparison import SeedScores, by_task, compare_cells, correct_p_values, difference, mean_auroc
+import pandas as pd
+
 from bench.recipe.evaluation import (
-    MEAN,
-    SHOTS,
-    TASKS,
-    EncoderFeatures,
     EvaluationSet,
-    available_tasks,
-    check_evaluation_sets,
+    choose_curve_tasks,
+    choose_tasks,
     make_evaluation_set,
+    read_all_labels,
 )
-from bench.recipe.grid import BASE, Cell, TrainingRun, choose_cells, train_all
-from bench.recipe.page import Claim, Page, Row, write_page
-from bench.recipe.result import RunResult, collect_result, read_result, write_result
-from probe.statistics import over_seeds
+from bench.recipe.folds import CHOOSING, FOLDS, assign_folds, build_fold_shards
+from bench.recipe.grid import (
+    CELLS,
+    CONTINUED,
+    FROM_IMAGENET,
+    LITE0,
+    RANDOM,
+    RANDOM_LR,
+    RESNET18,
+    Arm,
+    Cell,
+    choose_cells,
+)
+from bench.recipe.job import Job
+from bench.recipe.jobs import run_jobs
+from bench.recipe.result import RunResult, read_result
+from probe.fewshot import Rows
+from probe.statistics import Scores, mean_of, over_seeds
 from shard.address import Place
 from shard.cache import AS_SET, CacheFlags, open_shards
 from shard.errors import PARSE_ERRORS, InputError
@@ -39,71 +50,93 @@ from shard.flags import SHARDS, Flag, validate_call
 from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
 
-CLAIM = "claim.json"
+CHOICE = "choice.json"
+MEAN = "mean"
+SAME_FROM_RANDOM, PUBLISHED = "the same from random weights", "published"
+THUMBNAIL, IMAGENET = "thumbnail", "ImageNet, frozen"
+SCRATCH = {RESNET18: "ResNet-18, random", LITE0: "EfficientNet-Lite0, random"}
+BASELINE_SIZES = (96, 128, 160, 224)  # for ImageNet's weights, whose best size is chosen too
+SMALL = 96  # for the other baselines
 
 
 @validate_call
 def bench_recipe(
-    shards: Annotated[Place, replace(SHARDS, help="Folder of shards, built with --partners, with the splits train, "
-                                     "valid and test, or its address.")], *,
-    out: Annotated[Path, Flag("Folder for the runs and their results.", metavar="DIR")],
+    shards: Annotated[Place, replace(SHARDS, help="Folder of JPEG shards, or its address. They are built with "
+                                     "--partners and have the splits train, valid and test.")], *,
+    imagenet: Annotated[Path, Flag("File of ImageNet's weights of EfficientNet-Lite0, with timm's names.",
+                                   metavar="FILE")],
+    out: Annotated[Path, Flag("Folder for the runs.", metavar="DIR")],
+    results: Annotated[Path | None, Flag("Folder for the results, small files. A run with a result is not trained "
+                                         "again.", metavar="DIR", default="OUT/results")] = None,
     cells: Annotated[tuple[str, ...], Flag("Cells of the grid to train; bench/recipe/grid.py lists them.",
                                            metavar="NAME,…", default="all")] = (),
-    seeds: Annotated[int, Flag("Seeds of the cells that may be chosen; the others have one.", low=1, high=100)] = 3,
-    draws: Annotated[int, Flag("Support sets, the same for all cells.", low=2, high=10**4)] = 100,
-    claim: Annotated[bool, Flag("Score the chosen cell on the test patients. This happens once; later runs show the "
-                                "figures kept in --out.")] = False,
-    page: Annotated[Path | None, Flag("Write the results as Markdown to this file, with a figure next to it.",
-                                      metavar="FILE")] = None,
-    workers: Annotated[int, Flag("Loader threads; 0 starts one per core.", low=0, high=4096)] = 0,
+    seeds: Annotated[int, Flag("Seeds of each cell.", low=1, high=100)] = 3,
+    claim: Annotated[int, Flag("Seeds of the claim, which is made with the chosen cells on all patients who chose "
+                               "nothing; 0 makes none.", low=0, high=100)] = 0,
+    draws: Annotated[int, Flag("Support sets of a task, the same for all encoders.", low=2, high=10**4)] = 100,
+    jobs: Annotated[int, Flag("Runs trained at the same time. A GPU has room for several small ones.",
+                              low=1, high=256)] = 1,
+    minutes: Annotated[float, Flag("Start no run after this time; 0 sets no limit.", low=0, high=10**5)] = 0.0,
+    workers: Annotated[int, Flag("Loader threads of a run; 0 divides the cores among the runs.",
+                                 low=0, high=4096)] = 0,
     cache: CacheFlags = AS_SET,
 ) -> None:  # fmt: skip
-    """Train a grid of recipes, one run per cell and seed, and compare their few-shot scores.
+    """Choose a recipe on validation patients, and test it, with its rivals, on all other patients.
 
-    The same command resumes a study that was stopped. Results are kept in --out/results, so a finished run's folder may
-    be deleted. The shards need labels of Cardiomegaly, (Pleural) Effusion or Lung Opacity.
+    The same command resumes a study that was stopped. The first command chooses; --claim then tests the choice, which
+    is kept in --results and not made again.
 
-        python -m bench.recipe nih --out=runs/recipe --claim --page=docs/recipe.md
+        python -m bench.recipe nih --imagenet=lite0.safetensors --out=runs/recipe
+        python -m bench.recipe nih --imagenet=lite0.safetensors --out=runs/recipe --claim=5
     """
     folder = open_shards(shards, cache)
-    manifest, chosen = read_manifest(folder), choose_cells(cells)
-    check_shards(folder, manifest, chosen)
-    check_evaluation_sets(folder, draws)
-    study = Study(folder, out, chosen, seeds, draws, workers, manifest)
-    study.train()
-    scores = study.score_validation()
-    best = study.choose(scores)
-    claimed = study.claim(best) if claim else study.read_claim()
-    if claimed and claimed.cell != best.name:
-        print(f"the claim in {out / CLAIM} was made for {claimed.cell!r}, but {best.name!r} is now selected")
-    result = Page(str(shards), manifest.counts, draws, BASE, study.rows(scores), best.name, claimed, describe_machine(),
-                  study.validation_set.withheld())
-    print(result.text())
-    if page is not None:
-        write_page(page, result)
+    manifest = read_manifest(folder)
+    check_shards(folder, manifest)
+    if not imagenet.is_file():
+        raise InputError(f"--imagenet={imagenet}: no such file; give ImageNet's weights of EfficientNet-Lite0")
+    study = Study(folder, manifest, imagenet, out, results or out / "results", choose_cells(cells), seeds, draws,
+                  workers or max(1, cores() // jobs))
+    run_jobs(study.pending(study.choice_jobs()), jobs, minutes)
+    if claim:
+        run_jobs(study.pending(study.claim_jobs(study.choose(), claim)), jobs, minutes)
 
 
-def check_shards(shards: Path, manifest: Manifest, cells: Sequence[Cell]) -> None:
-    """Raise InputError if the shards lack a split, all tasks, or the grouping by patient that a cell needs."""
-    missing = [split for split in ("train", "valid", "test") if not manifest.images(split)]
+def check_shards(shards: Path, manifest: Manifest) -> None:
+    """Raise InputError if the shards lack a split, or the grouping by patient that the recipe needs."""
+    missing = [split for split in ("train", CHOOSING, "test") if not manifest.images(split)]
     if missing:
         raise InputError(f"{shards}: has no images in split {' and '.join(missing)}; NIH's shards have all three: "
                          "python -m shard build SRC OUT --dataset=nih --partners=3")  # fmt: skip
-    if not available_tasks(manifest):
-        raise InputError(f"{shards}: has no labels of {', '.join(TASKS)}; build shards of a data set with one of them")
-    paired = [cell.name for cell in cells if cell.settings.get("patient_positive")]
-    if paired and not manifest.settings.get("partners"):
-        raise InputError(f"{shards}: does not keep a patient's images together, as cell {paired[0]!r} requires; build "
-                         "shards with: python -m shard build SRC OUT --partners=3")  # fmt: skip
+    if not manifest.settings.get("partners"):
+        raise InputError(f"{shards}: does not keep a patient's images together, as the recipe requires; build shards "
+                         "with: python -m shard build SRC OUT --partners=3")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class StudyScores:
-    """The scores of each cell, of random weights at each size, and of the thumbnail."""
+class Choice:
+    """What validation patients chose: the cell of each arm with the size of its images, and ImageNet's size."""
 
-    cells: dict[str, SeedScores]
-    scratch: dict[int, SeedScores]
-    thumbnail: SeedScores
+    cells: dict[Arm, tuple[str, int]]
+    imagenet_size: int
+
+
+Seeds = list[dict[str, Scores]]  # one dict by task for each seed
+
+
+def claim_cells(choice: Choice) -> list[tuple[Cell, int]]:
+    """Return the cells of the claim with the sizes of their images: the chosen ones, and what they are compared with.
+
+    These are the continued cell from random weights instead of ImageNet's, and the published recipe with the views'
+    size, epochs and network of the cell from random weights.
+    """
+    known = {cell.name: cell for cell in CELLS}
+    (continued, continued_size), (own, own_size) = (choice.cells[arm] for arm in (CONTINUED, RANDOM))
+    same = {name: value for name, value in known[continued].settings.items()
+            if name not in FROM_IMAGENET and name != "freeze_batchnorm"}  # fmt: skip
+    network = {name: known[own].all_settings()[name] for name in ("arch", "size", "epochs")}
+    return [(known[continued], continued_size), (known[own], own_size),
+            (Cell(SAME_FROM_RANDOM, "", {**same, "lr": RANDOM_LR}), continued_size),
+            (Cell(PUBLISHED, "", {**network, "lr": RANDOM_LR}), own_size)]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,139 +144,143 @@ class Study:
     """The training and evaluation of the chosen cells."""
 
     shards: Path
+    manifest: Manifest
+    imagenet: Path
     out: Path
+    results: Path
     cells: list[Cell]
     seeds: int
     draws: int
     workers: int
-    manifest: Manifest
 
     @cached_property
-    def features(self) -> EncoderFeatures:
-        """The features of all encoders."""
-        return EncoderFeatures(self.shards, self.out / "features", self.workers or cores())
+    def labels(self) -> pd.DataFrame:
+        """The labels of all images."""
+        return read_all_labels(self.shards, self.manifest)
 
     @cached_property
-    def validation_set(self) -> EvaluationSet:
-        """The evaluation set by which cells are chosen."""
-        return make_evaluation_set(self.shards, "valid", self.draws)
+    def folds(self) -> Rows:
+        """The fold of each image."""
+        return assign_folds(self.labels, self.manifest.findings)
 
-    def runs(self, cell: Cell) -> list[TrainingRun]:
-        """Return the runs of a cell, one for each of its seeds."""
-        return [TrainingRun(cell, seed, self.shards, self.out) for seed in range(self.seeds if cell.repeated else 1)]
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks. Raises InputError if there is none."""
+        tasks = choose_tasks(self.labels, self.manifest.findings)
+        if not tasks:
+            raise InputError(f"{self.shards}: no finding has enough positive patients; build shards of more images")
+        return tasks
 
-    def train(self) -> None:
-        """Train the runs without a result, seed by seed, and write the result of each on validation patients."""
-        runs = [run for cell in self.cells for run in self.runs(cell) if self._read_result(run) is None]
-        for run in runs:
-            if run.result_path.exists():
-                print(f"{run.result_path}: corrupt, or computed with other draws, settings or shards; computing it "
+    @cached_property
+    def curve(self) -> dict[int, tuple[str, ...]]:
+        """The tasks of the curve over labels."""
+        return choose_curve_tasks(self.labels, self.folds, self.tasks)
+
+    def evaluation_set(self, fold: int | None) -> EvaluationSet:
+        """The evaluation set of a fold, or of validation patients."""
+        curve = {} if fold is None else self.curve
+        return make_evaluation_set(self.shards, fold, self.folds, self.tasks, curve, self.draws)
+
+    def choice_jobs(self) -> list[Job]:
+        """List the jobs of the choice: baselines, then each cell, seed by seed."""
+        runs = [self._run(cell, seed, None, cell.sizes()) for seed in range(self.seeds) for cell in self.cells]
+        return [*self._baselines(None, BASELINE_SIZES, self.seeds), *runs]
+
+    def claim_jobs(self, choice: Choice, seeds: int) -> list[Job]:
+        """List the jobs of the claim: baselines, then the chosen cells and their rivals, seed by seed."""
+        baselines = [job for fold in range(FOLDS)
+                     for job in self._baselines(fold, (choice.imagenet_size,), seeds)]  # fmt: skip
+        runs = [self._run(cell, seed, fold, (size,)) for seed in range(seeds)
+                for cell, size in claim_cells(choice) for fold in range(FOLDS)]  # fmt: skip
+        return [*baselines, *runs]
+
+    def _run(self, cell: Cell, seed: int, fold: int | None, sizes: tuple[int, ...]) -> Job:
+        settings = cell.all_settings()
+        if "init" in settings:
+            settings["init"] = str(self.imagenet.absolute())
+        shards = self.shards if fold is None else self.out / f"shards-{fold}"
+        return self._job("run", cell.folder, settings, seed, sizes, fold, str(shards))
+
+    def _baselines(self, fold: int | None, imagenet_sizes: tuple[int, ...], seeds: int) -> list[Job]:
+        weights = {"arch": LITE0, "weights": str(self.imagenet.absolute())}
+        return [
+            self._job("thumbnail", "thumbnail", {}, 0, (SMALL,), fold),
+            self._job("imagenet", "imagenet", weights, 0, imagenet_sizes, fold),
+            *(self._job("scratch", f"scratch-{arch.rpartition('/')[2]}", {"arch": arch}, seed, (SMALL,), fold)
+              for arch in SCRATCH for seed in range(seeds)),
+        ]  # fmt: skip
+
+    def _job(
+        self, kind: Any, name: str, settings: dict[str, Any], seed: int, sizes: tuple[int, ...], fold: int | None,
+        train_shards: str = "",
+    ) -> Job:  # fmt: skip
+        stage = "choice" if fold is None else "claim"
+        run = f"{name}.seed-{seed}" + (f".fold-{fold}" if fold is not None else "")
+        return Job(kind, settings, seed, sizes, fold, str(self.shards), train_shards, str(self.out / stage / run),
+                   str(self.results / stage / f"{run}.npz"), self.tasks, {} if fold is None else self.curve,
+                   self.draws, self.workers)  # fmt: skip
+
+    def pending(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return the jobs without a result."""
+        pending = [job for job in jobs if self.read(job) is None]
+        for job in pending:
+            if job.result_path.exists():
+                print(f"{job.result_path}: corrupt, or computed with other draws, settings or shards; computing it "
                       "again", file=sys.stderr)  # fmt: skip
-        train_all(sorted(runs, key=lambda run: run.seed), self.workers, self._write_result)
+        if any(job.fold is not None and job.kind == "run" for job in pending):
+            build_fold_shards(self.shards, self.manifest, self.folds, self.out)
+        return pending
 
-    def _write_result(self, run: TrainingRun) -> None:
-        scores = self.validation_set.score(self.features.trained(run.folder))
-        write_result(run.result_path, self.identity(run), collect_result(run.folder, scores))
+    def read(self, job: Job) -> RunResult | None:
+        """Read the result of a job, if there is one."""
+        return read_result(job.result_path, job.identity())
 
-    def _read_result(self, run: TrainingRun) -> RunResult | None:
-        result = read_result(run.result_path, self.identity(run))
-        return result and replace(result, scores=self.validation_set.complete(result.scores))
+    def candidates(self) -> dict[tuple[str, int], Seeds]:
+        """Return the scores of each cell and baseline on validation patients, by its name and the size of its images.
 
-    def identity(self, run: TrainingRun) -> dict[str, Any]:
-        """Return everything that a run's result depends on."""
-        return {"settings": run.cell.all_settings(), "seed": run.seed, "shards": self.manifest.fingerprint(),
-                "split": "valid", "draws": self.draws, "shots": SHOTS}  # fmt: skip
-
-    def results(self, cell: Cell) -> list[RunResult]:
-        """Return the results of a trained cell, one for each seed."""
-        return [result for run in self.runs(cell) if (result := self._read_result(run)) is not None]
-
-    def score_validation(self) -> StudyScores:
-        """Score all cells and baselines on validation patients."""
-        cells = {cell.name: by_task([result.scores for result in self.results(cell)]) for cell in self.cells}
-        return StudyScores(cells, self._score_scratch(self.validation_set, self.cells),
-                           self._score_thumbnail(self.validation_set))  # fmt: skip
-
-    def _score_scratch(self, evaluation_set: EvaluationSet, cells: Sequence[Cell]) -> dict[int, SeedScores]:
-        return {size: by_task([evaluation_set.score(self.features.scratch(BASE["arch"], seed, size))
-                               for seed in range(self.seeds)])
-                for size in sorted({_size(cell) for cell in cells})}  # fmt: skip
-
-    def _score_thumbnail(self, evaluation_set: EvaluationSet) -> SeedScores:
-        return by_task([evaluation_set.score(self.features.thumbnail(BASE["size"]))])
-
-    def choose(self, scores: StudyScores) -> Cell:
-        """Return the cell with the best mean over tasks, among the cells with every seed, or all if there is none."""
-        repeated = [cell for cell in self.cells if cell.repeated] or self.cells
-        return max(repeated, key=lambda cell: over_seeds(scores.cells[cell.name][MEAN]).mean)
-
-    def rows(self, scores: StudyScores) -> list[Row]:
-        """Return a row for each baseline, then one for each cell."""
-        withheld = self.validation_set.withheld()
-        to_published = compare_cells({cell.name: (scores.cells[cell.name], scores.cells[cell.reference])
-                                      for cell in self.cells if cell.name != cell.reference}, withheld)  # fmt: skip
-        to_thumbnail = compare_cells({name: (cell_scores, scores.thumbnail)
-                                      for name, cell_scores in scores.cells.items()}, withheld)  # fmt: skip
-        rows = [Row("Thumbnail", {}, mean_auroc(scores.thumbnail), {}, {}, [])]
-        rows += [Row(f"Scratch, {size} px", {}, mean_auroc(scratch), {}, {}, [])
-                 for size, scratch in scores.scratch.items()]  # fmt: skip
-        for cell in self.cells:
-            rows.append(Row(cell.name, cell.settings, mean_auroc(scores.cells[cell.name]),
-                            to_published.get(cell.name, {}), to_thumbnail[cell.name], self.results(cell)))  # fmt: skip
-        return rows
-
-    def claim(self, best: Cell) -> Claim:
-        """Compare the chosen cell with its references on test patients. Made once; later calls read the saved claim.
-
-        Raises InputError if the cell has a single seed.
+        Seeds without a result are left out.
         """
-        existing = self.read_claim()
-        if existing is not None:
-            return existing
-        if not best.repeated:
-            raise InputError(f"--claim: {best.name!r} has one seed and was not chosen by the study; test patients are "
-                             "evaluated once, so omit --cells, or name cells with every seed")  # fmt: skip
-        cells = [cell for cell in self.cells if cell.name in (best.name, best.reference)]
-        # Their checkpoints may have been deleted after the results were written.
-        train_all([run for cell in cells for run in self.runs(cell) if not run.is_done()], self.workers)
-        test_set = make_evaluation_set(self.shards, "test", self.draws)
-        scores = {cell.name: by_task([test_set.score(self.features.trained(run.folder)) for run in self.runs(cell)])
-                  for cell in cells}  # fmt: skip
-        references = {"Scratch": self._score_scratch(test_set, [best])[_size(best)],
-                      **{name: cell_scores for name, cell_scores in scores.items() if name != best.name},
-                      "Thumbnail": self._score_thumbnail(test_set)}  # fmt: skip
-        claim = self._make_claim(best, scores[best.name], references, test_set.withheld())
-        write_bytes(self.out / CLAIM, json.dumps(claim.plain(), indent=1, allow_nan=False).encode())
-        return claim
+        found: dict[tuple[str, int], Seeds] = {}
+        evaluation_set = self.evaluation_set(None)
+        for name, job in [(self._name(job), job) for job in self.choice_jobs()]:
+            result = self.read(job)
+            for size, scores in (result.scores if result else {}).items():
+                complete = evaluation_set.complete(scores)
+                found.setdefault((name, size), []).append({**complete, MEAN: mean_of([*complete.values()])})
+        return found
 
-    def _make_claim(
-        self, best: Cell, scores: SeedScores, references: dict[str, SeedScores], withheld: dict[str, str]
-    ) -> Claim:
-        """Compare with each reference on each task, with p values corrected for all comparisons."""
-        tasks = [task for task in scores if task != MEAN]
-        effects = correct_p_values({
-            (name, task): difference(scores[task], reference[task], withheld=task in withheld)
-            for name, reference in references.items() for task in tasks
-        })  # fmt: skip
-        return Claim(best.name, self.manifest.fingerprint(), self.draws, len(self.runs(best)), mean_auroc(scores),
-                     {name: mean_auroc(reference) for name, reference in references.items()},
-                     {name: {task: effects[name, task] for task in tasks} for name in references},
-                     {task: reason for task, reason in withheld.items() if task != MEAN})  # fmt: skip
+    def _name(self, job: Job) -> str:
+        if job.kind == "run":
+            return next(cell.name for cell in self.cells if job.name.startswith(f"{cell.folder}.seed-"))
+        return {"thumbnail": THUMBNAIL, "imagenet": IMAGENET}.get(job.kind) or SCRATCH[job.settings["arch"]]
 
-    def read_claim(self) -> Claim | None:
-        """Read the saved claim, if there is one. Raises InputError if it is corrupt or was made with other shards."""
-        path = self.out / CLAIM
-        if not path.exists():
-            return None
-        try:
-            claim = Claim.from_plain(json.loads(path.read_text()))
-        except PARSE_ERRORS as error:
-            raise InputError(f"{path}: not a claim ({type(error).__name__}: {error}); restore the original file: a new "
-                             "claim would evaluate the test patients a second time") from None  # fmt: skip
-        if claim.shards != self.manifest.fingerprint():
-            raise InputError(f"{path}: was made with shards other than {self.shards}; choose another --out")
-        return claim
+    def choose(self) -> Choice:
+        """Return the choice: in each arm the best mean over tasks and seeds, of the cells with every seed.
 
-
-def _size(cell: Cell) -> int:
-    return int(cell.all_settings()["size"])
+        It is made once and kept. Raises InputError if an arm has no such cell, or the kept choice is corrupt.
+        """
+        path = self.results / CHOICE
+        if path.exists():
+            try:
+                plain = json.loads(path.read_text())
+                return Choice({arm: (str(name), int(size)) for arm, (name, size) in plain["cells"].items()},
+                              int(plain["imagenet_size"]))  # fmt: skip
+            except PARSE_ERRORS as error:
+                raise InputError(f"{path}: not a choice ({type(error).__name__}: {error}); restore the original file: "
+                                 "another choice would test the patients a second time") from None  # fmt: skip
+        means = {key: over_seeds([scores[MEAN] for scores in seeds]).mean
+                 for key, seeds in self.candidates().items() if key[0] in (IMAGENET, THUMBNAIL)
+                 or len(seeds) == self.seeds}  # fmt: skip
+        cells = {}
+        for arm in (CONTINUED, RANDOM):
+            own = {(cell.name, size): means[cell.name, size] for cell in self.cells if cell.arm == arm
+                   for size in cell.sizes() if (cell.name, size) in means}  # fmt: skip
+            if not own:
+                raise InputError(f"--claim: no cell {arm!r} has a result of each of {self.seeds} seeds; run the study "
+                                 "without --claim first, or with fewer --seeds")  # fmt: skip
+            cells[arm] = max(own, key=lambda key: own[key])
+        size = max(BASELINE_SIZES, key=lambda size: means[IMAGENET, size])
+        choice = Choice(cells, size)
+        self.results.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, json.dumps({"cells": choice.cells, "imagenet_size": size}, indent=1).encode())
+        return choice

@@ -1,0 +1,175 @@
+"""One job of the recipe study: train a run, or take a baseline, evaluate it, and write the result to a small file.
+
+Jobs are processes of their own, so that several can share a GPU: python -m bench.recipe.job reads a job as JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bench.recipe.evaluation import make_evaluation_set
+from bench.recipe.folds import assign_folds
+from bench.recipe.result import RunResult, loss_curve, training_seconds, write_result
+from probe.baselines import imagenet_encoder, scratch_encoder, thumbnail_encoder
+from probe.encoder import Encoder
+from probe.encoders import open_encoder
+from probe.features import read_features
+from shard.cli import run as run_command
+from shard.errors import InputError
+from shard.flags import flag_name
+from shard.machine import commit, cpu_name, version_of
+from shard.manifest import read_manifest
+from shard.read import read_labels
+from shard.record import first_difference
+from train.checkpoint import load_newest_intact
+from train.weights.preprocessing import Input
+
+Kind = Literal["run", "scratch", "thumbnail", "imagenet"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained and evaluated, and where the result goes.
+
+    settings: of a run, the flags of python -m train; of a baseline, its arch and, for imagenet, its weights. seed: of
+    the run or of random weights. sizes: of the images that the encoder is evaluated on, in pixels. fold: whose patients
+    are tested; None for those of split valid. shards: of all images. train_shards: what the run is trained on.
+    """
+
+    kind: Kind
+    settings: dict[str, Any]
+    seed: int
+    sizes: tuple[int, ...]
+    fold: int | None
+    shards: str
+    train_shards: str
+    folder: str
+    result: str
+    tasks: tuple[str, ...]
+    curve: dict[int, tuple[str, ...]]
+    draws: int
+    workers: int
+
+    @property
+    def result_path(self) -> Path:
+        """The file of the result."""
+        return Path(self.result)
+
+    @property
+    def name(self) -> str:
+        """The name of the result, for people."""
+        return self.result_path.stem
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything that the result depends on, but for the machine: the contents of files, not their paths."""
+        settings = dict(self.settings)
+        for name in ("init", "weights"):
+            if settings.get(name):
+                settings[name] = hashlib.sha256(Path(settings[name]).read_bytes()).hexdigest()
+        shards = {"shards": read_manifest(Path(self.shards)).fingerprint()}  # those of a fold follow from them
+        evaluation = {"sizes": [*self.sizes], "fold": self.fold, "tasks": [*self.tasks], "draws": self.draws,
+                      "curve": {str(pool): [*tasks] for pool, tasks in self.curve.items()}}  # fmt: skip
+        return {"kind": self.kind, "settings": settings, "seed": self.seed, **shards, **evaluation}
+
+    def json(self) -> str:
+        """Encode as JSON, for `from_json`."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Job:
+        """Restore a job from the output of `json`."""
+        plain = json.loads(text)
+        plain["curve"] = {int(pool): tuple(tasks) for pool, tasks in plain["curve"].items()}
+        return Job(**{**plain, "sizes": tuple(plain["sizes"]), "tasks": tuple(plain["tasks"])})
+
+    def run(self) -> None:
+        """Train what is not trained yet, evaluate it, and write the result."""
+        if self.kind == "run":
+            train(self)
+        shards, device = Path(self.shards), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        manifest = read_manifest(shards)
+        labels = read_labels(shards, manifest, tuple(manifest.counts))
+        folds = assign_folds(labels, manifest.findings)
+        evaluation_set = make_evaluation_set(shards, self.fold, folds, self.tasks, self.curve, self.draws)
+        scores, curve = {}, {}
+        for size in self.sizes:
+            encoder = open_job(self, Input(size, manifest.pixel_mean, manifest.pixel_std))
+            features = read_features([encoder], shards, manifest, tuple(manifest.counts),
+                                     cache=Path(self.folder) / "features", batch_size=128, device=device,
+                                     workers=self.workers)  # fmt: skip
+            scores[size] = evaluation_set.score(features[encoder.name])
+            curve = evaluation_set.score_curve(features[encoder.name])
+        trained = self.kind == "run"
+        result = RunResult(training_seconds(Path(self.folder)) if trained else 0.0,
+                           loss_curve(Path(self.folder) if trained else None), scores, curve, describe_machine())
+        write_result(self.result_path, self.identity(), result)
+
+
+def describe_machine() -> dict[str, str]:
+    """Describe what computed a result: the processor, and the libraries."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {"processor": gpu or cpu_name(), "torch": torch.__version__, "dali": version_of("nvidia-dali-cuda120"),
+            "commit": commit()}  # fmt: skip
+
+
+def open_job(job: Job, images: Input) -> Encoder:
+    """Open the encoder of a job, for images of a size."""
+    if job.kind == "run":
+        return open_encoder(Path(job.folder), "run", images, images.size)[1]
+    if job.kind == "scratch":
+        return scratch_encoder(job.settings["arch"], job.seed, images)
+    if job.kind == "thumbnail":
+        return thumbnail_encoder(images)
+    return imagenet_encoder(job.settings["arch"], images, Path(job.settings["weights"]))
+
+
+def is_trained(job: Job) -> bool:
+    """Return whether all epochs are trained. Raises InputError if the checkpoint has other settings or shards."""
+    newest = load_newest_intact(Path(job.folder))
+    if newest is None:
+        return False
+    path, state, _ = newest
+    expected = {**job.settings, "seed": job.seed, "shards": read_manifest(Path(job.train_shards)).fingerprint()}
+    found = {**state["config"], "shards": state["shards"], "init": job.settings.get("init")}  # its file may move
+    if differing := first_difference({name: found.get(name) for name in expected}, expected):
+        raise InputError(f"{path}: belongs to another run ({differing}); choose another --out or remove {job.folder}")
+    return bool(state["epoch"] >= job.settings["epochs"])
+
+
+def train_command(job: Job) -> list[str]:
+    """Return the command that starts or resumes the run."""
+    flags = {**job.settings, "shards": job.train_shards, "out": job.folder, "seed": job.seed, "workers": job.workers}
+    given = [f"{flag_name(name)}={str(value).lower() if isinstance(value, bool) else value}"
+             for name, value in flags.items()]  # fmt: skip
+    return [sys.executable, "-m", "train", "--dali", *given]
+
+
+def train(job: Job) -> None:
+    """Train the run to its end, or resume it. Raises InputError, with the path of the log, if it fails."""
+    if is_trained(job):
+        return
+    folder = Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log.txt"
+    with log.open("a") as file:
+        status = subprocess.run(train_command(job), stdout=file, stderr=file).returncode
+    if status or not is_trained(job):
+        how = f"with status {status}" if status else "before its last epoch"
+        raise InputError(f"{folder}: the run ended {how}, see {log}; run the same command again to resume")
+
+
+def main() -> None:
+    """Run the job that the first argument encodes."""
+    Job.from_json(sys.argv[1]).run()
+
+
+if __name__ == "__main__":
+    run_command("python -m bench.recipe", main, [])
