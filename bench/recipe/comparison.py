@@ -1,35 +1,40 @@
-"""Differences of AUROC between encoders over seeds, and the correction of their p values."""
+"""Compare encoders over training seeds: differences of AUROC, corrected p values, and what ten labels are worth."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
+from bench.recipe.evaluation import CURVE
 from probe.statistics import Effect, Scores, holm, over_seeds
 
-SeedScores = dict[str, list[Scores]]  # task → the scores of each seed
+MEAN = "mean"
+Seeds = list[dict[str, Scores]]  # one dict by task for each training seed
+Floats = npt.NDArray[np.float64]
 Name = TypeVar("Name", bound=Hashable)
 
 
-def by_task(scores: Sequence[dict[str, Scores]]) -> SeedScores:
-    """Regroup the scores of each seed, a dict by task, into lists over seeds."""
-    return {task: [one[task] for one in scores] for task in scores[0]}
+def paired(scores: Seeds, reference: Seeds, task: str) -> list[Scores]:
+    """Return the differences of a task by seed. A reference with one seed is subtracted from each."""
+    others = reference if len(reference) > 1 else [*reference] * len(scores)
+    return [one[task] - other[task] for one, other in zip(scores, others, strict=False)]
 
 
-def mean_auroc(scores: SeedScores) -> dict[str, float]:
-    """Average the AUROC of each task over seeds."""
-    return {task: float(sum(one.both[0] for one in seeds) / len(seeds)) for task, seeds in scores.items()}
+def difference(scores: Seeds, reference: Seeds, task: str, *, withheld: bool = False) -> Effect:
+    """Return scores minus reference on one task, paired by seed. withheld: omit the interval and the p value."""
+    return _withhold(over_seeds(paired(scores, reference, task)), withheld)
 
 
-def difference(scores: Sequence[Scores], reference: Sequence[Scores], *, withheld: bool = False) -> Effect:
-    """Return scores minus reference on one task, paired by seed.
+def level(scores: Seeds, task: str, *, withheld: bool = False) -> Effect:
+    """Return the AUROC of a task over seeds. Its p value has no meaning and is NaN."""
+    return _withhold(over_seeds([one[task] for one in scores])._replace(p=math.nan), withheld)
 
-    A reference with a single seed, such as the thumbnail, is compared with every seed. If one side has more seeds, the
-    first ones are compared. withheld: omit the interval and the p value.
-    """
-    references = reference if len(reference) > 1 else [*reference] * len(scores)
-    effect = over_seeds([one - other for one, other in zip(scores, references, strict=False)])
+
+def _withhold(effect: Effect, withheld: bool) -> Effect:
     return effect._replace(low=math.nan, high=math.nan, p=math.nan) if withheld else effect
 
 
@@ -39,14 +44,52 @@ def correct_p_values(effects: Mapping[Name, Effect]) -> dict[Name, Effect]:
     return {name: effect._replace(p=p) for (name, effect), p in zip(effects.items(), corrected, strict=True)}
 
 
-def compare_cells(
-    pairs: dict[str, tuple[SeedScores, SeedScores]], withheld: Collection[str]
-) -> dict[str, dict[str, Effect]]:
-    """Return cell → task → difference, with p values corrected for all cells, separately for each task.
+def claim_effects(
+    scores: Seeds, rivals: Mapping[str, Seeds], tasks: Sequence[str], withheld: Collection[str]
+) -> dict[tuple[str, str], Effect]:
+    """Return (rival, task) → difference, and (rival, MEAN), with corrected p values.
 
-    pairs: cell → its scores and its reference's. withheld: the tasks without intervals and p values.
+    The mean is the primary endpoint, corrected for the number of rivals; the tasks are corrected for rivals × tasks.
     """
-    tasks = next(iter(pairs.values()))[0] if pairs else {}
-    effects = {task: correct_p_values({name: difference(scores[task], reference[task], withheld=task in withheld)
-                                       for name, (scores, reference) in pairs.items()}) for task in tasks}  # fmt: skip
-    return {name: {task: effects[task][name] for task in tasks} for name in pairs}
+    primary = {(rival, MEAN): difference(scores, reference, MEAN, withheld=MEAN in withheld)
+               for rival, reference in rivals.items()}  # fmt: skip
+    secondary = {(rival, task): difference(scores, reference, task, withheld=task in withheld)
+                 for rival, reference in rivals.items() for task in tasks}  # fmt: skip
+    return correct_p_values(primary) | correct_p_values(secondary)
+
+
+class Worth(NamedTuple):
+    """How many labels a class give a rival the AUROC of ours with ten, with a 95 % interval; infinite if no number."""
+
+    labels: float
+    low: float
+    high: float
+
+
+def worth(ours: Floats, rival: Mapping[int, Floats]) -> Worth:
+    """Return how many labels a class the rival needs to reach the AUROC `ours` [R], in each replicate.
+
+    rival: shots → its AUROC [R]. The curve is interpolated over the logarithm of the shots and made to rise; beyond its
+    last point the number is infinite, before its first it is that. The first replicate is the estimate, the others give
+    the interval by their percentiles.
+    """
+    shots = sorted(rival)
+    rising = np.maximum.accumulate([rival[number] for number in shots], axis=0)  # [S, R]
+    needed = np.array([_cross(np.log(shots), rising[:, replicate], ours[replicate]) for replicate in range(len(ours))])
+    low, high = np.quantile(needed[1:], [0.025, 0.975], method="nearest")
+    return Worth(float(needed[0]), float(low), float(high))
+
+
+def _cross(log_shots: Floats, rising: Floats, value: float) -> float:
+    if value > rising[-1]:
+        return math.inf
+    above = int(np.argmax(rising >= value))
+    if above == 0:
+        return float(np.exp(log_shots[0]))
+    share = (value - rising[above - 1]) / (rising[above] - rising[above - 1])
+    return float(np.exp(log_shots[above - 1] + share * (log_shots[above] - log_shots[above - 1])))
+
+
+def curve_shots(pool: int) -> tuple[int, ...]:
+    """Return the shots of the curve whose tasks have `pool` positive patients in every pool."""
+    return tuple(shots for shots in CURVE if shots <= pool)

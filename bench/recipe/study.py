@@ -8,15 +8,18 @@ patients outside a fold, and tested on the fold.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
+from scipy.stats import norm
 
+from bench.recipe.comparison import MEAN, Seeds, paired
 from bench.recipe.evaluation import (
     EvaluationSet,
     choose_curve_tasks,
@@ -41,7 +44,7 @@ from bench.recipe.job import Job
 from bench.recipe.jobs import run_jobs
 from bench.recipe.result import RunResult, read_result
 from probe.fewshot import Rows
-from probe.statistics import Scores, mean_of, over_seeds
+from probe.statistics import estimate, mean_of, over_seeds
 from shard.address import Place
 from shard.cache import AS_SET, CacheFlags, open_shards
 from shard.errors import PARSE_ERRORS, InputError
@@ -51,7 +54,6 @@ from shard.machine import cores
 from shard.manifest import Manifest, read_manifest
 
 CHOICE = "choice.json"
-MEAN = "mean"
 SAME_FROM_RANDOM, PUBLISHED = "the same from random weights", "published"
 THUMBNAIL, IMAGENET = "thumbnail", "ImageNet, frozen"
 SCRATCH = {RESNET18: "ResNet-18, random", LITE0: "EfficientNet-Lite0, random"}
@@ -97,8 +99,11 @@ def bench_recipe(
     study = Study(folder, manifest, imagenet, out, results or out / "results", choose_cells(cells), seeds, draws,
                   workers or max(1, cores() // jobs))
     run_jobs(study.pending(study.choice_jobs()), jobs, minutes)
+    print(study.describe_candidates())
     if claim:
-        run_jobs(study.pending(study.claim_jobs(study.choose(), claim)), jobs, minutes)
+        choice = study.choose(claim)
+        print(choice.describe())
+        run_jobs(study.pending(study.claim_jobs(choice, claim)), jobs, minutes)
 
 
 def check_shards(shards: Path, manifest: Manifest) -> None:
@@ -114,13 +119,21 @@ def check_shards(shards: Path, manifest: Manifest) -> None:
 
 @dataclass(frozen=True)
 class Choice:
-    """What validation patients chose: the cell of each arm with the size of its images, and ImageNet's size."""
+    """What validation patients chose: the cell of each arm with the size of its images, and ImageNet's size.
+
+    power: rival → the difference that the claim finds in 80 % of studies, stated before its runs were trained.
+    """
 
     cells: dict[Arm, tuple[str, int]]
     imagenet_size: int
+    power: dict[str, float]
 
-
-Seeds = list[dict[str, Scores]]  # one dict by task for each seed
+    def describe(self) -> str:
+        """Describe the choice for people."""
+        cells = "; ".join(f"{arm}: {name!r}, tested at {size} px" for arm, (name, size) in self.cells.items())
+        power = ", ".join(f"{rival} {difference:.3f}" for rival, difference in self.power.items())
+        return (f"chosen on validation patients: {cells}; ImageNet's weights at {self.imagenet_size} px\n"
+                f"the difference of the mean that the claim finds in 80 % of studies, less {power}")  # fmt: skip
 
 
 def claim_cells(choice: Choice) -> list[tuple[Cell, int]]:
@@ -254,7 +267,17 @@ class Study:
             return next(cell.name for cell in self.cells if job.name.startswith(f"{cell.folder}.seed-"))
         return {"thumbnail": THUMBNAIL, "imagenet": IMAGENET}.get(job.kind) or SCRATCH[job.settings["arch"]]
 
-    def choose(self) -> Choice:
+    def describe_candidates(self) -> str:
+        """Render a table of all candidates on validation patients: the mean over tasks and seeds, the best first."""
+        rows = []
+        for (name, size), seeds in self.candidates().items():
+            values = [float(scores[MEAN].both[0]) for scores in seeds]
+            spread = f"{pd.Series(values).std():.4f}" if len(values) > 1 else ""
+            rows.append((sum(values) / len(values), f"{name} | {size} | {len(values)} | {spread}"))
+        lines = [f"{mean:.4f} | {row}" for mean, row in sorted(rows, reverse=True)]
+        return "\n".join(["mean | cell | px | seeds | SD of seeds", *lines])
+
+    def choose(self, claim_seeds: int) -> Choice:
         """Return the choice: in each arm the best mean over tasks and seeds, of the cells with every seed.
 
         It is made once and kept. Raises InputError if an arm has no such cell, or the kept choice is corrupt.
@@ -264,13 +287,13 @@ class Study:
             try:
                 plain = json.loads(path.read_text())
                 return Choice({arm: (str(name), int(size)) for arm, (name, size) in plain["cells"].items()},
-                              int(plain["imagenet_size"]))  # fmt: skip
+                              int(plain["imagenet_size"]), plain["power"])  # fmt: skip
             except PARSE_ERRORS as error:
                 raise InputError(f"{path}: not a choice ({type(error).__name__}: {error}); restore the original file: "
                                  "another choice would test the patients a second time") from None  # fmt: skip
-        means = {key: over_seeds([scores[MEAN] for scores in seeds]).mean
-                 for key, seeds in self.candidates().items() if key[0] in (IMAGENET, THUMBNAIL)
-                 or len(seeds) == self.seeds}  # fmt: skip
+        candidates = self.candidates()
+        means = {key: over_seeds([scores[MEAN] for scores in seeds]).mean for key, seeds in candidates.items()
+                 if key[0] in (IMAGENET, THUMBNAIL) or len(seeds) == self.seeds}  # fmt: skip
         cells = {}
         for arm in (CONTINUED, RANDOM):
             own = {(cell.name, size): means[cell.name, size] for cell in self.cells if cell.arm == arm
@@ -280,7 +303,22 @@ class Study:
                                  "without --claim first, or with fewer --seeds")  # fmt: skip
             cells[arm] = max(own, key=lambda key: own[key])
         size = max(BASELINE_SIZES, key=lambda size: means[IMAGENET, size])
-        choice = Choice(cells, size)
+        rivals = {IMAGENET: (IMAGENET, size), THUMBNAIL: (THUMBNAIL, SMALL), SCRATCH[LITE0]: (SCRATCH[LITE0], SMALL)}
+        own = candidates[cells[CONTINUED]]
+        power = {name: self._detectable(own, candidates[rival], claim_seeds) for name, rival in rivals.items()}
+        choice = Choice(cells, size, power)
         self.results.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, json.dumps({"cells": choice.cells, "imagenet_size": size}, indent=1).encode())
+        write_bytes(path, json.dumps(asdict(choice), indent=1).encode())
         return choice
+
+    def _detectable(self, scores: Seeds, reference: Seeds, seeds: int) -> float:
+        """Estimate which difference of the mean over tasks a claim of some seeds finds with a power of 80 %.
+
+        The variance of patients and draws is that on validation patients, times their share of the patients that the
+        claim tests; that between seeds is divided by the number of seeds.
+        """
+        differences = paired(scores, reference, MEAN)
+        tested, chosen = (self.labels.loc[(self.folds >= 0) == tests, "patient"].nunique() for tests in (True, False))
+        within = estimate(mean_of(differences)).error ** 2 * chosen / tested
+        between = float(pd.Series([one.both[0] for one in differences]).var()) if len(differences) > 1 else 0.0
+        return float((norm.ppf(0.975) + norm.ppf(0.8)) * math.sqrt(within + between / seeds))
