@@ -77,6 +77,7 @@ CELLS = (
     _continued("128 px", size=128),
     _continued("128 px, 30 epochs", size=128, epochs=30),
     _continued("frozen BatchNorm", freeze_batchnorm=True),
+    _continued("frozen BatchNorm, 128 px", freeze_batchnorm=True, size=128),
     _continued("crop 0.1", crop_min=0.1),
     _continued("crop 0.6", crop_min=0.6),
     _continued("flip", flip=0.5),

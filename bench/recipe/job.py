@@ -1,13 +1,16 @@
 """One job of the recipe study: train a run, or take a baseline, evaluate it, and write the result to a small file.
 
-Jobs are processes of their own, so that several can share a GPU: python -m bench.recipe.job reads a job as JSON.
+python -m bench.recipe.job reads jobs from standard input, each as a line of JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
-import subprocess
+import os
+import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,12 +27,13 @@ from probe.encoders import open_encoder
 from probe.features import read_features
 from shard.cli import run as run_command
 from shard.errors import InputError
-from shard.flags import flag_name
 from shard.machine import commit, cpu_name, version_of
 from shard.manifest import read_manifest
 from shard.read import read_labels
 from shard.record import first_difference
 from train.checkpoint import load_newest_intact
+from train.config import Config
+from train.loop import pretrain
 from train.weights.preprocessing import Input
 
 Kind = Literal["run", "scratch", "thumbnail", "imagenet"]
@@ -41,7 +45,8 @@ class Job:
 
     settings: of a run, the flags of python -m train; of a baseline, its arch and, for imagenet, its weights. seed: of
     the run or of random weights. sizes: of the images that the encoder is evaluated on, in pixels. fold: whose patients
-    are tested; None for those of split valid. shards: of all images. train_shards: what the run is trained on.
+    are tested; None for those of split valid. shards: of all images. train_shards: what the run is trained on. folder:
+    of the run. features: folder that keeps computed features.
     """
 
     kind: Kind
@@ -52,6 +57,7 @@ class Job:
     shards: str
     train_shards: str
     folder: str
+    features: str
     result: str
     tasks: tuple[str, ...]
     curve: dict[int, tuple[str, ...]]
@@ -73,7 +79,7 @@ class Job:
         settings = dict(self.settings)
         for name in ("init", "weights"):
             if settings.get(name):
-                settings[name] = hashlib.sha256(Path(settings[name]).read_bytes()).hexdigest()
+                settings[name] = _hash_file(settings[name])
         shards = {"shards": read_manifest(Path(self.shards)).fingerprint()}  # those of a fold follow from them
         evaluation = {"sizes": [*self.sizes], "fold": self.fold, "tasks": [*self.tasks], "draws": self.draws,
                       "curve": {str(pool): [*tasks] for pool, tasks in self.curve.items()}}  # fmt: skip
@@ -103,7 +109,7 @@ class Job:
         for size in self.sizes:
             encoder = open_job(self, Input(size, manifest.pixel_mean, manifest.pixel_std))
             features = read_features([encoder], shards, manifest, tuple(manifest.counts),
-                                     cache=Path(self.folder) / "features", batch_size=128, device=device,
+                                     cache=Path(self.features), batch_size=128, device=device,
                                      workers=self.workers)  # fmt: skip
             scores[size] = evaluation_set.score(features[encoder.name])
             curve = evaluation_set.score_curve(features[encoder.name])
@@ -111,6 +117,13 @@ class Job:
         result = RunResult(training_seconds(Path(self.folder)) if trained else 0.0,
                            loss_curve(Path(self.folder) if trained else None), scores, curve, describe_machine())
         write_result(self.result_path, self.identity(), result)
+        if trained:
+            shutil.rmtree(self.features, ignore_errors=True)  # nothing reads them again, and they are large
+
+
+@functools.cache
+def _hash_file(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def describe_machine() -> dict[str, str]:
@@ -144,31 +157,30 @@ def is_trained(job: Job) -> bool:
     return bool(state["epoch"] >= job.settings["epochs"])
 
 
-def train_command(job: Job) -> list[str]:
-    """Return the command that starts or resumes the run."""
-    flags = {**job.settings, "shards": job.train_shards, "out": job.folder, "seed": job.seed, "workers": job.workers}
-    given = [f"{flag_name(name)}={str(value).lower() if isinstance(value, bool) else value}"
-             for name, value in flags.items()]  # fmt: skip
-    return [sys.executable, "-m", "train", "--dali", *given]
-
-
 def train(job: Job) -> None:
-    """Train the run to its end, or resume it. Raises InputError, with the path of the log, if it fails."""
+    """Train the run to its end, or resume it, and append what it prints to its log. Raises InputError if it fails."""
     if is_trained(job):
         return
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "log.txt"
-    with log.open("a") as file:
-        status = subprocess.run(train_command(job), stdout=file, stderr=file).returncode
-    if status or not is_trained(job):
-        how = f"with status {status}" if status else "before its last epoch"
-        raise InputError(f"{folder}: the run ended {how}, see {log}; run the same command again to resume")
+    config = Config(shards=Path(job.train_shards), out=folder, dali=True, seed=job.seed, workers=job.workers,
+                    **job.settings)  # fmt: skip
+    with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        pretrain(config)
 
 
 def main() -> None:
-    """Run the job that the first argument encodes."""
-    Job.from_json(sys.argv[1]).run()
+    """Run the jobs that standard input encodes, one a line, and answer each with its error, or an empty text."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a job prints must not get between the answers
+        for line in sys.stdin:
+            job = Job.from_json(line)
+            try:
+                job.run()
+                error = ""
+            except InputError as reason:
+                error = str(reason)
+            print(json.dumps(error), file=answers, flush=True)
 
 
 if __name__ == "__main__":

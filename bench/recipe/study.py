@@ -41,7 +41,7 @@ from bench.recipe.grid import (
     choose_cells,
 )
 from bench.recipe.job import Job
-from bench.recipe.jobs import run_jobs
+from bench.recipe.jobs import job_workers
 from bench.recipe.result import RunResult, read_result
 from probe.fewshot import Rows
 from probe.statistics import estimate, mean_of, over_seeds
@@ -98,12 +98,13 @@ def bench_recipe(
         raise InputError(f"--imagenet={imagenet}: no such file; give ImageNet's weights of EfficientNet-Lite0")
     study = Study(folder, manifest, imagenet, out, results or out / "results", choose_cells(cells), seeds, draws,
                   workers or max(1, cores() // jobs))
-    run_jobs(study.pending(study.choice_jobs()), jobs, minutes)
-    print(study.describe_candidates())
-    if claim:
-        choice = study.choose(claim)
-        print(choice.describe())
-        run_jobs(study.pending(study.claim_jobs(choice, claim)), jobs, minutes)
+    with job_workers(jobs, out / "workers.log", minutes) as pool:
+        pool.run(study.pending(study.choice_jobs()))
+        print(study.describe_candidates())
+        if claim:
+            choice = study.choose(claim)
+            print(choice.describe(), flush=True)
+            pool.run(study.pending(study.claim_jobs(choice, claim)))
 
 
 def check_shards(shards: Path, manifest: Manifest) -> None:
@@ -200,12 +201,12 @@ class Study:
         return [*self._baselines(None, BASELINE_SIZES, self.seeds), *runs]
 
     def claim_jobs(self, choice: Choice, seeds: int) -> list[Job]:
-        """List the jobs of the claim: baselines, then the chosen cells and their rivals, seed by seed."""
+        """List the jobs of the claim: the chosen cells and their rivals, cell by cell, then baselines."""
         baselines = [job for fold in range(FOLDS)
                      for job in self._baselines(fold, (choice.imagenet_size,), seeds)]  # fmt: skip
-        runs = [self._run(cell, seed, fold, (size,)) for seed in range(seeds)
-                for cell, size in claim_cells(choice) for fold in range(FOLDS)]  # fmt: skip
-        return [*baselines, *runs]
+        runs = [self._run(cell, seed, fold, (size,)) for cell, size in claim_cells(choice)
+                for seed in range(seeds) for fold in range(FOLDS)]  # fmt: skip
+        return [*runs, *baselines]
 
     def _run(self, cell: Cell, seed: int, fold: int | None, sizes: tuple[int, ...]) -> Job:
         settings = cell.all_settings()
@@ -229,9 +230,10 @@ class Study:
     ) -> Job:  # fmt: skip
         stage = "choice" if fold is None else "claim"
         run = f"{name}.seed-{seed}" + (f".fold-{fold}" if fold is not None else "")
+        features = self.out / stage / run / "features" if kind == "run" else self.out / "features"
         return Job(kind, settings, seed, sizes, fold, str(self.shards), train_shards, str(self.out / stage / run),
-                   str(self.results / stage / f"{run}.npz"), self.tasks, {} if fold is None else self.curve,
-                   self.draws, self.workers)  # fmt: skip
+                   str(features), str(self.results / stage / f"{run}.npz"), self.tasks,
+                   {} if fold is None else self.curve, self.draws, self.workers)  # fmt: skip
 
     def pending(self, jobs: Sequence[Job]) -> list[Job]:
         """Return the jobs without a result."""
@@ -304,8 +306,8 @@ class Study:
             cells[arm] = max(own, key=lambda key: own[key])
         size = max(BASELINE_SIZES, key=lambda size: means[IMAGENET, size])
         rivals = {IMAGENET: (IMAGENET, size), THUMBNAIL: (THUMBNAIL, SMALL), SCRATCH[LITE0]: (SCRATCH[LITE0], SMALL)}
-        own = candidates[cells[CONTINUED]]
-        power = {name: self._detectable(own, candidates[rival], claim_seeds) for name, rival in rivals.items()}
+        chosen = candidates[cells[CONTINUED]]
+        power = {name: self._detectable(chosen, candidates[rival], claim_seeds) for name, rival in rivals.items()}
         choice = Choice(cells, size, power)
         self.results.mkdir(parents=True, exist_ok=True)
         write_bytes(path, json.dumps(asdict(choice), indent=1).encode())
