@@ -33,22 +33,20 @@ class Resamples:
 class Supports:
     """The support sets that the draws of a score were trained on.
 
-    patients: [D, n], numbered. A draw that joins the support sets of several folds may have a patient several times.
+    patients: [D, n], numbered. folds: [D], the fold of each draw in a cross-validation; None for a single pool.
     """
 
     patients: npt.NDArray[np.int64]
+    folds: npt.NDArray[np.int64] | None = None
 
     @functools.cached_property
-    def products(self) -> Floats:
-        """How often each pair of draws has the same patient, and on the diagonal each draw with itself, [D, D].
-
-        c_d · c_e, where c counts how often a draw has each patient.
-        """
+    def shared(self) -> Floats:
+        """How many patients each pair of draws shares, one value per pair [D · (D - 1) / 2]."""
         numbers = np.unique(self.patients, return_inverse=True)[1].reshape(self.patients.shape)
-        counts = np.zeros((len(numbers), int(numbers.max(initial=-1)) + 1), np.float32)
-        np.add.at(counts, (np.arange(len(numbers))[:, None], numbers), 1)
-        products: Floats = (counts @ counts.T).astype(np.float64)
-        return products
+        members = np.zeros((len(numbers), int(numbers.max(initial=-1)) + 1), np.float32)
+        np.put_along_axis(members, numbers, 1, axis=1)
+        counts: Floats = (members @ members.T)[np.triu_indices(len(numbers), 1)].astype(np.float64)
+        return counts
 
 
 @dataclass(frozen=True)
@@ -89,26 +87,29 @@ def mean_of(scores: Sequence[Scores]) -> Scores:
     """Average several Scores, replicate by replicate. Their support sets count as of different patients."""
     both, patients, draws = (np.mean([getattr(score, name) for score in scores], axis=0)
                              for name in ("both", "patients", "draws"))  # fmt: skip
-    supports, first = list[npt.NDArray[np.int64]](), 0
+    supports, first = list[Supports](), 0
     for score in scores:
         if score.supports is not None:
-            supports.append(score.supports.patients + first)
+            supports.append(replace(score.supports, patients=score.supports.patients + first))
             first += int(score.supports.patients.max(initial=-1)) + 1
+    joint = np.concatenate([one.patients for one in supports], axis=1) if supports else None
     return Scores(both, patients, draws, min(score.rarer for score in scores),
-                  Supports(np.concatenate(supports, axis=1)) if len(supports) == len(scores) else None)  # fmt: skip
+                  Supports(joint, supports[0].folds) if joint is not None and len(supports) == len(scores) else None)
 
 
 def mean_over_folds(folds: Sequence[Scores]) -> Scores:
     """Average the Scores of a task over the folds of a cross-validation, in which each patient is tested once.
 
-    Patients of the folds must have been resampled independently. Support sets of different folds have patients in
-    common, and each draw joins one of each fold.
+    The patients of each fold must have been resampled independently of the others'. The draws of all folds are kept
+    side by side, each fold's moved to the mean over folds: a fold's own mean is no matter of its draws.
     """
-    both, patients, draws = (np.mean([getattr(fold, name) for fold in folds], axis=0)
-                             for name in ("both", "patients", "draws"))  # fmt: skip
+    both, patients = (np.mean([getattr(fold, name) for fold in folds], axis=0) for name in ("both", "patients"))
+    mean = np.mean([fold.draws.mean() for fold in folds])
+    draws = np.concatenate([fold.draws - fold.draws.mean() + mean for fold in folds])
     supports = [fold.supports.patients for fold in folds if fold.supports is not None]
+    numbers = np.repeat(np.arange(len(folds)), [len(fold.draws) for fold in folds])
     return Scores(both, patients, draws, sum(fold.rarer for fold in folds),
-                  Supports(np.concatenate(supports, axis=1)) if len(supports) == len(folds) else None)  # fmt: skip
+                  Supports(np.concatenate(supports), numbers) if len(supports) == len(folds) else None)
 
 
 @dataclass(frozen=True)
@@ -216,22 +217,26 @@ def pool_variance(scores: Scores) -> float:
     """Estimate how much the mean over draws varies between pools of support patients; 0 if the supports are unknown.
 
     All draws are from one pool, so their own variance does not show it. But two draws differ the less, the more
-    patients they share. If a patient's presence has the variance v, half the squared difference of two draws is
-    expected to be v · |c_d - c_e|² / 2 and a constant, where c counts how often a draw has each patient. The slope over
-    all pairs estimates v, and the mean over draws of other pools varies by v times the mean of c_d · c_e.
+    patients they share: half their squared difference is the variance of a draw less v for each patient shared. Its
+    slope over all pairs estimates v, and the mean over draws of other pools varies by v times the mean number shared.
+    In a cross-validation the slope is that of pairs of the same fold, and the mean that of all pairs, since pools of
+    different folds have patients in common.
     """
     if scores.supports is None or len(scores.draws) < 3:
         return 0.0
-    products = scores.supports.products
+    shared = scores.supports.shared
     first, second = np.triu_indices(len(scores.draws), 1)
     apart = (scores.draws[first] - scores.draws[second]) ** 2 / 2
-    shared, own = products[first, second], np.diag(products)
-    distance = (own[first] + own[second]) / 2 - shared
-    spread = float(distance.var())
+    folds = np.zeros(len(scores.draws), np.int64) if scores.supports.folds is None else scores.supports.folds
+    product = spread = 0.0
+    for fold in np.unique(folds):
+        pairs = (folds[first] == fold) & (folds[second] == fold)
+        centred = shared[pairs] - shared[pairs].mean()
+        product += float(centred @ (apart[pairs] - apart[pairs].mean()))
+        spread += float(centred @ centred)
     if not spread or not np.isfinite(apart).all():
         return 0.0
-    slope = float(((distance - distance.mean()) * (apart - apart.mean())).mean()) / spread
-    return max(0.0, slope) * float(shared.mean())
+    return max(0.0, -product / spread) * float(shared.mean())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -24,6 +24,7 @@ from train.config import Config
 from train.distributed.ranks import Ranks
 from train.export.export import export
 from train.journal import read_card, read_journal
+from train.model import SimCLR
 from train.setup import set_up
 from train.starting_weights import read_starting_weights
 from train.status import status
@@ -71,6 +72,30 @@ def probed(path: Path, shards: Shards, size: int = 32, requested: Stated | None 
     default = Input(size, shards.manifest.pixel_mean, shards.manifest.pixel_std)
     source = parse_source(str(path))
     return features_of(open_encoder(source, "A", default, size, requested)[1].module, shards, size)
+
+
+@pytest.mark.parametrize("micro_batch", [0, 8])
+def test_frozen_batchnorm_keeps_the_statistics_of_the_start(
+    micro_batch: int, shards: Shards, trained: Path, tmp_path: Path
+) -> None:
+    """The online probe after the first epoch sets the encoder to evaluation and back."""
+    train_here(shards, tmp_path, init=str(trained), freeze_batchnorm=True, online_every=1, micro_batch=micro_batch)
+    before, after = newest(trained)["model"], newest(tmp_path)["model"]
+    of_encoder = [name for name in before if name.startswith("encoder.")]
+    statistics = [name for name in of_encoder if "running_" in name or "num_batches" in name]
+    assert len(statistics) > 6 and all(torch.equal(before[name], after[name]) for name in statistics)
+    changed = [name for name in of_encoder if not torch.equal(before[name], after[name])]
+    assert {*changed} == {*of_encoder} - {*statistics}  # scales and shifts of BatchNorm included
+
+
+def test_frozen_batchnorm_normalises_by_its_statistics_and_not_by_the_batch() -> None:
+    model = SimCLR("timm/test_resnet", 32, freeze_batchnorm=True).train()
+    images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    features = model.encoder(images)
+    assert features.requires_grad and torch.equal(features, model.eval().encoder(images))
+    usual = SimCLR("timm/test_resnet", 32).train()
+    usual.load_state_dict(model.state_dict())
+    assert not torch.allclose(features, usual.encoder(images))
 
 
 def test_run_and_checkpoint_and_exports_start_with_the_features_of_the_probe(

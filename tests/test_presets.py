@@ -18,7 +18,7 @@ from shard.cli import bind
 from shard.errors import InputError
 from tests.conftest import DALI, SMALL, Shards, newest, run_module, same_run, train_here
 from train.__main__ import COMMANDS
-from train.config import Config
+from train.config import IMAGENET, Config
 from train.journal import CARD, read_journal
 from train.presets import PRESETS, Preset
 from train.recipe import describe_recipe, overrides, recipe_of, train_command
@@ -52,20 +52,30 @@ def test_default_is_the_published_recipe(shards: Shards) -> None:
     assert (config.optimizer, config.lr, config.batch_size, config.epochs) == ("adam", 3e-4, 64, 100)
     assert {name: getattr(config, name) for name in recipe_of("published")} == {
         "temperature": 0.5, "crop_min": 0.2, "flip": 0.5, "blur": 0.5, "patient_positive": 0.0,
-        "same_patient": "negatives", "schedule": "constant", "warmup_epochs": 0.0,
+        "same_patient": "negatives", "freeze_batchnorm": False, "schedule": "constant", "warmup_epochs": 0.0,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_preset_is_valid_and_needs_no_other_flag(preset: Preset, shards: Shards, tmp_path: Path) -> None:
-    settings = recipe_of(preset)
+def test_preset_is_valid_and_needs_at_most_weights(preset: Preset, shards: Shards, tmp_path: Path) -> None:
+    settings, init = recipe_of(preset), IMAGENET if preset == "continued" else ""
     assert PRESETS[preset].items() <= settings.items()
-    config = config_of(f"--shards={shards.folder}", f"--out={tmp_path}", f"--preset={preset}")
-    assert config == Config(shards=shards.folder, out=tmp_path, preset=preset, **settings)
+    flags = [f"--init={init}"] if init else []
+    config = config_of(f"--shards={shards.folder}", f"--out={tmp_path}", f"--preset={preset}", *flags)
+    assert config == Config(shards=shards.folder, out=tmp_path, preset=preset, init=init, **settings)
     assert not overrides(config.plain()) and describe_recipe(config.plain()) == f"preset {preset}"
     command = train_command(config.plain())
     assert (f"--preset={preset}" in command) == (preset != "published")
     assert not any(f"--{name.replace('_', '-')}" in command for name in settings)
+
+
+def test_frozen_batchnorm_needs_weights(shards: Shards, tmp_path: Path) -> None:
+    given = [f"--shards={shards.folder}", f"--out={tmp_path}"]
+    with pytest.raises(InputError, match=r"--preset=continued: keeps .* give --init=PATH too, or --preset=patient"):
+        config_of(*given, "--preset=continued")
+    with pytest.raises(InputError, match=r"--freeze-batchnorm: keeps .* give --init=PATH too, or omit it"):
+        config_of(*given, "--freeze-batchnorm")
+    assert not config_of(*given, "--preset=continued", "--freeze-batchnorm=false").freeze_batchnorm
 
 
 def test_flags_override_the_preset_even_with_zero(shards: Shards, tmp_path: Path) -> None:

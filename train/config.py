@@ -67,8 +67,8 @@ class Config:
         Augmentation.patient_positive)
     same_patient: Annotated[SamePatient, Flag("How the loss treats other images of the same patient in the batch; "
                                               "masked ignores them.", "recipe")] = "negatives"
-    freeze_batchnorm: Annotated[bool, Flag("Normalise by the BatchNorm statistics of --init's weights, and keep them.",
-                                           "recipe")] = False
+    freeze_batchnorm: Annotated[bool, Flag("Whether BatchNorm normalises by the statistics of --init's weights and "
+                                           "keeps them.", "recipe")] = False
     optimizer: Annotated[Optimizer, Flag("Optimizer; lars is meant for batches of thousands of images.",
                                           "optimisation")] = "adam"
     schedule: Annotated[Schedule, Flag("Learning rate after the warm-up.", "optimisation")] = "constant"
@@ -115,8 +115,10 @@ class Config:
         if self.init_input and not self.init:
             raise InputError(f"--init-input={self.init_input}: describes the weights of --init; give --init=PATH too")
         if self.freeze_batchnorm and not self.init:
-            raise InputError("--freeze-batchnorm: random weights have no statistics of images to keep; give "
-                             "--init=PATH too, or omit it")
+            what, other = (("--preset=continued", "--preset=patient") if self.preset == "continued" else
+                           ("--freeze-batchnorm", "omit it"))  # fmt: skip
+            raise InputError(f"{what}: keeps the BatchNorm statistics of other weights, and random ones have none; "
+                             f"give --init=PATH too, or {other}")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise InputError(f"--micro-batch={self.micro_batch}: does not divide --batch-size={self.batch_size}; "
                              f"{divisors(self.batch_size)} do")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-Preset = Literal["published", "patient"]
+Preset = Literal["published", "patient", "continued"]
 SamePatient = Literal["negatives", "masked", "positives"]
 
-# "published" is the recipe of the published study. "patient" takes views from two images of a patient; docs/recipe.md
-# reports how it was chosen.
+_PATIENT: dict[str, Any] = {
+    "temperature": 0.2, "crop_min": 0.3, "flip": 0.0, "patient_positive": 0.5, "same_patient": "masked",
+    "schedule": "cosine", "warmup_epochs": 1.0,
+}  # fmt: skip
+# "published" is the recipe of the published study. "patient" takes views from two images of a patient. "continued" is
+# the same for a run that starts at weights trained on other images, such as ImageNet's. docs/recipe.md reports how they
+# were chosen.
 PRESETS: dict[Preset, dict[str, Any]] = {
     "published": {},
-    "patient": {
-        "temperature": 0.2, "crop_min": 0.3, "flip": 0.0, "patient_positive": 0.5, "same_patient": "masked",
-        "schedule": "cosine", "warmup_epochs": 1.0,
-    },
-}  # fmt: skip
+    "patient": _PATIENT,
+    "continued": {**_PATIENT, "freeze_batchnorm": True},
+}

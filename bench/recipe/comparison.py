@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bench.recipe.evaluation import CURVE
-from probe.statistics import Effect, Scores, holm, over_seeds
+from probe.statistics import Effect, Scores, holm, mean_of, over_seeds
 
 MEAN = "mean"
 Seeds = list[dict[str, Scores]]  # one dict by task for each training seed
@@ -24,18 +24,19 @@ def paired(scores: Seeds, reference: Seeds, task: str) -> list[Scores]:
     return [one[task] - other[task] for one, other in zip(scores, others, strict=False)]
 
 
-def difference(scores: Seeds, reference: Seeds, task: str, *, withheld: bool = False) -> Effect:
-    """Return scores minus reference on one task, paired by seed. withheld: omit the interval and the p value."""
-    return _withhold(over_seeds(paired(scores, reference, task)), withheld)
+def difference(scores: Seeds, reference: Seeds, task: str) -> Effect:
+    """Return scores minus reference on one task, paired by seed."""
+    return over_seeds(paired(scores, reference, task))
 
 
-def level(scores: Seeds, task: str, *, withheld: bool = False) -> Effect:
-    """Return the AUROC of a task over seeds. Its p value has no meaning and is NaN."""
-    return _withhold(over_seeds([one[task] for one in scores])._replace(p=math.nan), withheld)
+def level(scores: Seeds, task: str) -> Effect:
+    """Return the AUROC of a task over seeds. It has no p value."""
+    return over_seeds([one[task] for one in scores])._replace(p=math.nan)
 
 
-def _withhold(effect: Effect, withheld: bool) -> Effect:
-    return effect._replace(low=math.nan, high=math.nan, p=math.nan) if withheld else effect
+def with_mean(scores: Mapping[str, Scores]) -> dict[str, Scores]:
+    """Add the mean over tasks."""
+    return {**scores, MEAN: mean_of([*scores.values()])}
 
 
 def correct_p_values(effects: Mapping[Name, Effect]) -> dict[Name, Effect]:
@@ -45,15 +46,14 @@ def correct_p_values(effects: Mapping[Name, Effect]) -> dict[Name, Effect]:
 
 
 def claim_effects(
-    scores: Seeds, rivals: Mapping[str, Seeds], tasks: Sequence[str], withheld: Collection[str]
+    scores: Seeds, rivals: Mapping[str, Seeds], tasks: Sequence[str]
 ) -> dict[tuple[str, str], Effect]:
     """Return (rival, task) → difference, and (rival, MEAN), with corrected p values.
 
     The mean is the primary endpoint, corrected for the number of rivals; the tasks are corrected for rivals × tasks.
     """
-    primary = {(rival, MEAN): difference(scores, reference, MEAN, withheld=MEAN in withheld)
-               for rival, reference in rivals.items()}  # fmt: skip
-    secondary = {(rival, task): difference(scores, reference, task, withheld=task in withheld)
+    primary = {(rival, MEAN): difference(scores, reference, MEAN) for rival, reference in rivals.items()}
+    secondary = {(rival, task): difference(scores, reference, task)
                  for rival, reference in rivals.items() for task in tasks}  # fmt: skip
     return correct_p_values(primary) | correct_p_values(secondary)
 

@@ -46,7 +46,7 @@ def fold_splits(labels: pd.DataFrame, folds: Rows, fold: int) -> pd.DataFrame:
 def build_fold_shards(shards: Path, manifest: Manifest, folds: Rows, out: Path) -> list[Path]:
     """Write shards of each fold, whose training images are those of all other patients, and return their folders.
 
-    They keep the bytes of the given JPEG shards. Shards that exist already are kept. Raises InputError for raw shards.
+    They keep the pixels of the given JPEG shards. Shards that exist already are kept. Raises InputError for raw shards.
     """
     if manifest.settings["encoding"] != "jpeg":
         raise InputError(f"{shards}: contains raw images; the study copies JPEG shards: build them without "

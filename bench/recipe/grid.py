@@ -27,6 +27,11 @@ RANDOM_LR = 1e-3  # of runs from random weights
 _RESNET: dict[str, Any] = {"arch": RESNET18, **PATIENT, "lr": RANDOM_LR}
 
 
+def file_name(name: str) -> str:
+    """Return a cell's name without spaces and commas."""
+    return name.replace(",", "").replace(" ", "-")
+
+
 @dataclass(frozen=True)
 class Cell:
     """A recipe of the grid. settings: the changes to BASE. arm: the choice that it is a candidate for."""
@@ -37,8 +42,8 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """The name without spaces and commas: of its folder, and as a value of --cells."""
-        return self.name.replace(",", "").replace(" ", "-")
+        """The name as that of a folder and as a value of --cells."""
+        return file_name(self.name)
 
     def all_settings(self) -> dict[str, Any]:
         """Return the settings of BASE, updated with the cell's own."""
@@ -92,12 +97,6 @@ CELLS = (
     _resnet("patient"),
     _resnet("patient, 64 px", size=64),
     _resnet("patient, 128 px", size=128),
-    _resnet("patient, 100 epochs", epochs=100),
-    _resnet("patient, 128 px, 100 epochs", size=128, epochs=100),
-    _resnet("patient, crop 0.1", crop_min=0.1),
-    _resnet("patient, crop 0.6", crop_min=0.6),
-    _resnet("patient, no blur", blur=0.0),
-    _resnet("patient, lr 3e-4", lr=3e-4),
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ Kind = Literal["run", "scratch", "thumbnail", "imagenet"]
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained and evaluated, and where the result goes.
+    """What is trained and evaluated, and where the result goes. cell: the name of a run's recipe.
 
     settings: of a run, the flags of python -m train; of a baseline, its arch and, for imagenet, its weights. seed: of
     the run or of random weights. sizes: of the images that the encoder is evaluated on, in pixels. fold: whose patients
@@ -50,6 +50,7 @@ class Job:
     """
 
     kind: Kind
+    cell: str
     settings: dict[str, Any]
     seed: int
     sizes: tuple[int, ...]

@@ -2,167 +2,180 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.recipe.evaluation import MEAN, SHOTS
-from bench.recipe.result import LOSS, ONLINE, RunResult
-from probe.page.formats import format_estimate, format_p, withheld_note
+from bench.recipe.choice import Candidate, Choice
+from bench.recipe.claim import Claim, is_same_machine
+from bench.recipe.comparison import MEAN, Worth
+from bench.recipe.design import Study
+from bench.recipe.evaluation import SHOTS
+from bench.recipe.folds import FOLDS
+from bench.recipe.grid import BASE, CELLS, Cell
+from probe.page.formats import format_estimate, format_p
 from probe.statistics import Effect
 from shard.files import atomic_write, write_bytes
-from shard.plain_json import without_nan
-
-
-@dataclass(frozen=True)
-class Row:
-    """A cell or baseline: AUROC by task, differences to the published recipe and the thumbnail, results of its runs."""
-
-    name: str
-    settings: dict[str, Any]
-    auroc: dict[str, float]
-    to_published: dict[str, Effect]
-    to_thumbnail: dict[str, Effect]
-    runs: list[RunResult]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The chosen cell on test patients.
-
-    shards: the fingerprint of the shards. auroc: by task; references: name → AUROC by task. differences: to each
-    reference, by task. withheld: task → reason, for tasks with too few patients for an interval or a p value.
-    """
-
-    cell: str
-    shards: str
-    draws: int
-    seeds: int
-    auroc: dict[str, float]
-    references: dict[str, dict[str, float]]
-    differences: dict[str, dict[str, Effect]]
-    withheld: dict[str, str] = field(default_factory=dict)
-
-    def plain(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dict, with None for NaN."""
-        plain: dict[str, Any] = without_nan(asdict(self))
-        return plain
-
-    @staticmethod
-    def from_plain(plain: dict[str, Any]) -> Claim:
-        """Restore a claim from the output of `plain`."""
-        def effect_of(values: list[Any]) -> Effect:
-            return Effect._make(math.nan if value is None else value for value in values)
-
-        differences = {name: {task: effect_of(effect) for task, effect in effects.items()}
-                       for name, effects in plain["differences"].items()}  # fmt: skip
-        return Claim(**{**plain, "differences": differences})
 
 
 @dataclass(frozen=True)
 class Page:
-    """The contents of the page. withheld: of the validation patients, as in Claim."""
+    """The contents of the page. choice and claim: None if there is none yet."""
 
-    shards: str
-    counts: dict[str, dict[str, int]]
-    draws: int
-    base: dict[str, Any]
-    rows: list[Row]
-    best: str
+    study: Study
+    candidates: dict[tuple[str, int], Candidate]
+    choice: Choice | None
     claim: Claim | None
-    machine: dict[str, str | int]
-    withheld: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def columns(self) -> list[str]:
-        """The tasks, and the mean over them."""
-        return list(self.rows[0].auroc)
+    figure: str = ""
 
     def text(self) -> str:
-        """Render the page in Markdown, without the text above the line of dashes and the figure."""
-        base = ", ".join(f"{name} {value}" for name, value in self.base.items() if not name.endswith("every"))
-        splits = ", ".join(f"{split} {count['images']} images of {count['patients']} patients"
-                           for split, count in self.counts.items())  # fmt: skip
-        parts = [
-            f"Trained on {splits}. Every cell: {base}, unless it changes them; {self.draws} draws of {SHOTS} shots, "
-            "the same for all.",
-            "## On validation patients: the choice\n\nMean AUROC over draws and seeds.\n\n" + self._cells(),
-            "Differences of AUROC to the published recipe with the same size and epochs, and to the thumbnail, with 95 "
-            "% intervals over draws, patients and seeds; for a cell with one seed, over draws and patients. p: of the "
-            "mean over tasks, two-sided, corrected for the number of cells (Holm).\n\n" + self._differences(),
-            *withheld_note(self.withheld),
-            f"Chosen among the cells with every seed, by the mean over tasks: **{self.best}**.",
-        ]
+        """Render the page in Markdown, without the text above the line of dashes."""
+        parts = [self._choice()]
         if self.claim is not None:
-            parts.append(self._claim(self.claim))
+            parts += [self._claim(self.claim), self._labels(self.claim), self._cost(self.claim)]
         return "\n\n".join(parts)
 
-    def _cells(self) -> str:
-        lines = [[row.name, _format_settings(row.settings), *(f"{row.auroc[task]:.3f}" for task in self.columns),
-                  *([str(len(row.runs)), f"{_mean_seconds(row) / 60:.1f}"] if row.runs else ["", ""])]
-                 for row in self.rows]  # fmt: skip
-        return table(["cell", "changes", *self.columns, "seeds", "minutes per run"], lines)
+    def _choice(self) -> str:
+        study = self.study
+        base = ", ".join(f"{name} {value}" for name, value in BASE.items() if not name.endswith("every"))
+        rows = [[cell.name, describe_changes(cell), *self._means(cell.name, cell.sizes()),
+                 *self._runs(cell)] for cell in study.cells if self._found(cell.name)]  # fmt: skip
+        others = [[name, "", f"{np.mean(candidate.means):.3f} at {size} px", "", "", ""]
+                  for (name, size), candidate in self.candidates.items()
+                  if name not in {cell.name for cell in study.cells}]  # fmt: skip
+        header = ["cell", "changes", "mean AUROC at its size", "at 32 px more", "seeds, their SD", "minutes a run"]
+        parts = [
+            "## On validation patients: the choice",
+            f"{study.patients(choosing=True)} patients; mean over {len(study.tasks)} tasks, {study.draws} draws of "
+            f"{SHOTS} labels a class, the same for all, and seeds. Every cell: {base}, unless it changes them. The "
+            "first cell of each start states its recipe, the others what they change of it.",
+            table(header, rows + others),
+        ]
+        if self.choice is not None:
+            cells = "; ".join(f"{arm}: **{name}**, tested at {size} px"
+                              for arm, (name, size) in self.choice.cells.items())  # fmt: skip
+            power = ", ".join(f"{value:.3f} over {name}" for name, value in self.choice.power.items())
+            parts.append(f"Chosen among the cells with {study.seeds} seeds: {cells}. ImageNet's frozen weights are "
+                         f"best at {self.choice.imagenet_size} px. Before the claim's runs were trained, the design "
+                         "was estimated to find, in 80 % of studies of five seeds, a difference of the mean of "
+                         f"{power}.")
+        return "\n\n".join(parts)
 
-    def _differences(self) -> str:
-        lines = []
-        for row in self.rows:
-            for name, effects in (("published", row.to_published), ("thumbnail", row.to_thumbnail)):
-                if effects:
-                    columns = [_format_effect(effects[task]) for task in self.columns]
-                    lines.append([row.name, name, *columns, format_p(effects[MEAN].p)])
-        return table(["cell", "less", *self.columns, "p"], lines)
+    def _found(self, name: str) -> bool:
+        return any(known == name for known, _ in self.candidates)
+
+    def _means(self, name: str, sizes: Sequence[int]) -> list[str]:
+        return [f"{np.mean(self.candidates[name, size].means):.3f}" for size in sizes]
+
+    def _runs(self, cell: Cell) -> list[str]:
+        first, second = (self.candidates[cell.name, size] for size in cell.sizes())
+        best = max(first, second, key=lambda candidate: float(np.mean(candidate.means)))
+        spread = f", {np.std(best.means, ddof=1):.3f}" if len(best.means) > 1 else ""
+        return [f"{len(best.means)}{spread}", f"{best.seconds / 60:.1f}"]
 
     def _claim(self, claim: Claim) -> str:
-        tasks = [task for task in self.columns if task != MEAN]
-        auroc = {claim.cell: claim.auroc, **claim.references}
-        scores = [[name, *(f"{by_task[task]:.3f}" for task in self.columns)] for name, by_task in auroc.items()]
-        differences = [
-            [f"less {name}", *(f"{_format_effect(effects[task])}, {format_p(effects[task].p)}" for task in tasks)]
-            for name, effects in claim.differences.items()
-        ]
-        return (f"## On test patients: the claim\n\nEvaluated once: {claim.cell}, {claim.seeds} seeds, {claim.draws} "
-                f"draws.\n\n{table(['', *self.columns], scores)}\n\n{table(['difference', *tasks], differences)}\n\n"
-                "Intervals of 95 % over draws, patients and seeds; p corrected for all comparisons shown (Holm)."
-                + "".join(f"\n\n{line}" for line in withheld_note(claim.withheld)))  # fmt: skip
+        study, ours = self.study, claim.tested[claim.ours]
+        levels = {task: claim.levels(task) for task in (*study.tasks, MEAN)}
+        names = list(claim.tested)
+        scores = [[f"{task} ({study.positive_patients(task)})" if task != MEAN else "**mean**",
+                   *(f"{levels[task][name].mean:.3f}" for name in names)] for task in levels]  # fmt: skip
+        scores.append(["its interval", *(_interval(levels[MEAN][name]) for name in names)])
+        rivals = list(dict.fromkeys(rival for rival, _ in claim.effects))
+        differences = [[f"**{task}**" if task == MEAN else task,
+                        *(_format_effect(claim.effects[rival, task]) for rival in rivals)]
+                       for task in (*study.tasks, MEAN)]  # fmt: skip
+        above = {rival: sum(claim.effects[rival, task].low > 0 for task in study.tasks) for rival in rivals}
+        below = {rival: sum(claim.effects[rival, task].high < 0 for task in study.tasks) for rival in rivals}
+        counted = "; ".join(f"{rival}: above 0 with the whole interval on {above[rival]} of {len(study.tasks)} tasks, "
+                            f"below it on {below[rival]}" for rival in rivals)  # fmt: skip
+        return "\n\n".join([
+            "## On all other patients: the claim",
+            f"{study.patients(choosing=False)} patients in {FOLDS} folds, each tested by encoders that were "
+            f"pre-trained on the patients outside its fold, with labels from these; {len(ours.scores)} seeds. Mean "
+            "AUROC over folds, draws and seeds, and in brackets the number of patients with the finding.",
+            table(["task", *names], scores),
+            f"**{claim.ours}**, less its rivals: intervals of 95 % over draws, pools of labelled patients, test "
+            "patients and seeds. p of the mean, the primary endpoint, is corrected for the three rivals (Holm), p of a "
+            "task for rivals × tasks.",
+            table(["less", *rivals], differences),
+            f"Counted: {counted}.",
+            *self._others(claim),
+        ])  # fmt: skip
+
+    def _others(self, claim: Claim) -> list[str]:
+        rows = [[f"{name}, less {rival}", format_estimate(*effect[:3], signed=True)]
+                for (name, rival), effect in claim.others.items()
+                if is_same_machine(claim.tested[name], claim.tested[rival])]  # fmt: skip
+        return ["Differences of the mean that the claim is not about:", table(["encoder", "difference"], rows)]
+
+    def _labels(self, claim: Claim) -> str:
+        parts = ["## How many labels it is worth"]
+        for pool, worths in claim.worth.items():
+            tasks = self.study.curve[pool]
+            shots = list(claim.tested[claim.ours].curves[pool])
+            rows = [[name, *(f"{tested.curves[pool][number][0]:.3f}" for number in shots)]
+                    for name, tested in claim.tested.items()]  # fmt: skip
+            worth = ". ".join(f"{rival} needs {_format_worth(one)} labels a class to reach it"
+                              for rival, one in worths.items())  # fmt: skip
+            level = claim.tested[claim.ours].curves[pool][SHOTS][0]
+            parts += [
+                f"Mean AUROC of the {len(tasks)} tasks with {pool} positive patients or more outside every fold "
+                f"({', '.join(tasks)}), by labels a class:",
+                table(["labels a class", *map(str, shots)], rows),
+                f"With {SHOTS} labels a class {claim.ours} reaches {level:.3f}. {worth}. Intervals of 95 % over draws "
+                "and test patients.",
+            ]
+        return "\n\n".join(parts)
+
+    def _cost(self, claim: Claim) -> str:
+        rows = [[name, str(len(tested.scores)), f"{tested.seconds / 3600:.1f}", ", ".join(tested.processors)]
+                for name, tested in claim.tested.items()]  # fmt: skip
+        figure = [f"![AUROC over labels, and differences by task]({self.figure})"] if self.figure else []
+        return "\n\n".join([*figure, "## What it took",
+                            table(["encoder", "seeds", "hours of training, all folds", "processor"], rows)])
 
 
 def write_page(path: Path, page: Page) -> None:
     """Write the page and its figure, with the suffix .svg. Keeps existing text above the first line of dashes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = path.with_suffix(".svg")
-    _plot(figure, page)
-    machine = ", ".join(f"{name} {value}" for name, value in page.machine.items())
-    text = path.read_text() if path.exists() else "# Which recipe makes ten shots count"
+    if page.claim is not None:
+        _plot(path.with_suffix(".svg"), page.claim, page.study)
+    text = path.read_text() if path.exists() else "# What ten shots give"
     introduction = text.split("\n---\n")[0].rstrip()
-    total = sum(run.seconds for row in page.rows for run in row.runs) / 3600
-    text = (f"{introduction}\n\n---\n\n{page.text()}\n\n"
-            f"![The online probe and the loss of each cell]({figure.name})\n\n"
-            f"All runs: {total:.1f} hours; the page was written on {machine}.\n")
-    write_bytes(path, text.encode())
+    write_bytes(path, f"{introduction}\n\n---\n\n{page.text()}\n".encode())
 
 
-def _plot(path: Path, page: Page) -> None:
-    """Plot each cell's online probe (AUROC on training patients) and loss over epochs, averaged over seeds."""
+def _plot(path: Path, claim: Claim, study: Study) -> None:
+    """Plot the AUROC over labels of each encoder, and ours less each rival by task."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    for row in page.rows:
-        style: dict[str, Any] = {"lw": 2.2, "zorder": 3} if row.name in (page.best, "published") else {"lw": 0.9}
-        for axis, curve in ((axes[0], ONLINE), (axes[1], LOSS)):
-            if row.runs and len(row.runs[0].curves[curve]):
-                x, y = np.mean([run.curves[curve] for run in row.runs], axis=0).T
-                axis.plot(x, y, label=row.name, **style)
-    axes[0].set(xlabel="epoch", ylabel="AUROC, all shots", title="Online probe (training patients)")
-    axes[1].set(xlabel="epoch", ylabel="NT-Xent loss", title="Loss")
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7, frameon=False)
-    for axis in axes:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
+    pool = min(pool for pool, tasks in study.curve.items() if tasks)
+    for name, tested in claim.tested.items():
+        shots = list(tested.curves[pool])
+        style: dict[str, Any] = {"lw": 2.4, "zorder": 3} if name == claim.ours else {"lw": 1.1}
+        left.plot(shots, [tested.curves[pool][number][0] for number in shots], marker="o", ms=3, label=name, **style)
+    left.set(xscale="log", xlabel="labels a class", ylabel="AUROC", title=f"Mean of {len(study.curve[pool])} tasks")
+    left.legend(fontsize=7, frameon=False)
+    tasks = [MEAN, *study.tasks][::-1]
+    rivals = list(dict.fromkeys(rival for rival, _ in claim.effects))
+    for number, rival in enumerate(rivals):
+        effects = [claim.effects[rival, task] for task in tasks]
+        places = np.arange(len(tasks)) + 0.22 * (1 - number)
+        means = np.array([effect.mean for effect in effects])
+        half = np.array([[effect.mean - effect.low, effect.high - effect.mean] for effect in effects]).T
+        right.errorbar(means, places, xerr=half, fmt="o", ms=3, lw=1, label=f"less {rival}")
+    right.axvline(0, color="0.6", lw=0.8)
+    right.set_yticks(range(len(tasks)), tasks, fontsize=8)
+    right.set(xlabel="difference of AUROC, 95 % interval", title=claim.ours)
+    right.legend(fontsize=7, frameon=False)
+    for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     with atomic_write(path) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -175,13 +188,31 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def describe_changes(cell: Cell) -> str:
+    """Describe the settings of the first cell with the same network and start, or the changes to that cell's."""
+    first = next(other for other in CELLS if _start(other) == _start(cell))
+    settings, base = cell.all_settings(), first.all_settings() if cell != first else BASE
+    changed = {name: value for name, value in settings.items() if base.get(name) != value}
+    start = ["from ImageNet"] if changed.pop("init", None) is not None else []
+    changed.pop("init_input", None)
+    return ", ".join([*start, *(f"{name.replace('_', ' ')} {value}" for name, value in changed.items())])
+
+
+def _start(cell: Cell) -> tuple[str, bool, bool]:
+    return cell.settings["arch"], "init" in cell.settings, "temperature" in cell.settings
+
+
 def _format_effect(effect: Effect) -> str:
-    return format_estimate(effect.mean, effect.low, effect.high, signed=True)
+    shown = format_estimate(effect.mean, effect.low, effect.high, signed=True)
+    return f"{shown}, {format_p(effect.p)}"
 
 
-def _format_settings(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+def _interval(effect: Effect) -> str:
+    return f"[{effect.low:.3f}, {effect.high:.3f}]"
 
 
-def _mean_seconds(row: Row) -> float:
-    return sum(run.seconds for run in row.runs) / len(row.runs)
+def _format_worth(worth: Worth) -> str:
+    def number(value: float) -> str:
+        return f"{value:.0f}" if np.isfinite(value) else "more than measured"
+
+    return f"{number(worth.labels)} [{number(worth.low)}, {number(worth.high)}]"
