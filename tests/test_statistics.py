@@ -21,6 +21,7 @@ from probe.statistics import (
     holm,
     join,
     mean_of,
+    mean_over_folds,
     over_seeds,
     pool_variance,
     resample,
@@ -138,7 +139,7 @@ def test_interval_covers_the_true_auroc_in_95_percent_of_simulations() -> None:
     for _ in range(400):
         found, weights = simulate(rng, effect)
         intervals.append(estimate(found))
-        aurocs.append(stats.norm.cdf(weights @ shift / np.sqrt(2) / np.linalg.norm(weights, axis=1)).mean())
+        aurocs.append(stats.stats.norm.cdf(weights @ shift / np.sqrt(2) / np.linalg.norm(weights, axis=1)).mean())
     truth = float(np.mean(aurocs))
     covered = np.mean([interval.low <= truth <= interval.high for interval in intervals])
     print(f"\nthe 95 % interval covers {truth:.4f} in {covered:.1%} of 400")
@@ -299,3 +300,79 @@ def test_interval_covers_the_truth_of_other_pools_and_of_other_patients(positive
           f"{of_this_pool / trials:.1%} without the pool")  # fmt: skip
     assert 0.92 <= covered / trials <= 0.985 and rejected == trials - covered
     assert positive > 45 or of_this_pool / trials < 0.9
+
+
+def test_mean_over_folds_keeps_the_draws_of_each_fold_apart() -> None:
+    rng = np.random.default_rng(0)
+    folds = [Scores(rng.normal(mean, 0.02, 61), rng.normal(mean, 0.02, 61), rng.normal(mean, 0.03, 20), 12,
+                    Supports(rng.integers(0, 40, (20, 6)))) for mean in (0.5, 0.6, 0.7)]  # fmt: skip
+    joint = mean_over_folds(folds)
+    assert joint.both == pytest.approx(np.mean([fold.both for fold in folds], axis=0)) and joint.rarer == 36
+    assert joint.draws.mean() == pytest.approx(np.mean([fold.draws.mean() for fold in folds]))
+    assert joint.draws.var() == pytest.approx(np.mean([fold.draws.var() for fold in folds]))  # none between folds
+    assert joint.supports is not None and joint.supports.folds is not None
+    assert joint.supports.folds.tolist() == [*[0] * 20, *[1] * 20, *[2] * 20]
+    twice = mean_of([joint, joint])
+    assert twice.supports is not None and np.array_equal(twice.supports.folds, joint.supports.folds)  # type: ignore[arg-type]
+    assert pool_variance(twice) == pytest.approx(pool_variance(joint))
+
+
+def test_pool_variance_of_folds_is_regressed_within_folds() -> None:
+    """Every patient has an effect; each fold has another constant, which is no effect of patients."""
+    rng = np.random.default_rng(0)
+    effects, folds = rng.normal(0, 0.03, 60), []
+    for fold in range(4):
+        pool = np.flatnonzero(np.arange(60) % 4 != fold)
+        patients = np.array([rng.choice(pool, 10, replace=False) for _ in range(50)])
+        draws = 0.6 + 0.1 * fold + effects[patients].sum(axis=1) + rng.normal(0, 0.02, 50)
+        folds.append(Scores(np.full(3, draws.mean()), np.full(3, draws.mean()), draws, 15, Supports(patients)))
+    counts = np.concatenate([np.eye(60)[fold.supports.patients].sum(axis=1) for fold in folds])  # type: ignore[union-attr]
+    expected = effects.var() * (counts.mean(axis=0) ** 2).sum()
+    assert pool_variance(mean_over_folds(folds)) == pytest.approx(expected, rel=0.3)
+
+
+def simulate_cross_fitting(rng: np.random.Generator) -> tuple[Scores, Scores]:
+    """Two encoders on 200 patients, 45 of them positive, in five folds with 30 draws of 10 labels a class."""
+    labels = rng.permutation(np.arange(200) < 45).astype(int)
+    folds = np.empty(200, int)
+    folds[np.argsort(labels, kind="stable")] = np.arange(200) % 5
+    common, signal = rng.normal(size=(200, 12)), np.r_[np.ones(4), np.zeros(8)]
+    features = [np.sqrt(0.5) * (common + rng.normal(size=(200, 12))) + labels[:, None] * effect * signal
+                for effect in SIGNALS]  # fmt: skip
+    scores: list[list[Scores]] = [[], []]
+    for fold in range(5):
+        test, train = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        classes = [train[labels[train] == label] for label in (1, 0)]
+        supports = np.array([np.concatenate([rng.choice(rows, 10, replace=False) for rows in classes])
+                             for _ in range(30)])  # fmt: skip
+        resamples = resample(30, len(test), replicates=300, seed=int(rng.integers(2**31)))
+        for encoder, own in zip(features, scores, strict=True):
+            weights = encoder[supports[:, :10]].mean(axis=1) - encoder[supports[:, 10:]].mean(axis=1)
+            own.append(score(weights @ encoder[test].T, labels[test], np.arange(len(test)), resamples,
+                             supports=supports).of("auroc"))  # fmt: skip
+    return mean_over_folds(scores[0]), mean_over_folds(scores[1])
+
+
+SIGNALS = (0.35, 0.45)
+
+
+def expected_auroc(rng: np.random.Generator, effect: float) -> float:
+    """The AUROC of such an encoder, averaged over support sets of other patients."""
+    weights = rng.normal(size=(200_000, 12)) * np.sqrt(2 / 10)
+    weights[:, :4] += effect
+    margins = weights[:, :4].sum(axis=1) * effect / np.linalg.norm(weights, axis=1)
+    return float(stats.norm.cdf(margins / np.sqrt(2)).mean())
+
+
+def test_interval_of_cross_fitting_covers_the_truth_of_other_patients() -> None:
+    rng, trials = np.random.default_rng(0), 100
+    truth = [expected_auroc(rng, effect) for effect in SIGNALS]
+    covered, without = np.zeros(3), 0
+    for _ in range(trials):
+        one, other = simulate_cross_fitting(rng)
+        pairs = [(one, truth[0]), (other, truth[1]), (other - one, truth[1] - truth[0])]
+        covered += [found.low <= value <= found.high for scores, value in pairs for found in (estimate(scores),)]
+        alone = estimate(replace(one, supports=None))
+        without += alone.low <= truth[0] <= alone.high
+    print(f"cross-fitting: {covered / trials} covered, {without / trials:.0%} without the pools")
+    assert (covered / trials >= 0.9).all() and without / trials < 0.87
