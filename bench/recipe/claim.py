@@ -24,20 +24,15 @@ Curve = Mapping[int, npt.NDArray[np.float64]]  # shots → the mean AUROC in eac
 
 @dataclass(frozen=True)
 class Outcome:
-    """An encoder on all tested patients: its scores by seed, its curve over labels by pool, and who trained it.
+    """An encoder on all tested patients: its scores by seed, and its curve over labels by pool.
 
-    seconds: of training, over all its runs. processors: that trained and evaluated it.
+    seconds: of training, over all its runs. processors: what trained and evaluated it.
     """
 
     scores: Seeds
     curves: Mapping[int, Curve]
     seconds: float
     processors: tuple[str, ...]
-
-    @property
-    def means(self) -> list[float]:
-        """The mean AUROC over tasks, of each seed."""
-        return [float(scores[MEAN].both[0]) for scores in self.scores]
 
 
 @dataclass(frozen=True)

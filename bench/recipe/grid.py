@@ -57,11 +57,6 @@ class Cell:
         size = self.all_settings()["size"]
         return size, size + 32
 
-    def cost(self) -> float:
-        """Return the relative duration: epochs × pixels of a view."""
-        settings = self.all_settings()
-        return float(settings["epochs"] * settings["size"] ** 2)
-
 
 def _continued(name: str, **changes: Any) -> Cell:
     return Cell(f"continued, {name}", CONTINUED, {**_CONTINUED, **changes})
