@@ -51,8 +51,8 @@ def test_thumbnail_verdicts_need_interval_and_p_value() -> None:
             ("SimCLR", THUMBNAIL, "C", 0.001, 0.06), ("ImageNet", THUMBNAIL, "A", -0.1, 1.0),
             ("SimCLR", "Scratch", "B", 0.1, 0.01), ("SimCLR", THUMBNAIL, MEAN, 0.1, 0.01)]  # fmt: skip
     assert thumbnail_verdicts(pd.DataFrame(rows, columns=names)) == [
-        "SimCLR beats the 16×16 thumbnail on A, the mean over tasks. "
-        "SimCLR is not shown to beat the 16×16 thumbnail on B, C.",
+        "SimCLR beats the 16×16 thumbnail on A and the mean over tasks. "
+        "SimCLR is not shown to beat the 16×16 thumbnail on B and C.",
         "ImageNet is not shown to beat the 16×16 thumbnail on A.",
     ]
 

@@ -73,7 +73,7 @@ def test_withheld_differences_are_not_tested(scores: dict[Key, Scores]) -> None:
 
 def test_withheld_findings_have_a_reason_but_no_verdict(scores: dict[Key, Scores]) -> None:
     table = difference_table(ENCODERS, scores, TASKS, 10, withheld=WITHHELD).assign(p_holm=0.01)
-    assert thumbnail_verdicts(table) == ["X beats the 16×16 thumbnail on A, C."]
+    assert thumbnail_verdicts(table) == ["X beats the 16×16 thumbnail on A and C."]
     assert thumbnail_verdicts(table[table["task"] == "B"]) == []
     (line,) = withheld_note(WITHHELD)
     assert line.startswith("[–]: no interval, p value or verdict for B (1 positive test patient), Mean (includes these")

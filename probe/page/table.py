@@ -119,8 +119,13 @@ def thumbnail_verdicts(differences: pd.DataFrame, mean: str = MEAN) -> list[str]
     for encoder, cells in tasks[tasks["low"].notna()].groupby("encoder", sort=False):
         wins = (cells["low"] > 0) & ~(cells["p_holm"] >= 0.05)
         beaten, undecided = ([str(task) for task in cells["task"][chosen]] for chosen in (wins, ~wins))
-        sentences = [f"{encoder} beats the {SIDE}×{SIDE} thumbnail on {', '.join(beaten)}"] if beaten else []
+        sentences = [f"{encoder} beats the {SIDE}×{SIDE} thumbnail on {_listed(beaten)}"] if beaten else []
         if undecided:
-            sentences.append(f"{encoder} is not shown to beat the {SIDE}×{SIDE} thumbnail on {', '.join(undecided)}")
+            sentences.append(f"{encoder} is not shown to beat the {SIDE}×{SIDE} thumbnail on {_listed(undecided)}")
         verdicts.append(". ".join(sentences) + ".")
     return verdicts
+
+
+def _listed(words: Sequence[str]) -> str:
+    """List words as a sentence does: "A, B and C"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
