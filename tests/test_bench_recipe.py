@@ -239,6 +239,7 @@ def test_result_is_read_back_only_with_its_identity(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scores = {size: {task: make_scores(rng, 0.6) for task in ("Lung Opacity", "No Finding")} for size in (64, 96)}
     curve = {"1 labels": make_scores(rng, 0.55).both}
+    scores[64]["No Finding"].both[[5, 9]] = curve["1 labels"][3] = np.nan  # replicates without a patient of one class
     result = RunResult(12.5, np.array([[1, 5.25], [2, 4.5]]), scores, curve, {"processor": "a b"})
     path = tmp_path / "results" / "lead.npz"
     assert read_result(path, {"seed": 0}) is None
@@ -246,11 +247,12 @@ def test_result_is_read_back_only_with_its_identity(tmp_path: Path) -> None:
     back = read_result(path, {"seed": 0})
     assert back is not None and (back.seconds, back.machine) == (12.5, {"processor": "a b"})
     assert np.array_equal(back.loss, result.loss) and list(back.scores) == [64, 96]
-    assert back.curve["1 labels"] == pytest.approx(curve["1 labels"], abs=5e-4)
+    assert back.curve["1 labels"] == pytest.approx(curve["1 labels"], abs=5e-4, nan_ok=True)
     for size, tasks in scores.items():
         for task, one in tasks.items():
             other = back.scores[size][task]
             assert other.draws == pytest.approx(one.draws, abs=1e-7) and other.both[0] == pytest.approx(one.both[0])
+            assert np.array_equal(np.isnan(other.both), np.isnan(one.both))
             found, expected = estimate(replace(other, rarer=50)), estimate(one)
             assert found.error == pytest.approx(expected.error, rel=0.005)
     assert read_result(path, {"seed": 1}) is None

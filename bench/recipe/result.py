@@ -19,6 +19,7 @@ from train.journal import SPEED, read_journal
 
 Floats = npt.NDArray[np.float64]
 CURVE = "curve"
+UNDEFINED = -128  # the step of a replicate without a value
 SizeScores = dict[int, dict[str, Scores]]  # size of the images in pixels → task → scores
 
 
@@ -70,19 +71,26 @@ def write_result(path: Path, identity: Mapping[str, Any], result: RunResult) -> 
 
 
 def _pack(name: str, replicates: Sequence[Floats]) -> dict[str, npt.NDArray[Any]]:
-    """Encode replicates [R] of several tasks: the estimates, the largest differences from them, and 8-bit steps."""
+    """Encode replicates [R] of several tasks: the estimates, the largest differences from them, and 8-bit steps.
+
+    A replicate is undefined if it has no patient of one class.
+    """
     values = np.stack(replicates)
     steps = values[:, 1:] - values[:, :1]
-    largest = np.maximum(np.abs(steps).max(axis=1, keepdims=True), 1e-9)
+    defined = np.isfinite(steps)
+    largest = np.maximum(np.abs(np.where(defined, steps, 0)).max(axis=1, keepdims=True), 1e-9)
+    whole = np.where(defined, np.rint(np.where(defined, steps, 0) * (127 / largest)), UNDEFINED)
     return {f"{name} scale": np.concatenate([values[:, :1], largest], axis=1).astype(np.float32),
-            f"{name} steps": np.rint(steps * (127 / largest)).astype(np.int8)}  # fmt: skip
+            f"{name} steps": whole.astype(np.int8)}  # fmt: skip
 
 
 def _unpack(arrays: Mapping[str, Any], name: str) -> Floats:
     """Decode replicates, [tasks, R]."""
     scale = arrays[f"{name} scale"].astype(np.float64)
     first, largest = scale[:, :1], scale[:, 1:]
-    values: Floats = np.concatenate([first, first + arrays[f"{name} steps"] * (largest / 127)], axis=1)
+    steps = arrays[f"{name} steps"]
+    replicates = np.where(steps == UNDEFINED, np.nan, first + steps * (largest / 127))
+    values: Floats = np.concatenate([first, replicates], axis=1)
     return values
 
 
