@@ -78,6 +78,7 @@ class Page:
 
     def _claim(self, claim: Claim) -> str:
         study, ours = self.study, claim.tested[claim.ours]
+        seeds = f"{len(ours.scores)} seed{'s' * (len(ours.scores) > 1)} of training"
         levels = {task: claim.levels(task) for task in (*study.tasks, MEAN)}
         names = list(claim.tested)
         scores = [[f"{task} ({study.positive_patients(task)})" if task != MEAN else "**mean**",
@@ -94,12 +95,13 @@ class Page:
         return "\n\n".join([
             "## On all other patients: the claim",
             f"{study.patients(choosing=False)} patients in {FOLDS} folds, each tested by encoders that were "
-            f"pre-trained on the patients outside its fold, with labels from these; {len(ours.scores)} seeds. Mean "
+            f"pre-trained on the patients outside its fold, with labels from these; {seeds}. Mean "
             "AUROC over folds, draws and seeds, and in brackets the number of patients with the finding.",
             table(["task", *names], scores),
             f"**{claim.ours}**, less its rivals: intervals of 95 % over draws, pools of labelled patients, test "
-            "patients and seeds. p of the mean, the primary endpoint, is corrected for the three rivals (Holm), p of a "
-            "task for rivals × tasks.",
+            + ("patients and seeds. p of the mean, the primary endpoint, is corrected for the three rivals (Holm), p "
+               "of a task for rivals × tasks." if len(ours.scores) > 1 else
+               "patients. One seed gives no p value: another training could give another result."),
             table(["less", *rivals], differences),
             f"Counted: {counted}.",
             *self._others(claim),
@@ -118,15 +120,15 @@ class Page:
             shots = list(claim.tested[claim.ours].curves[pool])
             rows = [[name, *(f"{tested.curves[pool][number][0]:.3f}" for number in shots)]
                     for name, tested in claim.tested.items()]  # fmt: skip
-            worth = ". ".join(f"{rival} needs {_format_worth(one)} labels a class to reach it"
+            worth = "; ".join(f"{rival}, needs {_format_worth(one, max(shots))} labels a class to reach that"
                               for rival, one in worths.items())  # fmt: skip
             level = claim.tested[claim.ours].curves[pool][SHOTS][0]
             parts += [
                 f"Mean AUROC of the {len(tasks)} tasks with {pool} positive patients or more outside every fold "
                 f"({', '.join(tasks)}), by labels a class:",
                 table(["labels a class", *map(str, shots)], rows),
-                f"With {SHOTS} labels a class {claim.ours} reaches {level:.3f}. {worth}. Intervals of 95 % over draws "
-                "and test patients.",
+                f"With {SHOTS} labels a class **{claim.ours}** reaches {level:.3f}; {worth}. Intervals of 95 % over "
+                "draws and test patients.",
             ]
         return "\n\n".join(parts)
 
@@ -204,15 +206,15 @@ def _start(cell: Cell) -> tuple[str, bool, bool]:
 
 def _format_effect(effect: Effect) -> str:
     shown = format_estimate(effect.mean, effect.low, effect.high, signed=True)
-    return f"{shown}, {format_p(effect.p)}"
+    return shown if effect.seeds == 1 else f"{shown}, {format_p(effect.p)}"
 
 
 def _interval(effect: Effect) -> str:
     return f"[{effect.low:.3f}, {effect.high:.3f}]"
 
 
-def _format_worth(worth: Worth) -> str:
+def _format_worth(worth: Worth, most: int) -> str:
     def number(value: float) -> str:
-        return f"{value:.0f}" if np.isfinite(value) else "more than measured"
+        return f"{value:.0f}" if np.isfinite(value) else f"over {most}"
 
     return f"{number(worth.labels)} [{number(worth.low)}, {number(worth.high)}]"
