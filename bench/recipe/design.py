@@ -26,8 +26,8 @@ from probe.fewshot import Rows
 from shard.errors import InputError
 from shard.manifest import Manifest
 
-THUMBNAIL, IMAGENET = "thumbnail", "ImageNet, frozen"
-SCRATCH = {RESNET18: "ResNet-18, random", LITE0: "EfficientNet-Lite0, random"}
+THUMBNAIL, IMAGENET = "thumbnail", "frozen ImageNet"
+SCRATCH = {RESNET18: "random ResNet-18", LITE0: "random EfficientNet-Lite0"}
 BASELINE_SIZES = (96, 128, 160, 224)  # for ImageNet's weights, whose best size is chosen too
 SMALL = 96  # for the other baselines
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.recipe.choice import Candidate, Choice
-from bench.recipe.claim import Claim, is_same_machine
+from bench.recipe.claim import Claim, Outcome, is_same_machine
 from bench.recipe.comparison import MEAN, Worth
 from bench.recipe.design import Study
 from bench.recipe.evaluation import SHOTS
@@ -92,18 +92,16 @@ class Page:
         below = {rival: sum(claim.effects[rival, task].high < 0 for task in study.tasks) for rival in rivals}
         counted = "; ".join(f"{rival}: above 0 with the whole interval on {above[rival]} of {len(study.tasks)} tasks, "
                             f"below it on {below[rival]}" for rival in rivals)  # fmt: skip
+        everywhere = [task for task in study.tasks if all(claim.effects[rival, task].low > 0 for rival in rivals)]
         return "\n\n".join([
             "## On all other patients: the claim",
             f"{study.patients(choosing=False)} patients in {FOLDS} folds, each tested by encoders that were "
             f"pre-trained on the patients outside its fold, with labels from these; {seeds}. Mean "
             "AUROC over folds, draws and seeds, and in brackets the number of patients with the finding.",
             table(["task", *names], scores),
-            f"**{claim.ours}**, less its rivals: intervals of 95 % over draws, pools of labelled patients, test "
-            + ("patients and seeds. p of the mean, the primary endpoint, is corrected for the three rivals (Holm), p "
-               "of a task for rivals × tasks." if len(ours.scores) > 1 else
-               "patients. One seed gives no p value: another training could give another result."),
+            f"**{claim.ours}**, less its rivals: intervals of 95 % over {_covered(ours)}",
             table(["less", *rivals], differences),
-            f"Counted: {counted}.",
+            f"Counted: {counted}. Above 0 against all of them on {len(everywhere)}: {', '.join(everywhere)}.",
             *self._others(claim),
         ])  # fmt: skip
 
@@ -120,14 +118,14 @@ class Page:
             shots = list(claim.tested[claim.ours].curves[pool])
             rows = [[name, *(f"{tested.curves[pool][number][0]:.3f}" for number in shots)]
                     for name, tested in claim.tested.items()]  # fmt: skip
-            worth = "; ".join(f"{rival}, needs {_format_worth(one, max(shots))} labels a class to reach that"
-                              for rival, one in worths.items())  # fmt: skip
+            worth = ", ".join(f"{_format_worth(one, max(shots))} ({rival})" for rival, one in worths.items())
+            worth = f"To reach that, its rivals need this many: {worth}"
             level = claim.tested[claim.ours].curves[pool][SHOTS][0]
             parts += [
                 f"Mean AUROC of the {len(tasks)} tasks with {pool} positive patients or more outside every fold "
                 f"({', '.join(tasks)}), by labels a class:",
                 table(["labels a class", *map(str, shots)], rows),
-                f"With {SHOTS} labels a class **{claim.ours}** reaches {level:.3f}; {worth}. Intervals of 95 % over "
+                f"With {SHOTS} labels a class **{claim.ours}** reaches {level:.3f}. {worth}. Intervals of 95 % over "
                 "draws and test patients.",
             ]
         return "\n\n".join(parts)
@@ -207,6 +205,15 @@ def _start(cell: Cell) -> tuple[str, bool, bool]:
 def _format_effect(effect: Effect) -> str:
     shown = format_estimate(effect.mean, effect.low, effect.high, signed=True)
     return shown if effect.seeds == 1 else f"{shown}, {format_p(effect.p)}"
+
+
+def _covered(ours: Outcome) -> str:
+    """Say what the intervals of the claim cover, and what its p values are corrected for."""
+    if len(ours.scores) == 1:
+        return ("draws, pools of labelled patients and test patients. One seed gives no p value: another training "
+                "could give another result.")
+    return ("draws, pools of labelled patients, test patients and seeds. p of the mean, the primary endpoint, is "
+            "corrected for the three rivals (Holm), p of a task for rivals × tasks.")
 
 
 def _interval(effect: Effect) -> str:
