@@ -92,7 +92,7 @@ def choose(study: Study, claim_seeds: int) -> Choice:
              for rival, own_size in RIVALS.items()}  # fmt: skip
     choice = Choice(cells, size, power)
     study.results.mkdir(parents=True, exist_ok=True)
-    write_bytes(study.results / CHOICE, json.dumps(asdict(choice), indent=1).encode())
+    write_bytes(study.results / CHOICE, json.dumps(asdict(choice), indent=1, allow_nan=False).encode())
     return choice
 
 

@@ -88,7 +88,7 @@ class Job:
 
     def json(self) -> str:
         """Encode as JSON, for `from_json`."""
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self), allow_nan=False)
 
     @staticmethod
     def from_json(text: str) -> Job:
@@ -181,7 +181,7 @@ def main() -> None:
                 error = ""
             except InputError as reason:
                 error = str(reason)
-            print(json.dumps(error), file=answers, flush=True)
+            print(json.dumps(error, allow_nan=False), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,8 @@ def write_result(path: Path, identity: Mapping[str, Any], result: RunResult) -> 
         arrays |= _pack(CURVE, [*result.curve.values()])
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        np.savez_compressed(file, identity=_encode(identity), machine=json.dumps(result.machine),
-                            names=json.dumps(names), seconds=result.seconds, **arrays)  # fmt: skip
+        np.savez_compressed(file, identity=_encode(identity), machine=_encode(result.machine), names=_encode(names),
+                            seconds=result.seconds, **arrays)  # fmt: skip
 
 
 def _pack(name: str, replicates: Sequence[Floats]) -> dict[str, npt.NDArray[Any]]:
@@ -94,8 +94,8 @@ def _unpack(arrays: Mapping[str, Any], name: str) -> Floats:
     return values
 
 
-def _encode(identity: Mapping[str, Any]) -> str:
-    return json.dumps(identity, sort_keys=True, allow_nan=False)
+def _encode(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True, allow_nan=False)
 
 
 def read_result(path: Path, identity: Mapping[str, Any]) -> RunResult | None:

@@ -31,24 +31,25 @@ from shard.manifest import read_manifest
 def bench_recipe(
     shards: Annotated[Place, replace(SHARDS, help="Folder of JPEG shards, or its address. They are built with "
                                      "--partners and have the splits train, valid and test.")], *,
-    imagenet: Annotated[Path, Flag("File of ImageNet's weights of EfficientNet-Lite0, with timm's names.",
+    imagenet: Annotated[Path, Flag("File of ImageNet's weights of EfficientNet-Lite0, with timm's names.", "study",
                                    metavar="FILE")],
-    out: Annotated[Path, Flag("Folder for the runs.", metavar="DIR")],
+    out: Annotated[Path, Flag("Folder for the runs.", "running", metavar="DIR")],
     results: Annotated[Path | None, Flag("Folder for the results, small files. A run with a result is not trained "
-                                         "again.", metavar="DIR", default="OUT/results")] = None,
-    cells: Annotated[tuple[str, ...], Flag("Cells of the grid to train; bench/recipe/grid.py lists them.",
+                                         "again.", "study", metavar="DIR", default="OUT/results")] = None,
+    cells: Annotated[tuple[str, ...], Flag("Cells of the grid to train; bench/recipe/grid.py lists them.", "study",
                                            metavar="NAME,…", default="all")] = (),
-    seeds: Annotated[int, Flag("Seeds of each cell. Only cells with all of them may be chosen.",
+    seeds: Annotated[int, Flag("Seeds of each cell. Only cells with all of them may be chosen.", "study",
                                low=1, high=100)] = 3,
     claim: Annotated[int, Flag("Seeds of the claim, which tests the chosen cells and their rivals on all patients who "
-                               "chose nothing; 0 makes none.", low=0, high=100)] = 0,
-    train: Annotated[bool, Flag("Whether to train; otherwise only results are read.")] = True,
-    page: Annotated[Path | None, Flag("Write the results as Markdown to this file, with a figure next to it.",
+                               "chose nothing; 0 makes none.", "study", low=0, high=100)] = 0,
+    train: Annotated[bool, Flag("Whether to train; otherwise only results are read.", "running")] = True,
+    page: Annotated[Path | None, Flag("Write the results as Markdown to this file, with a figure next to it.", "study",
                                       metavar="FILE")] = None,
-    draws: Annotated[int, Flag("Support sets of a task, the same for all encoders.", low=2, high=10**4)] = 100,
-    jobs: Annotated[int, Flag("Runs trained at the same time.", low=1, high=256)] = 1,
-    minutes: Annotated[float, Flag("Start no run after this time; 0 sets no limit.", low=0, high=10**5)] = 0.0,
-    workers: Annotated[int, Flag("Loader threads of a run; 0 divides the cores among the runs.",
+    draws: Annotated[int, Flag("Support sets of a task, the same for all encoders.", "study", low=2, high=10**4)] = 100,
+    jobs: Annotated[int, Flag("Runs trained at the same time.", "running", low=1, high=256)] = 1,
+    minutes: Annotated[float, Flag("Start no run after this time; 0 sets no limit.", "running",
+                                   low=0, high=10**5)] = 0.0,
+    workers: Annotated[int, Flag("Loader threads of a run; 0 divides the cores among the runs.", "running",
                                  low=0, high=4096)] = 0,
     cache: CacheFlags = AS_SET,
 ) -> None:  # fmt: skip
@@ -58,7 +59,7 @@ def bench_recipe(
     is kept in --results and not made again.
 
         python -m bench.recipe nih --imagenet=lite0.safetensors --out=runs/recipe
-        python -m bench.recipe nih --imagenet=lite0.safetensors --out=runs/recipe --claim=5 --page=docs/recipe.md
+        python -m bench.recipe nih --imagenet=lite0.safetensors --out=runs/recipe --claim=5
     """
     folder = open_shards(shards, cache)
     manifest = read_manifest(folder)
