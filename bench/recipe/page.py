@@ -157,11 +157,16 @@ def _plot(path: Path, claim: Claim, study: Study) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
     pool = min(pool for pool, tasks in study.curve.items() if tasks)
+    colours = {name: f"C{number}" for number, name in enumerate(claim.tested)}
     for name, tested in claim.tested.items():
         shots = list(tested.curves[pool])
         style: dict[str, Any] = {"lw": 2.4, "zorder": 3} if name == claim.ours else {"lw": 1.1}
-        left.plot(shots, [tested.curves[pool][number][0] for number in shots], marker="o", ms=3, label=name, **style)
-    left.set(xscale="log", xlabel="labels a class", ylabel="AUROC", title=f"Mean of {len(study.curve[pool])} tasks")
+        left.plot(shots, [tested.curves[pool][number][0] for number in shots], marker="o", ms=3, label=name,
+                  color=colours[name], **style)  # fmt: skip
+        left.set_xscale("log")
+        left.set_xticks(shots, map(str, shots))
+        left.minorticks_off()
+    left.set(xlabel="labels a class", ylabel="AUROC", title=f"Mean of {len(study.curve[pool])} tasks")
     left.legend(fontsize=7, frameon=False)
     tasks = [MEAN, *study.tasks][::-1]
     rivals = list(dict.fromkeys(rival for rival, _ in claim.effects))
@@ -170,7 +175,8 @@ def _plot(path: Path, claim: Claim, study: Study) -> None:
         places = np.arange(len(tasks)) + 0.22 * (1 - number)
         means = np.array([effect.mean for effect in effects])
         half = np.array([[effect.mean - effect.low, effect.high - effect.mean] for effect in effects]).T
-        right.errorbar(means, places, xerr=half, fmt="o", ms=3, lw=1, label=f"less {rival}")
+        right.errorbar(means, places, xerr=half, fmt="o", ms=3, lw=1, color=colours[rival],
+                       label=f"less {rival}")  # fmt: skip
     right.axvline(0, color="0.6", lw=0.8)
     right.set_yticks(range(len(tasks)), tasks, fontsize=8)
     right.set(xlabel="difference of AUROC, 95 % interval", title=claim.ours)
