@@ -221,8 +221,8 @@ def test_cells_are_chosen_by_name() -> None:
 
 def test_changes_are_those_to_the_first_cell_of_the_same_start() -> None:
     base, flip = (next(cell for cell in CELLS if cell.name == f"continued, {name}") for name in ("base", "flip"))
-    assert describe_changes(flip) == "flip 0.5"
-    assert describe_changes(base).startswith("from ImageNet, epochs 10, arch timm/tf_efficientnet_lite0, temperature")
+    assert describe_changes(flip, CELLS) == "flip 0.5"
+    assert describe_changes(base, CELLS).startswith("from ImageNet, epochs 10, arch timm/tf_efficientnet_lite0, temp")
 
 
 # Results
@@ -497,7 +497,7 @@ def test_study_resumes_and_its_page_is_made_again_from_its_results(
     printed = capsys.readouterr().out
     assert "30 of 30: " in printed  # ours, the same from random weights, and four baselines, in five folds
     text = page.read_text()
-    assert text.startswith("# Ours\n\nWritten by hand.\n\n---\n") and "old" not in text
+    assert text.startswith("# Ours\n\nWritten by hand.\n\n---\n") and "\nold\n" not in text
     assert "## On all other patients: the claim" in text and "(page.svg)" in text and "no p" in text
     assert (tmp_path / "page.svg").read_text().startswith("<?xml")
     again = tmp_path / "again.md"

@@ -139,7 +139,7 @@ def test_interval_covers_the_true_auroc_in_95_percent_of_simulations() -> None:
     for _ in range(400):
         found, weights = simulate(rng, effect)
         intervals.append(estimate(found))
-        aurocs.append(stats.stats.norm.cdf(weights @ shift / np.sqrt(2) / np.linalg.norm(weights, axis=1)).mean())
+        aurocs.append(stats.norm.cdf(weights @ shift / np.sqrt(2) / np.linalg.norm(weights, axis=1)).mean())
     truth = float(np.mean(aurocs))
     covered = np.mean([interval.low <= truth <= interval.high for interval in intervals])
     print(f"\nthe 95 % interval covers {truth:.4f} in {covered:.1%} of 400")

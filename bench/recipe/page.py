@@ -15,7 +15,7 @@ from bench.recipe.comparison import MEAN, Worth
 from bench.recipe.design import Study
 from bench.recipe.evaluation import SHOTS
 from bench.recipe.folds import FOLDS
-from bench.recipe.grid import BASE, CELLS, Cell
+from bench.recipe.grid import BASE, Cell
 from probe.page.formats import format_estimate, format_p
 from probe.statistics import Effect
 from shard.files import atomic_write, write_bytes
@@ -36,12 +36,12 @@ class Page:
         parts = [self._choice()]
         if self.claim is not None:
             parts += [self._claim(self.claim), self._labels(self.claim), self._cost(self.claim)]
-        return "\n\n".join(parts)
+        return "\n\n".join(filter(None, parts))
 
     def _choice(self) -> str:
         study = self.study
         base = ", ".join(f"{name} {value}" for name, value in BASE.items() if not name.endswith("every"))
-        rows = [[cell.name, describe_changes(cell), *self._means(cell.name, cell.sizes()),
+        rows = [[cell.name, describe_changes(cell, study.cells), *self._means(cell.name, cell.sizes()),
                  *self._runs(cell)] for cell in study.cells if self._found(cell.name)]  # fmt: skip
         others = [[name, "", f"{np.mean(candidate.means):.3f} at {size} px", "", "", ""]
                   for (name, size), candidate in self.candidates.items()
@@ -112,7 +112,7 @@ class Page:
         return ["Differences of the mean that the claim is not about:", table(["encoder", "difference"], rows)]
 
     def _labels(self, claim: Claim) -> str:
-        parts = ["## How many labels it is worth"]
+        parts = ["## How many labels it is worth"] if claim.worth else []
         for pool, worths in claim.worth.items():
             tasks = self.study.curve[pool]
             shots = list(claim.tested[claim.ours].curves[pool])
@@ -155,19 +155,21 @@ def _plot(path: Path, claim: Claim, study: Study) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
-    pool = min(pool for pool, tasks in study.curve.items() if tasks)
     colours = {name: f"C{number}" for number, name in enumerate(claim.tested)}
-    for name, tested in claim.tested.items():
-        shots = list(tested.curves[pool])
-        style: dict[str, Any] = {"lw": 2.4, "zorder": 3} if name == claim.ours else {"lw": 1.1}
-        left.plot(shots, [tested.curves[pool][number][0] for number in shots], marker="o", ms=3, label=name,
-                  color=colours[name], **style)  # fmt: skip
-        left.set_xscale("log")
-        left.set_xticks(shots, map(str, shots))
-        left.minorticks_off()
-    left.set(xlabel="labels a class", ylabel="AUROC", title=f"Mean of {len(study.curve[pool])} tasks")
-    left.legend(fontsize=7, frameon=False)
+    pools = [pool for pool, tasks in study.curve.items() if tasks]  # none in a small archive
+    figure, axes = plt.subplots(1, 2 if pools else 1, figsize=(11, 5.2), layout="constrained", squeeze=False)
+    (*left, right) = axes[0]
+    for axis, pool in zip(left, pools, strict=False):
+        for name, tested in claim.tested.items():
+            shots = list(tested.curves[pool])
+            style: dict[str, Any] = {"lw": 2.4, "zorder": 3} if name == claim.ours else {"lw": 1.1}
+            axis.plot(shots, [tested.curves[pool][number][0] for number in shots], marker="o", ms=3, label=name,
+                      color=colours[name], **style)  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_xticks(shots, map(str, shots))
+        axis.minorticks_off()
+        axis.set(xlabel="labels a class", ylabel="AUROC", title=f"Mean of {len(study.curve[pool])} tasks")
+        axis.legend(fontsize=7, frameon=False)
     tasks = [MEAN, *study.tasks][::-1]
     rivals = list(dict.fromkeys(rival for rival, _ in claim.effects))
     for number, rival in enumerate(rivals):
@@ -181,7 +183,7 @@ def _plot(path: Path, claim: Claim, study: Study) -> None:
     right.set_yticks(range(len(tasks)), tasks, fontsize=8)
     right.set(xlabel="difference of AUROC, 95 % interval", title=claim.ours)
     right.legend(fontsize=7, frameon=False)
-    for axis in (left, right):
+    for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
     with atomic_write(path) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -194,9 +196,9 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def describe_changes(cell: Cell) -> str:
-    """Describe the settings of the first cell with the same network and start, or the changes to that cell's."""
-    first = next(other for other in CELLS if _start(other) == _start(cell))
+def describe_changes(cell: Cell, cells: Sequence[Cell]) -> str:
+    """Describe the settings of the first of the cells with its network and start, or the changes to that cell's."""
+    first = next(other for other in cells if _start(other) == _start(cell))
     settings, base = cell.all_settings(), first.all_settings() if cell != first else BASE
     changed = {name: value for name, value in settings.items() if base.get(name) != value}
     start = ["from ImageNet"] if changed.pop("init", None) is not None else []
