@@ -328,7 +328,16 @@ def test_pool_variance_of_folds_is_regressed_within_folds() -> None:
         folds.append(Scores(np.full(3, draws.mean()), np.full(3, draws.mean()), draws, 15, Supports(patients)))
     counts = np.concatenate([np.eye(60)[fold.supports.patients].sum(axis=1) for fold in folds])  # type: ignore[union-attr]
     expected = effects.var() * (counts.mean(axis=0) ** 2).sum()
-    assert pool_variance(mean_over_folds(folds)) == pytest.approx(expected, rel=0.3)
+    found = pool_variance(mean_over_folds(folds))
+    assert found == pytest.approx(expected, rel=0.3)
+    product = spread = 0.0
+    for fold in folds:
+        pairs = np.triu_indices(50, 1)
+        shared = fold.supports.shared - fold.supports.shared.mean()  # type: ignore[union-attr]
+        apart = ((fold.draws[:, None] - fold.draws) ** 2 / 2)[pairs]
+        product, spread = product + shared @ (apart - apart.mean()), spread + shared @ shared
+    products = (counts @ counts.T)[np.triu_indices(200, 1)]
+    assert found == pytest.approx(-product / spread * products.mean())
 
 
 def simulate_cross_fitting(rng: np.random.Generator) -> tuple[Scores, Scores]:
