@@ -417,12 +417,12 @@ def test_rival_from_random_weights_differs_in_what_weights_decide() -> None:
 
 
 def test_trained_encoders_are_compared_on_one_kind_of_machine() -> None:
-    def tested(seconds: float, *processors: str) -> Outcome:
+    def outcome(seconds: float, *processors: str) -> Outcome:
         return Outcome([], {}, seconds, processors)
 
-    assert is_same_machine(tested(1, "a"), tested(1, "a")) and is_same_machine(tested(1, "a"), tested(0, "b"))
-    assert not is_same_machine(tested(1, "a"), tested(1, "b"))
-    assert not is_same_machine(tested(1, "a", "b"), tested(1, "a"))
+    assert is_same_machine(outcome(1, "a"), outcome(1, "a")) and is_same_machine(outcome(1, "a"), outcome(0, "b"))
+    assert not is_same_machine(outcome(1, "a"), outcome(1, "b"))
+    assert not is_same_machine(outcome(1, "a", "b"), outcome(1, "a"))
 
 
 def test_worth_in_labels_is_read_off_the_rivals_curve() -> None:

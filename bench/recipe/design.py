@@ -69,7 +69,7 @@ class Study:
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks. Raises InputError if there is none."""
+        """The tasks. Raises InputError if no finding qualifies."""
         tasks = choose_tasks(self.labels, self.manifest.findings)
         if not tasks:
             raise InputError(f"{self.shards}: no finding has enough positive patients; build shards of more images")

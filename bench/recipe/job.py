@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from bench.recipe.evaluation import make_evaluation_set
+from bench.recipe.evaluation import make_evaluation_set, read_all_labels
 from bench.recipe.folds import assign_folds
 from bench.recipe.result import RunResult, loss_curve, training_seconds, write_result
 from probe.baselines import imagenet_encoder, scratch_encoder, thumbnail_encoder
@@ -29,7 +29,6 @@ from shard.cli import run as run_command
 from shard.errors import InputError
 from shard.machine import commit, cpu_name, version_of
 from shard.manifest import read_manifest
-from shard.read import read_labels
 from shard.record import first_difference
 from train.checkpoint import load_newest_intact
 from train.config import Config
@@ -103,8 +102,7 @@ class Job:
             train(self)
         shards, device = Path(self.shards), torch.device("cuda" if torch.cuda.is_available() else "cpu")
         manifest = read_manifest(shards)
-        labels = read_labels(shards, manifest, tuple(manifest.counts))
-        folds = assign_folds(labels, manifest.findings)
+        folds = assign_folds(read_all_labels(shards, manifest), manifest.findings)
         evaluation_set = make_evaluation_set(shards, self.fold, folds, self.tasks, self.curve, self.draws)
         scores, curve = {}, {}
         for size in self.sizes:

@@ -98,7 +98,7 @@ class _Worker:
     def work(
         self, waiting: queue.SimpleQueue[Job], finished: queue.SimpleQueue[tuple[Job, float, str]], until: float
     ) -> None:
-        """Run waiting jobs until there is none, or the time is over."""
+        """Run waiting jobs until none is left or the time limit is reached."""
         while time.monotonic() < until and not self._stopped:
             try:
                 job = waiting.get_nowait()

@@ -23,7 +23,7 @@ from shard.files import atomic_write, write_bytes
 
 @dataclass(frozen=True)
 class Page:
-    """The contents of the page. choice and claim: None if there is none yet."""
+    """The contents of the page. choice and claim: None if not made yet."""
 
     study: Study
     candidates: dict[tuple[str, int], Candidate]
@@ -49,9 +49,10 @@ class Page:
         header = ["cell", "changes", "mean AUROC at its size", "at 32 px more", "seeds, their SD", "minutes a run"]
         parts = [
             "## On validation patients: the choice",
-            f"{study.patients(choosing=True)} patients; mean over {len(study.tasks)} tasks, {study.draws} draws of "
-            f"{SHOTS} labels a class, the same for all, and seeds. Every cell: {base}, unless it changes them. The "
-            "first cell of each start states its recipe, the others what they change of it.",
+            f"Mean AUROC on {study.patients(choosing=True)} patients, over {len(study.tasks)} tasks, seeds, and "
+            f"{study.draws} draws of {SHOTS} labels a class, which are the same for all. Unless the table says "
+            f"otherwise, a cell has {base}. For each network and start, the first row lists its settings and the "
+            "other rows list what they change.",
             table(header, rows + others),
         ]
         if self.choice is not None:
@@ -101,7 +102,8 @@ class Page:
             table(["task", *names], scores),
             f"**{claim.ours}**, less its rivals: intervals of 95 % over {_covered(ours)}",
             table(["less", *rivals], differences),
-            f"Counted: {counted}. Above 0 against all of them on {len(everywhere)}: {', '.join(everywhere)}.",
+            f"By rival: {counted}. Above 0 against all rivals on {len(everywhere)} tasks: "
+            f"{', '.join(everywhere) or 'none'}.",
             *self._others(claim),
         ])  # fmt: skip
 
@@ -185,7 +187,7 @@ def _plot(path: Path, claim: Claim, study: Study) -> None:
     right.legend(fontsize=7, frameon=False)
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
-    with atomic_write(path) as file:
+    with atomic_write(path) as file, matplotlib.rc_context({"svg.hashsalt": "recipe"}):  # the same bytes each time
         figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)
 
