@@ -21,7 +21,7 @@ def report(
 
     A probe is a logistic regression on k positive and k negative images of 2k training patients. It is tested on
     patients that no probe was trained on. The report is one web page, with its tables, figures and support sets as
-    files next to it. docs/guide.md has the details.
+    files next to it. docs/design.md has the details.
 
         python -m probe report runs/a --shards=shards
         python -m probe compare A=runs/a B=runs/b chexpert.pth --shards=shards --out=reports/ab --shots=10
@@ -53,7 +53,7 @@ def embed(
     """Write the features of images to a Parquet file: one row per image, with its key, patient, split and labels.
 
     The images are read as for a report, and the features are the same as there. The same command resumes one that
-    was stopped. docs/guide.md shows how to read the file.
+    was stopped. docs/features.md shows how to read the file.
 
         python -m probe embed runs/a shards --out=features.parquet
         python -m probe embed model.safetensors exports --out=features.parquet --splits=test

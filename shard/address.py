@@ -35,7 +35,7 @@ class Address:
             raise InputError(f"{self}: not an address of a folder, such as s3://bucket/prefix or https://host/folder")
         if not self.scheme.startswith("http") and ("@" in parts.netloc or parts.query):
             raise InputError(f"{self}: must not contain a user, a password or a query; credentials come from the "
-                             "environment variables and files of the store's own tools (docs/guide.md)")  # fmt: skip
+                             "environment variables and files of the store's own tools (docs/remote.md)")  # fmt: skip
 
     def __str__(self) -> str:
         return hide_secrets(self.text).rstrip("/")

@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import pandas as pd
@@ -17,6 +16,7 @@ from shard.errors import InputError
 from shard.files import TEMPORARY, write_bytes
 from shard.formats import SPLITS
 from shard.manifest import Manifest, Shard, quick_faults
+from shard.note import counted
 from shard.record import UNFINISHED, ShardRecord
 from shard.tabular.demographics import Counts, add_counts
 from shard.tabular.sheet import to_csv
@@ -116,7 +116,7 @@ def _print_summary(out: Path, manifest: Manifest, duplicates: Summary) -> None:
     print(f"{out}: {images} images in {len(manifest.shards)} shards ({counts}), {manifest.rejected} of "
           f"{manifest.settings['rows']} rows rejected" + (f", see {out / REJECTS}" if manifest.rejected else "")
           + (f"; {duplicates}" if duplicates.pictures else "") + (
-              f"; notes on the table: {shorten('; '.join(manifest.notes), 200, placeholder='…')}"
+              f"; {counted(len(manifest.notes), 'note', 'notes')} on the table: python -m shard info {out}"
               if manifest.notes else ""))
 
 

@@ -124,7 +124,7 @@ def _final_reason(error: Exception) -> str:
         return "no such file; check the address, and that the shards were uploaded completely"
     if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:
         return (f"access denied ({type(error).__name__}{f', status {status}' if status else ''}); set the credentials "
-                "of the store, as docs/guide.md says")  # fmt: skip
+                "of the store, as docs/remote.md says")  # fmt: skip
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.strerror} on this machine; free space there, or choose another folder with --cache"
     if status and 400 <= status < 500 and status not in RETRIED:

@@ -70,7 +70,7 @@ def build(
     """Write a folder of radiographs as shuffled tar shards, with DALI indexes and a manifest.
 
     The same command resumes a build that was stopped. Rows without a usable image are listed in rejects.csv. See
-    docs/archives.md for the flags of each archive and docs/guide.md for what is stored.
+    docs/archives.md for the flags of each archive and docs/sources.md for what is stored.
 
         python -m shard build CheXpert-v1.0-small shards
         python -m shard build hospital shards --dataset=csv --table=labels.csv --size=512

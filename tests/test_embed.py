@@ -310,9 +310,9 @@ def test_missing_package_is_named_before_any_work(tmp_path: Path, monkeypatch: p
 def test_documented_python_reads_the_file(
     features: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = re.findall(r"<!-- run -->\n```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.S)
+    (code,) = re.findall(r"<!-- run -->\n```python\n(.*?)```", (ROOT / "docs" / "features.md").read_text(), re.S)
     monkeypatch.chdir(features.parent)
     names: dict[str, Any] = {}
-    exec(compile(code, "guide.md", "exec"), names)
+    exec(compile(code, "features.md", "exec"), names)
     assert re.search(r"AUROC [01]\.\d{3} on \d+ images", capsys.readouterr().out)
     assert np.array_equal(names["matrix"], matrix_of(features)[-len(names["matrix"]) :])

@@ -49,6 +49,34 @@ def test_number_of_workers_does_not_change_files(folder: Path, tmp_path: Path) -
     assert read_files(tmp_path / "two") == read_files(folder)
 
 
+def test_dicom_files_have_the_images_and_patients_of_the_table(folder: Path, tmp_path: Path) -> None:
+    """A hospital's folder: the same images as in CheXpert's layout, with their patients in the tags."""
+    pydicom = pytest.importorskip("pydicom")
+    out = tmp_path / "export"
+    phantom(out, images=20, seed=3, layout="dicom", workers=1)
+    with (out / "labels.csv").open(newline="") as file:
+        paths = [Path(row["path"]) for row in csv.DictReader(file)]
+    assert len(paths) == 20 and paths == sorted(path.relative_to(out) for path in out.rglob("*.dcm"))
+    for path in paths:
+        data = pydicom.dcmread(out / path)
+        assert data.PatientID == path.parts[1] and data.StudyDate.startswith("2019") and data.Modality == "DX"
+        assert (data.ViewPosition == "LL") == path.stem.endswith("lateral")
+        drawn = Image.open(folder / "train" / path.relative_to("images").with_suffix(".jpg"))
+        assert np.abs(data.pixel_array - np.asarray(drawn, float)).mean() < 3  # JPEG of quality 90
+
+
+def test_dicom_files_are_the_same_each_time(tmp_path: Path) -> None:
+    for number in (1, 2):
+        phantom(tmp_path / str(number), images=20, layout="dicom", workers=number)
+    assert read_files(tmp_path / "1") == read_files(tmp_path / "2")
+
+
+def test_another_layout_replaces_the_first(tmp_path: Path) -> None:
+    phantom(tmp_path, images=20, layout="dicom", workers=1)
+    phantom(tmp_path, images=20, workers=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"README.txt", "train", "train.csv", "valid", "valid.csv"}
+
+
 def test_another_seed_renders_other_images(folder: Path, tmp_path: Path) -> None:
     phantom(tmp_path / "other", images=20, seed=4, workers=1)
     first, other = read_files(folder), read_files(tmp_path / "other")

@@ -18,7 +18,7 @@ def train(config: Config, cache: CacheFlags) -> None:
     """Pre-train an encoder with SimCLR on the training split of shards.
 
     The same command resumes a run that was stopped. SIGUSR1 and SIGTERM make the run write a checkpoint and exit with
-    status 75, for a scheduler to requeue it. Start several ranks with torchrun or srun. docs/guide.md has the details.
+    status 75, for a scheduler to requeue it. Start several ranks with torchrun or srun. docs/design.md has the details.
 
         python -m train --dali --shards=shards --out=runs/a
         python -m train --dali --shards=shards --out=runs/b --preset=patient --epochs=30 --batch-size=128

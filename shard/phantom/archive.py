@@ -1,4 +1,4 @@
-"""Write synthetic radiographs in CheXpert's layout, for training without real data.
+"""Write synthetic radiographs in CheXpert's layout or as a folder of DICOM files, for training without real data.
 
 A patient has one body. A study is one state of its pathology. A view is one exposure, position and breath.
 """
@@ -6,10 +6,12 @@ A patient has one body. A study is one state of its pathology. A view is one exp
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -20,6 +22,7 @@ from shard.flags import WORKERS, Flag, validate_call
 from shard.formats import CHEXPERT_FINDINGS, TASKS
 from shard.machine import cores
 from shard.phantom.anatomy import Pathology, render_frontal, render_lateral
+from shard.phantom.dicom_file import Tags, encode_dicom
 from shard.phantom.film import expose_film
 from shard.phantom.structures import render_device
 from shard.pool import parallel_map, tick
@@ -28,6 +31,8 @@ COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_FINDINGS)
 README_HEADER = "SYNTHETIC radiographs: drawn by cxr-simclr's phantom, no patient was ever imaged."
 FIRST_VALID = 64541  # the number of CheXpert's first validation patient
 PATIENTS_PER_JOB = 8
+Layout = Literal["chexpert", "dicom"]
+LABELS, DICOM_FOLDER = "labels.csv", "images"  # of the layout "dicom"
 
 
 class View(NamedTuple):
@@ -41,10 +46,15 @@ class View(NamedTuple):
     female: bool
     age: int
 
-    def path(self, split: str) -> str:
-        """Return the path of the image, as in CheXpert."""
+    def path(self, folder: str, suffix: str = "jpg") -> str:
+        """Return the path of the image, as in CheXpert. folder: the split there."""
         kind = "lateral" if self.lateral else "frontal"
-        return f"{split}/patient{self.patient:05d}/study{self.study}/view{self.view}_{kind}.jpg"
+        return f"{folder}/patient{self.patient:05d}/study{self.study}/view{self.view}_{kind}.{suffix}"
+
+    def tags(self) -> Tags:
+        """Return what a DICOM file of the image says."""
+        position, sex = "LL" if self.lateral else "AP" if self.portable else "PA", "F" if self.female else "M"
+        return Tags(f"patient{self.patient:05d}", self.study, self.view, sex, self.age, position)
 
 
 def _make_rng(*key: int) -> np.random.Generator:
@@ -120,17 +130,26 @@ def make_row(seed: int, view: View, split: str) -> dict[str, str]:
     return row
 
 
-def _write_images(job: tuple[list[list[View]], Path, int, str]) -> None:
-    """Render the views of some patients, and write them to a folder. job: patients, folder, seed and split."""
-    patients, out, seed, split = job
+def _write_images(job: tuple[list[list[View]], Path, int, str, bool]) -> None:
+    """Render the views of some patients, and write them to a folder.
+
+    job: patients, folder, seed, the folder in it (of a split), and whether to write DICOM files instead of JPEGs.
+    """
+    patients, out, seed, folder, dicom = job
     # After freeing a large block, glibc keeps small ones instead of returning them. This halves the time of a view.
     np.empty(1 << 24, np.uint8)
     for view in (view for patient in patients for view in patient):
-        jpeg, path = io.BytesIO(), out / view.path(split)
-        render_view(seed, view).save(jpeg, "JPEG", quality=90)
+        image = render_view(seed, view)
+        path = out / view.path(folder, "dcm" if dicom else "jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, jpeg.getvalue())
+        write_bytes(path, encode_dicom(image, view.tags()) if dicom else _encode_jpeg(image))
         tick()
+
+
+def _encode_jpeg(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()
 
 
 def _prepare_folder(out: Path, readme: str) -> None:
@@ -145,9 +164,9 @@ def _prepare_folder(out: Path, readme: str) -> None:
     if not existing and out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out}: contains files that phantom did not write; name a new or empty folder")
     if existing and readme_file.read_text() != readme:
-        for split in ("train", "valid"):
-            (out / f"{split}.csv").unlink(missing_ok=True)  # before the images that it lists
-            shutil.rmtree(out / split, ignore_errors=True)
+        for table, folder in (("train.csv", "train"), ("valid.csv", "valid"), (LABELS, DICOM_FOLDER)):
+            (out / table).unlink(missing_ok=True)  # before the images that it lists
+            shutil.rmtree(out / folder, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     write_bytes(readme_file, readme.encode())
 
@@ -162,35 +181,52 @@ def is_phantom(folder: Path) -> bool:
 def phantom(
     out: Annotated[Path, Flag("Folder to write to.")], *,
     # Two splits need 20 images. Beyond 100,000, patient numbers of train and valid would overlap.
-    images: Annotated[int, Flag("Number of images; a fifth of them are in valid.", low=20, high=100_000)] = 2000,
+    images: Annotated[int, Flag("Number of images; in CheXpert's layout a fifth of them are in valid.",
+                                low=20, high=100_000)] = 2000,
+    layout: Annotated[Layout, Flag("chexpert: JPEGs in CheXpert's folders, with its tables. dicom: a folder of DICOM "
+                                   "files, as a hospital exports them, with labels.csv.")] = "chexpert",
     seed: Annotated[int, Flag("Seed of the images.", low=0, high=2**63)] = 0,
     workers: Annotated[int, WORKERS] = 0,
 ) -> None:  # fmt: skip
-    """Write synthetic radiographs, grey JPEGs of about 390×320 pixels, in the layout of CheXpert.
+    """Write synthetic radiographs, grey images of about 390×320 pixels.
 
-    The same --images and --seed give the same bytes with any number of workers.
+    The same flags give the same bytes with any number of workers.
 
-    Raises InputError if a number is out of range, or OUT contains anything but a phantom.
+    Raises InputError if a number is out of range, OUT contains anything but a phantom, or pydicom is missing.
 
         python -m shard phantom out/radiographs --images=2400
+        python -m shard phantom out/export --images=1000 --layout=dicom
     """
-    _prepare_folder(out, f"{README_HEADER}\nMade by: python -m shard phantom OUT --images={images} --seed={seed}\n")
-    valid_images = max(8, round(0.2 * images))
-    splits = {
-        "train": sample_patients(seed, images - valid_images, first_patient=1, max_studies=3),
-        "valid": sample_patients(seed, valid_images, first_patient=FIRST_VALID, max_studies=1),
-    }
+    dicom = layout == "dicom"
+    if dicom and importlib.util.find_spec("pydicom") is None:
+        raise InputError("--layout=dicom: pydicom is missing; pip install '.[dicom]'")
+    flags = f"--images={images} --seed={seed}" + " --layout=dicom" * dicom
+    _prepare_folder(out, f"{README_HEADER}\nMade by: python -m shard phantom OUT {flags}\n")
+    valid_images = 0 if dicom else max(8, round(0.2 * images))
+    folders = {DICOM_FOLDER if dicom else "train": sample_patients(seed, images - valid_images, 1, max_studies=3)}
+    if not dicom:
+        folders["valid"] = sample_patients(seed, valid_images, first_patient=FIRST_VALID, max_studies=1)
     jobs = [
-        (patients[start : start + PATIENTS_PER_JOB], out, seed, split)
-        for split, patients in splits.items()
+        (patients[start : start + PATIENTS_PER_JOB], out, seed, folder, dicom)
+        for folder, patients in folders.items()
         for start in range(0, len(patients), PATIENTS_PER_JOB)
     ]
     for _ in parallel_map(jobs, len(jobs), _write_images, images=images, label="rendering", workers=workers or cores()):
         pass
-    for split, patients in splits.items():
-        text = io.StringIO(newline="")
-        table = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-        table.writeheader()
-        table.writerows(make_row(seed, view, split) for patient in patients for view in patient)
-        write_bytes(out / f"{split}.csv", text.getvalue().encode())
-    print(f"{out}: {images} SYNTHETIC radiographs, {valid_images} of them in valid")
+    for folder, patients in folders.items():
+        views = [view for patient in patients for view in patient]
+        if dicom:
+            rows = [{**make_row(seed, view, "train"), "path": view.path(folder, "dcm")} for view in views]
+            _write_table(out / LABELS, ("path", *TASKS), rows)
+        else:
+            _write_table(out / f"{folder}.csv", COLUMNS, [make_row(seed, view, folder) for view in views])
+    print(f"{out}: {images} SYNTHETIC radiographs" + (f", {valid_images} of them in valid" if valid_images else ""))
+
+
+def _write_table(file: Path, columns: Sequence[str], rows: list[dict[str, str]]) -> None:
+    """Write rows as CSV. Cells of other columns are left out."""
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_bytes(file, text.getvalue().encode())
