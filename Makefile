@@ -7,6 +7,7 @@
 # make faults     inject every fault into every command and write docs/faults.md, 20 minutes
 # make fuzz       read 1,200 mutated inputs of each kind and print a table of outcomes, 10 minutes
 # make docs       write docs/flags.md, the table of all flags
+# make site       build the documentation as HTML, in out/site
 # make pictures   render the pictures in docs/ from the demo (the screenshot needs Debian's chromium)
 # make archive    every step on a synthetic archive of CheXpert's 224,316 images, 30 minutes and 14 GB; run again to resume
 # make gpu-check  on a machine with a GPU: run its tests, benchmarks and a killed run, and write docs/gpu.md, 10 minutes
@@ -21,7 +22,7 @@ DEMO   := out/demo
 CONSTRAINTS := constraints.txt
 OLDEST := out/constraints-oldest.txt
 
-.PHONY: demo test test-long test-versions kills faults fuzz docs pictures archive gpu-check lint clean
+.PHONY: demo test test-long test-versions kills faults fuzz docs site pictures archive gpu-check lint clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -60,6 +61,9 @@ gpu-check: $(READY)
 docs: $(READY)
 	$(RUN) -m bench.flags
 
+site: $(READY)
+	$(RUN) -m mkdocs build
+
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
@@ -67,7 +71,7 @@ lint: $(READY)
 $(READY): setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required, this is " + sys.version.split()[0] + "; use: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv here; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[bench,dev,dicom,embed,export,huggingface,remote]'
+	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[bench,dev,dicom,docs,embed,export,huggingface,remote]'
 	touch $@
 
 DEMO_IMAGES := 2400

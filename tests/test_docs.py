@@ -19,7 +19,6 @@ from tests.conftest import ROOT, commands_of
 
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
         *sorted((ROOT / "slurm").glob("*.s*"))]  # fmt: skip
-README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"<!-- run -->\n```sh\n(.*?)```", re.S)
 RUNNABLE = [(file, block) for file in DOCS for block in BLOCK.findall(file.read_text())]
 
@@ -107,9 +106,21 @@ def test_documented_messages_exist() -> None:
         assert max(parts, key=len).strip(" '") in printed, message
 
 
+def test_site_has_no_dead_link_and_no_page_outside_the_navigation(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)], cwd=ROOT, check=True)
+    pages = {page.stem for page in tmp_path.glob("*.html")} - {"404", "search", "index"}
+    assert pages == {page.stem for page in (ROOT / "docs").glob("*.md")} - {"README"}
+    loaded = re.findall(r'<(?:link|script|img)[^>]+(?:href|src)="(https?:[^"]*)"', (tmp_path / "tutorial.html").read_text())
+    assert not loaded  # nothing comes from another server
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
 @pytest.mark.parametrize("package", ["shard", "pipeline", "train", "probe", "bench"])
-def test_readme_tree_lists_every_module(package: str) -> None:
-    tree = README.partition("## The tree")[2]
+def test_tree_lists_every_module(package: str) -> None:
+    tree = (ROOT / "CONTRIBUTING.md").read_text().partition("## The tree")[2]
     section = re.search(rf"^    {package}/ .*?(?=^    \w+/ )", tree, re.M | re.S)
     assert section
     modules = [path.relative_to(ROOT / package) for path in (ROOT / package).glob("**/*.py")
