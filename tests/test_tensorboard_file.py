@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as DataAccumulator
 
 from train.journal import Journal
-from train.tensorboard_file import TensorBoardFile
+from train.trackers.tensorboard_file import TensorBoardFile
 
 HOUR = 3600
 
@@ -38,7 +38,7 @@ def test_resumed_run_shows_every_step_once(
     for number, skew in enumerate(clocks):
         monkeypatch.setattr(time, "time", lambda skew=skew: now + skew)
         monkeypatch.setattr("socket.gethostname", lambda number=number: f"node-{9 - number}")
-        journal = Journal(tmp_path, first - 1, first - 1)
+        journal = Journal(tmp_path, first - 1, first - 1, ("tensorboard",))
         for step in range(first, first + 10):
             journal.write("step", step=step, epoch=step / 10, loss=1 / step)
             journal.write_speed("step", step=step, epoch=step / 10, images_per_s=10, data_wait=0)

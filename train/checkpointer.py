@@ -161,7 +161,7 @@ class Checkpointer:
                               f"training starts FROM SCRATCH, and that journal is kept as {backup.name}; if the "
                               "checkpoints were left behind when the run was moved, stop this run, put them into "
                               f"{out / 'checkpoints'} and run the same command")  # fmt: skip
-        self._journal = Journal(out, state.step, lines)
+        self._journal = Journal(out, state.step, lines, self._config.log, self._config.plain())
         if self._journal.lines < lines:
             self._ranks.print(f"warning: {out / METRICS} has {self._journal.lines} lines, but the checkpoint was "
                               f"written after line {lines}; the loss curve will have a gap")  # fmt: skip

@@ -16,6 +16,7 @@ from shard.flags import SHARDS, Flag, check_ranges
 from shard.manifest import parse_manifest
 from train.architectures import check_arch
 from train.presets import PRESETS, Preset, SamePatient
+from train.trackers.open import TrackerName
 
 Optimizer = Literal["adam", "adamw", "lars"]
 Schedule = Literal["constant", "cosine"]
@@ -29,7 +30,7 @@ IMAGENET = "imagenet"  # as --init
 # The view device changes the views, so the loader's part of the fingerprint includes it.
 # Of --init the fingerprint includes the weights as loaded; their path may change.
 MAY_CHANGE_ON_RESUME = {"shards", "out", "preset", "init", "init_input", "workers", "views", "recompute", "limit_steps",
-                        "log_every", "checkpoint_minutes", "online_every", "resume", "accept"}  # fmt: skip
+                        "log_every", "log", "checkpoint_minutes", "online_every", "resume", "accept"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,9 @@ class Config:
     log_every: Annotated[int, Flag("Steps between two lines of the journal.", "watching", 1, 10**6)] = 50
     checkpoint_minutes: Annotated[float, Flag("Minutes between checkpoints within an epoch; 0 writes them only after "
                                               "epochs.", "checkpoints", 0, 10**5)] = 10.0
+    log: Annotated[tuple[TrackerName, ...], Flag(
+        "Where to follow the run, beside metrics.jsonl: tensorboard, csv, mlflow, wandb.", "watching",
+        metavar="NAME,…")] = ("tensorboard",)
     online_every: Annotated[int, Flag("Epochs between online probes on held-out training patients; 0 runs none and "
                                       "keeps no best checkpoint.", "watching", 0, 10**5)] = 10
     resume: Annotated[str, Flag("auto resumes from the newest checkpoint in --out, never refuses to, and PATH starts "

@@ -1,4 +1,4 @@
-"""A run's records: run.json, metrics.jsonl, speed.jsonl, TensorBoard events, and loss.png."""
+"""A run's records: run.json, metrics.jsonl, speed.jsonl, loss.png, and what --log names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ from shard.plain_json import without_nan
 from train.accepted import Change, parse_changes
 from train.config import Config
 from train.recipe import StartRecord, describe_recipe, parse_start, train_command
-from train.tensorboard_file import TensorBoardFile
+from train.trackers.open import TrackerName, open_trackers, scalars_of
 
 CARD, METRICS, SPEED = "run.json", "metrics.jsonl", "speed.jsonl"
 LOCK = "train"  # name of the run folder's lock, which the writing process holds
@@ -45,15 +46,21 @@ def write_card(
 
 
 class Journal:
-    """Appends lines to metrics.jsonl, speed.jsonl and the TensorBoard events.
+    """Appends lines to metrics.jsonl and speed.jsonl, and sends them to the trackers of --log.
 
     metrics.jsonl contains what the settings decide, and no times. Lines that a resumed run will write again are
     dropped, so that the final file equals that of an uninterrupted run. speed.jsonl contains rates, waiting
     times and starts.
     """
 
-    def __init__(self, run: Path, step: int, lines: int) -> None:
-        """Continue after `step` steps and the first `lines` lines of metrics.jsonl; 0 and 0 for a new run."""
+    def __init__(
+        self, run: Path, step: int, lines: int, log: Sequence[TrackerName] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Continue after `step` steps and the first `lines` lines of metrics.jsonl; 0 and 0 for a new run.
+
+        log: the trackers. settings: of the run, for those that show them.
+        """
         kept = read_journal(run)[:lines]
         # Rewrite both files without a last line that a killed process left unfinished.
         for name, complete in ((METRICS, kept), (SPEED, read_journal(run, SPEED))):
@@ -61,36 +68,38 @@ class Journal:
         self.lines = len(kept)
         self._metrics: IO[str] = (run / METRICS).open("a")
         self._speed: IO[str] = (run / SPEED).open("a")
-        self._board = TensorBoardFile(run / "tensorboard", step)
+        self._trackers = open_trackers(log, run, step, kept, settings or {})
 
     def write(self, kind: str, **values: float) -> None:
         """Append a line of kind "step", "epoch" or "online" to metrics.jsonl. values: step, epoch and metrics."""
-        self._metrics.write(_line({"kind": kind, **values}))
+        line = {"kind": kind, **values}
+        self._metrics.write(_line(line))
         self._metrics.flush()
         self.lines += 1
-        self._write_scalars(kind, values)
+        self._track(line)
 
     def write_speed(self, kind: str, **values: float) -> None:
         """Append a line of kind "start", "step" or "stop" to speed.jsonl, with the time of day."""
         self._speed.write(_line({"kind": kind, "time": round(time.time(), 1), **values}))
         self._speed.flush()
         if kind == "step":
-            self._write_scalars("speed", values)
+            self._track({"kind": "speed", **values})
 
-    def _write_scalars(self, kind: str, values: dict[str, float]) -> None:
-        scalars = {f"{kind}/{name}": value for name, value in values.items() if name != "step"}
-        self._board.write(int(values["step"]), scalars)
+    def _track(self, line: Mapping[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.write(*scalars_of(line))
 
     def sync(self) -> None:
         """Sync metrics.jsonl to disk. A checkpoint must not exist without the lines before it."""
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
 
-    def close(self) -> None:
-        """Flush and close all files."""
+    def close(self, status: str = "stopped") -> None:
+        """Flush and close all files. status: for trackers, "finished", "stopped" or "failed"."""
         self._metrics.close()
         self._speed.close()
-        self._board.close()
+        for tracker in self._trackers:
+            tracker.close(status)
 
 
 def _line(values: dict[str, Any]) -> str:

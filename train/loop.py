@@ -30,6 +30,7 @@ from train.signals import REQUEUE, StopRequest, catch_stop_signals
 from train.starting_weights import read_starting_weights
 from train.state import TrainState
 from train.step import train_step
+from train.trackers.open import check_trackers
 from train.view_choice import settle_views
 
 LOCK_TIMEOUT_S = 15.0  # for the lock: DataLoader workers of a killed run notice within 5 seconds and release it
@@ -38,10 +39,11 @@ LOCK_TIMEOUT_S = 15.0  # for the lock: DataLoader workers of a killed run notice
 def pretrain(config: Config) -> None:
     """Pre-train SimCLR as `config` says, and write the run into config.out; resume from its newest checkpoint.
 
-    Writes checkpoints/, metrics.jsonl, speed.jsonl, run.json, tensorboard/ and loss.png. An interrupted and resumed run
-    sees the same batches and, on a CPU, ends with the same weights as an uninterrupted one. On SIGUSR1 or SIGTERM it
-    saves after the current step and exits, the first rank with status 75 (requeue).
+    Writes checkpoints/, metrics.jsonl, speed.jsonl, run.json, loss.png and what config.log names. An interrupted and
+    resumed run sees the same batches and, on a CPU, ends with the same weights as an uninterrupted one. On SIGUSR1 or
+    SIGTERM it saves after the current step and exits, the first rank with status 75 (requeue).
     """
+    check_trackers(config.log)
     device = resolve_device(config.device)
     with (catch_stop_signals() as stop, init_distributed(device) as ranks,
           explain_out_of_memory(device, lambda: describe_step(config, ranks.world),

@@ -17,7 +17,9 @@ from train.presets import PRESETS, Preset
 StartRecord = dict[str, str]
 START_FIELDS = ("init", "init_input", "name", "file", "file_sha256", "input", "sha256", "trained_on")
 
-DEFAULTS = {field.name: field.default for field in fields(Config)}
+# As Config.plain writes them.
+DEFAULTS = {field.name: ",".join(field.default) if isinstance(field.default, tuple) else field.default
+            for field in fields(Config)}  # fmt: skip
 RECIPE = ("temperature", "crop_min", "flip", "blur", "patient_positive", "same_patient", "freeze_batchnorm", "schedule",
           "warmup_epochs")
 

@@ -43,7 +43,9 @@ class RunLog:
         self._bar.close()
         self._write_speed("stop")
         if self._journal:
-            self._journal.close()
+            failed = kind is not None and issubclass(kind, Exception)
+            finished = self._state.epoch >= self._config.epochs
+            self._journal.close("failed" if failed else "finished" if finished else "stopped")
 
     def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
         """Yield the batches, counting the time spent waiting for them."""

@@ -44,7 +44,7 @@ class TensorBoardFile:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
 
-    def close(self) -> None:
+    def close(self, status: str = "finished") -> None:
         """Close the file."""
         self._file.close()
 

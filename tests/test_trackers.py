@@ -1,0 +1,241 @@
+"""--log: a run is followed in TensorBoard, CSV, MLflow and wandb, goes on there when resumed, and survives outages."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shard.errors import InputError
+from tests.conftest import ROOT, Shards, train_here
+from train.config import Config
+from train.journal import METRICS, Journal
+from train.recipe import train_command
+from train.trackers import background
+from train.trackers.background import Background
+from train.trackers.open import check_trackers
+
+needs_mlflow = pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow-skinny is not installed")
+needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+
+
+class Server:
+    """A run on a server that fails while `down`; remembers what it got."""
+
+    def __init__(self, *, down: bool = False, new: bool = True) -> None:
+        self.down, self.new = down, new
+        self.got: list[tuple[int, dict[str, float]]] = []
+        self.status = ""
+
+    def _answer(self) -> None:
+        if self.down:
+            raise ConnectionError("no route to https://user:secret@host")
+
+    def open(self) -> bool:
+        self._answer()
+        return self.new
+
+    def send(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._answer()
+        self.got.append((step, dict(scalars)))
+
+    def close(self, status: str) -> None:
+        self._answer()
+        self.status = status
+
+
+def tidy(run: Path) -> list[tuple[int, str, float]]:
+    """Return metrics.jsonl as (step, tag, value)."""
+    lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    return [(line["step"], f"{line['kind']}/{name}", value) for line in lines for name, value in line.items()
+            if name not in ("kind", "step")]  # fmt: skip
+
+
+def records_of(data: bytes) -> list[bytes]:
+    """Return the records of a .wandb file: 7 bytes of header, then LevelDB's log format in blocks of 32 KiB."""
+    records, position, parts = list[bytes](), 7, list[bytes]()
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        parts.append(data[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # full, or the last part
+            records.append(b"".join(parts))
+            parts = []
+    return records
+
+
+def test_csv_has_the_lines_of_the_journal_after_a_resume(shards: Shards, tmp_path: Path) -> None:
+    train_here(shards, tmp_path, limit_steps=3, log=("csv",))
+    train_here(shards, tmp_path, log=("csv",))
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [(int(row["step"]), row["metric"], float(row["value"])) for row in csv.DictReader(file)]
+    assert len(rows) > 20 and rows == tidy(tmp_path)
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_csv_that_is_added_later_has_the_earlier_lines_too(shards: Shards, tmp_path: Path) -> None:
+    train_here(shards, tmp_path, limit_steps=3)
+    train_here(shards, tmp_path, log=("csv", "tensorboard"))
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + len(tidy(tmp_path))
+
+
+def test_scalars_arrive_in_order_and_training_never_waits(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = Server(down=True)
+    tracker = Background("mlflow", server, [(1, {"step/loss": 5.0})], tmp_path / "sent")
+    start = time.perf_counter()
+    for step in range(2, 200):
+        tracker.write(step, {"step/loss": 1 / step})
+    assert time.perf_counter() - start < background.FIRST_WAIT_S  # no call waited for an attempt
+    server.down = False
+    tracker.close("finished")
+    assert [step for step, _ in server.got] == list(range(1, 200)) and server.status == "finished"
+    error = capfd.readouterr().err
+    assert error.count("warning: --log=mlflow: ConnectionError: no route to https://") == 1 and "secret" not in error
+
+
+def test_lines_of_an_outage_are_sent_by_the_resumed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first process sends two lines, the second none, the third what is missing."""
+    monkeypatch.setattr(background, "STOP_TIMEOUT_S", 1.0)
+    lines = [(step, {"step/loss": 1 / step}) for step in range(1, 6)]
+    got = list[tuple[int, dict[str, float]]]()
+    for first, last in ((0, 2), (2, 4), (4, 5)):
+        server = Server(down=first == 2, new=first == 0)
+        tracker = Background("wandb", server, lines[:first], tmp_path / "sent")
+        for line in lines[first:last]:
+            tracker.write(*line)
+            tracker.write(line[0], {"speed/images_per_s": 100.0})
+        tracker.close("stopped")
+        got += server.got
+    assert [line for line in got if "step/loss" in line[1]] == lines
+    error = capfd.readouterr().err
+    assert error.count("warning: --log=wandb: 2 lines of metrics.jsonl could not be sent; they are sent when the") == 1
+
+
+@needs_mlflow
+def test_mlflow_shows_a_resumed_run_as_one(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of MLflow's, read back by its client."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    from mlflow.tracking import MlflowClient
+
+    run = tmp_path / "a"
+    train_here(shards, run, limit_steps=3, log=("mlflow",))
+    train_here(shards, run, log=("mlflow",))
+    client = MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("cxr-simclr")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.run_name == "a" and found.info.status == "FINISHED"
+    assert float(found.data.params["temperature"]) == 0.5
+    for tag in ("step/loss", "epoch/loss", "step/lr"):
+        values = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, tag)}
+        assert values == {step: value for step, name, value in tidy(run) if name == tag} and values
+    stored = "".join(path.read_text() for path in (tmp_path / "mlruns").rglob("*") if path.is_file())
+    assert str(shards.folder) not in stored and socket.gethostname() not in stored
+
+
+@needs_mlflow
+def test_mlflow_server_that_is_down_does_not_stop_training(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setattr(background, "FINISH_TIMEOUT_S", 1.0)
+    train_here(shards, tmp_path, log=("mlflow", "csv"))
+    error = capfd.readouterr().err
+    assert "lines of metrics.jsonl could not be sent" in error and "Traceback" not in error
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + len(tidy(tmp_path))
+
+
+@needs_wandb
+def test_wandb_offline_has_every_step_and_nothing_of_the_machine(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real files of WANDB_MODE=offline, in a process of its own as wandb starts one."""
+    from wandb.proto import wandb_internal_pb2
+
+    run = tmp_path / "a"
+    for limit in (3, 0):
+        command = train_command(Config(shards=shards.folder, out=run, arch="timm/test_resnet", size=32, epochs=2,
+                                       batch_size=16, limit_steps=limit, device="cpu", log_every=1, online_every=0,
+                                       log=("wandb",)).plain()) + f" --limit-steps={limit}"  # fmt: skip
+        subprocess.run([sys.executable, *command.split()[1:]], cwd=ROOT, check=True,
+                       env={**os.environ, "WANDB_MODE": "offline"})  # fmt: skip
+    files = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
+    ids, losses = set(), {}
+    for file in files:
+        ids.add(file.stem.removeprefix("run-"))
+        for data in records_of(file.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            values = {"/".join(item.nested_key) or item.key: json.loads(item.value_json)
+                      for item in record.history.item}  # fmt: skip
+            if "step/loss" in values:
+                losses[values["step"]] = values["step/loss"]
+    assert len(files) == 2 and len(ids) == 1  # wandb sync puts both into one run
+    assert losses == {step: value for step, name, value in tidy(run) if name == "step/loss"} and losses
+    sent = b"".join(file.read_bytes() for file in files)
+    for private in (str(shards.folder), socket.gethostname(), str(ROOT), "patient0"):
+        assert private.encode() not in sent, private
+
+
+@needs_wandb
+def test_wandb_without_a_key_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="--log=wandb: no API key; run wandb login, set WANDB_API_KEY, or keep"):
+        check_trackers(["wandb"])
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"--log=mlflow: the package is missing; pip install '\.\[mlflow\]'"):
+        check_trackers(["tensorboard", "mlflow"])
+
+
+def test_private_settings_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server gets names no path."""
+    from train.trackers import open as opening
+
+    given: list[Mapping[str, object]] = []
+
+    class Remembers(Server):
+        def __init__(self, run: Path, id_file: Path, settings: Mapping[str, object], *, new: bool) -> None:
+            super().__init__()
+            given.append(settings)
+
+    monkeypatch.setattr(opening, "WandbRun", Remembers)
+    settings = Config(shards=tmp_path / "MRN-4711", out=tmp_path / "run", init=str(tmp_path / "weights.pth")).plain()
+    opening.open_trackers(["wandb"], tmp_path, 0, [], settings)
+    assert given[0]["temperature"] == 0.5 and str(tmp_path) not in json.dumps(given[0])
+
+
+def test_journal_closes_its_trackers(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 0, 0, ("csv",))
+    journal.write("step", step=1, epoch=0.5, loss=np.float64(2.0).item())
+    journal.close("finished")
+    assert (tmp_path / "metrics.csv").read_text() == "step,metric,value\n1,step/epoch,0.5\n1,step/loss,2.0\n"

@@ -1,0 +1,1 @@
+"""Follow a run with other tools: TensorBoard, a CSV file, MLflow, Weights & Biases (--log)."""
