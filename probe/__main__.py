@@ -10,10 +10,11 @@ from probe.settings import Settings
 from shard.address import Place
 from shard.cache import CacheFlags
 from shard.cli import run
-from shard.flags import PART, PARTS, Command, Flag, flag_in
+from shard.flags import PART, PARTS, Command, Flag, flag_in, takes_settings
 from shard.machine import choose_part
 
 
+@takes_settings
 def report(
     settings: Settings, *, part: Annotated[int | None, PART] = None, parts: Annotated[int | None, PARTS] = None
 ) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from shard.errors import InputError
+from shard.settings_file import join
 from train.weights.source import Source, is_arch, parse_source, path_exists
 
 MEAN = "Mean"  # the column over all tasks, unless a finding has this name
@@ -96,9 +96,7 @@ def split_tasks(text: str, findings: Sequence[str]) -> tuple[str, ...]:
 
 def join_tasks(tasks: Sequence[str]) -> str:
     """Join tasks into one string; the inverse of split_tasks."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(tasks)
-    return text.getvalue()
+    return join(tasks)
 
 
 def _plain(name: str) -> str:

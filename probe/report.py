@@ -23,6 +23,7 @@ from probe.settings import Settings, from_plain
 from probe.study import Study, open_study
 from shard.errors import InputError
 from shard.files import locked, write_bytes
+from shard.settings_file import write_settings
 from shard.tabular.sheet import to_csv
 from train.device import resolve_device
 from train.frozen_features import Features
@@ -41,6 +42,7 @@ def make_report(settings: Settings, part: int, parts: int) -> None:
             print(f"{encoder.name}: {note}")
     units = units_of_part(list_units(study), part, parts)
     settings.out.mkdir(parents=True, exist_ok=True)
+    write_settings(settings.out / "report.toml", settings.chosen(), "python -m probe report")
     with locked(settings.out, "report", shared=parts > 1):
         _measure_and_write(study, units, part, parts, device)
 

@@ -138,16 +138,20 @@ class Settings:
         """The settings that change results, except files."""
         return {name: value for name, value in self.plain().items() if name not in KEEP_RESULTS | FILES}
 
+    def chosen(self) -> dict[str, Any]:
+        """The settings that are not the defaults, as JSON values."""
+        defaults = {field.name: _plain(field.default) for field in fields(self)}
+        return {name: value for name, value in self.plain().items() if value != defaults[name]}
+
     def command(self) -> str:
         """The command that makes this report, with each setting that is not the default."""
-        defaults = {field.name: _plain(field.default) for field in fields(self)}
-        given = {name: value for name, value in self.plain().items()
-                 if name != "encoders" and value != defaults[name]}  # fmt: skip
+        given = self.chosen()
+        encoders = given.pop("encoders")
         if self.tasks:
             given["tasks"] = join_tasks(self.tasks)
         shown = [f"{flag_name(name)}={shlex.quote(','.join(value) if isinstance(value, list) else str(value))}"
                  for name, value in given.items()]  # fmt: skip
-        return " ".join(["python -m probe report", *map(shlex.quote, self.plain()["encoders"]), *shown])
+        return " ".join(["python -m probe report", *map(shlex.quote, encoders), *shown])
 
 
 def from_plain(plain: dict[str, Any]) -> Settings:

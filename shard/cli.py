@@ -19,7 +19,7 @@ import threading
 import typing
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ import fire
 from shard.address import Place, hide_secrets, is_address, parse_place
 from shard.cli_help import print_commands, print_help
 from shard.errors import InputError
-from shard.flags import REQUIRED, Command, Commands, Option, flag_name, options_of
+from shard.flags import REQUIRED, SETTINGS, Command, Commands, Option, flag_name, options_of
+from shard.settings_file import join, read_settings
 
 HELP = ("-h", "--help")
 
@@ -92,7 +93,15 @@ def bind(name: str, commands: Commands, argv: list[str]) -> Callable[[], None]:
         return functools.partial(print_help, name, command, others)
     options = options_of(command)
     _check_flags(name, options, argv)
-    return BoundCommand(command, _parse_with_fire(name, options, argv))
+    if not any(re.match(rf"--{SETTINGS}(=|$)", word) for word in argv):
+        return BoundCommand(command, _parse_with_fire(name, options, argv))
+    # What the file gives is not required here.
+    given = _parse_with_fire(name, [replace(option, default=None) for option in options], argv)
+    file = given.pop(SETTINGS)
+    given = {**_parse_file(file, options), **given}
+    if missing := [flag_name(option.name) for option in options if option.required and option.name not in given]:
+        raise InputError(f"missing required flags: {', '.join(missing)}; give them or add them to {file}")
+    return BoundCommand(command, given)
 
 
 @dataclass(frozen=True)
@@ -180,6 +189,24 @@ def _parse_with_fire(name: str, options: Sequence[Option], argv: list[str]) -> d
     except SystemExit:  # Fire reads what follows a lone -- with argparse, which exits
         raise InputError(f"{' '.join(argv[argv.index('--'):])}: unknown flags; see: {name} --help") from None
     return typing.cast("_Parsed", parsed)._values
+
+
+def _parse_file(file: Path, options: Sequence[Option]) -> dict[str, Any]:
+    """Return the values of a file of settings, by option. Raises InputError for a name or a value that no flag has."""
+    by_name = {option.name: option for option in options if option.name != SETTINGS}
+    values: dict[str, Any] = {}
+    for name, value in read_settings(file).items():
+        if name not in by_name:
+            raise InputError(f"{file}: unknown setting {name}{_suggest(name, by_name)}")
+        option = by_name[name]
+        try:
+            if option.kind is inspect.Parameter.VAR_POSITIONAL:
+                values[name] = tuple(_parse(option, text) for text in ([value] if isinstance(value, str) else value))
+            else:
+                values[name] = _parse(option, value if isinstance(value, str) else join(value))
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
+    return values
 
 
 def _parse(option: Option, text: str) -> Any:

@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, ParamSpec, Union
 
 from shard.address import Place
@@ -23,6 +24,7 @@ Command = Callable[..., None]
 Commands = Command | Mapping[str, Command]  # by sub-command
 Parameters = ParamSpec("Parameters")
 REQUIRED = inspect.Parameter.empty
+SETTINGS = "settings"  # the flag of commands with @takes_settings
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,12 @@ class Option:
         )
 
 
+def takes_settings(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Decorate a command to read flags from a file, too: --settings=FILE."""
+    command.__dict__["takes_settings"] = True
+    return command
+
+
 @functools.cache
 def options_of(owner: Callable[..., Any]) -> tuple[Option, ...]:
     """Return the flags and arguments of a command, or the fields of a dataclass, in order."""
@@ -104,6 +112,10 @@ def options_of(owner: Callable[..., Any]) -> tuple[Option, ...]:
         else:
             hint, flag = _split_hint(hints[name])
             options.append(Option(name, hint, parameter.default, parameter.kind, flag))
+    if getattr(owner, "takes_settings", False):
+        flag = Flag("TOML file with any of these flags, which flags on the command line override; a run leaves one, "
+                    "run.toml, and a report report.toml.", "data", metavar="FILE")  # fmt: skip
+        options.append(Option(SETTINGS, Path, None, inspect.Parameter.KEYWORD_ONLY, flag))
     return tuple(options)
 
 

@@ -113,7 +113,10 @@ def test_a_number_outside_its_range_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(("name", "command"), ALL)
-def test_examples_in_help_are_understood(name: str, command: Command) -> None:
+def test_examples_in_help_are_understood(
+    name: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shard.cli.read_settings", lambda path: {"shards": "shards", "out": "out"})
     examples = [line for text in paragraphs_of(command) if is_example(text) for line in text.splitlines()]
     assert examples
     for line in examples:

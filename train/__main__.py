@@ -7,13 +7,14 @@ from typing import Annotated
 
 from shard.cache import CacheFlags
 from shard.cli import run
-from shard.flags import Command, Flag
+from shard.flags import Command, Flag, takes_settings
 from train.config import Config, check_batch
 from train.export.library import Format
 
 # Each command imports what it runs: PyTorch takes seconds to import, and a wrong flag is reported before that.
 
 
+@takes_settings
 def train(config: Config, cache: CacheFlags) -> None:
     """Pre-train an encoder with SimCLR on the training split of shards.
 
@@ -22,6 +23,7 @@ def train(config: Config, cache: CacheFlags) -> None:
 
         python -m train --dali --shards=shards --out=runs/a
         python -m train --dali --shards=shards --out=runs/b --preset=patient --epochs=30 --batch-size=128
+        python -m train --settings=runs/b/run.toml --out=runs/c --seed=1
     """
     cache.use()
     check_batch(config.shards, config.batch_size)

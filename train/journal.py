@@ -1,4 +1,4 @@
-"""A run's records: run.json, metrics.jsonl, speed.jsonl, loss.png, and what --log names."""
+"""A run's records: run.json, run.toml, metrics.jsonl, speed.jsonl, loss.png, and what --log names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import IO, Any
 from shard.errors import PARSE_ERRORS, InputError
 from shard.files import atomic_write, write_bytes
 from shard.plain_json import without_nan
+from shard.settings_file import write_settings
 from train.accepted import Change, parse_changes
 from train.config import Config
-from train.recipe import StartRecord, describe_recipe, parse_start, train_command
+from train.recipe import StartRecord, chosen_settings, describe_recipe, parse_start, train_command
 from train.trackers.open import TrackerName, open_trackers, scalars_of
 
 CARD, METRICS, SPEED = "run.json", "metrics.jsonl", "speed.jsonl"
@@ -35,7 +36,7 @@ def write_card(
     steps_per_epoch: int,
 ) -> None:  # fmt: skip
     """Write run.json: the command, the settings, the steps per epoch, what the encoder started from, what --views=auto
-    measured, and what --accept changed during the run.
+    measured, and what --accept changed during the run; and run.toml, the settings for --settings.
     """
     command = train_command(config.plain())
     if ranks > 1:
@@ -43,6 +44,7 @@ def write_card(
     card = {"command": command, "settings": config.plain(), "accepted": accepted, "init": start, "views": views,
             "ranks": ranks, "steps_per_epoch": steps_per_epoch}  # fmt: skip
     write_bytes(run / CARD, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
+    write_settings(run / "run.toml", chosen_settings(config.plain()), "python -m train")
 
 
 class Journal:

@@ -57,10 +57,15 @@ def describe_start(record: Mapping[str, str]) -> str:
     return f"started from {record['name']}, sha256 {(record['file_sha256'] or record['sha256'])[:16]}…"
 
 
+def chosen_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain settings that run training to completion, omitting defaults."""
+    defaults = DEFAULTS | PRESETS[settings.get("preset", "published")]
+    return {name: value for name, value in settings.items()
+            if name in defaults and name != "limit_steps" and value not in (defaults[name], "")}  # fmt: skip
+
+
 def train_command(settings: Mapping[str, Any]) -> str:
     """Return the command that runs training with these plain settings to completion, omitting defaults."""
-    defaults = DEFAULTS | PRESETS[settings.get("preset", "published")]
-    given = {name: value for name, value in settings.items()
-             if name in defaults and name != "limit_steps" and value not in (defaults[name], "")}  # fmt: skip
+    given = chosen_settings(settings)
     return " ".join(["python -m train", *(flag_name(name) + ("" if value is True else f"={shlex.quote(str(value))}")
                                           for name, value in given.items())])  # fmt: skip

@@ -58,4 +58,4 @@ def encode_dicom(image: Image.Image, tags: Tags) -> bytes:
 
 def _make_uid(*parts: object) -> str:
     """Make a UID under the root for UUIDs, 2.25 (PS3.5, B.2)."""
-    return f"2.25.{int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:16])}"
+    return f"2.25.{int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:16], 'big')}"

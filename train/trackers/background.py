@@ -76,8 +76,8 @@ class Background:
             self._sent = 0
         for line in self._earlier[self._sent :]:
             self._send(*line)
-        while (line := self._waiting.get()) is not None:
-            self._send(*line)
+        while (item := self._waiting.get()) is not None:
+            self._send(*item)
         self._repeat(lambda: self._remote.close(self._status))
 
     def _send(self, step: int, scalars: Mapping[str, float]) -> None:
