@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,9 @@ Shots = int | Literal["all"]  # labelled examples per class
 Rows = npt.NDArray[np.int64]
 Uncertain = Literal["exclude", "positive", "negative"]
 Blank = Literal["exclude", "negative"]
-SHUFFLE_STREAM = 10**6  # of the random order of training images; the streams below are those of the draws
+FRACTION_DRAWS = 5  # random parts of the labels for each of --fractions
+# Of the random order of training images, and of patients; the streams below are those of the draws.
+SHUFFLE_STREAM, FRACTION_STREAM = 10**6, 10**6 + 1
 
 
 class NotMeasurable(Exception):
@@ -27,7 +29,8 @@ class Draws:
 
     positive, negative: [D, most shots]; the first k of each row are the k-shot support set. test, test_labels: [N], all
     labelled test images. balanced: [D, N], the members of each draw's balanced test set. train, train_labels: the
-    labelled training images that "all" shots select, of `labelled` that there are.
+    labelled training images that "all" shots select, of `labelled` that there are. fractions: share of the labels →
+    the rows of FRACTION_DRAWS random parts [FRACTION_DRAWS, m], and their labels.
     """
 
     positive: Rows
@@ -38,6 +41,7 @@ class Draws:
     train: Rows
     train_labels: Rows
     labelled: int
+    fractions: dict[float, tuple[Rows, Rows]] = field(default_factory=dict)
 
     def support(self, shots: Shots) -> tuple[Rows, Rows]:
         """Select the support sets [D, 2·shots], positives first, and their labels; "all" is one set [1, n].
@@ -125,6 +129,30 @@ def train_images(labels: pd.DataFrame, task: str, limit: int | None, seed: int) 
     order = shuffle_training_images(labels, seed)
     rows = np.sort(order[labelled[order]][:limit])
     return rows, labels[task].to_numpy()[rows].astype(np.int64), int(labelled.sum())
+
+
+def fraction_parts(labels: pd.DataFrame, task: str, share: float, *, seed: int, limit: int) -> tuple[Rows, Rows]:
+    """Sample FRACTION_DRAWS parts of a share of the labelled training images: [FRACTION_DRAWS, m] rows and labels.
+
+    A part has the images of patients in random order, the last patient's only as far as they are needed, so that all
+    parts have m images. Tasks share the order of patients. Raises NotMeasurable if m exceeds `limit`, or a part lacks
+    a class.
+    """
+    labelled = np.flatnonzero((labels["split"] == "train").to_numpy() & labels[task].isin([0, 1]).to_numpy())
+    images = round(share * len(labelled))
+    if images > limit:
+        raise NotMeasurable(f"{share:g} of {len(labelled)} labelled training images are more than --all-limit={limit}")
+    patients, parts = number_patients(labels), []
+    for draw in range(FRACTION_DRAWS):
+        order = np.random.default_rng([seed, FRACTION_STREAM, draw]).permutation(int(patients.max()) + 1)
+        parts.append(labelled[np.argsort(order[patients[labelled]], kind="stable")][:images])
+    rows = np.stack(parts)
+    classes: Rows = labels[task].to_numpy()[rows].astype(np.int64)
+    positive = int(classes.sum(axis=1).min(initial=images)), int(classes.sum(axis=1).max(initial=0))
+    if positive[0] < 1 or positive[1] > images - 1:
+        raise NotMeasurable(f"{images} of {len(labelled)} labelled training images, and a random part of so many lacks "
+                            "positive or negative ones")  # fmt: skip
+    return rows, classes
 
 
 def shuffle_training_images(labels: pd.DataFrame, seed: int) -> Rows:

@@ -18,7 +18,7 @@ from sklearn.metrics import roc_curve
 
 from probe.encoder import Encoder
 from probe.features import read_images
-from probe.fewshot import Shots
+from probe.fewshot import FRACTION_DRAWS, Shots
 from probe.finetune import STEPS, finetune
 from probe.knn import knn_draws
 from probe.linear import INVERSE_L2, fit_all, probe_draws
@@ -40,19 +40,22 @@ Curve = npt.NDArray[np.float64]
 
 
 class Key(NamedTuple):
-    """What a score belongs to: encoder, probe, number of shots, task and test set."""
+    """What a score belongs to: encoder, probe, number of shots (or share_name of a fraction), task and test set."""
 
     encoder: str
     probe: str
-    shots: Shots
+    shots: Shots | str
     task: str
     test: str
 
 
 class Unit(NamedTuple):
-    """A unit of work, independent of all others: some draws of an encoder on a task, or its probe of all labels."""
+    """A unit of work, independent of all others: some draws of an encoder on a task, or its probe of all labels.
 
-    kind: Literal["draws", "all", "finetune"]
+    first, last: of the draws; for kind "fractions" of the random parts of the labels.
+    """
+
+    kind: Literal["draws", "all", "fractions", "finetune"]
     encoder: str
     task: str
     first: int
@@ -81,6 +84,8 @@ def list_units(study: Study) -> list[Unit]:
                       for first in range(0, study.draws, BLOCK)]  # fmt: skip
             if encoder != NOISE and "all" in study.measured[task]:
                 units.append(Unit("all", encoder, task, 0, 1))
+            if encoder != NOISE and study.drawn[task].fractions:
+                units += [Unit("fractions", encoder, task, part, part + 1) for part in range(FRACTION_DRAWS)]
             if encoder in _trainable(study) and study.headline in study.measured[task]:
                 units += [Unit("finetune", encoder, task, draw, draw + 1)
                           for draw in range(min(study.settings.finetune, study.draws))]  # fmt: skip
@@ -131,6 +136,8 @@ def _steps(study: Study, unit: Unit) -> list[Shots | str]:
     """List what is measured on the draws of a unit: linear probes by their shots, KNN, STRENGTHS, PUBLISHED."""
     if unit.kind == "all":
         return ["all"]
+    if unit.kind == "fractions":
+        return [share_name(share) for share in study.drawn[unit.task].fractions]
     numbers: list[Shots | str] = [shots for shots in study.measured[unit.task] if shots != "all"]
     at_headline = study.headline in numbers
     own = [*numbers, *[KNN, *STRENGTHS] * at_headline] if unit.encoder != NOISE else []
@@ -178,6 +185,10 @@ def _measure(study: Study, unit: Unit, raw: Features, features: Features, progre
     raw: the encoder's features, for the published protocol; features: standardised.
     """
     draws, block, measured = study.drawn[unit.task], slice(unit.first, unit.last), Measured({}, {}, {})
+    if unit.kind == "fractions":
+        _measure_fractions(measured, study, unit, features)
+        progress.advance(len(draws.fractions))
+        return measured
     for step in _steps(study, unit):
         if step == PUBLISHED:
             _measure_published(measured, study, unit, raw)
@@ -217,6 +228,22 @@ def _measure_all(measured: Measured, study: Study, unit: Unit, features: Feature
     _score(measured, study, key, decisions, _resample(study, 1), slice(0, 1))
 
 
+def share_name(share: float) -> str:
+    """Name a share of the labels, as tables do: "1%"."""
+    return f"{100 * share:g}%"
+
+
+def _measure_fractions(measured: Measured, study: Study, unit: Unit, features: Features) -> None:
+    """Measure the probes of one random part of the labels for each fraction."""
+    draws = study.drawn[unit.task]
+    for share, (rows, classes) in draws.fractions.items():
+        decisions = fit_all(features, rows[unit.first], classes[unit.first], draws.test)
+        measured.scores[Key(unit.encoder, LINEAR, share_name(share), unit.task, ALL)] = score(
+            decisions, draws.test_labels, study.patients[draws.test], _resample(study, FRACTION_DRAWS),
+            first=unit.first, supports=study.people[rows[unit.first]][None],
+        )  # fmt: skip
+
+
 def _measure_finetuned(study: Study, unit: Unit, device: torch.device, progress: Progress) -> Measured:
     draws, measured = study.drawn[unit.task], Measured({}, {}, {})
     (encoder,) = (encoder for encoder in study.encoders if encoder.name == unit.encoder)
@@ -252,7 +279,7 @@ def _score(
     """Score decision values on all test images; at the headline's shots also on balanced test sets and on slices."""
     draws = study.drawn[key.task]
     patients = study.patients[draws.test]
-    supports = None if key.shots == "all" else study.people[draws.support(key.shots)[0][block]]
+    supports = None if isinstance(key.shots, str) else study.people[draws.support(key.shots)[0][block]]
     measured.scores[key] = score(decisions, draws.test_labels, patients, resamples, first=block.start,
                                  supports=supports)  # fmt: skip
     if key.shots != study.headline or key.probe in STRENGTHS:

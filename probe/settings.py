@@ -41,8 +41,13 @@ class Settings:
     shots: Annotated[tuple[str, ...], Flag("Examples of each class to learn from; all takes the labelled training "
                                            "images, up to --all-limit.", "few-shot",
                                            metavar="K,…,all")] = ("1", "5", "10", "50")
-    all_limit: Annotated[int, Flag("Most training images per task for --shots=all, chosen at random.", "few-shot",
+    fractions: Annotated[tuple[float, ...], Flag("Also learn from these shares of the labelled training images, chosen "
+                                                 "by patient.", "few-shot", 0, 1, metavar="SHARE,…",
+                                                 default="none")] = ()
+    all_limit: Annotated[int, Flag("Most training images per task for --shots=all and --fractions.", "few-shot",
                                    2, 10**9)] = 20_000
+    target_auroc: Annotated[tuple[float, ...], Flag("AUROCs of which the report says how many labels they take.",
+                                                    "few-shot", 0.5, 1, metavar="A,…")] = (0.7, 0.8, 0.9)
     draws: Annotated[int, Flag("Support sets per task.", "few-shot", 1, 10**5)] = 50
     tasks: Annotated[tuple[str, ...], Flag("Findings to predict. Put a name that contains a comma in double quotes.",
                                            "data", metavar="A,B,…", default="those of the published table",
@@ -52,6 +57,8 @@ class Settings:
     blank: Annotated[Blank, Flag("What blank labels count as; exclude omits them.", "data")] = "exclude"
     draws_file: Annotated[Path | None, Flag("draws.csv of another report, to use the same support sets.", "few-shot",
                                             metavar="FILE")] = None
+    maps: Annotated[int, Flag("Test images per task to show with an occlusion map, in turn with and without the "
+                              "finding; 0 shows none.", "comparison", 0, 100)] = 2
     protocol: Annotated[Protocol, Flag("Protocol to put first in the report; it shows both.", "comparison")] = "ours"
     finetune: Annotated[int, Flag("Also fine-tune all weights, on the first N support sets.", "few-shot",
                                   0, 10**5)] = 0
@@ -97,6 +104,10 @@ class Settings:
                 raise InputError(f"--baselines={word}: not one of {', '.join(BASELINES)}")
         if not self.all_shots:
             raise InputError("--shots: needs numbers of examples per class, or all, such as --shots=1,5,10,all")
+        for share in self.fractions:
+            if not 0 < share < 1:
+                raise InputError(f"--fractions={share:g}: needs shares between 0 and 1, such as 0.01,0.1; --shots=all "
+                                 "learns from all labels")  # fmt: skip
         if self.headline == "all" and (self.finetune or self.protocol == "paper"):
             raise InputError("--shots=all: --finetune and --protocol=paper need a number of shots; add one, such as 10")
 
@@ -149,8 +160,9 @@ class Settings:
         encoders = given.pop("encoders")
         if self.tasks:
             given["tasks"] = join_tasks(self.tasks)
-        shown = [f"{flag_name(name)}={shlex.quote(','.join(value) if isinstance(value, list) else str(value))}"
-                 for name, value in given.items()]  # fmt: skip
+        texts = {name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+                 for name, value in given.items()}  # fmt: skip
+        shown = [f"{flag_name(name)}={shlex.quote(text)}" for name, text in texts.items()]
         return " ".join(["python -m probe report", *map(shlex.quote, encoders), *shown])
 
 

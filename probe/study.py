@@ -17,7 +17,16 @@ from probe.baselines import baseline_names
 from probe.draws_file import read_draws, write_draws
 from probe.encoder import Encoder
 from probe.encoders import open_encoders
-from probe.fewshot import Draws, NotMeasurable, Rows, Shots, make_draws, number_patients, resolve_labels
+from probe.fewshot import (
+    Draws,
+    NotMeasurable,
+    Rows,
+    Shots,
+    fraction_parts,
+    make_draws,
+    number_patients,
+    resolve_labels,
+)
 from probe.names import name_mean
 from probe.settings import Settings
 from probe.slices import Slice, count_patients, find_slices, withhold
@@ -145,6 +154,13 @@ def open_study(settings: Settings) -> Study:
         raise InputError(f"--shots={','.join(settings.shots)}: no task can be measured ({'; '.join(unmeasured)}); give "
                          "fewer shots, other --tasks or draws, or shards with more labels")  # fmt: skip
     drawn = {task: draws.truncate(measured[task]) for task, draws in drawn.items()}
+    for task, draws in drawn.items():
+        for share in sorted(set(settings.fractions)):
+            try:
+                draws.fractions[share] = fraction_parts(labels, task, share, seed=settings.seed,
+                                                        limit=settings.all_limit)  # fmt: skip
+            except NotMeasurable as reason:
+                unmeasured.append(f"{task} is not measurable with {share:g} of its labels: {reason}")
     rows, reference = choose_images(labels, drawn.values(), settings.seed)
     return Study(settings, manifest, labels.iloc[rows], rows, reference, encoders, tasks,
                  {task: renumber(draws, rows) for task, draws in drawn.items()}, measured, unmeasured)  # fmt: skip

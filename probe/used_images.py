@@ -27,7 +27,8 @@ def choose_images(labels: pd.DataFrame, drawn: Collection[Draws], seed: int) -> 
     """Choose the images of all draws, the images outside split train, and a random sample of the training images."""
     reference = shuffle_training_images(labels, seed)[:REFERENCE]
     held_out = np.flatnonzero(labels["split"] != "train")
-    of_draws = [rows.ravel() for draws in drawn for rows in (draws.positive, draws.negative, draws.train)]
+    of_draws = [rows.ravel() for draws in drawn for rows in (
+        draws.positive, draws.negative, draws.train, *(rows for rows, _ in draws.fractions.values()))]  # fmt: skip
     rows = np.unique(np.concatenate([reference, held_out, *of_draws]))
     return UsedImages(rows, np.isin(rows, reference))
 
@@ -35,4 +36,5 @@ def choose_images(labels: pd.DataFrame, drawn: Collection[Draws], seed: int) -> 
 def renumber(draws: Draws, rows: Rows) -> Draws:
     """Number the images of draws by their place in `rows`, which has them all."""
     places = {name: np.searchsorted(rows, getattr(draws, name)) for name in ("positive", "negative", "test", "train")}
-    return replace(draws, **places)
+    fractions = {share: (np.searchsorted(rows, part), classes) for share, (part, classes) in draws.fractions.items()}
+    return replace(draws, **places, fractions=fractions)

@@ -12,7 +12,15 @@ import pandas as pd
 import pytest
 
 from probe.draws_file import read_draws, write_draws
-from probe.fewshot import Blank, NotMeasurable, Uncertain, make_draws, resolve_labels
+from probe.fewshot import (
+    FRACTION_DRAWS,
+    Blank,
+    NotMeasurable,
+    Uncertain,
+    fraction_parts,
+    make_draws,
+    resolve_labels,
+)
 from shard.errors import InputError
 from tests.conftest import ROOT
 
@@ -88,6 +96,37 @@ def test_limited_all_shots_are_a_random_part_that_tasks_share(labels: pd.DataFra
     assert len(set(shared) & set(some.train)) > 15  # of 30; two independent choices share about 4
     with pytest.raises(NotMeasurable, match=r"0 of 0 labelled training images positive, chosen .* \(--all-limit\)"):
         make_draws(labels, "Mass", shots=1, draws=1, seed=0, all_limit=0).support("all")
+
+
+def test_fractions_are_random_patients_with_all_their_images(labels: pd.DataFrame) -> None:
+    labelled = labels[(labels["split"] == "train") & labels["Mass"].isin([0, 1])]
+    rows, classes = fraction_parts(labels, "Mass", 0.5, seed=0, limit=1000)
+    assert rows.shape == (FRACTION_DRAWS, round(0.5 * len(labelled))) and len({tuple(part) for part in rows}) > 1
+    assert np.array_equal(classes, labels["Mass"].to_numpy()[rows])
+    for part in rows:
+        chosen = labels.iloc[part]
+        assert len(set(part)) == len(part) and set(chosen.index) <= set(labelled.index)
+        counts = chosen["patient"].value_counts()
+        whole = labelled["patient"].value_counts()[counts.index] == counts
+        assert (~whole).sum() <= 1  # only the last patient is cut
+
+
+def test_fractions_of_two_tasks_take_the_same_patients() -> None:
+    labels = pd.DataFrame({"patient": [f"p{n:03d}" for n in range(400)], "split": "train",
+                           "A": np.arange(400) % 2, "B": np.arange(400) % 3 // 2})  # fmt: skip
+    one, other = (fraction_parts(labels, task, 0.25, seed=3, limit=400)[0] for task in ("A", "B"))
+    assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(("share", "limit", "message"), [
+    (0.5, 3, r"0.5 of \d+ labelled training images are more than --all-limit=3"),
+    (1e-4, 100, r"0 of \d+ labelled training images, and a random part of so many lacks positive or negative ones"),
+])  # fmt: skip
+def test_fractions_too_large_or_too_small_are_named(
+    labels: pd.DataFrame, share: float, limit: int, message: str
+) -> None:
+    with pytest.raises(NotMeasurable, match=message):
+        fraction_parts(labels, "Mass", share, seed=0, limit=limit)
 
 
 def test_label_policies_resolve_uncertain_and_blank(labels: pd.DataFrame) -> None:

@@ -22,11 +22,12 @@ import timm
 import torch
 
 from pipeline.augmentation import Augmentation
-from probe.fewshot import make_draws
+from probe.fewshot import FRACTION_DRAWS, make_draws
 from probe.linear import fit_all, probe_draws
 from probe.measure import ALL, BALANCED, LINEAR, Key, combine, list_units, measure
 from probe.metrics import METRICS
 from probe.page import sections
+from probe.page.compose import amounts
 from probe.page.gallery import neighbours
 from probe.page.notes import list_notes
 from probe.report import make_report, merge_report
@@ -42,7 +43,7 @@ from tests.conftest import ROOT, Shards, run_module
 from train.frozen_features import standardise
 
 SHOTS = ("1", "3", "all")
-FIGURES = {"scores.svg", "loss.svg", "alignment.svg", "uniformity.svg", "neighbours.png", "views.png",
+FIGURES = {"scores.svg", "loss.svg", "alignment.svg", "uniformity.svg", "neighbours.png", "occlusion.png", "views.png",
            *(f"{kind}-{task}.svg" for kind in ("roc", "map", "shots", "differences")
              for task in ("cardiomegaly", "lung-opacity", "pleural-effusion", "enlarged-cardiomediastinum")),
            "shots-mean.svg", "differences-mean.svg"}  # fmt: skip
@@ -158,7 +159,7 @@ def test_page_in_a_browser(report: Path, browser: Any) -> None:
 
     browser.get((report / "report.html").as_uri())
     assert browser.execute_script("return [...document.images].every(image => image.complete && image.naturalWidth)")
-    assert browser.execute_script("return document.images.length") == 2
+    assert browser.execute_script("return document.images.length") == 3
     assert browser.execute_script("return [...document.querySelectorAll('figure svg')].every("
                                   "svg => svg.getBoundingClientRect().height > 50)")  # fmt: skip
     assert browser.execute_script("return [...document.querySelectorAll('[role=img], img')].every(one => "
@@ -329,6 +330,35 @@ def test_measure_resamples_patients_not_images(
             people = study.labels["patient"].to_numpy()[draws.support(3)[0]]
             alike = people[:, :, None] == people[:, None, :]
             assert np.array_equal(scores.supports.patients[:, :, None] == scores.supports.patients[:, None, :], alike)
+
+
+def test_fractions_are_probes_on_random_parts_of_the_labels(
+    shards: Shards, trained: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Each part is a unit of work; its probe is scikit-learn's, and the score the mean over parts."""
+    study = open_study(settings_of(trained, shards, tmp_path, weights, baselines=(), shots=("3",), draws=2,
+                                   tasks=("Lung Opacity",), fractions=(0.3, 0.6, 1e-3)))  # fmt: skip
+    assert any("Lung Opacity is not measurable with 0.001 of its labels" in reason for reason in study.unmeasured)
+    features = {"SimCLR": np.random.default_rng(0).normal(size=(121, 8)).astype(np.float32)}
+    units = list_units(study)
+    assert sum(unit.kind == "fractions" for unit in units) == FRACTION_DRAWS
+    measured = combine(units, measure(study, units[::-1], features, torch.device("cpu"))[::-1])
+    draws, standard = study.drawn["Lung Opacity"], standardise(features["SimCLR"], study.reference)
+    assert amounts(study) == ["3", "30%", "60%"]
+    for share in (0.3, 0.6):
+        rows, classes = draws.fractions[share]
+        decisions = np.concatenate([fit_all(standard, part, of_part, draws.test)
+                                    for part, of_part in zip(rows, classes, strict=True)])  # fmt: skip
+        expected = score(decisions, draws.test_labels, study.patients[draws.test],
+                         resample(FRACTION_DRAWS, int(study.patients.max()) + 1))  # fmt: skip
+        found = measured.scores[Key("SimCLR", LINEAR, f"{100 * share:g}%", "Lung Opacity", ALL)]
+        assert np.allclose(found.both, expected.both, equal_nan=True)
+        assert np.array_equal(found.draws, expected.draws) and found.supports is not None
+
+
+def test_shares_out_of_range_are_refused(shards: Shards, trained: Path, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--fractions=0: needs shares between 0 and 1, such as"):
+        settings_of(trained, shards, tmp_path, weights, fractions=(0.0,))
 
 
 def test_probes_on_the_used_images_equal_those_on_all(

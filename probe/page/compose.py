@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
+from probe.fewshot import FRACTION_DRAWS
+from probe.labels_needed import FURTHEST
 from probe.linear import INVERSE_L2
-from probe.measure import ALL, BALANCED, FINETUNE, Measured
+from probe.measure import ALL, BALANCED, FINETUNE, Measured, share_name
 from probe.page.figures import colours, plot_forest, plot_roc, plot_scores, plot_shots
 from probe.page.formats import format_estimate, withheld_note
 from probe.page.inputs import layout_inputs
@@ -17,6 +19,7 @@ from probe.page.layout import (
     all_tables,
     layout,
     layout_differences,
+    layout_needed,
     layout_shots,
     layout_strengths,
     with_mean_column,
@@ -26,11 +29,12 @@ from probe.page.sections import (
     feature_pictures,
     headline_cells,
     in_words,
+    occlusion_section,
     pretraining_sections,
     published_section,
     subgroup_section,
 )
-from probe.page.table import thumbnail_verdicts
+from probe.page.table import thumbnail_verdicts, with_mean
 from probe.page.write import Page, Section, with_unique_names
 from probe.published_protocol import NOISE
 from probe.study import Study
@@ -43,7 +47,12 @@ _MAIN = ("A linear probe on frozen features, trained on few images and tested on
 _PAIRED = ("The two encoders of a pair are evaluated on the same draws and the same patients, so variation that they "
            "share cancels. If the interval contains zero (grey), the data do not show which encoder is better.")
 _SHOTS = ("Support sets are nested: each k-shot set is part of the larger ones. With all labels there is a single "
-          "probe and no draw, so the interval is over patients only.")  # fmt: skip
+          "probe and no draw, so the interval is over patients only. A share such as 1% is a random part of the "
+          "labelled images of training patients, with positives as frequent as there; its mean is over "
+          f"{FRACTION_DRAWS} parts. How many labels an AUROC takes is read from a power law, ceiling − scale · "
+          f"shots^(−exponent), fitted to the curve, and not trusted beyond {FURTHEST} times the largest number of "
+          "shots: there it counts as not reached. Its intervals are over draws and test patients of this pool of "
+          "support patients.")  # fmt: skip
 _STRENGTHS = (f"The C of all other tables is {INVERSE_L2:g}, fixed beforehand; a smaller C is a stronger penalty. "
               "The rows show what each encoder would have gained or lost by another choice.")  # fmt: skip
 _FEATURES = ("Nearest neighbours by cosine similarity among the training images of which this report has features, and "
@@ -78,7 +87,9 @@ def _sections(
     sheets = [layout(table, spec, study.encoders, tasks, shots, positive, study.mean) for spec in specs]
     main = layout(table, MAIN, study.encoders, tasks, shots, positive, study.mean)
     columns = with_mean_column([task for task in tasks if task in study.drawn], study.mean)
-    all_shots = [str(k) for k in study.settings.all_shots if any(k in task for task in study.measured.values())]
+    all_shots = amounts(study)
+    needed = layout_needed(with_mean(measured.scores, study.drawn, study.mean), study.available, list(study.drawn),
+                           study.settings.target_auroc, study.withheld, study.mean)  # fmt: skip
     published = published_section(study, measured)
     builders: list[Callable[[], list[Section]]] = [
         lambda: [Section(f"Frozen features, {in_words(shots)}", _MAIN,
@@ -87,7 +98,8 @@ def _sections(
                          [layout_differences(differences)] if len(differences) else [])],
         lambda: [Section("Label efficiency", _SHOTS,
                          [plot_shots(table, palette, task, all_shots) for task in columns],
-                         [layout_shots(table, study.encoders, tasks, all_shots, study.mean)])]
+                         [layout_shots(table, study.encoders, tasks, all_shots, study.mean),
+                          *([needed] if needed else [])])]
         if len(all_shots) > 1 else [],
         lambda: [Section("ROC curves", "Mean over draws, on all labelled test images.",
                          [plot_roc({name: measured.rocs[name, task] / study.draws for name in palette
@@ -100,6 +112,7 @@ def _sections(
         lambda: published,
         lambda: subgroup_section(study, table),
         lambda: [Section("Nearest neighbours and feature map", _FEATURES, feature_pictures(study, features))],
+        lambda: occlusion_section(study, features),
         lambda: pretraining_sections(study, palette),
     ]  # fmt: skip
     with Progress("drawing figures", len(builders), "sections") as progress:
@@ -107,6 +120,13 @@ def _sections(
     if study.settings.protocol == "paper":
         sections = [*published, *(section for section in sections if section not in published)]
     return [section for section in sections if section.pictures or section.sheets]
+
+
+def amounts(study: Study) -> list[str]:
+    """The measured amounts of labels, ascending: numbers of shots, shares of the labels, all."""
+    shots = [k for k in study.settings.all_shots if any(k in task for task in study.measured.values())]
+    shares = sorted({share for draws in study.drawn.values() for share in draws.fractions})
+    return [*(str(k) for k in shots if k != "all"), *map(share_name, shares), *(["all"] if "all" in shots else [])]
 
 
 def _headline(study: Study, table: pd.DataFrame, differences: pd.DataFrame, measured: Measured) -> str:

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from probe.baselines import BASELINES
 from probe.encoders import SIMCLR
 from probe.measure import ALL, GRID, LINEAR, Curve
+from probe.occlusion import CELLS, OcclusionMap
 from probe.page.svg import INK, save_svg
 
 GREY, BLUE = "#8a8a8a", "#3b7dd8"  # GREY: interval contains zero. BLUE: SimCLR.
@@ -105,7 +106,8 @@ def plot_shots(table: pd.DataFrame, palette: Mapping[str, str], task: str, all_s
             axes.fill_between(places, low, high, color=colour, alpha=0.18, lw=0)
         axes.set_xticks(places, all_shots)
         axes.axhline(0.5, color=INK, ls=":", lw=1)
-        axes.set(title=task, xlabel="labelled examples per class", ylabel="AUROC")
+        shares = ", or share of all labels" if any(shots.endswith("%") for shots in all_shots) else ""
+        axes.set(title=task, xlabel=f"labelled examples per class{shares}", ylabel="AUROC")
         axes.legend()
         least, most = all_shots[0], all_shots[-1]
         values = "; ".join(f"{name} from {_value(aurocs, (name, task, least))} with {least} to "
@@ -184,6 +186,41 @@ def plot_neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], alt: str) 
         figure.savefig(buffer, dpi=110, format="png")
         plt.close(figure)
     return Picture("neighbours", alt, buffer.getvalue(), "png")
+
+
+def plot_maps(maps: Sequence[OcclusionMap]) -> Picture:
+    """Plot test images, each beside itself under its occlusion map; two images a row."""
+    most = max(float(np.abs(one.change).max()) for one in maps) or 1.0
+    columns = 4 if len(maps) > 1 else 2
+    rows = -(-2 * len(maps) // columns)
+    with plt.rc_context({**STYLE, "savefig.transparent": False, "text.color": "black"}):
+        figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(1.9 * columns, 2.1 * rows),
+                                    layout="constrained")  # fmt: skip
+        for axis in axes.flat:
+            axis.axis("off")
+        for number, one in enumerate(maps):
+            bare, mapped = axes.flat[2 * number], axes.flat[2 * number + 1]
+            for axis in (bare, mapped):
+                axis.imshow(one.image, cmap="gray", vmin=0, vmax=1, extent=(0, CELLS, CELLS, 0))
+            colours = mapped.imshow(one.change, cmap="PuOr_r", vmin=-most, vmax=most, alpha=0.55,
+                                    interpolation="bilinear", extent=(0, CELLS, CELLS, 0))  # fmt: skip
+            bare.set_title(f"{one.task}: {'present' if one.label else 'absent'}", fontsize=7)
+        figure.colorbar(colours, ax=axes, shrink=0.6, label="adds to the score (SD)")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=110, format="png")
+        plt.close(figure)
+    values = "; ".join(f"{one.task} {'present' if one.label else 'absent'}, {_where(one.change)}" for one in maps)
+    return Picture("occlusion", f"Occlusion maps of {len(maps)} test radiographs. Areas that add most: {values}.",
+                   buffer.getvalue(), "png")  # fmt: skip
+
+
+def _where(change: Curve) -> str:
+    """Name the third of the image, in both directions, that has the largest sum: "upper left"."""
+    third = len(change) // 3
+    sums = change.reshape(3, third, 3, third).sum(axis=(1, 3))
+    row, column = np.unravel_index(int(sums.argmax()), sums.shape)
+    names = [("upper", "middle", "lower")[row], ("left", "centre", "right")[column]]
+    return " ".join(names) + f" {sums.max() / third**2:+.2f} SD"
 
 
 def _in_legend(name: str) -> str:

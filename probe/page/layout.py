@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +10,13 @@ import pandas as pd
 
 from probe.encoder import Encoder
 from probe.fewshot import Shots
+from probe.labels_needed import Needed, labels_needed
 from probe.linear import INVERSE_L2
-from probe.measure import ALL, BALANCED, FINETUNE, KNN, LINEAR, STRENGTHS
+from probe.measure import ALL, BALANCED, FINETUNE, KNN, LINEAR, STRENGTHS, Key
 from probe.metrics import METRICS
 from probe.names import GUESSING, MAJORITY, MEAN
 from probe.page.formats import Sheet, format_cell, format_estimate, format_p
+from probe.statistics import Scores
 
 NAN = float("nan")
 
@@ -86,6 +88,39 @@ def layout_shots(
     rows = [[f"{encoder.label}, {shots}", *(_cell(chosen, (encoder.name, shots, task)) for task in columns)]
             for encoder in encoders if not encoder.missing for shots in all_shots]  # fmt: skip
     return Sheet("AUROC by labelled examples per class", ["", *columns], rows)
+
+
+def layout_needed(
+    scores: Mapping[Key, Scores], encoders: Sequence[Encoder], tasks: Sequence[str], targets: Sequence[float],
+    withheld: Collection[str], mean: str = MEAN,
+) -> Sheet | None:  # fmt: skip
+    """Lay out how many labelled examples per class reach each AUROC; None if no task has enough numbers of shots.
+
+    scores: with the mean over tasks. withheld: tasks without an interval.
+    """
+    columns, rows, most = with_mean_column(tasks, mean), [], 0
+    for encoder in encoders:
+        for target in targets:
+            row = []
+            for task in columns:
+                curve = {key.shots: score.of("auroc") for key, score in scores.items()
+                         if (key.encoder, key.probe, key.task, key.test) == (encoder.name, LINEAR, task, ALL)
+                         and isinstance(key.shots, int)}  # fmt: skip
+                most = max([most, *curve])
+                row.append(_needed(labels_needed(curve, target), max(curve, default=0), task in withheld))
+            rows.append([f"{encoder.label}, AUROC {target:g}", *row])
+    rows = [row for row in rows if set(row[1:]) != {"n/a"}]
+    title = f"Labelled examples per class needed for an AUROC (beyond {most}: extrapolated)"
+    return Sheet(title, ["", *columns], rows, words=True) if rows else None
+
+
+def _needed(needed: Needed | None, most: int, withheld: bool) -> str:
+    if needed is None:
+        return "n/a"
+    labels, low, high = (f"{number:.0f}" if np.isfinite(number) else "not reached" for number in needed)
+    interval = "[–]" if withheld else f"[{low}, {high}]"
+    return labels if labels == low == high else f"{labels} {interval}" + " (extrapolated)" * (
+        most < needed.labels < np.inf)  # fmt: skip
 
 
 def layout_strengths(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from probe.baselines import SIDE
 from probe.linear import INVERSE_L2
+from probe.measure import share_name
 from probe.statistics import REPLICATES
 from probe.study import Study
 from shard.address import absolute_place
@@ -57,6 +58,7 @@ def list_notes(study: Study) -> list[str]:
         *(f"{encoder.name}: {'; '.join((encoder.source, *(encoder.notes or (f'{encoder.input.size} px',))))}."
           for encoder in study.encoders),
         *_limited(study),
+        *_fractions(study),
         *(f"{reason}." for reason in study.unmeasured),
     ]  # fmt: skip
     warning = ("SYNTHETIC radiographs (phantoms): the results show that the software works; they say nothing about "
@@ -76,6 +78,13 @@ def _limited(study: Study) -> list[str]:
               if "all" in study.measured[task] and len(draws.train) < draws.labelled]  # fmt: skip
     return [f"The probes of all labels are trained on a random part of the labelled training images (--all-limit): "
             f"{', '.join(counts)}."] if counts else []  # fmt: skip
+
+
+def _fractions(study: Study) -> list[str]:
+    """State how many images the shares of the labels are."""
+    counts = [f"{share_name(share)} {rows.shape[1]} for {task}" for task, draws in study.drawn.items()
+              for share, (rows, _) in draws.fractions.items()]  # fmt: skip
+    return [f"Labelled images in a share of the labels: {', '.join(counts)}."] if counts else []
 
 
 def _of_patients(labels: pd.DataFrame, task: str, label: int) -> int:

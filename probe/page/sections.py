@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import torch
 
 from pipeline.augmentation import Augmentation
 from pipeline.preview import plot_preview
 from probe.measure import ALL, BALANCED, LINEAR, Measured
 from probe.names import MAJORITY
-from probe.page.figures import Picture, plot_journals
+from probe.occlusion import occlusion_maps
+from probe.page.figures import Picture, plot_journals, plot_maps
 from probe.page.formats import Sheet, format_cell, format_estimate
 from probe.page.gallery import map_test_images, neighbours
 from probe.page.write import Section
@@ -42,6 +44,23 @@ def feature_pictures(study: Study, features: Mapping[str, Features]) -> list[Pic
         return []
     standard = standardise(features[names[0]], study.reference)
     return [neighbours(study, standard), *map_test_images(study, standard)]
+
+
+def occlusion_section(study: Study, features: Mapping[str, Features]) -> list[Section]:
+    """Where the probes of the first given encoder that has not collapsed look; [] without one, or with --maps=0."""
+    encoders = [encoder for encoder in study.given if encoder.module is not None and not encoder.collapsed]
+    if not encoders or not study.settings.maps:
+        return []
+    # Parts measured on a GPU may be merged on a machine without one.
+    device = torch.device("cuda" if study.settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+    maps = occlusion_maps(study, encoders[0], features[encoders[0].name], device)
+    text = (f"Test images chosen at random, and how the decision of {encoders[0].name}'s probes (the mean over draws) "
+            "changes where a patch, a quarter of the side, is covered with grey. Orange areas add to the finding's "
+            "score, blue areas lower it, in standard deviations of the score over the test images. A map shows what "
+            "the score depends on in one image, not where a disease is: a covered patch is unlike any radiograph, "
+            "areas can stand in for each other, and a probe of few examples may use whatever goes along with the "
+            "finding, such as a device, a view or the edge of the film.")  # fmt: skip
+    return [Section("Where the probe looks", text, [plot_maps(maps)])]
 
 
 def published_section(study: Study, measured: Measured) -> list[Section]:
