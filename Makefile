@@ -71,7 +71,7 @@ lint: $(READY)
 $(READY): setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required, this is " + sys.version.split()[0] + "; use: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv here; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[bench,dev,dicom,docs,embed,export,huggingface,remote]'
+	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[bench,dev,dicom,docs,embed,export,huggingface,mlflow,remote,wandb]'
 	touch $@
 
 DEMO_IMAGES := 2400

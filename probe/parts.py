@@ -19,7 +19,7 @@ from probe.study import Study
 from shard.errors import InputError
 from shard.files import write_bytes
 
-FOLDER, FORMAT = "parts", "cxr-simclr-probe-part/3"
+FOLDER, FORMAT = "parts", "cxr-simclr-probe-part/4"
 
 
 def units_of_part(units: Sequence[Unit], part: int, parts: int) -> list[Unit]:

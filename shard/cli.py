@@ -11,6 +11,7 @@ import difflib
 import functools
 import inspect
 import io
+import platform
 import re
 import shlex
 import signal
@@ -29,7 +30,9 @@ from shard.address import Place, hide_secrets, is_address, parse_place
 from shard.cli_help import print_commands, print_help
 from shard.errors import InputError
 from shard.flags import REQUIRED, SETTINGS, Command, Commands, Option, flag_name, options_of
+from shard.machine import commit, version_of
 from shard.settings_file import join, read_settings
+from shard.version import VERSION
 
 HELP = ("-h", "--help")
 
@@ -77,6 +80,8 @@ def run(name: str, commands: Commands, argv: Sequence[str] | None = None) -> Non
 def bind(name: str, commands: Commands, argv: list[str]) -> Callable[[], None]:
     """Return the call that `argv` asks for, with checked and typed arguments, without running it."""
     command: Command
+    if argv[:1] == ["--version"]:
+        return print_version
     if isinstance(commands, Mapping) and "" in commands and (not argv or argv[0].startswith("-")):
         command, others = commands[""], [word for word in commands if word]
     elif isinstance(commands, Mapping):
@@ -138,6 +143,14 @@ class BoundCommand:
             if option.flag.presets:
                 preset |= option.flag.presets[self.given.get(option.name, option.default)]
         return preset
+
+
+def print_version() -> None:
+    """Print the version of this code and of what it runs on, as a report of a bug needs them."""
+    packages = {"PyTorch": "torch", "DALI": "nvidia-dali-cuda120", "numpy": "numpy"}
+    facts = [f"commit {commit()}", f"Python {platform.python_version()}",
+             *(f"{name} {version_of(package)}" for name, package in packages.items())]  # fmt: skip
+    print(f"cxr-simclr {VERSION} ({', '.join(facts)})")
 
 
 def _check_flags(name: str, options: Sequence[Option], argv: list[str]) -> None:

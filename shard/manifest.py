@@ -19,7 +19,8 @@ from shard.tabular.demographics import COLUMNS, Counts, are_counts
 from shard.tar import HASH_DIGITS
 
 MANIFEST = "manifest.json"
-FORMAT = "cxr-simclr-shards/2"
+FORMAT = "cxr-simclr-shards/3"
+READS = (FORMAT, "cxr-simclr-shards/2")  # 2: before version 0.1.0, may lack fields that were added to it
 DUPLICATES = {"policy", "pictures", "images", "across_splits", "dropped"}
 LARGEST_SIZE = 4096  # the maximum of --size, in pixels
 
@@ -129,8 +130,9 @@ def parse_manifest_text(text: bytes, path: Path | str) -> Manifest:
     try:
         content = json.loads(text.decode("utf-8-sig"), parse_constant=refuse_constant)
         found = content.get("format")
-        if found != FORMAT:
-            raise InputError(f"{path}: format {found!r}, this version reads {FORMAT!r}; build into a new folder")
+        if found not in READS:
+            raise InputError(f"{path}: format {found!r}, this version reads {' and '.join(READS)}; build into a new "
+                             "folder, or use the version that wrote it")  # fmt: skip
         shards = tuple(Shard(**shard) for shard in content["shards"])
         findings, notes = tuple(content["findings"]), tuple(content.get("notes", ()))
         tables = tuple(content.get("tables", ()))

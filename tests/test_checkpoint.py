@@ -76,7 +76,7 @@ def test_other_formats_and_pickled_code_are_refused(tmp_path: Path) -> None:
     torch.save({"format": "cxr-simclr-checkpoint/1"}, path)
     with pytest.raises(InputError, match="format 'cxr-simclr-checkpoint/1', this version reads"):
         load_checkpoint(path)
-    torch.save({"format": "cxr-simclr-checkpoint/3", "code": Path("x")}, path)
+    torch.save({"format": "cxr-simclr-checkpoint/4", "code": Path("x")}, path)
     with pytest.raises(InputError, match="not a readable checkpoint"):
         load_checkpoint(path)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +13,8 @@ import pytest
 from shard.cli import bind, run
 from shard.errors import InputError
 from shard.flags import Flag, check_ranges, validate_call
+from shard.version import VERSION
+from tests.conftest import ROOT, run_module
 
 calls: list[dict[str, object]] = []
 
@@ -211,3 +215,16 @@ def test_value_that_the_dataclass_refuses_ends_with_status_1(capsys: pytest.Capt
 def test_help_shows_the_defaults_of_presets(capsys: pytest.CaptureFixture[str]) -> None:
     run("python -m x", train, ["--help"])
     assert "--flip=X                  Flip. (default: 0.5; preset new: 0)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["shard", "pipeline", "train", "probe", "bench.io"])
+def test_version_is_printed_by_every_program(module: str) -> None:
+    done = run_module(module, "--version")
+    assert done.returncode == 0, done.stderr
+    assert re.match(rf"cxr-simclr {re.escape(VERSION)} \(commit .*, Python 3\.\d+", done.stdout)
+
+
+def test_version_is_written_in_one_place_and_cited() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {VERSION}\n" in citation
+    assert importlib.metadata.version("cxr-simclr") == VERSION

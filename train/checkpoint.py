@@ -21,7 +21,8 @@ from shard.files import write_bytes
 from train.timm_models import UnfitArch
 from train.weights.read import UnreadableTensors, read_tensors
 
-FORMAT = "cxr-simclr-checkpoint/3"
+FORMAT = "cxr-simclr-checkpoint/4"
+READS = (FORMAT, "cxr-simclr-checkpoint/3")  # 3: before version 0.1.0, may lack fields that were added to it
 KEEP = 2  # the newest checkpoints; a run may name others to keep
 HASH_DIGITS = 16  # of the file's sha256, in its name, as in torch.hub
 
@@ -66,7 +67,7 @@ def is_checkpoint(path: Path) -> bool:
         content = read_tensors(path)
     except UnreadableTensors:
         return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
+    return isinstance(content, dict) and content.get("format") in READS
 
 
 class CorruptCheckpoint(InputError):
@@ -89,9 +90,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a readable checkpoint ({error}); "
                          "remove it to resume from the previous one") from None
     found = state.get("format") if isinstance(state, dict) else None
-    if found != FORMAT:
-        raise InputError(f"{path}: format {found!r}, this version reads {FORMAT!r}; train from scratch in another "
-                         "folder")
+    if found not in READS:
+        raise InputError(f"{path}: format {found!r}, this version reads {' and '.join(READS)}; train from scratch in "
+                         "another folder, or use the version that wrote it")  # fmt: skip
     return dict(state)
 
 
