@@ -8,6 +8,8 @@
 # make fuzz       read 1,200 mutated inputs of each kind and print a table of outcomes, 10 minutes
 # make docs       write docs/flags.md, the table of all flags
 # make site       build the documentation as HTML, in out/site
+# make locks      write requirements.txt and requirements-cuda12.txt: every pinned version with its hashes
+# make sbom       write a bill of materials (CycloneDX) of the virtual environment, out/sbom.json
 # make pictures   render the pictures in docs/ from the demo (the screenshot needs Debian's chromium)
 # make archive    every step on a synthetic archive of CheXpert's 224,316 images, 30 minutes and 14 GB; run again to resume
 # make gpu-check  on a machine with a GPU: run its tests, benchmarks and a killed run, and write docs/gpu.md, 10 minutes
@@ -21,8 +23,10 @@ DEMO   := out/demo
 # For drivers older than 580: make CONSTRAINTS=constraints-cuda12.txt … (docs/cluster.md)
 CONSTRAINTS := constraints.txt
 OLDEST := out/constraints-oldest.txt
+comma  := ,
+EXTRAS := bench,dev,dicom,docs,embed,export,huggingface,mlflow,remote,wandb
 
-.PHONY: demo test test-long test-versions kills faults fuzz docs site pictures archive gpu-check lint clean
+.PHONY: demo test test-long test-versions kills faults fuzz docs site locks sbom pictures archive gpu-check lint clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -64,6 +68,23 @@ docs: $(READY)
 site: $(READY)
 	$(RUN) -m mkdocs build
 
+locks: .venv-release/installed
+	for stack in "" -cuda12; do \
+	    .venv-release/bin/uv pip compile --no-config --quiet --generate-hashes --no-annotate --no-emit-index-url \
+	        --custom-compile-command "make locks" --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	        $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) --constraint constraints$$stack.txt \
+	        --output-file requirements$$stack.txt setup.cfg || exit 1; \
+	done
+
+sbom: $(READY) .venv-release/installed
+	mkdir -p out
+	.venv-release/bin/cyclonedx-py environment --output-reproducible --output-file out/sbom.json $(RUN)
+
+.venv-release/installed:
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet uv cyclonedx-bom
+	touch $@
+
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
@@ -71,7 +92,7 @@ lint: $(READY)
 $(READY): setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required, this is " + sys.version.split()[0] + "; use: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv here; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[bench,dev,dicom,docs,embed,export,huggingface,mlflow,remote,wandb]'
+	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
 	touch $@
 
 DEMO_IMAGES := 2400

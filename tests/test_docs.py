@@ -17,7 +17,7 @@ from shard.cli import bind
 from shard.errors import InputError
 from tests.conftest import ROOT, commands_of
 
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")),
         *sorted((ROOT / "slurm").glob("*.s*"))]  # fmt: skip
 BLOCK = re.compile(r"<!-- run -->\n```sh\n(.*?)```", re.S)
 RUNNABLE = [(file, block) for file in DOCS for block in BLOCK.findall(file.read_text())]

@@ -102,6 +102,20 @@ def test_all_json_is_written_without_nan() -> None:
     assert [f"{name}:{node.lineno}" for name, node in calls if "allow_nan=False" not in ast.unparse(node)] == []
 
 
+@pytest.mark.parametrize("stack", ["", "-cuda12"])
+def test_files_with_hashes_have_the_pinned_versions(stack: str) -> None:
+    """requirements.txt is constraints.txt with hashes: what is tested is what is locked."""
+    pinned, locked = (
+        {name.replace("_", "-"): version for name, version in re.findall(
+            r"^([\w.-]+)==([^\s;]+)", (ROOT / f"{file}{stack}.txt").read_text().lower(), re.M)}
+        for file in ("constraints", "requirements")
+    )  # fmt: skip
+    others = {name: version for name, version in locked.items() if pinned.get(name) != version}
+    assert set(others) <= {"setuptools", "wheel"} and len(locked) > 150, others
+    text = (ROOT / f"requirements{stack}.txt").read_text()
+    assert all("--hash=sha256:" in entry for entry in re.split(r"^(?=[\w.-]+==)", text, flags=re.M)[1:])
+
+
 def test_the_two_files_of_constraints_differ_in_pytorch_and_cuda_alone() -> None:
     lines = [set((ROOT / name).read_text().splitlines()) for name in ("constraints.txt", "constraints-cuda12.txt")]
     differing = {line.split("==")[0] for line in lines[0] ^ lines[1] if not line.startswith("#")}
