@@ -12,9 +12,9 @@ import pytest
 
 from shard.cli import bind, run
 from shard.errors import InputError
-from shard.flags import Flag, check_ranges, validate_call
+from shard.flags import Commands, Flag, check_ranges, validate_call
 from shard.version import VERSION
-from tests.conftest import ROOT, run_module
+from tests.conftest import ROOT
 
 calls: list[dict[str, object]] = []
 
@@ -217,11 +217,10 @@ def test_help_shows_the_defaults_of_presets(capsys: pytest.CaptureFixture[str]) 
     assert "--flip=X                  Flip. (default: 0.5; preset new: 0)\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("module", ["shard", "pipeline", "train", "probe", "bench.io"])
-def test_version_is_printed_by_every_program(module: str) -> None:
-    done = run_module(module, "--version")
-    assert done.returncode == 0, done.stderr
-    assert re.match(rf"cxr-simclr {re.escape(VERSION)} \(commit .*, Python 3\.\d+", done.stdout)
+@pytest.mark.parametrize("commands", [command, {"": command, "other": command}, {"one": command}])
+def test_version_is_printed_by_every_kind_of_program(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
+    run("python -m x", commands, ["--version"])
+    assert re.match(rf"cxr-simclr {re.escape(VERSION)} \(commit .*, Python 3\.\d+", capsys.readouterr().out)
 
 
 def test_version_is_written_in_one_place_and_cited() -> None:
