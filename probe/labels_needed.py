@@ -58,17 +58,20 @@ def fit_power_law(shots: Sequence[int], aurocs: Floats) -> PowerLaw:
 
 
 def labels_needed(curve: Mapping[int, Scores], target: float) -> Needed | None:
-    """Return how many examples per class reach the AUROC `target`; None for fewer than LEAST_POINTS numbers of shots.
+    """Return how many examples per class reach the AUROC `target`.
 
     curve: shots → the AUROC. The interval is over draws and test patients: the percentiles of the same fit to each
     replicate of the bootstrap. Up to the smallest number of shots the result is that number; beyond FURTHEST times the
-    largest it is infinite.
+    largest it is infinite. None for fewer than LEAST_POINTS numbers of shots, or if the AUROC is undefined.
     """
     shots = sorted(curve)
     if len(shots) < LEAST_POINTS:
         return None
     aurocs = np.stack([curve[number].both for number in shots], axis=1)  # [R, S]
-    law = fit_power_law(shots, aurocs[np.isfinite(aurocs).all(axis=1)])
+    defined = np.isfinite(aurocs.sum(axis=1))
+    if not defined[0] or defined.sum() < 3:
+        return None
+    law = fit_power_law(shots, aurocs[defined])
     gap = law.ceiling - target
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         needed = np.where(gap > 0, (law.scale / gap) ** (1 / law.exponent), math.inf)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from probe.knn import knn_draws
 from probe.linear import INVERSE_L2, fit_all, probe_draws
 from probe.published_protocol import NOISE, Peaks, noise_features, published_draws
 from probe.slices import count_in_slice, is_large_enough
-from probe.statistics import Resamples, Scores, join, resample, score
+from probe.statistics import Resamples, Scores, Supports, join, resample, score
 from probe.study import Study
 from shard.errors import InputError
 from shard.progress import Progress
@@ -174,7 +174,7 @@ def _resample(study: Study, draws: int) -> Resamples:
     return _resample_once(draws, int(study.patients.max()) + 1, study.settings.seed)
 
 
-@functools.lru_cache(maxsize=2)  # seconds for thousands of patients, and the same for all units
+@functools.lru_cache(maxsize=4)  # seconds for thousands of patients, and the same for all units
 def _resample_once(draws: int, patients: int, seed: int) -> Resamples:
     return resample(draws, patients, seed=seed)
 
@@ -238,10 +238,11 @@ def _measure_fractions(measured: Measured, study: Study, unit: Unit, features: F
     draws = study.drawn[unit.task]
     for share, (rows, classes) in draws.fractions.items():
         decisions = fit_all(features, rows[unit.first], classes[unit.first], draws.test)
-        measured.scores[Key(unit.encoder, LINEAR, share_name(share), unit.task, ALL)] = score(
-            decisions, draws.test_labels, study.patients[draws.test], _resample(study, FRACTION_DRAWS),
-            first=unit.first, supports=study.people[rows[unit.first]][None],
-        )  # fmt: skip
+        scores = score(decisions, draws.test_labels, study.patients[draws.test], _resample(study, FRACTION_DRAWS),
+                       first=unit.first)  # fmt: skip
+        supports = Supports(study.people[rows[unit.first]][None], share=share)
+        measured.scores[Key(unit.encoder, LINEAR, share_name(share), unit.task, ALL)] = replace(
+            scores, supports=supports)  # fmt: skip
 
 
 def _measure_finetuned(study: Study, unit: Unit, device: torch.device, progress: Progress) -> Measured:

@@ -42,27 +42,43 @@ def occlusion_maps(study: Study, encoder: Encoder, features: Features, device: t
     """
     rng = np.random.default_rng([study.settings.seed, 1])
     chosen = {task: _choose(draws.test, draws.test_labels, study.settings.maps, rng)
-              for task, draws in study.drawn.items()}  # fmt: skip
+              for task, draws in study.drawn.items() if study.headline in study.measured[task]}  # fmt: skip
     standard, known = standardise(features, study.reference), features[study.reference]
     maps = []
     with Progress("occlusion maps", sum(map(len, chosen.values()))) as progress:
         for task, rows in chosen.items():
-            whole = _decide(study, task, standard, standard[study.drawn[task].test])
-            for row, image in zip(rows, _read(study, encoder, rows, device), strict=True):
-                covered = _embed(encoder, cover(image), device, study.settings.batch_size)
-                mask = np.arange(len(known) + len(covered)) < len(known)
-                covered = standardise(np.concatenate([known, covered]), mask)[len(known) :]
-                of_image, *of_covered = _decide(study, task, standard, np.concatenate([standard[[row]], covered]))
-                falls = (of_image - np.array(of_covered)) / max(whole.std(), 1e-12)
-                grey = (image[0].cpu().numpy() * encoder.input.std + encoder.input.mean).clip(0, 1)
-                maps.append(OcclusionMap(task, int(study.labels[task].iloc[row]), grey, spread(falls)))
+            if not rows:
+                continue
+            images, covered = _read(study, encoder, rows, device), list[Features]()
+            for image in images:
+                covered.append(_embed(encoder, cover(image), device, study.settings.batch_size))
                 progress.advance(1)
+            falls = _falls(study, task, rows, standard, known, covered)
+            for row, image, of_image in zip(rows, images, falls, strict=True):
+                grey = (image[0].cpu().numpy() * encoder.input.std + encoder.input.mean).clip(0, 1)
+                maps.append(OcclusionMap(task, int(study.labels[task].iloc[row]), grey, spread(of_image)))
     return maps
 
 
 def _read(study: Study, encoder: Encoder, rows: list[int], device: torch.device) -> torch.Tensor:
     return read_images(study.settings.folder, study.manifest, tuple(study.manifest.counts), study.rows[rows].tolist(),
                        encoder.input, batch_size=study.settings.batch_size, device=device, workers=1)  # fmt: skip
+
+
+def _falls(
+    study: Study, task: str, rows: list[int], standard: Features, known: Features, covered: list[Features]
+) -> list[Map]:
+    """Return by how much the decision falls for each covered copy of each image, in SDs over the test images.
+
+    known: the features that others are standardised by. covered: the features of the copies of each image.
+    """
+    new = np.concatenate([known, *covered])
+    copies = standardise(new, np.arange(len(new)) < len(known))[len(known) :]
+    test = study.drawn[task].test
+    decisions = _decide(study, task, standard, np.concatenate([standard[test], standard[rows], copies]))
+    whole, of_images, of_copies = np.split(decisions, [len(test), len(test) + len(rows)])
+    return [(of_image - of_copy) / max(whole.std(), 1e-12)
+            for of_image, of_copy in zip(of_images, np.split(of_copies, len(rows)), strict=True)]  # fmt: skip
 
 
 def _decide(study: Study, task: str, standard: Features, tested: Features) -> Map:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from probe.measure import Key, Measured, Unit
 from probe.published_protocol import Peaks
@@ -59,7 +60,7 @@ def _arrays(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, Scores):
         return (value,)
     return (value.both, value.patients, value.draws, value.rarer,
-            *([value.supports.patients] if value.supports is not None else []))  # fmt: skip
+            *([value.supports.patients, value.supports.share] if value.supports is not None else []))  # fmt: skip
 
 
 def read_settings(out: Path) -> Settings:
@@ -98,11 +99,11 @@ def read_parts(study: Study) -> tuple[list[Unit], list[Measured], dict[str, list
     for _, (head, arrays) in sorted(files.items(), key=lambda item: int(item[1][0]["part"])):
         results = [Measured({}, {}, {}) for _ in head["units"]]
         for entry, (number, kind, key) in enumerate(head["entries"]):
-            values = [arrays[name] for place in range(5) if (name := f"{entry}.{place}") in arrays]
+            values = [arrays[name] for place in range(6) if (name := f"{entry}.{place}") in arrays]
             if kind == "scores":
                 both, patients, draws, rarer, *supports = values
                 results[number].scores[Key(*key)] = Scores(both, patients, draws, int(rarer),
-                                                           Supports(*supports) if supports else None)  # fmt: skip
+                                                           _supports(*supports) if supports else None)  # fmt: skip
             elif kind == "rocs":
                 results[number].rocs[key[0], key[1]] = values[0]
             else:
@@ -111,6 +112,10 @@ def read_parts(study: Study) -> tuple[list[Unit], list[Measured], dict[str, list
         found += results
         keys |= head["features"]
     return units, found, keys
+
+
+def _supports(patients: npt.NDArray[np.int64], share: npt.NDArray[np.float64]) -> Supports:
+    return Supports(patients, share=float(share))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

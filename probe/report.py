@@ -42,7 +42,6 @@ def make_report(settings: Settings, part: int, parts: int) -> None:
             print(f"{encoder.name}: {note}")
     units = units_of_part(list_units(study), part, parts)
     settings.out.mkdir(parents=True, exist_ok=True)
-    write_settings(settings.out / "report.toml", settings.chosen(), "python -m probe report")
     with locked(settings.out, "report", shared=parts > 1):
         _measure_and_write(study, units, part, parts, device)
 
@@ -125,5 +124,6 @@ def _write_report(study: Study, measured: Measured, features: dict[str, Features
         columns = {title: [texts.get(encoder, "") for encoder in frame["encoder"]] for title, texts in notes.items()}
         write_bytes(out / name, to_csv(frame.assign(**columns, **labels)))
     write_page(out, page)
+    write_settings(out / "report.toml", study.settings.chosen(), "python -m probe report")
     print(to_markdown(page.sheets()[:3], [page.headline, *page.verdicts, page.label_policy]))
     print(f"{out / 'report.html'} written")

@@ -34,10 +34,12 @@ class Supports:
     """The support sets that the draws of a score were trained on.
 
     patients: [D, n], numbered. folds: [D], the fold of each draw in a cross-validation; None for a single pool.
+    share: of the pool that each draw has; 0 if draws have a number of patients, not a share.
     """
 
     patients: npt.NDArray[np.int64]
     folds: npt.NDArray[np.int64] | None = None
+    share: float = 0.0
 
     @functools.cached_property
     def shared(self) -> Floats:
@@ -80,7 +82,8 @@ def join(parts: Sequence[Scores]) -> Scores:
     both, patients = (np.sum([getattr(part, name) for part in parts], axis=0) for name in ("both", "patients"))
     supports = [part.supports.patients for part in parts if part.supports is not None]
     return Scores(both, patients, np.concatenate([part.draws for part in parts]), parts[0].rarer,
-                  Supports(np.concatenate(supports)) if supports else None)  # fmt: skip
+                  replace(parts[0].supports, patients=np.concatenate(supports))
+                  if parts[0].supports is not None else None)  # fmt: skip
 
 
 def mean_of(scores: Sequence[Scores]) -> Scores:
@@ -94,7 +97,7 @@ def mean_of(scores: Sequence[Scores]) -> Scores:
             first += int(score.supports.patients.max(initial=-1)) + 1
     joint = np.concatenate([one.patients for one in supports], axis=1) if supports else None
     return Scores(both, patients, draws, min(score.rarer for score in scores),
-                  Supports(joint, supports[0].folds) if joint is not None and len(supports) == len(scores) else None)
+                  replace(supports[0], patients=joint) if joint is not None and len(supports) == len(scores) else None)
 
 
 def mean_over_folds(folds: Sequence[Scores]) -> Scores:
@@ -220,10 +223,13 @@ def pool_variance(scores: Scores) -> float:
     patients they share: half their squared difference is the variance of a draw less v for each patient shared. Its
     slope over all pairs estimates v, and the mean over draws of other pools varies by v times the mean number shared.
     In a cross-validation the slope is that of pairs of the same fold, and the mean that of all pairs, since pools of
-    different folds have patients in common.
+    different folds have patients in common. Draws of a share of the pool overlap by nearly the same number, so there is
+    no slope: but they vary by (1 - share) of what draws of separate pools would, and their mean by `share` of it.
     """
     if scores.supports is None or len(scores.draws) < 3:
         return 0.0
+    if share := scores.supports.share:
+        return share / (1 - share) * float(scores.draws.var(ddof=1))
     shared = scores.supports.shared
     first, second = np.triu_indices(len(scores.draws), 1)
     apart = (scores.draws[first] - scores.draws[second]) ** 2 / 2

@@ -98,13 +98,15 @@ def bind(name: str, commands: Commands, argv: list[str]) -> Callable[[], None]:
         return functools.partial(print_help, name, command, others)
     options = options_of(command)
     _check_flags(name, options, argv)
-    if not any(re.match(rf"--{SETTINGS}(=|$)", word) for word in argv):
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    if not any(re.match(rf"--{SETTINGS}(=|$)", word) for word in words):
         return BoundCommand(command, _parse_with_fire(name, options, argv))
     # What the file gives is not required here.
     given = _parse_with_fire(name, [replace(option, default=None) for option in options], argv)
     file = given.pop(SETTINGS)
     given = {**_parse_file(file, options), **given}
-    if missing := [flag_name(option.name) for option in options if option.required and option.name not in given]:
+    required = [option.name for option in options if option.required and not option.positional]
+    if missing := [flag_name(name) for name in required if name not in given]:
         raise InputError(f"missing required flags: {', '.join(missing)}; give them or add them to {file}")
     return BoundCommand(command, given)
 
@@ -155,12 +157,13 @@ def print_version() -> None:
 
 def _check_flags(name: str, options: Sequence[Option], argv: list[str]) -> None:
     known = [option.name for option in options if option.kind is not inspect.Parameter.VAR_POSITIONAL]
+    switches = {option.name for option in options if option.hint is bool}
     seen = set()
     for word in argv:
         if not re.match(r"--?[A-Za-z]", word):
             continue
         flag = word.lstrip("-").split("=")[0].replace("-", "_")
-        if flag not in known and flag.startswith("no") and flag[2:] in known:
+        if flag not in known and flag.startswith("no") and flag[2:] in switches:
             flag = flag[2:]
         if not word.startswith("--") or flag not in known:
             raise InputError(f"unknown flag {word}{_suggest(flag, known, '--')}; see: {name} --help")

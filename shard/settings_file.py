@@ -15,11 +15,21 @@ from shard.errors import InputError
 from shard.files import write_bytes
 
 
-def write_settings(path: Path, settings: Mapping[str, Any], command: str) -> None:
-    """Write settings, plain values by name, so that `command` with --settings=PATH repeats them. None is left out."""
-    given = {name: value for name, value in settings.items() if value is not None and value not in ("", [], ())}
-    text = f"# To repeat this: {command} --settings={path.name}; flags override the file.\n{tomli_w.dumps(given)}"
-    write_bytes(path, text.encode())
+def write_settings(path: Path, settings: Mapping[str, Any], command: str, notes: Sequence[str] = ()) -> None:
+    """Write settings, plain values by name, so that `command` with --settings=PATH repeats them.
+
+    None is left out, and so is a path that is not Unicode, which TOML can't express. notes: further comments.
+    """
+    given, comments = dict[str, Any](), [f"{command} --settings=FILE repeats this; flags override the file.", *notes]
+    for name, value in settings.items():
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            comments.append(f"{name} is left out: it is not Unicode")
+        else:
+            given |= {} if value is None else {name: value}
+    text = "".join(f"# {' '.join(comment.split())}\n" for comment in comments) + tomli_w.dumps(given)
+    write_bytes(path, text.encode(), shared=True)  # other tasks of a job array may write it too
 
 
 def read_settings(path: Path) -> dict[str, str | list[str]]:
@@ -28,9 +38,10 @@ def read_settings(path: Path) -> dict[str, str | list[str]]:
     Names may have dashes or underscores. Raises InputError if the file can't be read or has a value that no flag has.
     """
     try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"--settings={path}: no such file; run.toml in a run's folder is one") from None
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--settings={path}: {error.strerror}; give a file such as run.toml in a run's "
+                         "folder") from None  # fmt: skip
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not TOML ({error}); settings are lines such as lr = 5e-4 or "
                          'preset = "patient"') from None  # fmt: skip

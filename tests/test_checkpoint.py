@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shard.errors import InputError
+from shard.manifest import parse_manifest_text
 from tests.conftest import Shards, newest, same_run, train_here
 from train.checkpoint import (
     CorruptCheckpoint,
@@ -124,3 +125,13 @@ def test_milestones_and_the_best_checkpoint_are_kept(
     train_here(shards, tmp_path, epochs=6, online_every=1, batch_size=48)
     assert [step_of(path) // 2 for path in list_checkpoints(tmp_path)] == [6, 5, 3, 2]
     assert newest(tmp_path)["best"] == {"step": 4, "epoch": 2, "score": 0.9}
+
+
+def test_checkpoints_and_shards_of_before_0_1_0_are_read(trained: Path, shards: Shards, tmp_path: Path) -> None:
+    state = {**load_checkpoint(list_checkpoints(trained)[0]), "format": "cxr-simclr-checkpoint/3"}
+    torch.save(state, tmp_path / "old.pt")
+    assert load_checkpoint(tmp_path / "old.pt")["step"] == state["step"]
+    content = (shards.folder / "manifest.json").read_text()
+    assert '"format": "cxr-simclr-shards/3"' in content
+    old = parse_manifest_text(content.replace("-shards/3", "-shards/2").encode(), "old")
+    assert old.shards == shards.manifest.shards and old.fingerprint() == shards.manifest.fingerprint()

@@ -108,6 +108,14 @@ def test_every_pixel_is_covered_once_by_the_cells_of_a_grid() -> None:
 def test_picture_names_where_the_score_comes_from(study: Study) -> None:
     maps = occlusion_maps(study, study.encoders[0], features_of(study), CPU)
     one = maps[0]._replace(change=np.pad(np.ones((4, 4)), ((8, 0), (0, 8))))
-    picture = plot_maps([one])
+    picture = plot_maps(one.task, [one])
     assert picture.kind == "png" and picture.content.startswith(b"\x89PNG")
-    assert picture.alt.endswith(f"Areas that add most: {one.task} present, lower left +1.00 SD.")
+    assert picture.alt.endswith(f"{one.task}. Areas that add most: present, lower left +1.00 SD.")
+
+
+def test_task_without_the_headline_s_shots_has_no_map(study: Study) -> None:
+    """Its probes were trained on fewer examples, so its scores are not those of the report's tables."""
+    few = next(iter(study.drawn))
+    less = replace(study, measured={**study.measured, few: []})
+    tasks = {one.task for one in occlusion_maps(less, study.encoders[0], features_of(study), CPU)}
+    assert tasks == set(study.drawn) - {few}

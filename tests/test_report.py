@@ -43,7 +43,9 @@ from tests.conftest import ROOT, Shards, run_module
 from train.frozen_features import standardise
 
 SHOTS = ("1", "3", "all")
-FIGURES = {"scores.svg", "loss.svg", "alignment.svg", "uniformity.svg", "neighbours.png", "occlusion.png", "views.png",
+FIGURES = {"scores.svg", "loss.svg", "alignment.svg", "uniformity.svg", "neighbours.png", "views.png",
+           *(f"occlusion-{task}.png" for task in ("cardiomegaly", "lung-opacity", "pleural-effusion",
+                                                  "enlarged-cardiomediastinum")),
            *(f"{kind}-{task}.svg" for kind in ("roc", "map", "shots", "differences")
              for task in ("cardiomegaly", "lung-opacity", "pleural-effusion", "enlarged-cardiomediastinum")),
            "shots-mean.svg", "differences-mean.svg"}  # fmt: skip
@@ -159,7 +161,7 @@ def test_page_in_a_browser(report: Path, browser: Any) -> None:
 
     browser.get((report / "report.html").as_uri())
     assert browser.execute_script("return [...document.images].every(image => image.complete && image.naturalWidth)")
-    assert browser.execute_script("return document.images.length") == 3
+    assert browser.execute_script("return document.images.length") == 6
     assert browser.execute_script("return [...document.querySelectorAll('figure svg')].every("
                                   "svg => svg.getBoundingClientRect().height > 50)")  # fmt: skip
     assert browser.execute_script("return [...document.querySelectorAll('[role=img], img')].every(one => "
@@ -354,6 +356,21 @@ def test_fractions_are_probes_on_random_parts_of_the_labels(
         found = measured.scores[Key("SimCLR", LINEAR, f"{100 * share:g}%", "Lung Opacity", ALL)]
         assert np.allclose(found.both, expected.both, equal_nan=True)
         assert np.array_equal(found.draws, expected.draws) and found.supports is not None
+
+
+def test_fractions_in_parts_give_the_same_table(
+    shards: Shards, trained: Path, weights: Path, tmp_path: Path
+) -> None:
+    for out, parts in ((tmp_path / "one", 1), (tmp_path / "parts", 3)):
+        settings = settings_of(trained, shards, out, weights, baselines=(), shots=("3",), draws=2, maps=1,
+                               tasks=("Lung Opacity", "Pleural Effusion"), fractions=(0.4,))  # fmt: skip
+        for part in range(parts):
+            make_report(settings, part, parts)
+        if parts > 1:
+            merge_report(out)
+    tables = [(tmp_path / name / "table.csv").read_bytes() for name in ("one", "parts")]
+    assert tables[0] == tables[1] and b",40%," in tables[0]
+    assert (tmp_path / "parts" / "report.toml").exists()
 
 
 def test_shares_out_of_range_are_refused(shards: Shards, trained: Path, weights: Path, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from probe.__main__ import COMMANDS as PROBE
+from probe.settings import Settings
 from shard.cli import BoundCommand, bind
 from shard.errors import InputError
 from shard.settings_file import write_settings
 from tests.conftest import Shards, newest, train_here
 from train.__main__ import COMMANDS as TRAIN
 from train.config import Config
+from train.recipe import chosen_settings
 
 
 def config_of(*flags: str) -> Config:
@@ -59,9 +61,36 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, message: str) -
         config_of(file, *required)
 
 
-def test_file_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--settings=.*none.toml: no such file; run.toml in a run's folder is one"):
-        config_of(f"--settings={tmp_path / 'none.toml'}")
+@pytest.mark.parametrize(("name", "message"), [("none.toml", "No such file or directory"), (".", "Is a directory")])
+def test_file_that_can_not_be_read_is_named(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=rf"--settings=.*: {message}; give a file such as run.toml in a run's folder"):
+        config_of(f"--settings={tmp_path / name}")
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (("--nosettings",), "unknown flag --nosettings"), (("--", "--settings=x"), "-- --settings=x: unknown flags"),
+    (("--settings=a", "--settings=b"), "--settings is given twice"), (("--settings",), "--settings: needs a value"),
+])  # fmt: skip
+def test_other_uses_of_the_flag_are_refused(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config_of("--shards=s", "--out=o", *flags)
+
+
+def test_chosen_nothing_is_repeated(tmp_path: Path) -> None:
+    """A report without baselines, and a run that is logged nowhere."""
+    settings = Settings(encoders=("a.pth",), shards=tmp_path, out=tmp_path, baselines=(), target_auroc=())
+    write_settings(tmp_path / "report.toml", settings.chosen(), "python -m probe report")
+    bound = bind("python -m probe", PROBE, ["report", f"--settings={tmp_path / 'report.toml'}"])
+    assert isinstance(bound, BoundCommand) and (bound.given["baselines"], bound.given["target_auroc"]) == ((), ())
+    chosen = chosen_settings(Config(shards=tmp_path, out=tmp_path, log=()).plain())
+    write_settings(tmp_path / "run.toml", chosen, "python -m train")
+    assert config_of(f"--settings={tmp_path / 'run.toml'}").log == ()
+
+
+def test_path_that_is_not_unicode_is_left_out(tmp_path: Path) -> None:
+    write_settings(tmp_path / "run.toml", {"out": "x\udce9", "lr": 0.1}, "python -m train")
+    text = (tmp_path / "run.toml").read_text()
+    assert tomllib.loads(text) == {"lr": 0.1} and "# out is left out: it is not Unicode" in text
 
 
 def test_encoders_and_names_with_commas(tmp_path: Path) -> None:
@@ -90,4 +119,4 @@ def test_values_survive_the_file(tmp_path: Path) -> None:
                               "accept": "code,torch", "resume": None, "init": ""}  # fmt: skip
     write_settings(tmp_path / "run.toml", values, "python -m train")
     assert tomllib.loads((tmp_path / "run.toml").read_text()) == {
-        name: value for name, value in values.items() if name not in ("resume", "init")}  # fmt: skip
+        name: value for name, value in values.items() if name != "resume"}  # fmt: skip

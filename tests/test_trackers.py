@@ -11,8 +11,10 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from train.journal import METRICS, Journal
 from train.recipe import train_command
 from train.trackers import background
 from train.trackers.background import Background
+from train.trackers.mlflow_run import MLflowRun
 from train.trackers.open import check_trackers
 
 needs_mlflow = pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow-skinny is not installed")
@@ -46,9 +49,9 @@ class Server:
         self._answer()
         return self.new
 
-    def send(self, step: int, scalars: Mapping[str, float]) -> None:
+    def send(self, lines: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         self._answer()
-        self.got.append((step, dict(scalars)))
+        self.got += [(step, dict(scalars)) for step, scalars in lines]
 
     def close(self, status: str) -> None:
         self._answer()
@@ -127,7 +130,74 @@ def test_lines_of_an_outage_are_sent_by_the_resumed_run(
         got += server.got
     assert [line for line in got if "step/loss" in line[1]] == lines
     error = capfd.readouterr().err
-    assert error.count("warning: --log=wandb: 2 lines of metrics.jsonl could not be sent; they are sent when the") == 1
+    assert error.count("warning: --log=wandb: 2 lines of metrics.jsonl could not be sent; run the same") == 1
+
+
+def test_killed_process_has_kept_how_much_was_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "KEEP_EVERY_S", 0.0)
+    server = Server()
+    tracker = Background("mlflow", server, [(step, {"step/loss": 1.0}) for step in range(120)], tmp_path / "sent")
+    tracker.write(120, {"step/loss": 1.0})
+    for _ in range(100):
+        if len(server.got) == 121:
+            break
+        time.sleep(0.05)
+    time.sleep(0.1)
+    assert json.loads((tmp_path / "sent").read_text())["lines"] == 121  # without a close
+
+
+@needs_mlflow
+def test_requests_that_fail_make_no_second_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server creates the run, and fails at the next request."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    from mlflow.tracking import MlflowClient
+
+    failures = [RuntimeError("the server is restarted")] * 2
+    log_batch = MlflowClient.log_batch
+
+    def fails(self: MlflowClient, *args: Any, **others: Any) -> None:
+        if failures:
+            raise failures.pop()
+        log_batch(self, *args, **others)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", fails)
+    (tmp_path / "a").mkdir()
+    run = MLflowRun(tmp_path / "a", tmp_path / "id", {"lr": 0.1}, new=False)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            run.open()
+    assert run.open()
+    client = MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    (found,) = client.search_runs([client.get_experiment_by_name("cxr-simclr").experiment_id])
+    assert found.data.params == {"lr": "0.1"}
+    client.delete_run(found.info.run_id)  # on the server: another run takes its place
+    assert MLflowRun(tmp_path / "a", tmp_path / "id", {"lr": 0.1}, new=False).open()
+
+
+@needs_mlflow
+def test_finished_run_sends_the_rest_when_it_is_run_again(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The server is down until the run is finished."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setattr(background, "FINISH_TIMEOUT_S", 0.5)
+    run = tmp_path / "a"
+    train_here(shards, run, epochs=1, log=("mlflow",))
+    monkeypatch.setattr(background, "FINISH_TIMEOUT_S", 60.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    train_here(shards, run, epochs=1, log=("mlflow",))
+    assert "nothing to do" in capfd.readouterr().out
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=(tmp_path / "store").as_uri())
+    (found,) = client.search_runs([client.get_experiment_by_name("cxr-simclr").experiment_id])
+    losses = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, "step/loss")}
+    assert losses == {step: value for step, name, value in tidy(run) if name == "step/loss"}
+    assert found.info.status == "FINISHED"
 
 
 @needs_mlflow
@@ -196,7 +266,7 @@ def test_wandb_offline_has_every_step_and_nothing_of_the_machine(
     assert len(files) == 2 and len(ids) == 1  # wandb sync puts both into one run
     assert losses == {step: value for step, name, value in tidy(run) if name == "step/loss"} and losses
     sent = b"".join(file.read_bytes() for file in files)
-    for private in (str(shards.folder), socket.gethostname(), str(ROOT), "patient0"):
+    for private in (str(shards.folder), socket.gethostname(), str(ROOT), str(tmp_path), "patient0"):
         assert private.encode() not in sent, private
 
 
@@ -212,9 +282,10 @@ def test_wandb_without_a_key_is_refused_before_any_work(
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"--log=mlflow: the package is missing; pip install '\.\[mlflow\]'"):
-        check_trackers(["tensorboard", "mlflow"])
+    for spec in (None, ModuleSpec("mlflow", None)):  # not there, or only a folder of that name
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
+        with pytest.raises(InputError, match=r"--log=mlflow: the package is missing; pip install '\.\[mlflow\]'"):
+            check_trackers(["tensorboard", "mlflow"])
 
 
 def test_private_settings_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +301,7 @@ def test_private_settings_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(opening, "WandbRun", Remembers)
     settings = Config(shards=tmp_path / "MRN-4711", out=tmp_path / "run", init=str(tmp_path / "weights.pth")).plain()
-    opening.open_trackers(["wandb"], tmp_path, 0, [], settings)
+    opening.open_trackers(["wandb"], tmp_path, 0, [], settings, new=True)
     assert given[0]["temperature"] == 0.5 and str(tmp_path) not in json.dumps(given[0])
 
 

@@ -148,6 +148,11 @@ class Checkpointer:
         allowed = differences(content["fingerprint"], self._fingerprint)
         self.accepted = [*accepted_changes(content), *record_changes(state.step, allowed)]
 
+    @property
+    def origin(self) -> str:
+        """The other run's checkpoint that this run started from; "" if there is none."""
+        return self._origin
+
     def open_journal(self, state: TrainState) -> Journal | None:
         """Open the journal at the position of the resumed checkpoint; None on all ranks but the first."""
         if not self._ranks.first:
@@ -161,7 +166,7 @@ class Checkpointer:
                               f"training starts FROM SCRATCH, and that journal is kept as {backup.name}; if the "
                               "checkpoints were left behind when the run was moved, stop this run, put them into "
                               f"{out / 'checkpoints'} and run the same command")  # fmt: skip
-        self._journal = Journal(out, state.step, lines, self._config.log, self._config.plain())
+        self._journal = Journal(out, state.step, lines, self._config.log, self._config.plain(), new=source != out)
         if self._journal.lines < lines:
             self._ranks.print(f"warning: {out / METRICS} has {self._journal.lines} lines, but the checkpoint was "
                               f"written after line {lines}; the loss curve will have a gap")  # fmt: skip

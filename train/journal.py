@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from shard.errors import PARSE_ERRORS, InputError
 from shard.files import atomic_write, write_bytes
 from shard.plain_json import without_nan
 from shard.settings_file import write_settings
-from train.accepted import Change, parse_changes
+from train.accepted import Change, format_changes, parse_changes
 from train.config import Config
 from train.recipe import StartRecord, chosen_settings, describe_recipe, parse_start, train_command
 from train.trackers.open import TrackerName, open_trackers, scalars_of
@@ -32,11 +33,13 @@ _ALWAYS_FINITE = ("step", "epoch", "time")  # unlike measured values, which may 
 
 
 def write_card(
-    run: Path, config: Config, accepted: list[Change], start: StartRecord, views: dict[str, Any], *, ranks: int,
-    steps_per_epoch: int,
+    run: Path, config: Config, accepted: list[Change], start: StartRecord, views: dict[str, Any], *, origin: str,
+    ranks: int, steps_per_epoch: int,
 ) -> None:  # fmt: skip
     """Write run.json: the command, the settings, the steps per epoch, what the encoder started from, what --views=auto
     measured, and what --accept changed during the run; and run.toml, the settings for --settings.
+
+    origin: the other run's checkpoint that this run started from, or "".
     """
     command = train_command(config.plain())
     if ranks > 1:
@@ -44,7 +47,10 @@ def write_card(
     card = {"command": command, "settings": config.plain(), "accepted": accepted, "init": start, "views": views,
             "ranks": ranks, "steps_per_epoch": steps_per_epoch}  # fmt: skip
     write_bytes(run / CARD, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
-    write_settings(run / "run.toml", chosen_settings(config.plain()), "python -m train")
+    settings = chosen_settings({**config.plain(), **({"views": views["chosen"]} if views else {}),
+                                **({"resume": origin} if origin else {})})  # fmt: skip
+    notes = [f"--accept changed during the run: {format_changes(accepted)}"] if accepted else []
+    write_settings(run / "run.toml", settings, "python -m train", notes)
 
 
 class Journal:
@@ -57,11 +63,11 @@ class Journal:
 
     def __init__(
         self, run: Path, step: int, lines: int, log: Sequence[TrackerName] = (),
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None, *, new: bool = False,
     ) -> None:  # fmt: skip
         """Continue after `step` steps and the first `lines` lines of metrics.jsonl; 0 and 0 for a new run.
 
-        log: the trackers. settings: of the run, for those that show them.
+        log: the trackers. settings: of the run, for those that show them. new: whether they should show another run.
         """
         kept = read_journal(run)[:lines]
         # Rewrite both files without a last line that a killed process left unfinished.
@@ -70,7 +76,7 @@ class Journal:
         self.lines = len(kept)
         self._metrics: IO[str] = (run / METRICS).open("a")
         self._speed: IO[str] = (run / SPEED).open("a")
-        self._trackers = open_trackers(log, run, step, kept, settings or {})
+        self._trackers = open_trackers(log, run, step, kept, settings or {}, new=new or step == 0)
 
     def write(self, kind: str, **values: float) -> None:
         """Append a line of kind "step", "epoch" or "online" to metrics.jsonl. values: step, epoch and metrics."""
@@ -101,7 +107,10 @@ class Journal:
         self._metrics.close()
         self._speed.close()
         for tracker in self._trackers:
-            tracker.close(status)
+            try:
+                tracker.close(status)
+            except OSError as error:  # training reports a full disk itself
+                print(f"warning: --log: {error}", file=sys.stderr)
 
 
 def _line(values: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ from train.signals import REQUEUE, StopRequest, catch_stop_signals
 from train.starting_weights import read_starting_weights
 from train.state import TrainState
 from train.step import train_step
-from train.trackers.open import check_trackers
+from train.trackers.open import check_trackers, servers_behind
 from train.view_choice import settle_views
 
 LOCK_TIMEOUT_S = 15.0  # for the lock: DataLoader workers of a killed run notice within 5 seconds and release it
@@ -60,13 +60,13 @@ def pretrain(config: Config) -> None:
             del found  # as large as the model and the optimizer's state
             if is_finished(state, config):
                 ranks.print(f"{config.out}: the requested {state.step} steps are done; nothing to do")
+                _send_the_rest(config, state, checkpointer, ranks)
                 return
-            journal = checkpointer.open_journal(state)
             if ranks.first:
-                write_card(config.out, config, checkpointer.accepted, checkpointer.start, views, ranks=ranks.world,
-                           steps_per_epoch=len(loader))  # fmt: skip
+                write_card(config.out, config, checkpointer.accepted, checkpointer.start, views,
+                           origin=checkpointer.origin, ranks=ranks.world, steps_per_epoch=len(loader))  # fmt: skip
             probe = OnlineProbe(config, manifest, augmentation, state.device)
-            with RunLog(config, state, ranks, journal) as log:
+            with RunLog(config, state, ranks, checkpointer.open_journal(state)) as log:
                 stopped = train(config, state, loader, checkpointer, probe, log, ranks, stop)
     if stopped:
         name = signal.Signals(stop.signal).name if stop.signal else "another rank"
@@ -86,6 +86,14 @@ def _only_writer(out: Path, ranks: Ranks) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, LOCK, timeout_s=LOCK_TIMEOUT_S):
         yield
+
+
+def _send_the_rest(config: Config, state: TrainState, checkpointer: Checkpointer, ranks: Ranks) -> None:
+    """Send what the servers of --log lack of a finished run, after an outage at its end."""
+    if state.epoch >= config.epochs and ranks.first and servers_behind(config.log, config.out):
+        journal = checkpointer.open_journal(state)
+        assert journal is not None, "this is the first rank"
+        journal.close("finished")
 
 
 def is_finished(state: TrainState, config: Config) -> bool:

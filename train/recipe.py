@@ -61,7 +61,8 @@ def chosen_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the plain settings that run training to completion, omitting defaults."""
     defaults = DEFAULTS | PRESETS[settings.get("preset", "published")]
     return {name: value for name, value in settings.items()
-            if name in defaults and name != "limit_steps" and value not in (defaults[name], "")}  # fmt: skip
+            if name in defaults and name != "limit_steps" and value != defaults[name]
+            and not (value == "" and not defaults[name])}  # fmt: skip
 
 
 def train_command(settings: Mapping[str, Any]) -> str:

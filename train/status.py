@@ -59,7 +59,8 @@ def _print_status(run: Path) -> None:
     if done:
         print(f"done; next: python -m probe report {here} --shards={shlex.quote(shards)}{elsewhere}")
     elif is_locked(run, LOCK):
-        print(f"running; watch it with: tensorboard --logdir={here}")
+        watch = f"; watch it with: tensorboard --logdir={here}" if (run / "tensorboard").exists() else ""
+        print(f"running{watch}")
     elif ago is not None and abs(ago) < RECENT_S:
         print("last written a moment ago, but no process holds its lock: it was killed, or the file system does not "
               f"support locks; check the job. To resume: {_resume_command(run, card, shards)}{elsewhere}")  # fmt: skip

@@ -188,8 +188,8 @@ def plot_neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], alt: str) 
     return Picture("neighbours", alt, buffer.getvalue(), "png")
 
 
-def plot_maps(maps: Sequence[OcclusionMap]) -> Picture:
-    """Plot test images, each beside itself under its occlusion map; two images a row."""
+def plot_maps(task: str, maps: Sequence[OcclusionMap]) -> Picture:
+    """Plot test images of a task, each beside itself under its occlusion map; two images a row."""
     most = max(float(np.abs(one.change).max()) for one in maps) or 1.0
     columns = 4 if len(maps) > 1 else 2
     rows = -(-2 * len(maps) // columns)
@@ -204,14 +204,14 @@ def plot_maps(maps: Sequence[OcclusionMap]) -> Picture:
                 axis.imshow(one.image, cmap="gray", vmin=0, vmax=1, extent=(0, CELLS, CELLS, 0))
             colours = mapped.imshow(one.change, cmap="PuOr_r", vmin=-most, vmax=most, alpha=0.55,
                                     interpolation="bilinear", extent=(0, CELLS, CELLS, 0))  # fmt: skip
-            bare.set_title(f"{one.task}: {'present' if one.label else 'absent'}", fontsize=7)
+            bare.set_title(f"{task}: {'present' if one.label else 'absent'}", fontsize=7)
         figure.colorbar(colours, ax=axes, shrink=0.6, label="adds to the score (SD)")
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=110, format="png")
         plt.close(figure)
-    values = "; ".join(f"{one.task} {'present' if one.label else 'absent'}, {_where(one.change)}" for one in maps)
-    return Picture("occlusion", f"Occlusion maps of {len(maps)} test radiographs. Areas that add most: {values}.",
-                   buffer.getvalue(), "png")  # fmt: skip
+    values = "; ".join(f"{'present' if one.label else 'absent'}, {_where(one.change)}" for one in maps)
+    return Picture(f"occlusion-{_slug(task)}", f"Occlusion maps of {len(maps)} test radiographs, {task}. Areas that "
+                   f"add most: {values}.", buffer.getvalue(), "png")  # fmt: skip
 
 
 def _where(change: Curve) -> str:

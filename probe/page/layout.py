@@ -117,10 +117,10 @@ def layout_needed(
 def _needed(needed: Needed | None, most: int, withheld: bool) -> str:
     if needed is None:
         return "n/a"
-    labels, low, high = (f"{number:.0f}" if np.isfinite(number) else "not reached" for number in needed)
-    interval = "[–]" if withheld else f"[{low}, {high}]"
-    return labels if labels == low == high else f"{labels} {interval}" + " (extrapolated)" * (
-        most < needed.labels < np.inf)  # fmt: skip
+    labels, low, high = (f"{np.ceil(number - 1e-9):.0f}" if np.isfinite(number) else "not reached"
+                         for number in needed)  # fmt: skip
+    interval = " [–]" if withheld else f" [{low}, {high}]" if low != high else ""
+    return f"{labels}{interval}" + " (extrapolated)" * (most < needed.labels < np.inf)
 
 
 def layout_strengths(

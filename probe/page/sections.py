@@ -21,6 +21,8 @@ from probe.page.write import Section
 from probe.published_protocol import EPOCHS, LR, NOISE
 from probe.slices import LEAST, count_in_slice, is_large_enough
 from probe.study import Study
+from shard.errors import InputError
+from train.device import resolve_device
 from train.frozen_features import Features, standardise
 from train.journal import read_journal
 
@@ -51,16 +53,19 @@ def occlusion_section(study: Study, features: Mapping[str, Features]) -> list[Se
     encoders = [encoder for encoder in study.given if encoder.module is not None and not encoder.collapsed]
     if not encoders or not study.settings.maps:
         return []
-    # Parts measured on a GPU may be merged on a machine without one.
-    device = torch.device("cuda" if study.settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(resolve_device(study.settings.device))
+    except InputError:  # parts measured on a GPU are merged on a machine without one
+        device = torch.device("cpu")
     maps = occlusion_maps(study, encoders[0], features[encoders[0].name], device)
+    by_task = {task: [one for one in maps if one.task == task] for task in dict.fromkeys(one.task for one in maps)}
     text = (f"Test images chosen at random, and how the decision of {encoders[0].name}'s probes (the mean over draws) "
             "changes where a patch, a quarter of the side, is covered with grey. Orange areas add to the finding's "
             "score, blue areas lower it, in standard deviations of the score over the test images. A map shows what "
             "the score depends on in one image, not where a disease is: a covered patch is unlike any radiograph, "
             "areas can stand in for each other, and a probe of few examples may use whatever goes along with the "
             "finding, such as a device, a view or the edge of the film.")  # fmt: skip
-    return [Section("Where the probe looks", text, [plot_maps(maps)])]
+    return [Section("Where the probe looks", text, [plot_maps(task, own) for task, own in by_task.items()])]
 
 
 def published_section(study: Study, measured: Measured) -> list[Section]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -16,6 +17,9 @@ from shard.files import write_bytes
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 300.0  # between two attempts
 # For what is left at the end of the process. A scheduler that stops a job may kill it half a minute later.
 FINISH_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 10.0
+KEEP_EVERY_S = 30.0  # between two writes of how much was sent
+BATCH = 50  # lines in a request
+Line = tuple[int, Mapping[str, float]]  # a step, and its scalars by tag
 Result = TypeVar("Result")
 
 
@@ -25,8 +29,8 @@ class Remote(Protocol):
     def open(self) -> bool:
         """Connect, and return whether the run is new there."""
 
-    def send(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Send the scalars of a step."""
+    def send(self, lines: Sequence[Line]) -> None:
+        """Send lines."""
 
     def close(self, status: str) -> None:
         """Say how the run ended: "finished", "stopped" or "failed"."""
@@ -36,20 +40,18 @@ class Background:
     """Queues lines of scalars, and sends them in order in a thread.
 
     If the server fails, a warning is printed once and each call is repeated, with growing waits. What was not sent when
-    the process ends is sent when the run is resumed.
+    the process ends is sent when the same command is run again.
     """
 
-    def __init__(
-        self, name: str, remote: Remote, earlier: Iterable[tuple[int, Mapping[str, float]]], sent_file: Path
-    ) -> None:
+    def __init__(self, name: str, remote: Remote, earlier: Iterable[Line], sent_file: Path) -> None:
         """Start to connect. earlier: the lines of metrics.jsonl before this process. sent_file: keeps how many of its
-        lines the server has.
+        lines the server has, and how the run ended there.
         """
         self._name, self._remote, self._earlier, self._sent_file = name, remote, list(earlier), sent_file
-        self._waiting: queue.SimpleQueue[tuple[int, Mapping[str, float]] | None] = queue.SimpleQueue()
-        self._sent = min(int(sent_file.read_text()), len(self._earlier)) if sent_file.exists() else 0
-        self._known = len(self._earlier)
-        self._warned, self._status = False, ""
+        self._waiting: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
+        self._sent = min(_read(sent_file)[0], len(self._earlier))  # lines of metrics.jsonl
+        self._known, self._kept_at = len(self._earlier), time.monotonic()
+        self._warned, self._status, self._ended = False, "", False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"--log={name}", daemon=True)
         self._thread.start()
@@ -65,24 +67,47 @@ class Background:
         self._waiting.put(None)
         self._closing.set()
         self._thread.join(STOP_TIMEOUT_S if status == "stopped" else FINISH_TIMEOUT_S)
-        sent = self._sent
-        write_bytes(self._sent_file, f"{sent}\n".encode())
-        if sent < self._known:
-            _warn(f"--log={self._name}: {self._known - sent} lines of metrics.jsonl could not be sent; they are sent "
-                  "when the run is resumed")  # fmt: skip
+        self._keep()
+        if self._sent < self._known:
+            _warn(f"--log={self._name}: {self._known - self._sent} lines of metrics.jsonl could not be sent; run the "
+                  "same command again to send them")  # fmt: skip
 
     def _work(self) -> None:
         if self._repeat(self._remote.open):
             self._sent = 0
-        for line in self._earlier[self._sent :]:
-            self._send(*line)
-        while (item := self._waiting.get()) is not None:
-            self._send(*item)
+        for first in range(self._sent, len(self._earlier), BATCH):
+            self._send(self._earlier[first : first + BATCH])
+        while lines := self._take():
+            self._send(lines)
         self._repeat(lambda: self._remote.close(self._status))
+        self._ended = True
 
-    def _send(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._repeat(lambda: self._remote.send(step, scalars))
-        self._sent += _is_metric(scalars)
+    def _take(self) -> list[Line]:
+        """Wait for a line, and return it with those that wait behind it; [] at the end."""
+        lines = list[Line]()
+        while len(lines) < BATCH and not (lines and self._waiting.empty()):
+            line = self._waiting.get()
+            if line is None:
+                if lines:
+                    self._waiting.put(None)  # for the next call
+                break
+            lines.append(line)
+        return lines
+
+    def _send(self, lines: Sequence[Line]) -> None:
+        self._repeat(lambda: self._remote.send(lines))
+        self._sent += sum(_is_metric(scalars) for _, scalars in lines)
+        if time.monotonic() - self._kept_at > KEEP_EVERY_S:
+            self._keep()
+
+    def _keep(self) -> None:
+        """Write how much was sent, for the next process."""
+        self._kept_at = time.monotonic()
+        content = {"lines": self._sent, "status": self._status if self._ended else ""}
+        try:
+            write_bytes(self._sent_file, (json.dumps(content) + "\n").encode(), shared=True)
+        except OSError as error:  # a full disk; training reports that itself
+            _warn(f"{self._sent_file}: {error.strerror}; some metrics may be sent twice")
 
     def _repeat(self, call: Callable[[], Result]) -> Result:
         """Call until it raises nothing."""
@@ -98,6 +123,19 @@ class Background:
             if self._closing.wait(wait):
                 time.sleep(FIRST_WAIT_S)
             wait = min(2 * wait, LONGEST_WAIT_S)
+
+
+def is_behind(sent_file: Path) -> bool:
+    """Return whether a finished run was not sent to its end."""
+    return _read(sent_file)[1] != "finished"
+
+
+def _read(sent_file: Path) -> tuple[int, str]:
+    """Return how many lines were sent, and the status that was."""
+    if not sent_file.exists():
+        return 0, ""
+    content = json.loads(sent_file.read_text())
+    return int(content["lines"]), str(content["status"])
 
 
 def _is_metric(scalars: Mapping[str, float]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,12 @@ from shard.files import write_bytes
 
 PROJECT = "cxr-simclr"
 OFFLINE = ("offline", "disabled", "dryrun")
+INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 20.0, 8.0  # wandb's defaults are 90 seconds and no limit
+
+
+def prepare_wandb() -> None:
+    """Set wandb's environment before its first import."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing goes to anybody but wandb's server
 
 
 def check_wandb() -> None:
@@ -48,7 +54,8 @@ class WandbRun:
         private = wandb.Settings(
             silent=True, console="off", save_code=False, disable_code=True, disable_git=True, host="", email="",
             username="", x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
-            x_save_requirements=False,
+            x_save_requirements=False, init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S,
+            finish_timeout_raises=True,
         )  # fmt: skip
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT), dir=self._folder, id=self._id, name=self._folder.name,
@@ -57,10 +64,11 @@ class WandbRun:
         self._run.define_metric("*", step_metric="step")
         return self._is_new
 
-    def send(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Log scalars at a step."""
-        self._run.log({"step": step, **scalars})
+    def send(self, lines: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Log the scalars of steps. wandb keeps them on disk until they are uploaded."""
+        for step, scalars in lines:
+            self._run.log({"step": step, **scalars})
 
     def close(self, status: str) -> None:
-        """End the run."""
+        """End the run. Raises TimeoutError if the upload does not end in time; wandb sync then completes it."""
         self._run.finish(exit_code=int(status == "failed"))
