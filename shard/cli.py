@@ -98,8 +98,7 @@ def bind(name: str, commands: Commands, argv: list[str]) -> Callable[[], None]:
         return functools.partial(print_help, name, command, others)
     options = options_of(command)
     _check_flags(name, options, argv)
-    words = argv[: argv.index("--")] if "--" in argv else argv
-    if not any(re.match(rf"--{SETTINGS}(=|$)", word) for word in words):
+    if not any(re.match(rf"--{SETTINGS}(=|$)", word) for word in argv):
         return BoundCommand(command, _parse_with_fire(name, options, argv))
     # What the file gives is not required here.
     given = _parse_with_fire(name, [replace(option, default=None) for option in options], argv)
@@ -157,6 +156,8 @@ def print_version() -> None:
 
 def _check_flags(name: str, options: Sequence[Option], argv: list[str]) -> None:
     known = [option.name for option in options if option.kind is not inspect.Parameter.VAR_POSITIONAL]
+    if "--" in argv:  # fire would ignore what follows
+        raise InputError(f"{' '.join(argv[argv.index('--'):])}: unknown flags; see: {name} --help")
     switches = {option.name for option in options if option.hint is bool}
     seen = set()
     for word in argv:
@@ -202,8 +203,6 @@ def _parse_with_fire(name: str, options: Sequence[Option], argv: list[str]) -> d
     except fire.core.FireExit as stop:
         reason = stop.trace.elements[-1].ErrorAsStr()
         raise InputError(f"{reason[0].lower()}{reason[1:]}; see: {name} --help") from None
-    except SystemExit:  # Fire reads what follows a lone -- with argparse, which exits
-        raise InputError(f"{' '.join(argv[argv.index('--'):])}: unknown flags; see: {name} --help") from None
     return typing.cast("_Parsed", parsed)._values
 
 
