@@ -231,7 +231,7 @@ def test_killed_report_continues_to_the_same_bytes(
     make_report(settings, 0, 1)
     stderr = capsys.readouterr().err
     for line in ("reading labels: 121 of 121 images", "sampling draws: 4 of 4 tasks", "features: 121 of 121 images",
-                 "drawing figures: 10 of 10 sections"):  # fmt: skip
+                 "occlusion maps: 8 of 8", "drawing figures: 11 of 11 sections"):  # fmt: skip
         assert line in stderr, line
     assert re.search(r"probing: (\d+) of \1 probes", stderr)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept and len(list(cache.glob("*.npy"))) == 8
