@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import sys
@@ -44,15 +45,19 @@ class Background:
     """
 
     def __init__(self, name: str, remote: Remote, earlier: Iterable[Line], sent_file: Path) -> None:
-        """Start to connect. earlier: the lines of metrics.jsonl before this process. sent_file: keeps how many of its
-        lines the server has, and how the run ended there.
+        """Connect; if the server does not answer, the thread tries again. earlier: the lines of metrics.jsonl before
+        this process. sent_file: keeps how many of its lines the server has, and how the run ended there.
         """
         self._name, self._remote, self._earlier, self._sent_file = name, remote, list(earlier), sent_file
         self._waiting: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
         self._sent = min(_read(sent_file)[0], len(self._earlier))  # lines of metrics.jsonl
         self._known, self._kept_at = len(self._earlier), time.monotonic()
         self._warned, self._status, self._ended = False, "", False
-        self._closing = threading.Event()
+        self._closing, self._given_up = threading.Event(), threading.Event()
+        # Here and not in the thread: wandb's start and the fork of a loader's processes must not happen at once.
+        self._is_new: bool | None = None  # None: not connected
+        with contextlib.suppress(_FailedError):
+            self._is_new = self._try(remote.open)
         self._thread = threading.Thread(target=self._work, name=f"--log={name}", daemon=True)
         self._thread.start()
 
@@ -67,13 +72,18 @@ class Background:
         self._waiting.put(None)
         self._closing.set()
         self._thread.join(STOP_TIMEOUT_S if status == "stopped" else FINISH_TIMEOUT_S)
+        self._given_up.set()
         self._keep()
         if self._sent < self._known:
             _warn(f"--log={self._name}: {self._known - self._sent} lines of metrics.jsonl could not be sent; run the "
                   "same command again to send them")  # fmt: skip
 
     def _work(self) -> None:
-        if self._repeat(self._remote.open):
+        with contextlib.suppress(_GivenUpError):
+            self._send_all()
+
+    def _send_all(self) -> None:
+        if self._repeat(self._remote.open) if self._is_new is None else self._is_new:
             self._sent = 0
         for first in range(self._sent, len(self._earlier), BATCH):
             self._send(self._earlier[first : first + BATCH])
@@ -105,24 +115,40 @@ class Background:
         self._kept_at = time.monotonic()
         content = {"lines": self._sent, "status": self._status if self._ended else ""}
         try:
-            write_bytes(self._sent_file, (json.dumps(content) + "\n").encode(), shared=True)
+            write_bytes(self._sent_file, (json.dumps(content, allow_nan=False) + "\n").encode(), shared=True)
         except OSError as error:  # a full disk; training reports that itself
             _warn(f"{self._sent_file}: {error.strerror}; some metrics may be sent twice")
 
     def _repeat(self, call: Callable[[], Result]) -> Result:
-        """Call until it raises nothing."""
+        """Call until it raises nothing. Raises _GivenUpError once the process has ended its wait."""
         wait = FIRST_WAIT_S
         while True:
-            try:
-                return call()
-            except Exception as error:  # anything that a client raises; training must go on
-                if not self._warned:
-                    _warn(f"--log={self._name}: {hide_secrets(f'{type(error).__name__}: {error}')}; training goes on, "
-                          "and metrics are sent when that works again")  # fmt: skip
-                self._warned = True
+            with contextlib.suppress(_FailedError):
+                return self._try(call)
             if self._closing.wait(wait):
                 time.sleep(FIRST_WAIT_S)
+            if self._given_up.is_set():
+                raise _GivenUpError
             wait = min(2 * wait, LONGEST_WAIT_S)
+
+    def _try(self, call: Callable[[], Result]) -> Result:
+        """Call. Raises _FailedError if that raises anything, and prints a warning the first time."""
+        try:
+            return call()
+        except Exception as error:  # anything that a client raises; training must go on
+            if not self._warned:
+                _warn(f"--log={self._name}: {hide_secrets(f'{type(error).__name__}: {error}')}; training goes on, "
+                      "and metrics are sent when that works again")  # fmt: skip
+            self._warned = True
+            raise _FailedError from error
+
+
+class _FailedError(Exception):
+    """A call to the server failed."""
+
+
+class _GivenUpError(Exception):
+    """The process has stopped waiting for the server."""
 
 
 def is_behind(sent_file: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ def prepare_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing goes to anybody but the tracking server
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # Background repeats calls, and says so
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each attempt
 
 
 class MLflowRun:
