@@ -61,7 +61,7 @@ def occlusion_section(study: Study, features: Mapping[str, Features]) -> list[Se
     by_task = {task: [one for one in maps if one.task == task] for task in dict.fromkeys(one.task for one in maps)}
     text = (f"Test images chosen at random, and how the decision of {encoders[0].name}'s probes (the mean over draws) "
             "changes where a patch, a quarter of the side, is covered with grey. Orange areas add to the finding's "
-            "score, blue areas lower it, in standard deviations of the score over the test images. A map shows what "
+            "score, purple areas lower it, in standard deviations of the score over the test images. A map shows what "
             "the score depends on in one image, not where a disease is: a covered patch is unlike any radiograph, "
             "areas can stand in for each other, and a probe of few examples may use whatever goes along with the "
             "finding, such as a device, a view or the edge of the film.")  # fmt: skip
