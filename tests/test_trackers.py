@@ -1,4 +1,4 @@
-"""--log: a run is followed in TensorBoard, CSV, MLflow and wandb, goes on there when resumed, and survives outages."""
+"""--log: TensorBoard, CSV, MLflow and wandb show a run, resumed ones as one, and an outage does not stop training."""
 
 from __future__ import annotations
 
@@ -63,6 +63,26 @@ def tidy(run: Path) -> list[tuple[int, str, float]]:
     lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
     return [(line["step"], f"{line['kind']}/{name}", value) for line in lines for name, value in line.items()
             if name not in ("kind", "step")]  # fmt: skip
+
+
+def closed_address() -> str:
+    """Return the address of a server that is down."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def check_stored(store: Path, run: Path, *tags: str) -> None:
+    """Check that MLflow's folder has one run, finished, with the settings and the values of metrics.jsonl."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=store.as_uri())
+    (found,) = client.search_runs([client.get_experiment_by_name("cxr-simclr").experiment_id])
+    assert found.info.run_name == run.name and found.info.status == "FINISHED"
+    assert float(found.data.params["temperature"]) == 0.5
+    for tag in tags:
+        values = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, tag)}
+        assert values == {step: value for step, name, value in tidy(run) if name == tag} and values
 
 
 def records_of(data: bytes) -> list[bytes]:
@@ -180,9 +200,7 @@ def test_finished_run_sends_the_rest_when_it_is_run_again(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The server is down until the run is finished."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", closed_address())
     monkeypatch.setattr(background, "FINISH_TIMEOUT_S", 0.5)
     run = tmp_path / "a"
     train_here(shards, run, epochs=1, log=("mlflow",))
@@ -191,13 +209,7 @@ def test_finished_run_sends_the_rest_when_it_is_run_again(
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     train_here(shards, run, epochs=1, log=("mlflow",))
     assert "nothing to do" in capfd.readouterr().out
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(tracking_uri=(tmp_path / "store").as_uri())
-    (found,) = client.search_runs([client.get_experiment_by_name("cxr-simclr").experiment_id])
-    losses = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, "step/loss")}
-    assert losses == {step: value for step, name, value in tidy(run) if name == "step/loss"}
-    assert found.info.status == "FINISHED"
+    check_stored(tmp_path / "store", run, "step/loss")
 
 
 @needs_mlflow
@@ -207,19 +219,10 @@ def test_mlflow_shows_a_resumed_run_as_one(
     """A folder of MLflow's, read back by its client."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    from mlflow.tracking import MlflowClient
-
     run = tmp_path / "a"
     train_here(shards, run, limit_steps=3, log=("mlflow",))
     train_here(shards, run, log=("mlflow",))
-    client = MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
-    experiment = client.get_experiment_by_name("cxr-simclr")
-    (found,) = client.search_runs([experiment.experiment_id])
-    assert found.info.run_name == "a" and found.info.status == "FINISHED"
-    assert float(found.data.params["temperature"]) == 0.5
-    for tag in ("step/loss", "epoch/loss", "step/lr"):
-        values = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, tag)}
-        assert values == {step: value for step, name, value in tidy(run) if name == tag} and values
+    check_stored(tmp_path / "mlruns", run, "step/loss", "epoch/loss", "step/lr")
     stored = "".join(path.read_text() for path in (tmp_path / "mlruns").rglob("*") if path.is_file())
     assert str(shards.folder) not in stored and socket.gethostname() not in stored
 
@@ -228,9 +231,7 @@ def test_mlflow_shows_a_resumed_run_as_one(
 def test_mlflow_server_that_is_down_does_not_stop_training(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", closed_address())
     monkeypatch.setattr(background, "FINISH_TIMEOUT_S", 1.0)
     train_here(shards, tmp_path, log=("mlflow", "csv"))
     error = capfd.readouterr().err

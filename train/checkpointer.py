@@ -150,7 +150,7 @@ class Checkpointer:
 
     @property
     def origin(self) -> str:
-        """The other run's checkpoint that this run started from; "" if there is none."""
+        """The checkpoint of another run that this run started from, or ""."""
         return self._origin
 
     def open_journal(self, state: TrainState) -> Journal | None:

@@ -137,8 +137,8 @@ class Background:
             return call()
         except Exception as error:  # anything that a client raises; training must go on
             if not self._warned:
-                _warn(f"--log={self._name}: {hide_secrets(f'{type(error).__name__}: {error}')}; training goes on, "
-                      "and metrics are sent when that works again")  # fmt: skip
+                _warn(f"--log={self._name}: {hide_secrets(f'{type(error).__name__}: {error}')}; training continues, "
+                      "and metrics are sent once the server answers")  # fmt: skip
             self._warned = True
             raise _FailedError from error
 
