@@ -153,6 +153,23 @@ def test_lines_of_an_outage_are_sent_by_the_resumed_run(
     assert error.count("warning: --log=wandb: 2 lines of metrics.jsonl could not be sent; run the same") == 1
 
 
+def test_rates_do_not_count_as_lines_of_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line and a rate are sent, then the server fails: the next line is missing there."""
+    monkeypatch.setattr(background, "STOP_TIMEOUT_S", 0.5)
+    server = Server()
+    tracker = Background("wandb", server, [], tmp_path / "sent")
+    tracker.write(1, {"step/loss": 1.0})
+    tracker.write(1, {"speed/images_per_s": 100.0})
+    for _ in range(100):
+        if len(server.got) == 2:
+            break
+        time.sleep(0.05)
+    server.down = True
+    tracker.write(2, {"step/loss": 0.5})
+    tracker.close("stopped")
+    assert json.loads((tmp_path / "sent").read_text()) == {"lines": 1, "status": ""}
+
+
 def test_killed_process_has_kept_how_much_was_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "KEEP_EVERY_S", 0.0)
     server = Server()
