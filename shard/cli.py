@@ -7,11 +7,9 @@ parses. The command runs once all names and values are checked.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import inspect
 import io
-import platform
 import re
 import shlex
 import signal
@@ -21,18 +19,15 @@ import typing
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import fire
 
-from shard.address import Place, hide_secrets, is_address, parse_place
-from shard.cli_help import print_commands, print_help
+from shard.address import hide_secrets
+from shard.cli_help import print_commands, print_help, print_version
+from shard.cli_values import parse, parse_file, suggest
 from shard.errors import InputError
 from shard.flags import REQUIRED, SETTINGS, Command, Commands, Option, flag_name, options_of
-from shard.machine import commit, version_of
-from shard.settings_file import join, read_settings
-from shard.version import VERSION
 
 HELP = ("-h", "--help")
 
@@ -89,7 +84,7 @@ def bind(name: str, commands: Commands, argv: list[str]) -> Callable[[], None]:
             return functools.partial(print_commands, name, commands)
         chosen = argv.pop(0)
         if chosen not in commands:
-            raise InputError(f"unknown command {chosen!r}{_suggest(chosen, commands)}; "
+            raise InputError(f"unknown command {chosen!r}{suggest(chosen, commands)}; "
                              f"one of: {', '.join(filter(None, commands))}")
         name, command, others = f"{name} {chosen}", commands[chosen], []
     else:
@@ -103,7 +98,7 @@ def bind(name: str, commands: Commands, argv: list[str]) -> Callable[[], None]:
     # What the file gives is not required here.
     given = _parse_with_fire(name, [replace(option, default=None) for option in options], argv)
     file = given.pop(SETTINGS)
-    given = {**_parse_file(file, options), **given}
+    given = {**parse_file(file, options), **given}
     required = [option.name for option in options if option.required and not option.positional]
     if missing := [flag_name(name) for name in required if name not in given]:
         raise InputError(f"missing required flags: {', '.join(missing)}; give them or add them to {file}")
@@ -146,14 +141,6 @@ class BoundCommand:
         return preset
 
 
-def print_version() -> None:
-    """Print the version of this code and of what it runs on, as a report of a bug needs them."""
-    packages = {"PyTorch": "torch", "DALI": "nvidia-dali-cuda120", "numpy": "numpy"}
-    facts = [f"commit {commit()}", f"Python {platform.python_version()}",
-             *(f"{name} {version_of(package)}" for name, package in packages.items())]  # fmt: skip
-    print(f"cxr-simclr {VERSION} ({', '.join(facts)})")
-
-
 def _check_flags(name: str, options: Sequence[Option], argv: list[str]) -> None:
     known = [option.name for option in options if option.kind is not inspect.Parameter.VAR_POSITIONAL]
     if "--" in argv:  # fire would ignore what follows
@@ -167,7 +154,7 @@ def _check_flags(name: str, options: Sequence[Option], argv: list[str]) -> None:
         if flag not in known and flag.startswith("no") and flag[2:] in switches:
             flag = flag[2:]
         if not word.startswith("--") or flag not in known:
-            raise InputError(f"unknown flag {word}{_suggest(flag, known, '--')}; see: {name} --help")
+            raise InputError(f"unknown flag {word}{suggest(flag, known, '--')}; see: {name} --help")
         if flag in seen:
             raise InputError(f"{flag_name(flag)} is given twice; keep one")
         seen.add(flag)
@@ -190,7 +177,7 @@ def _parse_with_fire(name: str, options: Sequence[Option], argv: list[str]) -> d
     def remember(*args: Any, **kwargs: Any) -> _Parsed:
         return _Parsed(signature.bind(*args, **kwargs).arguments)
 
-    readers = {option.name: functools.partial(_parse, option) for option in options}
+    readers = {option.name: functools.partial(parse, option) for option in options}
     target: Any = fire.decorators.SetParseFns(**readers)(remember)
     for option in options:
         if option.kind is inspect.Parameter.VAR_POSITIONAL:  # Fire does not name these positional arguments
@@ -204,65 +191,6 @@ def _parse_with_fire(name: str, options: Sequence[Option], argv: list[str]) -> d
         reason = stop.trace.elements[-1].ErrorAsStr()
         raise InputError(f"{reason[0].lower()}{reason[1:]}; see: {name} --help") from None
     return typing.cast("_Parsed", parsed)._values
-
-
-def _parse_file(file: Path, options: Sequence[Option]) -> dict[str, Any]:
-    """Return the values of a file of settings, by option. Raises InputError for a name or a value that no flag has."""
-    by_name = {option.name: option for option in options if option.name != SETTINGS}
-    values: dict[str, Any] = {}
-    for name, value in read_settings(file).items():
-        if name not in by_name:
-            raise InputError(f"{file}: unknown setting {name}{_suggest(name, by_name)}")
-        option = by_name[name]
-        try:
-            if option.kind is inspect.Parameter.VAR_POSITIONAL:
-                values[name] = tuple(_parse(option, text) for text in ([value] if isinstance(value, str) else value))
-            else:
-                values[name] = _parse(option, value if isinstance(value, str) else join(value))
-        except InputError as error:
-            raise InputError(f"{file}: {error}") from None
-    return values
-
-
-def _parse(option: Option, text: str) -> Any:
-    """Read the text of one flag as its type requires."""
-    return _parse_as(option.hint, flag_name(option.name), text)
-
-
-def _parse_as(hint: Any, flag: str, text: str) -> Any:
-    shown = f"{flag}={text}"
-    if typing.get_origin(hint) is typing.Literal:
-        choices = typing.get_args(hint)
-        if text not in choices:
-            raise InputError(f"{shown}: not one of {', '.join(choices)}{_suggest(text, choices)}")
-        return text
-    if typing.get_origin(hint) is tuple:
-        kind = typing.get_args(hint)[0]
-        return tuple(_parse_as(kind, flag, word.strip()) for word in text.strip("()[]").split(",") if word.strip())
-    if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise InputError(f"{shown}: must be true or false")
-        return text.lower() == "true"
-    if hint in (int, float):
-        try:
-            return hint(text)
-        except ValueError:
-            raise InputError(f"{shown}: must be {'a whole number' if hint is int else 'a number'}") from None
-    if hint is Path and is_address(text):
-        raise InputError(f"{shown}: must be on this machine; only shards are read from an address")
-    if text == "" or (text == "True" and hint in (Path, Place)):  # fire passes True for a flag without a value
-        raise InputError(f"{flag}: needs a value, as in {flag}=VALUE")
-    try:
-        if hint == Place:
-            return parse_place(text)
-        return Path(text).expanduser() if hint is Path else hint(text)
-    except RuntimeError:  # no HOME, and no entry in passwd
-        raise InputError(f"{shown}: there is no home directory for ~; give the full path") from None
-
-
-def _suggest(word: str, known: Iterable[str], dashes: str = "") -> str:
-    match = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {dashes}{match[0].replace('_', '-') if dashes else match[0]}?)" if match else ""
 
 
 def _print_error(name: str, error: InputError, status: int) -> int:

@@ -1,8 +1,9 @@
-"""Help pages and Markdown tables of commands. The texts are in the commands' docstrings and their Flag(...)s."""
+"""Print help and versions, and write Markdown tables of flags. Texts are in docstrings and Flag(...)s."""
 
 from __future__ import annotations
 
 import inspect
+import platform
 import textwrap
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 
 from shard.address import Place
 from shard.flags import REQUIRED, Command, Flag, Option, flag_name, options_of
+from shard.machine import commit, version_of
+from shard.version import VERSION
 
 WIDTH, COLUMN = 100, 28  # characters of a line, and before the help of a flag
 ARGUMENTS = "arguments"
@@ -35,6 +38,14 @@ def print_help(name: str, command: Command, others: Sequence[str] = ()) -> None:
     others: other sub-commands to mention.
     """
     print("\n".join(help_lines(name, command, others)))
+
+
+def print_version() -> None:
+    """Print the version of this code and of what it runs on, as a report of a bug needs them."""
+    packages = {"PyTorch": "torch", "DALI": "nvidia-dali-cuda120", "numpy": "numpy"}
+    facts = [f"commit {commit()}", f"Python {platform.python_version()}",
+             *(f"{name} {version_of(package)}" for name, package in packages.items())]  # fmt: skip
+    print(f"cxr-simclr {VERSION} ({', '.join(facts)})")
 
 
 def help_lines(name: str, command: Command, others: Sequence[str] = ()) -> list[str]:

@@ -113,8 +113,9 @@ def _print_summary(out: Path, manifest: Manifest, duplicates: Summary) -> None:
         print(f"{out}: {not_encoded} of {images} images are copies of the source JPEGs without metadata; "
               "--quality applies to the others")  # fmt: skip
     counts = ", ".join(f"{split} {count['images']}" for split, count in manifest.counts.items())
-    print(f"{out}: {images} images in {len(manifest.shards)} shards ({counts}), {manifest.rejected} of "
-          f"{manifest.settings['rows']} rows rejected" + (f", see {out / REJECTS}" if manifest.rejected else "")
+    print(f"{out}: {images} images in {counted(len(manifest.shards), 'shard', 'shards')} ({counts}), "
+          f"{manifest.rejected} of {manifest.settings['rows']} rows rejected"
+          + (f", see {out / REJECTS}" if manifest.rejected else "")
           + (f"; {duplicates}" if duplicates.pictures else "") + (
               f"; {counted(len(manifest.notes), 'note', 'notes')} on the table: python -m shard info {out}"
               if manifest.notes else ""))

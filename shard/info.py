@@ -19,6 +19,7 @@ from shard.errors import PARSE_ERRORS, InputError
 from shard.files import write_bytes
 from shard.flags import SHARDS, Flag
 from shard.manifest import Manifest, Shard, read_manifest
+from shard.note import counted
 from shard.read import CURE, Sample, read_index, read_members
 from shard.tar import ENDINGS
 
@@ -67,7 +68,7 @@ def describe(out: Path, manifest: Manifest, name: str = "") -> str:
     images = sum(shard.samples for shard in manifest.shards)
     keys = [sample.key for sample in read_index(out / manifest.shards[0].index)[:3]]
     lines = [
-        f"{name or out}: {images} images in {len(manifest.shards)} shards, {size / 1e6:.1f} MB "
+        f"{name or out}: {images} images in {counted(len(manifest.shards), 'shard', 'shards')}, {size / 1e6:.1f} MB "
         f"({size / images / 1e3:.1f} kB per image), {manifest.rejected} of {manifest.settings['rows']} rows rejected",
         "settings: " + ", ".join(f"{name}={value}" for name, value in manifest.settings.items()),
         "written by: " + ", ".join(f"{name} {version}" for name, version in manifest.software.items()),

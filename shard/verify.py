@@ -18,6 +18,7 @@ from shard.files import hash_rest
 from shard.flags import SHARDS, WORKERS, Flag, validate_call
 from shard.machine import cores
 from shard.manifest import Manifest, Shard, parse_manifest, quick_faults, wrong_hash
+from shard.note import counted
 from shard.plain_json import refuse_constant
 from shard.pool import parallel_map, tick
 from shard.read import read_index
@@ -74,11 +75,11 @@ def verify(
     if not faults and not quick:
         faults = _deep_faults(folder, manifest, decode, workers or cores())
     if faults:
-        number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        number = counted(len(faults), "fault", "faults")
         raise InputError(f"{faults[0]} ({number} in all); copy the shards again or rebuild them")
     images = sum(shard.samples for shard in manifest.shards)
     checked = "sizes and indexes" if quick else "hashes, members, indexes and labels" + ", decoded" * decode
-    print(f"{out}: {len(manifest.shards)} shards, {images} images as written ({checked})")
+    print(f"{out}: {counted(len(manifest.shards), 'shard', 'shards')}, {images} images as written ({checked})")
 
 
 def _deep_faults(out: Path, manifest: Manifest, decode: bool, workers: int) -> list[str]:

@@ -6,28 +6,39 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-Tally = dict[str, tuple[int, str]]  # reason → count, first example
+Key = TypeVar("Key")
+Tally = dict[Key, tuple[int, str]]  # reason → count, first example
+
+
+class Reason(NamedTuple):
+    """Why a file is skipped or worth a note, as a noun phrase: in the singular, and in the plural."""
+
+    one: str
+    many: str
+
 
 # Folders that file servers, Macs and Windows add: thumbnails, trash, snapshots.
 _SYSTEM = {"@eadir", "__macosx", "$recycle.bin", "#recycle", "#snapshot", "system volume information", "lost+found"}
-HIDDEN = "hidden or system files and folders"
-UNREADABLE = "folders that can't be read"
-BROKEN_LINKS = "broken links"
-LOOPS = "links to folders that are already read or that contain SRC"
-SAME_FILE = "links to files that are already read"
-IRREGULAR = "pipes, sockets and devices"
-BAD_NAMES = "names that are not UTF-8 (rename them)"
+HIDDEN = Reason("hidden or system file or folder", "hidden or system files and folders")
+UNREADABLE = Reason("folder that can't be read", "folders that can't be read")
+BROKEN_LINKS = Reason("broken link", "broken links")
+LOOPS = Reason("link to a folder that is already read or that contains SRC",
+               "links to folders that are already read or that contain SRC")  # fmt: skip
+SAME_FILE = Reason("link to a file that is already read", "links to files that are already read")
+IRREGULAR = Reason("pipe, socket or device", "pipes, sockets and devices")
+BAD_NAMES = Reason("name that is not UTF-8 (rename it)", "names that are not UTF-8 (rename them)")
 TROUBLES = (UNREADABLE, BROKEN_LINKS, BAD_NAMES)  # these may hide images of the data set
 
 
-def add(tally: Tally, reason: str, example: str, count: int = 1) -> None:
+def add(tally: Tally[Key], reason: Key, example: str, count: int = 1) -> None:
     """Add `count` to a reason's count. The first example is kept."""
     before, first = tally.get(reason, (0, example))
     tally[reason] = before + count, first
 
 
-def walk(src: Path, skipped: Tally) -> Iterator[str]:
+def walk(src: Path, skipped: Tally[Reason]) -> Iterator[str]:
     """Yield the path, relative to `src`, of each regular file under it: the files of a folder, then its folders.
 
     Names are in ascending order. Links are followed, but no file or folder is visited twice, and link loops are
@@ -42,7 +53,7 @@ def walk(src: Path, skipped: Tally) -> Iterator[str]:
 class _Walker:
     """The folders that are still to be read, and the files and folders that links led to."""
 
-    def __init__(self, src: Path, skipped: Tally) -> None:
+    def __init__(self, src: Path, skipped: Tally[Reason]) -> None:
         self._src, self._skipped = src, skipped
         self._home = os.path.realpath(src)
         self._roots = {self._home}  # and the targets of links to folders

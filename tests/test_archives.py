@@ -202,7 +202,7 @@ def test_broken_links_are_noted(tmp_path: Path, archive: str) -> None:
     else:
         write_vindr(tmp_path)
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
-    assert "1 broken links, such as gone.png" in notes_of(read_table(tmp_path))
+    assert "1 broken link, such as gone.png" in notes_of(read_table(tmp_path))
 
 
 def write_rsna(folder: Path, *, boxes: bool = True, classes: bool = True) -> None:

@@ -46,7 +46,7 @@ def test_documented_commands_parse(
         pytest.skip(f"{module} is not a module of this project")
     name, commands = commands_of(module, monkeypatch)
     in_file = {"shards": "shards", "out": "out", **({"encoders": "run"} if module == "probe" else {})}
-    monkeypatch.setattr("shard.cli.read_settings", lambda path: in_file)
+    monkeypatch.setattr("shard.cli_values.read_settings", lambda path: in_file)
     try:
         bind(name, commands, arguments)
     except InputError as error:

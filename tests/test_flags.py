@@ -116,7 +116,7 @@ def test_a_number_outside_its_range_is_refused_in_one_line(
 def test_examples_in_help_are_understood(
     name: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shard.cli.read_settings", lambda path: {"shards": "shards", "out": "out"})
+    monkeypatch.setattr("shard.cli_values.read_settings", lambda path: {"shards": "shards", "out": "out"})
     examples = [line for text in paragraphs_of(command) if is_example(text) for line in text.splitlines()]
     assert examples
     for line in examples:

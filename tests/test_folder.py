@@ -146,11 +146,11 @@ def test_files_that_are_not_images_are_counted_and_noted(tmp_path: Path) -> None
     table = scan(tmp_path)
     assert set(by_path(table, "key")) == {*(f"{number}.png" for number in range(6)), "IM1", "empty.jpg"}
     for line in ("8 images found, 1 of them DICOM", "5 hidden or system files and folders, such as ",
-                 "1 files that are not images (.txt), such as notes.txt", "(.pdf), such as report.PDF",
-                 "1 files that are not images (no suffix), such as no-ending", "2 pipes, sockets and devices, such as ",
-                 r"1 names that are not UTF-8 (rename them), such as 'M\udcfcller'",
-                 "1 files of modality CT, not a radiograph's; read anyway, such as IM1",
-                 "1 files of body part HAND; read anyway, such as IM1"):  # fmt: skip
+                 "1 file that is not an image (.txt), such as notes.txt", "(.pdf), such as report.PDF",
+                 "1 file that is not an image (no suffix), such as no-ending", "2 pipes, sockets and devices, such as ",
+                 r"1 name that is not UTF-8 (rename it), such as 'M\udcfcller'",
+                 "1 file of modality CT, not a radiograph's; read anyway, such as IM1",
+                 "1 file of body part HAND; read anyway, such as IM1"):  # fmt: skip
         assert line in notes_of(table)
 
 
@@ -173,7 +173,7 @@ def test_dicom_files_without_an_image_are_noted(tmp_path: Path) -> None:
     table = scan(tmp_path)
     assert by_path(table, "patient") == {"IM1": "p2"}
     assert "2 DICOM files without an image (DICOMDIR), such as " in notes_of(table)
-    assert "1 DICOM files without an image (SR), such as report" in notes_of(table)
+    assert "1 DICOM file without an image (SR), such as report" in notes_of(table)
 
 
 @pytest.mark.parametrize("implicit", [False, True])
@@ -230,14 +230,14 @@ def test_unreadable_folders_are_noted(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "scandir", scandir)
     table = scan(tmp_path)
     assert list(by_path(table, "key")) == ["a.png"]
-    assert "1 folders that can't be read, such as closed/ (Permission denied)" in notes_of(table)
+    assert "1 folder that can't be read, such as closed/ (Permission denied)" in notes_of(table)
 
 
 @pytest.mark.parametrize("file", [None, "a.txt"])
 def test_folder_without_images_is_refused(tmp_path: Path, file: str | None) -> None:
     if file:
         (tmp_path / file).write_text("x")
-    message = "1 files that are not images .*a.txt" if file else "it is empty"
+    message = "1 file that is not an image .*a.txt" if file else "it is empty"
     with pytest.raises(InputError, match=f"contains no images .{message}"):
         scan(tmp_path)
 

@@ -74,7 +74,7 @@ def _find_patients(
 ) -> tuple[list[str], list[Note]]:
     """Return the patient of every row, with notes. Raises InputError if `pattern` matches no path."""
     patients = list[str]()
-    sources: Tally = {}
+    sources: Tally[str] = {}
     for path, patient, study in zip(frame["path"], frame["patient"], frame["study"], strict=True):
         matched = pattern.search(path) if pattern and not patient else None
         in_path = (matched[1] or "").strip() if matched else ""
@@ -89,7 +89,7 @@ def _find_patients(
     return patients, [*_note_sources(sources, patients, flag), *ambiguous]
 
 
-def _note_sources(sources: Tally, patients: list[str], flag: str | None) -> Iterator[Note]:
+def _note_sources(sources: Tally[str], patients: list[str], flag: str | None) -> Iterator[Note]:
     """Notes about where the patients come from."""
     if "path" in sources:
         count, path = sources["path"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from shard.formats.rows import IMAGE_SUFFIX, strip_suffix
 from shard.note import Note, counted
 from shard.progress import Progress
-from shard.walk import TROUBLES, Tally, walk
+from shard.walk import TROUBLES, Reason, Tally, walk
 
 # If an image has several files, the first of these suffixes is read: the fastest to decode, and DICOM last.
 _PREFERRED = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".pgm", ".gif", "", ".dcm", ".dicom")
@@ -26,7 +26,7 @@ def find_images(
     see image_name. If an image has several files (PNG and DICOM, full size and small), a note says which one is read.
     """
     found = dict[str, str]()
-    skipped: Tally = {}
+    skipped: Tally[Reason] = {}
     repeated, unlisted = list[tuple[str, str]](), list[str]()
     with Progress("looking for images", None, unit="files") as progress:
         files, done = walk(src, skipped), 0
@@ -42,7 +42,8 @@ def find_images(
                     unlisted.append(path)
             done += len(chunk)
             progress.show(done)
-    notes = [Note(f"{count} {reason}", example) for reason, (count, example) in skipped.items() if reason in TROUBLES]
+    notes = [Note(counted(count, *reason), example)
+             for reason, (count, example) in skipped.items() if reason in TROUBLES]  # fmt: skip
     if repeated:
         notes.append(Note(f"{counted(len(repeated), 'image has', 'images have')} more than one file; one is read",
                           "{} and not {}".format(*repeated[0])))  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +30,7 @@ def find_images_by_id(
     patient = tags["patient"].where(~unknown, ids.to_numpy())
     frame = pd.DataFrame({"path": paths, "key": ids.to_numpy(), "patient": patient, "view": tags["view"],
                           "sex": tags["sex"], "age": tags["age"]})  # fmt: skip
-    notes = [note for note in scan_notes if note.text.endswith(TROUBLES)]
+    notes = [note for note in scan_notes if note.text.endswith(tuple(chain(*TROUBLES)))]
     if unknown.any():
         notes.append(Note(f"the patient of {int(unknown.sum())} of {len(ids)} images is unknown: each counts as a "
                           "separate patient", str(ids[unknown].iloc[0])))  # fmt: skip

@@ -13,10 +13,10 @@ from shard.dicom import image as dicom
 from shard.dicom.tags import read_tags
 from shard.errors import InputError
 from shard.formats.rows import IMAGE_SUFFIX
-from shard.note import Note
+from shard.note import Note, counted
 from shard.pool import parallel_map, tick
 from shard.progress import Progress
-from shard.walk import Tally, add, walk
+from shard.walk import Reason, Tally, add, walk
 
 FILES_A_JOB = 2000
 COLUMNS = ("path", "patient", "study", "view", "sex", "age", "date")
@@ -25,6 +25,8 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"BM",
                b"\xff\x4f\xff\x51", b"P5", b"P6")  # fmt: skip
 _RADIOGRAPHS = {"CR", "DX", "RG", "DR", "PX", "IO", ""}  # values of Modality; DR is not in the standard, but common
 _MOST_NOTES = 12
+_UNREADABLE = Reason("file that can't be read", "files that can't be read")
+_NO_TAGS = Reason("file whose tags can't be read", "files whose tags can't be read")
 
 
 class Scanned(NamedTuple):
@@ -36,8 +38,8 @@ class Scanned(NamedTuple):
 
     rows: list[tuple[str, ...]]
     dicoms: int
-    tags: Tally
-    skipped: Tally
+    tags: Tally[Reason]
+    skipped: Tally[Reason]
 
 
 def scan(src: Path, workers: int) -> tuple[pd.DataFrame, list[Note]]:
@@ -45,13 +47,13 @@ def scan(src: Path, workers: int) -> tuple[pd.DataFrame, list[Note]]:
 
     Images are recognised by their first bytes or their suffix. Raises InputError if there is none.
     """
-    skipped: Tally = {}
+    skipped: Tally[Reason] = {}
     paths = _list_files(src, skipped)
     jobs = ((src, paths[start : start + FILES_A_JOB]) for start in range(0, len(paths), FILES_A_JOB))
     count = -(-len(paths) // FILES_A_JOB)
     columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
     interned: dict[str, str] = {}  # a patient's many images share one string object, to save memory
-    tags: Tally = {}
+    tags: Tally[Reason] = {}
     dicoms = 0
     # The build that follows uses the same fork server, which preloads modules only when it starts.
     for part in parallel_map(jobs, count, scan_files, images=len(paths), label="scanning", workers=workers,
@@ -65,12 +67,12 @@ def scan(src: Path, workers: int) -> tuple[pd.DataFrame, list[Note]]:
     if not columns["path"]:
         found_instead = "; ".join(map(str, _as_notes(skipped))) or "it is empty"
         raise InputError(f"{src}: contains no images ({found_instead}); SRC is the folder that contains the images")
-    notes = [Note(f"{len(columns['path'])} images found, {dicoms} of them DICOM")]
+    notes = [Note(f"{counted(len(columns['path']), 'image', 'images')} found, {dicoms} of them DICOM")]
     notes += [note._replace(text=f"{note.text}; read anyway") for note in _as_notes(tags)]
     return pd.DataFrame(columns), [*notes, *_as_notes(skipped)]
 
 
-def _list_files(src: Path, skipped: Tally) -> list[str]:
+def _list_files(src: Path, skipped: Tally[Reason]) -> list[str]:
     paths: list[str] = []
     with Progress("looking for files", None, unit="files") as progress:
         files = walk(src, skipped)
@@ -97,7 +99,7 @@ def scan_files(job: tuple[Path, list[str]]) -> Scanned:
 def _scan_file(src: Path, path: str, scanned: Scanned) -> tuple[tuple[str, ...] | None, bool]:
     """Return the row of a file (None if it is not an image) and whether it is DICOM. Counts reasons in `scanned`."""
     if path.rpartition("/")[2].upper().startswith("DICOMDIR"):  # contains no image, damaged or not
-        add(scanned.skipped, "DICOM files without an image (DICOMDIR)", path)
+        add(scanned.skipped, _no_image("DICOMDIR"), path)
         return None, False
     has_suffix = re.search(IMAGE_SUFFIX, path) is not None
     no_tags = (path, "", "", "", "", "", "")
@@ -107,33 +109,43 @@ def _scan_file(src: Path, path: str, scanned: Scanned) -> tuple[tuple[str, ...] 
     except OSError as error:
         if has_suffix:  # the build lists it in rejects.csv
             return no_tags, False
-        add(scanned.skipped, "files that can't be read", f"{path} ({error.strerror})")
+        add(scanned.skipped, _UNREADABLE, f"{path} ({error.strerror})")
         return None, False
     is_dicom = dicom.is_dicom(head) or path.lower().endswith(dicom.SUFFIXES)
     if not is_dicom:
         if has_suffix or head.startswith(_SIGNATURES) or head[8:12] == b"WEBP":
             return no_tags, False
-        add(scanned.skipped, f"files that are not images ({Path(path).suffix.lower()[:12] or 'no suffix'})", path)
+        suffix = Path(path).suffix.lower()[:12] or "no suffix"
+        reason = Reason(f"file that is not an image ({suffix})", f"files that are not images ({suffix})")
+        add(scanned.skipped, reason, path)
         return None, False
     if not dicom.has_pydicom():
         raise InputError(f"{src / path}: is a DICOM file; to read it: pip install '.[dicom]'")
     tags = read_tags(src / path)
     if tags is None:
-        add(scanned.tags, "files whose tags can't be read", path)
+        add(scanned.tags, _NO_TAGS, path)
         return no_tags, True
     if not tags.is_image:
-        add(scanned.skipped, f"DICOM files without an image ({tags.kind})", path)
+        add(scanned.skipped, _no_image(tags.kind), path)
         return None, False
     if tags.modality not in _RADIOGRAPHS:
-        add(scanned.tags, f"files of modality {tags.modality}, not a radiograph's", path)
+        add(scanned.tags, _files_of(f"modality {tags.modality}, not a radiograph's"), path)
     if tags.body_part not in ("CHEST", "THORAX", ""):
-        add(scanned.tags, f"files of body part {tags.body_part[:30]}", path)
+        add(scanned.tags, _files_of(f"body part {tags.body_part[:30]}"), path)
     return (path, tags.patient, tags.study, tags.view, tags.sex, tags.age, tags.date), True
 
 
-def _as_notes(tally: Tally) -> list[Note]:
+def _no_image(kind: str) -> Reason:
+    return Reason(f"DICOM file without an image ({kind})", f"DICOM files without an image ({kind})")
+
+
+def _files_of(what: str) -> Reason:
+    return Reason(f"file of {what}", f"files of {what}")
+
+
+def _as_notes(tally: Tally[Reason]) -> list[Note]:
     """Return one note per reason, the most frequent first, and one for all reasons beyond _MOST_NOTES."""
     ordered = sorted(tally.items(), key=lambda item: (-item[1][0], item[0]))
-    notes = [Note(f"{count} {reason}", example) for reason, (count, example) in ordered[:_MOST_NOTES]]
+    notes = [Note(counted(count, *reason), example) for reason, (count, example) in ordered[:_MOST_NOTES]]
     rest = sum(count for _, (count, _) in ordered[_MOST_NOTES:])
-    return [*notes, Note(f"{rest} other files are skipped")] if rest else notes
+    return [*notes, Note(counted(rest, "other file is skipped", "other files are skipped"))] if rest else notes
