@@ -12,7 +12,7 @@
 # make sbom       write a bill of materials (CycloneDX) of the virtual environment, out/sbom.json
 # make pictures   render the pictures in docs/ from the demo (the screenshot needs Debian's chromium)
 # make archive    every step on a synthetic archive of CheXpert's 224,316 images, 30 minutes and 14 GB; run again to resume
-# make gpu-check  on a machine with a GPU: run its tests, benchmarks and a killed run, and write docs/gpu.md, 10 minutes
+# make gpu-check  on a machine with a GPU: run its tests, benchmarks and a killed run, and write out/gpu/gpu.md, 10 minutes
 # All targets first create the virtual environment .venv, if it does not exist.
 
 PYTHON ?= python3

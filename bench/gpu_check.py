@@ -1,4 +1,4 @@
-"""Run everything that needs a GPU in ten minutes and without a network, and write docs/gpu.md (make gpu-check).
+"""Run everything that needs a GPU in ten minutes and without a network, and write out/gpu/gpu.md (make gpu-check).
 
 The most important parts come first, in case the time runs out: GPU views against CPU views, an fp16 run that is killed
 and resumed, bench.io, bench.step, a run with --views=auto, the tests marked gpu, bench.memory, and --compile. A part
@@ -28,7 +28,7 @@ from shard.flags import Flag, validate_call
 from shard.manifest import read_manifest
 from train.usable_gpu import explain_missing_gpu
 
-DOCS = Path("docs")
+OUT = Path("out/gpu")
 PHANTOM_IMAGES = 1500
 LEAST_S = 5.0  # in less, no part can do anything
 
@@ -38,7 +38,7 @@ def check(
     *,
     shards: Annotated[Place | None, Flag("Folder of JPEG shards of real radiographs.", metavar="DIR",
                                         default="phantoms")] = None,
-    out: Annotated[Path, Flag("Folder to write gpu.md and gpu.json to.", metavar="DIR")] = DOCS,
+    out: Annotated[Path, Flag("Folder to write gpu.md and gpu.json to.", metavar="DIR")] = OUT,
     minutes: Annotated[float, Flag("Minutes for all parts. A part that exceeds its share is stopped.",
                                    low=0.1, high=600)] = 10.0,
     on_cpu: Annotated[bool, Flag("Run without a GPU, to test the check itself. It needs another --out.")] = False,
@@ -50,7 +50,7 @@ def check(
 
         python -m bench.gpu_check --shards=shards
     """
-    if on_cpu and out == DOCS:
+    if on_cpu and out == OUT:
         raise InputError(f"--on-cpu --out={out}: the page there describes a GPU; name another folder")
     if not torch.cuda.is_available() and not on_cpu:
         raise InputError(f"no GPU: PyTorch finds none: {explain_missing_gpu()}")
