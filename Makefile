@@ -5,7 +5,7 @@
 # make test-versions   run the tests with PyTorch for CUDA 12, and with the oldest versions that setup.cfg allows
 # make kills      kill a build and a training with SIGKILL at twenty random moments each, 5 minutes
 # make faults     inject every fault into every command and write docs/faults.md, 20 minutes
-# make fuzz       read 1,200 mutated inputs of each kind and print a table of outcomes, 10 minutes
+# make fuzz       read 1,200 mutated inputs of each kind and write docs/fuzz.md, 10 minutes
 # make docs       write docs/flags.md, the table of all flags
 # make site       build the documentation as HTML, in out/site
 # make locks      write requirements.txt and requirements-cuda12.txt: every pinned version with its hashes

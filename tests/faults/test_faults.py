@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import itertools
 import os
@@ -20,6 +21,7 @@ import pytest
 
 from shard.manifest import MANIFEST
 from shard.read import read_index
+from shard.version import VERSION
 from tests.conftest import ROOT, Shards, run_module
 from tests.faults.commands import COMMANDS, Command, Workspace
 
@@ -355,7 +357,8 @@ def render_page(outcomes: dict[tuple[str, str], str]) -> str:
     """Render docs/faults.md."""
     lines = [
         "# Faults", "",
-        f"Written by `make faults`: {len(PAIRS)} trials, seed {SEED}, with real processes and synthetic radiographs.",
+        f"Written by `make faults` on version {VERSION}, {datetime.datetime.now(tz=datetime.UTC):%d %B %Y}: {len(PAIRS)} "
+        f"trials, seed {SEED}, with real processes and synthetic radiographs.",
         "After each trial, every file under its final name was checked and was complete; the error was one line",
         "without a traceback; and the same command, run again, wrote the same bytes as a command without a fault (of a",
         "training: weights, optimiser, random generators, loader and journal, to the last bit).", "",

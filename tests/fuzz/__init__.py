@@ -103,7 +103,11 @@ def attempt(use: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[str, An
         return line, None
 
 
+ROWS: list[str] = []  # of the campaign's table
+
+
 def report_counts(target: str, tried: int, refused: int) -> None:
-    """Print a row of the campaign's table, if FUZZ is set."""
+    """Print a row of the campaign's table, if FUZZ is set. conftest.py writes them to docs/fuzz.md."""
     if INPUTS:
-        print(f"| {target} | {tried:,} | {refused:,} | {tried - refused:,} |")
+        ROWS.append(f"| {target} | {tried:,} | {refused:,} | {tried - refused:,} |")
+        print(ROWS[-1])
