@@ -355,10 +355,11 @@ def table() -> Iterator[dict[tuple[str, str], str]]:
 
 def render_page(outcomes: dict[tuple[str, str], str]) -> str:
     """Render docs/faults.md."""
+    today = f"{datetime.datetime.now(tz=datetime.UTC):%d %B %Y}"
     lines = [
         "# Faults", "",
-        f"Written by `make faults` on version {VERSION}, {datetime.datetime.now(tz=datetime.UTC):%d %B %Y}: {len(PAIRS)} "
-        f"trials, seed {SEED}, with real processes and synthetic radiographs.",
+        f"Written by `make faults` on version {VERSION}, {today}: {len(PAIRS)} trials, seed {SEED}, with real",
+        "processes and synthetic radiographs.", "",
         "After each trial, every file under its final name was checked and was complete; the error was one line",
         "without a traceback; and the same command, run again, wrote the same bytes as a command without a fault (of a",
         "training: weights, optimiser, random generators, loader and journal, to the last bit).", "",

@@ -16,11 +16,11 @@ PAGE = Path(__file__).parents[2] / "docs/fuzz.md"
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write the table if the whole campaign ran and no test failed."""
     if INPUTS and ROWS and exitstatus == 0 and not session.config.option.keyword:
+        today = f"{datetime.datetime.now(tz=datetime.UTC):%d %B %Y}"
         PAGE.write_text("\n".join([
             "# Mutated inputs", "",
-            f"Written by `make fuzz` on version {VERSION}, {datetime.datetime.now(tz=datetime.UTC):%d %B %Y}, seed {SEED}.",
-            "Each input is a valid file or command line with random changes: flipped, deleted, repeated or zeroed bytes, a",
-            "truncation, or other values in its fields. It was either refused with one line that names it, or read as what it",
-            "says. No input led to a traceback, to a file outside its folder, or to output under a final name that is",
-            "incomplete. `FUZZ_SEED=1 make fuzz` tries others.", "",
+            f"Written by `make fuzz` on version {VERSION}, {today}, seed {SEED}.", "",
+            "Each input is a valid file or command line with random changes: bytes that are flipped, deleted, repeated",
+            "or zeroed, a truncation, or other values in its fields. It was either refused with one line, or read. A",
+            "test fails on any other outcome, such as a traceback. `FUZZ_SEED=1 make fuzz` tries other inputs.", "",
             "| kind | tried | refused | read |", "| --- | --- | --- | --- |", *ROWS, ""]))  # fmt: skip
