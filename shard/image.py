@@ -72,7 +72,8 @@ def decode(content: bytes, size: int) -> tuple[Grey, bytes | None]:
 
 def _to_line(error: Exception) -> str:
     """Return an error's message in one short line: a decoder may quote what it read."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:150]
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= 150 else line[:149] + "…"
 
 
 def _check_contrast(grey: Grey) -> None:

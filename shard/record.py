@@ -87,5 +87,6 @@ def first_difference(there: dict[str, Any], now: dict[str, Any]) -> str | None:
     """Describe the first setting in which two builds differ, for an error message; None if they are equal."""
     for name in {**there, **now}:
         if there.get(name) != now.get(name):
-            return f"{name} {there.get(name)!r} there, {now.get(name)!r} now"
+            old, new = ("not set" if one.get(name) is None else repr(one[name]) for one in (there, now))
+            return f"{name} {old} there, {new} now"
     return None

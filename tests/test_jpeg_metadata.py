@@ -167,7 +167,7 @@ def test_build_is_not_resumed_with_another_version_of_the_sharder(tmp_path: Path
     content = json.loads(record.read_text())
     del content["software"]["sharder"]
     record.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"sharder None there, '\d+' now"):
+    with pytest.raises(InputError, match=r"sharder not set there, '\d+' now"):
         build(tmp_path / "source", other, table=table_with_reject(tmp_path), size=100, workers=1)
 
 
