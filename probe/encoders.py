@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.augmentation import Augmentation
 from probe.baselines import BASELINES, Options, baseline_names
 from probe.encoder import Encoder, GreyAsColour
-from probe.names import GUESSING, MAJORITY, check_name, split_spec
+from probe.names import GUESSING, MAJORITY, check_exists, check_name, split_spec
 from probe.published_protocol import NOISE
 from shard.errors import InputError
 from train.accepted import accepted_changes, append_changes
@@ -39,7 +39,7 @@ from train.weights.preprocessing import (
     resolve_input,
 )
 from train.weights.preprocessing_configs import CONFIG
-from train.weights.source import Source, path_exists
+from train.weights.source import Source
 from train.weights.transformers_folder import check_size
 
 SIMCLR = "SimCLR"  # the name of a single run
@@ -61,7 +61,7 @@ def open_encoders(
     named = []
     for spec in given:
         name, source = split_spec(spec)
-        _check_exists(source, spec)
+        check_exists(source, spec)
         named.append((source, name or _default_name(source, len(given))))
         check_name(named[-1][1], (*baseline_names(), NOISE, MAJORITY, GUESSING))
     names = [name for _, name in named]
@@ -92,7 +92,7 @@ def open_encoder(
     InputError.
     """
     source = source if isinstance(source, Source) else Source("", source)
-    _check_exists(source, str(source))
+    check_exists(source, str(source))
     if source.path is None or source.arch:
         return _open_weights(source, name, default, size, requested)
     file, key = split_key(source.path)
@@ -168,12 +168,6 @@ def _own_input(images: Input, source: str, channels: int = 1) -> ResolvedInput:
 
 def _default_name(source: Source, given: int) -> str:
     return SIMCLR if given == 1 and source.path and (source.path / "checkpoints").is_dir() else source.name
-
-
-def _check_exists(source: Source, spec: str) -> None:
-    if source.path is not None and not path_exists(source.path):
-        asked = f" (given as {spec})" if str(source.path) != spec else ""
-        raise InputError(f"{source.path}: no such run or file of weights{asked}; a run is the --out of python -m train")
 
 
 def _refuse_key_and_input(path: Path | None, name: str, key: str, requested: Stated | None, kind: str) -> None:

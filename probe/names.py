@@ -46,6 +46,13 @@ def absolute_spec(spec: str) -> str:
     return f"{name}={source.absolute()}" if name else str(source.absolute())
 
 
+def check_exists(source: Source, spec: str) -> None:
+    """Raise InputError if the path of an encoder does not exist. spec: the argument that named it."""
+    if source.path is not None and not path_exists(source.path):
+        asked = f" (given as {spec})" if str(source.path) != spec else ""
+        raise InputError(f"{source.path}: no such run or file of weights{asked}; a run is the --out of python -m train")
+
+
 def check_name(name: str, reserved: Collection[str]) -> None:
     """Raise InputError if an encoder's name could be read as a reserved one, or is not one line of text."""
     if any(unicodedata.category(letter) == "Cc" for letter in name):

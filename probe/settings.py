@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from probe.fewshot import Blank, Shots, Uncertain
-from probe.names import absolute_spec, join_tasks, split_spec, split_tasks
+from probe.names import absolute_spec, check_exists, join_tasks, split_spec, split_tasks
 from shard.address import Address, Place, absolute_place, parse_place
 from shard.cache import CACHE_GB, CacheFlags, open_shards
 from shard.errors import InputError
@@ -87,6 +87,7 @@ class Settings:
             raise InputError("no encoder; give a run, a checkpoint or a weight file")
         if out is None:
             _, first = split_spec(encoders[0])
+            check_exists(first, encoders[0])
             if len(encoders) > 1 or first.arch or first.path is None or not first.path.is_dir():
                 raise InputError("--out=DIR: needed unless the report is about a single run")
             out = first.path / "report"

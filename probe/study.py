@@ -182,8 +182,9 @@ def choose_tasks(settings: Settings, manifest: Manifest) -> list[str]:
         raise InputError(f"{settings.shards}: none of {', '.join(TASKS)} is one of its findings; "
                          "choose some with --tasks=A,B")  # fmt: skip
     if len(chosen) < len(TASKS):  # another archive may name the same finding differently
-        print(f"tasks: {', '.join(chosen)}, as in the published study; --tasks=A,B chooses others of: "
-              f"{', '.join(name for name in manifest.findings if name not in chosen)}", file=sys.stderr)  # fmt: skip
+        others = ", ".join(name for name in manifest.findings if name not in chosen)
+        print(f"tasks: {', '.join(chosen)}, as in the published study"
+              + (f"; --tasks=A,B chooses others of: {others}" if others else ""), file=sys.stderr)  # fmt: skip
     return chosen
 
 

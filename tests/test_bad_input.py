@@ -66,6 +66,7 @@ def place(tmp_path: Path, shards: Shards, radiographs: Path) -> Path:
         ("bench.probe --tasks=4 --width=2 --json=OUT", 1, ["--tasks=4", "from 1 to 2"]),
         ("bench.memory --micro-batch=0 --json=OUT", 1, ["--micro-batch=0", "from 1"]),
         ("probe report {place}/absent --shards={shards} --out=OUT", 1, ["no such run or file of weights"]),
+        ("probe report {place}/absent --shards={shards}", 1, ["no such run or file of weights"]),
         ("probe report {place}/empty --shards={shards} --out=OUT", 1, ["not a run of python -m train", "empty"]),
         ("probe report --shards={shards} --out=OUT", 1, ["no encoder; give a run"]),
         ("probe compare {trained} b={trained} --shards={shards}", 1, ["--out=DIR"]),
