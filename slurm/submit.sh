@@ -18,6 +18,11 @@ set -euo pipefail
 # shellcheck source=slurm/job.sh
 source "$(dirname "${BASH_SOURCE[0]}")/job.sh"
 
+# requested SCRIPT: the resources that its own lines ask for. Options that follow override them.
+requested() {
+    sed -nE 's/^#SBATCH (--(gres|nodes|ntasks-per-node|cpus-per-task|time)=.*)/\1/p' "$1" | paste -sd ' '
+}
+
 # job NAME TASKS SCRIPT gpu|cores FOLDER OPTION…: checks that Slurm would accept a job or, in the second pass, submits
 # it to start after the previous one. TASKS: of its array, 0 for a single job. FOLDER: its output folder.
 job() {
@@ -32,8 +37,9 @@ job() {
     options+=(--job-name="cxr-$name" --output="$RUN/logs/$log.log" --comment="$mark$folder" --export=ALL "$@")
     if [[ $checking == yes ]]; then
         sbatch --test-only "${options[@]}" "$script" >/dev/null 2>"$errors" ||
-            die "$name: sbatch reports: $(paste -sd ' ' "$errors"); its options were ${options[*]}; see CPU_OPTIONS and" \
-                "GPU_OPTIONS in $SITE; nothing was submitted"
+            die "$name: sbatch reports: $(paste -sd ' ' "$errors"); its options were $(requested "$script") ${options[*]};" \
+                "correct CPU_OPTIONS and GPU_OPTIONS in $SITE, or override some with SHARD_OPTIONS, TRAIN_OPTIONS or" \
+                "PROBE_OPTIONS; nothing was submitted"
         return
     fi
     if [[ -n $last ]]; then

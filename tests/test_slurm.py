@@ -428,8 +428,8 @@ def test_unknown_partition_is_refused_before_any_job_is_submitted(
     output = cluster.run(SCRIPTS / "submit.sh", cwd=tmp_path, check=False, given={
         "SITE": site, "SRC": tmp_path, "SHARDS": tmp_path / "shards", "RUN": tmp_path / "run"})  # fmt: skip
     assert output.count("\n") == 1 and "pretrain: " in output and "Invalid partition name specified" in output
-    assert "--partition=fast" in output
-    assert f"see CPU_OPTIONS and GPU_OPTIONS in {site}" in output and "nothing was submitted" in output
+    assert "--gres=gpu:1 --nodes=1 --ntasks-per-node=1 --cpus-per-task=8 --time=2-00:00:00 --partition=fast" in output
+    assert f"correct CPU_OPTIONS and GPU_OPTIONS in {site}" in output and "nothing was submitted" in output
     assert not (tmp_path / "run").exists() and str(tmp_path) not in cluster.run("squeue", "-h", "-o", "%k")
 
 
