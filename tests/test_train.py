@@ -50,6 +50,17 @@ def logged_steps(steps: int) -> set[int]:
     return one | {steps + step for step in one}
 
 
+def test_log_has_a_line_in_time_when_steps_are_slow(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With no time allowed without a line, each step gets one, though its loss is not read. The last one has it."""
+    monkeypatch.setattr("train.run_log.QUIET_S", 0.0)
+    train_here(shards, tmp_path / "run", epochs=1, log_every=1000)
+    printed = capsys.readouterr().out
+    lines = re.findall(r"epoch 1/1, step (\d) of 6: (loss [\d.]+, )?[\d.]+ images/s, .*\d\d:\d\d left", printed)
+    assert lines[:5] == [(str(step), "") for step in range(1, 6)] and lines[5][0] == "6" and lines[5][1]
+
+
 def test_epoch_loss_is_the_mean_of_its_steps(trained: Path) -> None:
     lines = read_journal(trained)
     steps = [line for line in lines if line["kind"] == "step"]

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from shard.progress import QUIET_S
 from train.collapse import detect_collapse
 from train.config import Config
 from train.distributed.ranks import Ranks
@@ -17,7 +18,6 @@ from train.journal import Journal, plot_loss, read_journal
 from train.state import TrainState
 
 Item = TypeVar("Item")
-LOG_EVERY_S = 60.0  # between lines in a log, where there is no progress bar
 
 
 class RunLog:
@@ -59,6 +59,22 @@ class RunLog:
             self._waited += time.perf_counter() - start
             yield batch
             self._bar.update(self._config.batch_size)
+            self._report_slow_steps()
+
+    def _report_slow_steps(self) -> None:
+        """Print a line without the loss if the steps of an interval take longer than the time between lines.
+
+        The loss is on the device, and to read it would make each step wait.
+        """
+        elapsed = time.perf_counter() - self._interval_start
+        if self._bar.disable and min(elapsed, time.perf_counter() - self._printed_at) >= QUIET_S:
+            self._rate = (self._state.step - self._interval_step) * self._config.batch_size / elapsed
+            self._print_step(f"{self._rate:.1f} images/s")
+
+    def _print_step(self, facts: str) -> None:
+        self._printed_at = time.perf_counter()
+        self._ranks.print(f"epoch {self._state.epoch + 1}/{self._config.epochs}, step {self._state.step} of "
+                          f"{self._steps}: {facts}, {self._time_left()} left")  # fmt: skip
 
     def log_interval(self, metrics: Mapping[str, float]) -> None:
         """Log the mean of the pending losses, the last batch's embedding metrics, and the rate since the last call."""
@@ -77,12 +93,10 @@ class RunLog:
         self._interval_start, self._interval_step, self._waited = now, state.step, 0.0
         self._write_speed("step", epoch=state.epochs_trained, images_per_s=round(self._rate, 1),
                           data_wait=round(waiting, 4))  # fmt: skip
-        epoch = f"{state.epoch + 1}/{self._config.epochs}"
-        self._bar.set_postfix(epoch=epoch, loss=f"{loss:.3f}", waiting=f"{waiting:.0%}")
-        if self._bar.disable and now - self._printed_at >= LOG_EVERY_S:
-            self._printed_at = now
-            self._ranks.print(f"epoch {epoch}, step {state.step} of {self._steps}: loss {loss:.4f}, "
-                              f"{self._rate:.0f} images/s, {waiting:.1%} waiting for data, {self._time_left()} left")
+        self._bar.set_postfix(epoch=f"{state.epoch + 1}/{self._config.epochs}", loss=f"{loss:.3f}",
+                              waiting=f"{waiting:.0%}")  # fmt: skip
+        if self._bar.disable and now - self._printed_at >= QUIET_S:
+            self._print_step(f"loss {loss:.4f}, {self._rate:.0f} images/s, {waiting:.1%} waiting for data")
 
     def log_epoch(self, loss: float, scores: Mapping[str, float]) -> None:
         """Write the lines of the epoch that just ended into the journal. scores: of the online probe, or empty."""
