@@ -46,14 +46,15 @@ def test_thumbnail_averages_squares() -> None:
 
 
 def test_thumbnail_verdicts_need_interval_and_p_value() -> None:
-    names = ("encoder", "reference", "task", "low", "p_holm")
-    rows = [("SimCLR", THUMBNAIL, "A", 0.01, 0.04), ("SimCLR", THUMBNAIL, "B", -0.01, 0.2),
-            ("SimCLR", THUMBNAIL, "C", 0.001, 0.06), ("ImageNet", THUMBNAIL, "A", -0.1, 1.0),
-            ("SimCLR", "Scratch", "B", 0.1, 0.01), ("SimCLR", THUMBNAIL, MEAN, 0.1, 0.01)]  # fmt: skip
+    names = ("encoder", "reference", "task", "low", "high", "p_holm")
+    rows = [("SimCLR", THUMBNAIL, "A", 0.01, 0.1, 0.04), ("SimCLR", THUMBNAIL, "B", -0.01, 0.1, 0.2),
+            ("SimCLR", THUMBNAIL, "C", 0.001, 0.1, 0.06), ("ImageNet", THUMBNAIL, "A", -0.1, 0.1, 1.0),
+            ("ImageNet", THUMBNAIL, "B", -0.2, -0.1, 0.01), ("ImageNet", THUMBNAIL, "C", -0.2, -0.01, 0.06),
+            ("SimCLR", "Scratch", "B", 0.1, 0.2, 0.01), ("SimCLR", THUMBNAIL, MEAN, 0.1, 0.2, 0.01)]  # fmt: skip
     assert thumbnail_verdicts(pd.DataFrame(rows, columns=names)) == [
         "SimCLR beats the 16×16 thumbnail on A and the mean over tasks. "
         "SimCLR is not shown to beat the 16×16 thumbnail on B and C.",
-        "ImageNet is not shown to beat the 16×16 thumbnail on A.",
+        "ImageNet is worse than the 16×16 thumbnail on B. ImageNet is not shown to beat the 16×16 thumbnail on A and C.",
     ]
 
 

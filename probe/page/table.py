@@ -109,20 +109,20 @@ def _differences(
 
 
 def thumbnail_verdicts(differences: pd.DataFrame, mean: str = MEAN) -> list[str]:
-    """State for each encoder on which tasks it beats the thumbnail, and on which this is not shown.
+    """State for each encoder on which tasks it beats the thumbnail, is worse, or neither is shown.
 
-    It beats the thumbnail if the interval lies above 0 and the corrected p value, if any, is below 0.05. Tasks without
-    an interval are omitted. mean: the name of the mean over tasks.
+    It beats the thumbnail if the interval of the difference lies above 0 and the corrected p value, if any, is below
+    0.05, and is worse if the interval lies below 0. Tasks without an interval are omitted. mean: the name of the mean
+    over tasks.
     """
     verdicts = []
     tasks = differences[differences["reference"] == THUMBNAIL].replace({"task": {mean: "the mean over tasks"}})
     for encoder, cells in tasks[tasks["low"].notna()].groupby("encoder", sort=False):
-        wins = (cells["low"] > 0) & ~(cells["p_holm"] >= 0.05)
-        beaten, undecided = ([str(task) for task in cells["task"][chosen]] for chosen in (wins, ~wins))
-        sentences = [f"{encoder} beats the {SIDE}×{SIDE} thumbnail on {_listed(beaten)}"] if beaten else []
-        if undecided:
-            sentences.append(f"{encoder} is not shown to beat the {SIDE}×{SIDE} thumbnail on {_listed(undecided)}")
-        verdicts.append(". ".join(sentences) + ".")
+        wins, loses = (side & ~(cells["p_holm"] >= 0.05) for side in (cells["low"] > 0, cells["high"] < 0))
+        kinds = ((wins, "beats"), (loses, "is worse than"), (~wins & ~loses, "is not shown to beat"))
+        verdicts.append(" ".join(
+            f"{encoder} {verb} the {SIDE}×{SIDE} thumbnail on {_listed([str(task) for task in cells['task'][chosen]])}."
+            for chosen, verb in kinds if chosen.any()))  # fmt: skip
     return verdicts
 
 
