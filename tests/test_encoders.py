@@ -54,7 +54,8 @@ def test_thumbnail_verdicts_need_interval_and_p_value() -> None:
     assert thumbnail_verdicts(pd.DataFrame(rows, columns=names)) == [
         "SimCLR beats the 16×16 thumbnail on A and the mean over tasks. "
         "SimCLR is not shown to beat the 16×16 thumbnail on B and C.",
-        "ImageNet is worse than the 16×16 thumbnail on B. ImageNet is not shown to beat the 16×16 thumbnail on A and C.",
+        "ImageNet is worse than the 16×16 thumbnail on B. "
+        "ImageNet is not shown to beat the 16×16 thumbnail on A and C.",
     ]
 
 
