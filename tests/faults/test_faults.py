@@ -30,7 +30,7 @@ SEED = int(os.environ.get("FAULTS_SEED", "0"))
 # The default selection. Kills have their own tests (test_kills.py, test_resume.py).
 FEW = {("C locale", "build"), ("symlink loop", "build"), ("truncated input", "probe"), ("corrupt output", "probe"),
        ("umask 077", "probe")}  # fmt: skip
-BLOCKS = {"build": 90, "train": 20_000, "probe": 60, "report": 120}  # kB: too few for the command to finish
+BLOCKS = {"build": 90, "train": 7_000, "probe": 60, "report": 120}  # kB: too few for the command to finish
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,10 @@ def kill_9(trial: Trial) -> str:
 def sigterm(trial: Trial) -> str:
     """SIGTERM"""
     statuses = trial.interrupt(signal.SIGTERM)
-    # -15: Python had not yet installed its handlers, or was shutting down.
-    assert set(statuses) <= {0, 75, 130, -signal.SIGTERM}, statuses
+    # -15: Python had not yet installed its handlers, or was shutting down. -2: a KeyboardInterrupt passed through
+    # exec(), as of a dataclass during imports, after which CPython ends by SIGINT, whatever the exit status. A shell
+    # shows 130 for that, too.
+    assert set(statuses) <= {0, 75, 130, -signal.SIGTERM, -signal.SIGINT}, statuses
     trial.expect_success()
     return f"exit statuses {', '.join(map(str, statuses))}; run again: the same"
 
