@@ -113,7 +113,8 @@ def sigterm(trial: Trial) -> str:
     # shows 130 for that, too.
     assert set(statuses) <= {0, 75, 130, -signal.SIGTERM, -signal.SIGINT}, statuses
     trial.expect_success()
-    return f"exit statuses {', '.join(map(str, statuses))}; run again: the same"
+    shown = [status if status >= 0 else 128 - status for status in statuses]
+    return f"exit statuses in a shell {', '.join(map(str, shown))}; run again: the same"
 
 
 def full_disk(trial: Trial) -> str:
