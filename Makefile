@@ -95,10 +95,10 @@ $(READY): setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
 	touch $@
 
-DEMO_IMAGES := 2400
+DEMO_IMAGES := 1600
 # DALI exists only for Linux. Without it, torchvision makes the views.
 DALI         = $(shell $(RUN) -c 'from pipeline.loader import has_dali; print("--dali" if has_dali() else "")')
-DEMO_TRAIN   = $(DALI) --arch=resnet18 --size=64 --epochs=12 --batch-size=64 --lr=1e-3 \
+DEMO_TRAIN   = $(DALI) --arch=resnet18 --size=64 --epochs=10 --batch-size=64 --lr=1e-3 \
                --temperature=0.2 --schedule=cosine --warmup-epochs=1
 
 $(DEMO)/radiographs/valid.csv: | $(READY)
