@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 
 import numpy as np
@@ -15,7 +14,6 @@ from probe.fewshot import Rows
 from probe.measure import Curve
 from probe.page.figures import Picture, plot_map, plot_neighbours
 from probe.study import Study
-from shard.machine import cores
 from train.frozen_features import Features
 from train.weights.preprocessing import Input
 
@@ -65,7 +63,6 @@ def map_test_images(study: Study, features: Features) -> list[Picture]:
         return []
     if not np.ptp(features[chosen], axis=0).any():  # one point: scikit-learn crashes on 0 / 0
         return []
-    os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(cores()))  # joblib asks lscpu otherwise, and warns if that fails
     perplexity = min(30.0, (len(chosen) - 1) / 3)
     points: Curve = TSNE(perplexity=perplexity, init="pca", random_state=study.settings.seed).fit_transform(
         features[chosen].astype(np.float64))  # fmt: skip
