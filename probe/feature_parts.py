@@ -14,6 +14,7 @@ from pipeline.loader import Backend, image_loader
 from probe.encoder import Encoder
 from probe.full_precision import full_precision
 from shard.errors import InputError
+from shard.machine import retain_freed_memory
 from shard.manifest import Manifest
 from shard.progress import Progress
 from train.frozen_features import Features
@@ -53,6 +54,8 @@ def compute_parts(
     resized to size × size: a centre crop would cut off the costophrenic angles. Raises InputError if features are NaN,
     infinite or too large.
     """
+    if device.type == "cpu":  # or glibc returns the outputs of each layer to the system, which clears them again
+        retain_freed_memory()
     images = work[0][1][0].input
     for split, own in groupby(work, key=lambda item: item[0].split):
         items = list(own)

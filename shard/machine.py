@@ -125,8 +125,8 @@ def retain_freed_memory() -> None:
     """Make glibc keep the memory that this process frees, and reuse it.
 
     By default it returns large arrays to the system, which clears their pages again when the next one is allocated.
-    That takes a third of a training step's time on a CPU (python -m bench.step), and 5 % of the time to make a batch
-    of views there (python -m bench.io).
+    That takes a third of a training step's time on a CPU (python -m bench.step), a quarter to two fifths of the time
+    to compute features there, and 5 % of the time to make a batch of views (python -m bench.io).
     """
     if sys.platform != "linux":
         return
