@@ -1,7 +1,7 @@
 # make demo       synthetic radiographs → shards → SimCLR → 10-shot report, in out/demo
 # make test       run the tests
 # make lint       run ruff and mypy
-# make test-long  run the longest tests: Slurm, several ranks and the recipe study from end to end, 15 minutes
+# make test-long  run the longest tests: Slurm, several ranks and the recipe study from end to end, 20 to 25 minutes
 # make test-versions   run the tests with PyTorch for CUDA 12, and with the oldest versions that setup.cfg allows
 # make kills      kill a build and a training with SIGKILL at twenty random moments each, 5 minutes
 # make faults     inject every fault into every command and write docs/faults.md, 20 minutes

@@ -137,9 +137,10 @@ def test_bench_shard_refuses_a_folder_without_images(tmp_path: Path) -> None:
     assert not (tmp_path / "shard.json").exists()
 
 
-@pytest.mark.parametrize(("arch", "name"), [("resnet18", "published"), ("resnet18", "plain-amp"), ("resnet18", "ours"),
-                                            ("timm/mobilenetv3_small_050", "plain"),
-                                            ("timm/mobilenetv3_small_050", "ours")])  # fmt: skip
+@pytest.mark.parametrize(("arch", "name"), [
+    ("resnet18", "published"), pytest.param("resnet18", "plain-amp", marks=pytest.mark.long), ("resnet18", "ours"),
+    ("timm/mobilenetv3_small_050", "plain"), ("timm/mobilenetv3_small_050", "ours"),
+])  # fmt: skip
 def test_each_training_loop_times_every_part_of_a_step(shards: Shards, arch: str, name: str) -> None:
     steps = list(islice(available_rows(arch)[name](StepSettings(shards.folder, arch, 32, 8, 1)), 2))
     assert all(one.images == 8 and min(one.data, one.forward_backward, one.optimizer) > 0 for one in steps)

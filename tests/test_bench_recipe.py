@@ -299,6 +299,7 @@ def test_checkpoint_of_other_settings_seed_or_shards_is_refused(three_splits: Sh
             is_trained(job)
 
 
+@pytest.mark.long
 def test_failed_job_is_named_and_the_others_go_on(
     three_splits: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

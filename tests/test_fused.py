@@ -142,6 +142,7 @@ def run_python(code: str, root: Path, cache: Path) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.long
 def test_second_process_loads_the_compiled_kernel_from_the_cache(tmp_path: Path) -> None:
     code = ("import numpy as np; from pipeline.augmentation import Augmentation\n"
             "from pipeline.fused.dali_operator import dali_functions\n"

@@ -67,6 +67,7 @@ def odd_shards(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> S
     return Shards(out / "shards", read_manifest(out / "shards"))
 
 
+@pytest.mark.long
 def test_finding_called_mean_is_not_confused_with_the_mean(odd_shards: Shards, file: Path, tmp_path: Path) -> None:
     def tables(tasks: tuple[str, ...], out: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
         make_report(Settings(encoders=(str(file),), shards=odd_shards.folder, out=out, tasks=tasks, size=32, draws=2,

@@ -160,9 +160,8 @@ def test_three_ranks_resume_exactly_after_a_stop_and_a_kill(shards: Shards, tmp_
     assert (tmp_path / "whole" / METRICS).read_bytes() == (tmp_path / "parts" / METRICS).read_bytes()
 
 
-@pytest.mark.parametrize(("bad", "command"), [
-    (0, ["train"]), pytest.param(1, ["tests.failing_rank", "train"], marks=pytest.mark.long)
-])  # fmt: skip
+@pytest.mark.long
+@pytest.mark.parametrize(("bad", "command"), [(0, ["train"]), (1, ["tests.failing_rank", "train"])])
 def test_failing_rank_reports_its_error_to_the_others(
     shards: Shards, tmp_path: Path, bad: int, command: list[str]
 ) -> None:
@@ -190,6 +189,7 @@ def test_rank_with_other_settings_is_refused() -> None:
     check_ranks([{"temperature": 0.5, "threads": 1}, {"temperature": 0.5, "threads": 2}])
 
 
+@pytest.mark.long
 def test_unknown_host_fails_at_once(shards: Shards, tmp_path: Path) -> None:
     begun = time.monotonic()
     command = ["train", f"--shards={shards.folder}", f"--out={tmp_path}", *SMALL]

@@ -193,6 +193,7 @@ def test_page_in_a_browser(report: Path, browser: Any) -> None:
     assert {"file"} <= {request[1] for request in requests if request} <= {"file", "data"}
 
 
+@pytest.mark.long
 def test_report_from_draws_file_is_identical(
     report: Path, shards: Shards, trained: Path, weights: Path, tmp_path: Path
 ) -> None:
@@ -358,6 +359,7 @@ def test_fractions_are_probes_on_random_parts_of_the_labels(
         assert np.array_equal(found.draws, expected.draws) and found.supports is not None
 
 
+@pytest.mark.long
 def test_fractions_in_parts_give_the_same_table(
     shards: Shards, trained: Path, weights: Path, tmp_path: Path
 ) -> None:

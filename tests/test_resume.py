@@ -319,6 +319,7 @@ def test_ambiguous_slurm_array_is_refused(
         array_task()
 
 
+@pytest.mark.long
 def test_slurm_array_tasks_build_their_parts(
     radiographs: Path, archive: Path, uninterrupted: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

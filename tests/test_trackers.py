@@ -256,6 +256,7 @@ def test_mlflow_server_that_is_down_does_not_stop_training(
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + len(tidy(tmp_path))
 
 
+@pytest.mark.long
 @needs_wandb
 def test_wandb_offline_has_every_step_and_nothing_of_the_machine(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -113,6 +113,7 @@ def test_same_secret_gives_equal_shards_and_resolves_names(archive: Path, tmp_pa
         assert labels.loc[row["key_in_shards"], "patient"] == row["patient_in_shards"]
 
 
+@pytest.mark.long
 def test_build_refuses_an_unsuitable_or_different_secret(archive: Path, tmp_path: Path) -> None:
     out, secret = tmp_path / "shards", tmp_path / "secret"
     (tmp_path / "short").write_text("swordfish\n")
