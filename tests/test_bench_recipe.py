@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import timm
+import torch
 from safetensors.torch import save_file
 from simplejpeg import decode_jpeg
 
@@ -30,8 +31,10 @@ from bench.recipe.grid import BASE, CELLS, CONTINUED, LITE0, RANDOM, Cell, choos
 from bench.recipe.job import Job, is_trained
 from bench.recipe.jobs import job_workers
 from bench.recipe.page import describe_changes
+from bench.recipe.pooling import POOLINGS, with_pooling
 from bench.recipe.result import RunResult, read_result, write_result
 from bench.recipe.study import bench_recipe
+from probe.baselines import scratch_encoder
 from probe.statistics import Scores, estimate, holm, mean_over_folds, over_seeds
 from shard.errors import InputError
 from shard.fetch import Fetcher
@@ -43,6 +46,7 @@ from tests.conftest import Shards
 from train.checkpoint import save_checkpoint
 from train.config import Config
 from train.recipe import recipe_of
+from train.weights.preprocessing import Input
 
 FINDINGS = ("Cardiomegaly", "Pleural Effusion")
 
@@ -199,7 +203,7 @@ def test_every_cell_is_a_valid_config(tmp_path: Path) -> None:
         settings = cell.all_settings() | ({"init": "weights.pth"} if "init" in cell.settings else {})
         config = Config(shards=tmp_path, out=tmp_path, **settings)
         assert {**BASE, **cell.settings}.items() <= {**config.plain(), "init": ""}.items()
-        assert ("init" in cell.settings) == (cell.arm == CONTINUED)
+        assert ("init" in cell.settings) == (cell.arm == CONTINUED or cell.trained != "")
 
 
 @pytest.mark.parametrize(("preset", "name"), [("patient", "ResNet-18, patient"), ("published", "ResNet-18, published"),
@@ -223,6 +227,34 @@ def test_changes_are_those_to_the_first_cell_of_the_same_start() -> None:
     base, flip = (next(cell for cell in CELLS if cell.name == f"continued, {name}") for name in ("base", "flip"))
     assert describe_changes(flip, CELLS) == "flip 0.5"
     assert describe_changes(base, CELLS).startswith("from ImageNet, epochs 10, arch timm/tf_efficientnet_lite0, temp")
+    pooled = next(cell for cell in CELLS if cell.pooling == "max")
+    assert describe_changes(pooled, CELLS) == "freeze batchnorm True, features: max"
+
+
+def test_cells_of_other_features_evaluate_the_run_of_their_cell(three_splits: Shards, tmp_path: Path) -> None:
+    study = make_study(three_splits, tmp_path, cells=[cell for cell in CELLS if cell.pooling == "max"], seeds=1)
+    (cell,) = study.cells
+    (plain,) = choose_cells([cell.trained])
+    own, pooled = study.run(plain, 3, None, (96,)), study.run(cell, 3, None, (96,))
+    assert replace(pooled, cell=own.cell, result=own.result, pooling="") == own and pooled.result != own.result
+    assert cell.arm == "" and [(job.kind, study.name(job)) for job in study.choice_jobs() if job.pooling] == [
+        ("imagenet", "frozen ImageNet, max"), ("run", "continued, frozen BatchNorm, max")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arch", "channels"), [("resnet18", 512), ("timm/test_efficientnet", 256)])
+def test_poolings_of_the_last_feature_map_by_hand(arch: str, channels: int) -> None:
+    encoder = scratch_encoder(arch, 0, Input(128, 0.5, 0.25))
+    network, images = encoder.module, torch.randn(2, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+    assert network is not None
+    pooled = {name: with_pooling(encoder, name) for name in POOLINGS}
+    with torch.no_grad():
+        own = network(images)
+        found = {name: one.module(images) for name, one in pooled.items()}  # type: ignore[misc]
+    parts = found["2x2 means"].reshape(2, channels, 4)
+    assert torch.allclose(parts.mean(2), own, atol=1e-5) and parts.std(2).max() > 1e-3  # of a map of 4 × 4
+    assert torch.equal(found["mean and max"], torch.cat([own, found["max"]], dim=1))
+    assert (found["max"] >= parts.amax(2)).all() and found["max"].shape == (2, channels)
+    assert len({encoder.sha256(), *(one.sha256() for one in pooled.values())}) == 4  # none is read from another's cache
 
 
 # Results
@@ -278,7 +310,7 @@ def test_identity_depends_on_what_decides_the_result_and_not_on_paths(three_spli
     assert identity(settings={**base, "init": str(tmp_path / "copy")}, folder="elsewhere", workers=7) == identity()
     different = [{"seed": 1}, {"draws": 6}, {"fold": 2}, {"sizes": (64,)}, {"tasks": ("Edema",)}, {"curve": {100: ()}},
                  {"settings": {**base, "lr": 2.0}}, {"settings": {**base, "init": str(tmp_path / "b")}},
-                 {"kind": "scratch"}]  # fmt: skip
+                 {"kind": "scratch"}, {"pooling": "max"}]  # fmt: skip
     assert len({identity(), *(identity(**change) for change in different)}) == len(different) + 1
     job = make_job(three_splits, tmp_path, curve={100: ("A", "B")})
     assert Job.from_json(job.json()) == job
@@ -480,6 +512,7 @@ def test_study_resumes_and_its_page_is_made_again_from_its_results(
     quick = {"size": 32, "epochs": 1, "batch_size": 64, "precision": "fp32"}
     cells = (Cell("continued, base", CONTINUED, {"arch": LITE0, **grid.FROM_IMAGENET, **quick}),
              Cell("own", RANDOM, {"arch": "timm/test_resnet", "lr": 1e-3, **quick}))  # fmt: skip
+    cells += (replace(cells[0], name="pooled", arm="", pooling="max", trained=cells[0].name),)
     for module in (grid, claiming):
         monkeypatch.setattr(module, "CELLS", cells)
     monkeypatch.setattr(design, "BASELINE_SIZES", (32,))
@@ -491,7 +524,8 @@ def test_study_resumes_and_its_page_is_made_again_from_its_results(
     flags: Any = {"imagenet": lite0, "out": tmp_path / "out", "seeds": 1, "draws": 4, "jobs": 2}
     bench_recipe(shards.folder, **flags)
     printed = capsys.readouterr().out
-    assert "| continued, base | 32 | 1 |" in printed and printed.count(" s\n") == 6
+    assert "| continued, base | 32 | 1 |" in printed and printed.count(" s\n") == 8
+    assert "| pooled | 64 | 1 |" in printed and "| frozen ImageNet, max | 32 | 1 |" in printed
     page = tmp_path / "page.md"
     page.write_text("# Ours\n\nWritten by hand.\n\n---\n\nold\n")
     bench_recipe(shards.folder, **flags, claim=1, page=page)

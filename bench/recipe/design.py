@@ -88,7 +88,9 @@ class Study:
     def choice_jobs(self) -> list[Job]:
         """List the jobs of the choice: baselines, then each cell, seed by seed."""
         runs = [self.run(cell, seed, None, cell.sizes()) for seed in range(self.seeds) for cell in self.cells]
-        return [*self.baselines(None, BASELINE_SIZES, self.seeds), *runs]
+        poolings = dict.fromkeys(cell.pooling for cell in self.cells if cell.pooling)
+        pooled = [self._imagenet(None, BASELINE_SIZES, pooling) for pooling in poolings]
+        return [*self.baselines(None, BASELINE_SIZES, self.seeds), *pooled, *runs]
 
     def run(self, cell: Cell, seed: int, fold: int | None, sizes: tuple[int, ...]) -> Job:
         """Return the job of a run; fold None for the choice."""
@@ -96,28 +98,33 @@ class Study:
         if "init" in settings:
             settings["init"] = str(self.imagenet.absolute())
         shards = self.shards if fold is None else self.out / f"shards-{fold}"
-        return self._job("run", cell.name, settings, seed, sizes, fold, str(shards))
+        return self._job("run", cell.name, settings, seed, sizes, fold, str(shards), cell.trained, cell.pooling)
 
     def baselines(self, fold: int | None, imagenet_sizes: tuple[int, ...], seeds: int) -> list[Job]:
         """Return the jobs of the baselines. Random weights have several seeds."""
-        weights = {"arch": LITE0, "weights": str(self.imagenet.absolute())}
         return [
             self._job("thumbnail", "thumbnail", {}, 0, (SMALL,), fold),
-            self._job("imagenet", "imagenet", weights, 0, imagenet_sizes, fold),
+            self._imagenet(fold, imagenet_sizes),
             *(self._job("scratch", f"scratch-{arch.rpartition('/')[2]}", {"arch": arch}, seed, (SMALL,), fold)
               for arch in SCRATCH for seed in range(seeds)),
         ]  # fmt: skip
 
+    def _imagenet(self, fold: int | None, sizes: tuple[int, ...], pooling: str = "") -> Job:
+        weights = {"arch": LITE0, "weights": str(self.imagenet.absolute())}
+        name = f"imagenet, {pooling}" if pooling else "imagenet"
+        return self._job("imagenet", name, weights, 0, sizes, fold, pooling=pooling)
+
     def _job(
         self, kind: Kind, name: str, settings: dict[str, Any], seed: int, sizes: tuple[int, ...], fold: int | None,
-        train_shards: str = "",
+        train_shards: str = "", trained: str = "", pooling: str = "",
     ) -> Job:  # fmt: skip
         stage = "choice" if fold is None else "claim"
-        run = f"{file_name(name)}.seed-{seed}" + (f".fold-{fold}" if fold is not None else "")
-        features = self.out / stage / run / "features" if kind == "run" else self.out / "features"
-        return Job(kind, name, settings, seed, sizes, fold, str(self.shards), train_shards, str(self.out / stage / run),
-                   str(features), str(self.results / stage / f"{run}.npz"), self.tasks,
-                   {} if fold is None else self.curve, self.draws, self.workers)  # fmt: skip
+        part = f"seed-{seed}" + (f".fold-{fold}" if fold is not None else "")
+        run, result = self.out / stage / f"{file_name(trained or name)}.{part}", f"{file_name(name)}.{part}.npz"
+        features = run / "features" if kind == "run" else self.out / "features"
+        return Job(kind, name, settings, seed, sizes, fold, str(self.shards), train_shards, str(run), str(features),
+                   str(self.results / stage / result), self.tasks, {} if fold is None else self.curve, self.draws,
+                   self.workers, pooling)  # fmt: skip
 
     def pending(self, jobs: Sequence[Job]) -> list[Job]:
         """Return the jobs without a result."""
@@ -136,8 +143,9 @@ class Study:
 
     def name(self, job: Job) -> str:
         """Name the encoder of a job, as tables do."""
-        return {"thumbnail": THUMBNAIL, "imagenet": IMAGENET}.get(job.kind) or (
-            SCRATCH[job.settings["arch"]] if job.kind == "scratch" else job.cell)  # fmt: skip
+        if job.kind == "imagenet":
+            return f"{IMAGENET}, {job.pooling}" if job.pooling else IMAGENET
+        return {"thumbnail": THUMBNAIL, "run": job.cell}.get(job.kind) or SCRATCH[job.settings["arch"]]
 
     def patients(self, choosing: bool) -> int:
         """Count the patients who choose the recipe, or those who are tested."""

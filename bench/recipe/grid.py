@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from bench.recipe.pooling import POOLINGS
 from shard.errors import InputError
 
 Arm = Literal["continued", "from random weights", ""]
@@ -34,11 +35,17 @@ def file_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """A recipe of the grid. settings: the changes to BASE. arm: the choice that it is a candidate for."""
+    """A recipe of the grid. settings: the changes to BASE. arm: the choice that it is a candidate for.
+
+    pooling: of POOLINGS, if features are not means. trained: the name of the cell whose run it evaluates; "" for its
+    own.
+    """
 
     name: str
     arm: Arm
     settings: dict[str, Any] = field(default_factory=dict)
+    pooling: str = ""
+    trained: str = ""
 
     @property
     def folder(self) -> str:
@@ -66,7 +73,7 @@ def _resnet(name: str, **changes: Any) -> Cell:
     return Cell(f"ResNet-18, {name}", RANDOM, {**_RESNET, **changes})
 
 
-CELLS = (
+CELLS: tuple[Cell, ...] = (
     _continued("base"),
     _continued("lr 1e-4", lr=1e-4),
     _continued("lr 2e-3", lr=2e-3),
@@ -93,6 +100,10 @@ CELLS = (
     _resnet("patient, 64 px", size=64),
     _resnet("patient, 128 px", size=128),
 )  # fmt: skip
+POOLED = "continued, frozen BatchNorm"
+# Declared after the choice was made, so not candidates for it.
+CELLS += tuple(replace(cell, name=f"{cell.name}, {pooling}", arm="", pooling=pooling, trained=cell.name)
+               for cell in CELLS if cell.name == POOLED for pooling in POOLINGS)  # fmt: skip
 
 
 def choose_cells(names: Sequence[str]) -> list[Cell]:

@@ -20,6 +20,7 @@ import torch
 
 from bench.recipe.evaluation import make_evaluation_set, read_all_labels
 from bench.recipe.folds import assign_folds
+from bench.recipe.pooling import with_pooling
 from bench.recipe.result import RunResult, loss_curve, training_seconds, write_result
 from probe.baselines import imagenet_encoder, scratch_encoder, thumbnail_encoder
 from probe.encoder import Encoder
@@ -45,7 +46,7 @@ class Job:
     settings: of a run, the flags of python -m train; of a baseline, its arch and, for imagenet, its weights. seed: of
     the run or of random weights. sizes: of the images that the encoder is evaluated on, in pixels. fold: whose patients
     are tested; None for those of split valid. shards: of all images. train_shards: what the run is trained on. folder:
-    of the run. features: folder that keeps computed features.
+    of the run. features: folder that keeps computed features. pooling: of POOLINGS, if features are not means.
     """
 
     kind: Kind
@@ -63,6 +64,7 @@ class Job:
     curve: dict[int, tuple[str, ...]]
     draws: int
     workers: int
+    pooling: str = ""
 
     @property
     def result_path(self) -> Path:
@@ -83,7 +85,8 @@ class Job:
         shards = {"shards": read_manifest(Path(self.shards)).fingerprint()}  # those of a fold follow from them
         evaluation = {"sizes": [*self.sizes], "fold": self.fold, "tasks": [*self.tasks], "draws": self.draws,
                       "curve": {str(pool): [*tasks] for pool, tasks in self.curve.items()}}  # fmt: skip
-        return {"kind": self.kind, "settings": settings, "seed": self.seed, **shards, **evaluation}
+        pooling = {"pooling": self.pooling} if self.pooling else {}  # results of means were written without it
+        return {"kind": self.kind, "settings": settings, "seed": self.seed, **shards, **evaluation, **pooling}
 
     def json(self) -> str:
         """Encode as JSON, for `from_json`."""
@@ -134,6 +137,11 @@ def describe_machine() -> dict[str, str]:
 
 def open_job(job: Job, images: Input) -> Encoder:
     """Open the encoder of a job, for images of a size."""
+    encoder = _open_encoder(job, images)
+    return with_pooling(encoder, job.pooling) if job.pooling else encoder
+
+
+def _open_encoder(job: Job, images: Input) -> Encoder:
     if job.kind == "run":
         return open_encoder(Path(job.folder), "run", images, images.size)[1]
     if job.kind == "scratch":

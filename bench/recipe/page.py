@@ -205,7 +205,8 @@ def describe_changes(cell: Cell, cells: Sequence[Cell]) -> str:
     changed = {name: value for name, value in settings.items() if base.get(name) != value}
     start = ["from ImageNet"] if changed.pop("init", None) is not None else []
     changed.pop("init_input", None)
-    return ", ".join([*start, *(f"{name.replace('_', ' ')} {value}" for name, value in changed.items())])
+    pooling = [f"features: {cell.pooling}"] if cell.pooling else []
+    return ", ".join([*start, *(f"{name.replace('_', ' ')} {value}" for name, value in changed.items()), *pooling])
 
 
 def _start(cell: Cell) -> tuple[str, bool, bool]:

@@ -70,7 +70,11 @@ def bench_recipe(
                   workers or max(1, cores() // jobs))
     if train:
         with job_workers(jobs, out / "workers.log", minutes) as pool:
-            pool.run(study.pending(study.choice_jobs()))
+            pending = study.pending(study.choice_jobs())
+            pool.run([job for job in pending if not job.pooling])
+            for job in pending:
+                if job.pooling:  # such jobs share a run, so they must not run at the same time
+                    pool.run([job])
             if claim:
                 pool.run(study.pending(claim_jobs(study, choose(study, claim), claim)))
     candidates = find_candidates(study)
