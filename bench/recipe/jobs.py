@@ -130,6 +130,11 @@ class _Worker:
         self._stopped = True
         if self._process is not None:
             self._process.terminate()
+            # A signal that arrives just before a process waits for its next job does not end the wait. The end of its
+            # input does.
+            assert self._process.stdin is not None, "a pipe"
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
 
     def wait(self) -> None:
         """Wait until the process has ended."""
