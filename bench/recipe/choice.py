@@ -59,10 +59,12 @@ def find_candidates(study: Study) -> dict[tuple[str, int], Candidate]:
     evaluation_set = study.evaluation_set(None)
     for job in study.choice_jobs():
         result = study.read(job)
-        for size, scores in (result.scores if result else {}).items():
+        if result is None:
+            continue
+        for size in job.sizes:
             key = study.name(job), size
-            candidate = found.setdefault(key, Candidate(*key, [], result.seconds if result else 0.0))
-            candidate.scores.append(with_mean(evaluation_set.complete(scores)))
+            candidate = found.setdefault(key, Candidate(*key, [], result.seconds))
+            candidate.scores.append(with_mean(evaluation_set.complete(result.scores[size])))
     return found
 
 
