@@ -119,7 +119,7 @@ class _Worker:
             stdin.write(job.json() + "\n")
             stdin.flush()
             answer = stdout.readline()
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):  # ValueError: stop() has closed the input
             answer = ""
         if not answer:
             return f"{job.name}: its process ended with status {self._process.wait()}"
@@ -130,8 +130,8 @@ class _Worker:
         self._stopped = True
         if self._process is not None:
             self._process.terminate()
-            # A signal that arrives just before a process waits for its next job does not end the wait. The end of its
-            # input does.
+            # A signal that arrives just before the process waits for its next job does not end that wait. The end of
+            # its input does.
             assert self._process.stdin is not None, "a pipe"
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()

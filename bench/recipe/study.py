@@ -73,7 +73,7 @@ def bench_recipe(
             pending = study.pending(study.choice_jobs())
             pool.run([job for job in pending if not job.pooling])
             for job in pending:
-                if job.pooling:  # such jobs share a run, so they must not run at the same time
+                if job.pooling:  # one at a time: those of a cell share its run, and may have to train it
                     pool.run([job])
             if claim:
                 pool.run(study.pending(claim_jobs(study, choose(study, claim), claim)))
