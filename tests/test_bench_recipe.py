@@ -447,6 +447,21 @@ def test_claim_compares_all_folds_and_seeds_with_each_rival(
     assert make_claim(study, choice, 3) is None
 
 
+def test_seed_counts_once_all_its_folds_have_results(
+    three_splits: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(three_splits, tmp_path)
+    choice = Choice({CONTINUED: ("continued, base", 128)}, 160, {})
+    fill(study, {**BASELINES, "continued, base": [0.7, 0.71], claiming.SAME_FROM_RANDOM: [0.6]}, monkeypatch)
+    jobs = claim_jobs(study, choice, 2)
+    assert len(collect(study, jobs)["continued, base"].scores) == 2
+    unfinished = [job for job in jobs if (job.kind, job.seed, job.fold) != ("run", 1, FOLDS - 1)]
+    assert len(unfinished) == len(jobs) - 1
+    tested = collect(study, unfinished)
+    assert len(tested["continued, base"].scores) == 1 and len(tested[SCRATCH[LITE0]].scores) == 2
+    assert tested["continued, base"].curves[100][10][0] == pytest.approx(0.71)  # of the first seed: 0.7 + 10 / 1000
+
+
 def test_rival_from_random_weights_differs_in_what_weights_decide() -> None:
     (ours, size), (other, other_size) = claim_cells(Choice({CONTINUED: ("continued, frozen BatchNorm", 128)}, 160, {}))
     differing = {name for name in {*ours.all_settings(), *other.all_settings()}

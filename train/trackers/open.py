@@ -42,7 +42,7 @@ def check_trackers(names: Iterable[TrackerName]) -> None:
         if name not in SERVERS:
             continue
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:  # no origin: a folder without a package, such as wandb creates
+        if spec is None or spec.origin is None:  # None for a folder: wandb writes its runs to ./wandb
             raise InputError(f"--log={name}: the package is missing; pip install '.[{name}]'")
         prepare_mlflow() if name == "mlflow" else prepare_wandb()
         importlib.import_module("mlflow.tracking" if name == "mlflow" else name)
