@@ -117,6 +117,16 @@ def test_site_has_no_dead_link_and_no_page_outside_the_navigation(tmp_path: Path
     assert not re.findall(r'<(?:link|script|img)[^>]+(?:href|src)="https?:', html)  # nothing is loaded from elsewhere
 
 
+def test_figures_of_the_recipe_study_are_those_of_its_tables() -> None:
+    text, tables = (ROOT / "docs" / "recipe.md").read_text().split("\n---\n")
+    table = re.search(r"## Which recipe\?\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.S)
+    assert table is not None, "a section of README.md"
+    for quoted in (table[1], text[:text.index("\n## ")]):
+        figures = re.findall(r"[+-]\d\.\d{3} \[.*?\]|\b0\.\d{3}\b|\d+ \[\d+, \d+\]", quoted)
+        assert len(figures) > 5
+        assert [figure for figure in figures if figure not in tables] == []
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
