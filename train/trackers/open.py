@@ -42,7 +42,8 @@ def check_trackers(names: Iterable[TrackerName]) -> None:
         if name not in SERVERS:
             continue
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:  # None for a folder: wandb writes its runs to ./wandb
+        # Python also finds a plain folder of that name, such as ./wandb with earlier runs; it has no origin.
+        if spec is None or spec.origin is None:
             raise InputError(f"--log={name}: the package is missing; pip install '.[{name}]'")
         prepare_mlflow() if name == "mlflow" else prepare_wandb()
         importlib.import_module("mlflow.tracking" if name == "mlflow" else name)
